@@ -1,0 +1,36 @@
+# make demo   set up .venv and run the demo recipe: a real 135M model through every step
+# make test   set up .venv and run the tests
+# make check  ruff, mypy --strict, generated pages fresh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench setup clean
+
+# The stamp is written last, so a half-made environment is noticed and made again.
+# torch is pinned to a version whose CPU build is taken where one is offered.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; call make with PYTHON=python3.11" >&2; exit 2; }
+	@test -e $(READY) || rm -rf $(VENV)
+	@test -x $(BIN)/python || { echo "Setting up $(VENV) (a few minutes, once)"; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	@touch $@
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/openbezoar run recipes/demo.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m openbezoar.reference --check
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,85 @@
+"""What a stage is given: where to write, what to read from, where to report to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_step
+from openbezoar.progress import Progress
+from openbezoar.recipe import DataRef, LocalModel, Recipe, ServerModel
+from openbezoar.records import Counts, Example, Pair, Row, to_example, to_pair
+from openbezoar.runs import Journal, RunFolder
+from openbezoar.sources import read, resolve_path
+
+T = TypeVar("T")
+
+
+@dataclass
+class StepContext:
+    """One step's view of its run."""
+
+    name: str
+    recipe: Recipe
+    recipe_folder: Path
+    run: RunFolder
+    out: Path  # the step's work folder; published when the stage returns
+    seed: int  # of this step; derive others with runs.step_seed(seed, ...)
+    progress: Progress
+    steps: tuple[str, ...] = ()
+    counts: Counts = field(default_factory=Counts)
+
+    def folder(self, step: str) -> Path:
+        """The finished folder of another step."""
+        return self.run.step(step)
+
+    def path(self, text: str) -> Path:
+        """A path of the recipe on disk."""
+        return resolve_path(text, self.recipe_folder, self.recipe.data)
+
+    def rows(self, ref: DataRef) -> list[Row]:
+        """Rows of a data reference. Raises DataError if there are none."""
+        return [row for _, row in self._read(ref)]
+
+    def examples(self, ref: DataRef) -> list[Example]:
+        """Training examples; a row without its fields raises DataError naming it."""
+        return [to_example(row, where) for where, row in self._read(ref)]
+
+    def pairs(self, ref: DataRef) -> list[Pair]:
+        """Preference pairs; a row without its fields raises DataError naming it."""
+        return [to_pair(row, where) for where, row in self._read(ref)]
+
+    def _read(self, ref: DataRef) -> Iterator[tuple[str, Row]]:
+        folders = {name: self.run.step(name) for name in self.steps}
+        return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed)
+
+    def model_spec(self, name: str) -> LocalModel | ServerModel | None:
+        """The recipe's entry for a model, None if the name is a step's."""
+        return self.recipe.models.get(name)
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """The whole model that a name stands for: base, adapters, prompt."""
+        spec = self.recipe.models.get(name)
+        if isinstance(spec, LocalModel):
+            return checkpoint_of_model(name, spec, self.recipe.prompt, self.recipe_folder)
+        return checkpoint_of_step(name, self.run.path)
+
+    def journal(self, name: str) -> Journal:
+        """A file of finished batches that a killed run goes on from."""
+        return Journal(self.out / f"{name}.jsonl")
+
+    def batched(self, name: str, items: Sequence[T], size: int, make: Callable[[int, Sequence[T]], list[Row]], unit: str = "rows") -> list[Row]:
+        """Rows made from ``items`` in batches fixed by position, journalled batch by batch.
+
+        ``make(first, batch)`` gets the index of the batch's first item. A killed run makes
+        an unfinished batch again whole and reads the finished ones back.
+        """
+        journal, rows = self.journal(f".resume-{name}"), []
+        with self.progress.bar(name, len(items), unit) as bar:
+            for index, first in enumerate(range(0, len(items), size)):
+                batch = items[first : first + size]
+                rows += journal.batch(index, lambda first=first, batch=batch: make(first, batch))  # type: ignore[misc]
+                bar.advance(len(batch))
+        return rows

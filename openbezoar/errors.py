@@ -1,0 +1,35 @@
+"""What can go wrong through no fault of this program.
+
+UserError            the user can mend it: one line, exit 2, no traceback
+├── RecipeError      the recipe's text: a misspelt key, an unknown step, a cycle
+├── DataError        a file of rows: missing, empty, a row without its fields
+├── ModelError       a model that cannot be found, read or used
+└── RunError         a run folder that is locked or does not hold what was asked for
+
+Every message says what is wrong, where, what was expected and what to do.
+"""
+
+
+class UserError(Exception):
+    """A mistake the user can mend; the command line prints it as one line and exits with 2."""
+
+
+class RecipeError(UserError):
+    """The recipe does not say something that can be run."""
+
+
+class DataError(UserError):
+    """Rows cannot be read, or lack what the step needs."""
+
+
+class ModelError(UserError):
+    """A model reference leads nowhere, or to something that cannot be used."""
+
+
+class RunError(UserError):
+    """A run folder is in use, or lacks what was asked for."""
+
+
+def missing_extra(package: str, extra: str) -> UserError:
+    """The error for an optional dependency that is not installed."""
+    return UserError(f"{package} is not installed; this needs it: pip install 'openbezoar[{extra}]'")

@@ -1,0 +1,269 @@
+"""What a step will cost, before anything is spent or downloaded: rows, tokens, money, memory, time.
+
+Rows and lengths come from the data where it is on disk, from the recipe's limits where it
+is not. Times come from the rates of steps that ran on this machine; without one, from an
+assumed share of a CPU's arithmetic, and are marked so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openbezoar.errors import UserError
+from openbezoar.graph import Graph, Node
+from openbezoar.models import cache_folder
+from openbezoar.recipe import DataRef, Dpo, Evaluate, Filter, Generate, LocalModel, Merge, MtBench, Price, ServerModel, Sft, Shape, TaskSpec, Training, data_specs
+from openbezoar.records import read_jsonl
+from openbezoar.runs import RunFolder
+from openbezoar.sources import resolve_path, select
+
+CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
+PROMPT_TOKENS = 60  # the template and its system message
+ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
+
+
+@dataclass
+class Estimate:
+    """Of one step; None where it cannot be known yet."""
+
+    rows: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    money: float | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
+    assumed: bool = True  # the time is from no measurement
+
+
+def parameters(shape: Shape) -> tuple[int, int]:
+    """(parameters of the linear layers inside the trunk, parameters of embeddings and head)."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    kv = (shape.kv_heads or shape.heads) * head
+    layer = shape.hidden * (2 * shape.heads * head + 2 * kv) + 3 * shape.hidden * shape.mlp
+    return shape.layers * layer, (1 if shape.tied_head else 2) * shape.vocabulary * shape.hidden
+
+
+def lora_parameters(shape: Shape, step: Training) -> int:
+    """Trainable parameters of the step's adapter."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
+    sizes = {"q_proj": (shape.hidden, q), "k_proj": (shape.hidden, kv), "v_proj": (shape.hidden, kv), "o_proj": (q, shape.hidden),
+             "gate_proj": (shape.hidden, shape.mlp), "up_proj": (shape.hidden, shape.mlp), "down_proj": (shape.mlp, shape.hidden)}  # fmt: skip
+    return shape.layers * step.lora.r * sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets)
+
+
+def training_memory(shape: Shape, step: Training) -> int:
+    """Peak bytes of a training step: weights as held, adapter with AdamW's state, activations, one chunk of the head."""
+    linear, outer = parameters(shape)
+    width = 4 if step.dtype == "float32" else 2
+    # NF4 with double quantisation: 4 + 0.127 bits a weight [QLoRA].
+    weights = (linear * 4.127 / 8 if step.quantize == "nf4" else linear * width) + outer * width
+    adapter = lora_parameters(shape, step) * 16
+    # Kept for the backward pass of a layer, in units of the hidden width: norms, q k v, attention, residuals (about 14), and the MLP's four.
+    activations = step.tokens * shape.layers * (14 * shape.hidden + 4 * shape.mlp) * width
+    largest = shape.mlp * shape.hidden * width
+    return int(weights + adapter + activations + 2 * largest + (192 << 20))
+
+
+def estimate(graph: Graph) -> dict[str, Estimate]:
+    """One estimate a step, in the graph's order; inputs' row counts are carried along."""
+    book = _Book(graph)
+    for node in graph.nodes.values():
+        book.estimates[node.name] = book.of(node)
+    return book.estimates
+
+
+class _Book:
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.recipe = graph, graph.recipe
+        self.folder = graph.recipe_path.parent
+        self.estimates: dict[str, Estimate] = {}
+        self.rates = learnt_rates(graph.run.path.parent)
+
+    def of(self, node: Node) -> Estimate:
+        step = node.step
+        if isinstance(step, Generate):
+            return self._generate(step)
+        if isinstance(step, Filter):
+            return self._filter(step)
+        if isinstance(step, (Sft, Dpo)):
+            return self._train(step)
+        if isinstance(step, Merge):
+            shape = self.shape(step.merge)
+            return Estimate(rows=step.drift_rows, memory_bytes=4 * sum(parameters(shape)) if shape else None)
+        if isinstance(step, Evaluate):
+            return self._evaluate(step)
+        if isinstance(step, MtBench):
+            return self._mt_bench(step)
+        return Estimate()
+
+    # ---- data
+
+    def rows(self, ref: DataRef) -> tuple[int, float]:
+        """(number of rows, mean characters of a row's text)."""
+        total, characters = 0, 0.0
+        for spec in data_specs(ref):
+            if spec.data in self.graph.nodes:
+                of_step = self.estimates[spec.data]
+                rows: int = of_step.rows or 0
+                manifest = self.graph.run.manifest(spec.data)
+                if manifest and self.graph.nodes[spec.data].state == "done":
+                    numbers = manifest.get("numbers", {})
+                    rows = numbers.get("kept", numbers.get("rows", rows))
+                rows = min(max(rows - spec.offset, 0), spec.limit or rows)
+                mean = 900.0
+            elif spec.data.startswith("hub:"):
+                rows, mean = spec.limit or 10_000, 1000.0
+            else:
+                found = select(list(read_jsonl(resolve_path(spec.data, self.folder, self.recipe.data))), spec, self.recipe.seed)
+                rows = len(found)
+                mean = sum(_characters(row) for row in found) / max(1, rows)
+            total, characters = total + rows, characters + rows * mean
+        return total, characters / max(1, total)
+
+    # ---- models
+
+    def spec(self, name: str) -> LocalModel | ServerModel | None:
+        """The recipe's entry at the bottom of a model's chain of steps."""
+        while name in self.graph.nodes:
+            step = self.graph.nodes[name].step
+            name = step.merge if isinstance(step, Merge) else step.model if isinstance(step, (Sft, Dpo)) else ""
+        return self.recipe.models.get(name)
+
+    def shape(self, name: str) -> Shape | None:
+        spec = self.spec(name)
+        if not isinstance(spec, LocalModel):
+            return None
+        return spec.shape or _shape_on_disk(spec.model, self.folder)
+
+    def price(self, name: str | None) -> Price:
+        spec = self.spec(name) if name else None
+        return spec.price if isinstance(spec, ServerModel) else Price()
+
+    def seconds(self, verb: str, name: str | None, work: float) -> tuple[float | None, bool]:
+        """Time for ``work`` tokens (forward passes' worth) on the model, and whether it is assumed."""
+        spec = self.spec(name) if name else None
+        if isinstance(spec, ServerModel) or name is None:
+            return None, True
+        shape = self.shape(name)
+        if shape is None:
+            return None, True
+        flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
+        rate = self.rates.get(verb)
+        return flops / (rate or ASSUMED_FLOPS), rate is None
+
+    # ---- verbs
+
+    def _generate(self, step: Generate) -> Estimate:
+        rows, mean = self.rows(step.seeds)
+        seed_tokens = mean / CHARACTERS_A_TOKEN
+        answer = step.max_new_tokens * 0.6
+        made = {"lamini": (step.rows / 6, 3 * seed_tokens * 0.4 + 200, 300.0), "evol_instruct": (step.rows * 1.8, seed_tokens + 200, 90.0)}
+        prompts, length, reply = made.get(step.generate, (0.0, 0.0, 0.0))
+        tokens_in = prompts * length + step.rows * (seed_tokens * 0.5 + PROMPT_TOKENS)
+        tokens_out = prompts * reply + step.rows * answer
+        price = self.price(step.teacher)
+        seconds, assumed = self.seconds("generate", step.teacher, tokens_in / 8 + tokens_out)
+        money = (tokens_in * price.input + tokens_out * price.output) / 1e6
+        return Estimate(step.rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.teacher), seconds, assumed)
+
+    def _filter(self, step: Filter) -> Estimate:
+        rows, mean = self.rows(step.filter)
+        if step.judge is None:
+            return Estimate(rows)
+        tokens_in = rows * (mean / CHARACTERS_A_TOKEN + 250)
+        tokens_out = rows * (step.max_new_tokens * 0.6 if step.mode == "text" else 0)
+        price = self.price(step.judge)
+        seconds, assumed = self.seconds("filter", step.judge, tokens_in + 4 * tokens_out)
+        money = (tokens_in * price.input + tokens_out * price.output) / 1e6
+        return Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.judge), seconds, assumed)
+
+    def _train(self, step: Sft | Dpo) -> Estimate:
+        rows, mean = self.rows(step.sft if isinstance(step, Sft) else step.dpo)
+        steps = math.ceil(math.ceil(rows / step.batch) * step.epochs)
+        seen = min(rows * step.epochs, (step.max_steps or steps) * step.batch)
+        length = min(step.max_length, mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS)
+        tokens = seen * length
+        # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
+        seconds, assumed = self.seconds(node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) else 2))
+        shape = self.shape(step.model)
+        return Estimate(rows, int(tokens), 0, None, training_memory(shape, step) if shape else None, seconds, assumed)
+
+    def _evaluate(self, step: Evaluate) -> Estimate:
+        questions = sum(self._questions(step, t) for t in step.tasks)
+        work = sum(((t.fewshot if isinstance(t, TaskSpec) else None) or step.fewshot or 0) * 60 + 80 for t in step.tasks) / max(1, len(step.tasks))
+        tokens = questions * 4 * work * len(step.evaluate)
+        for ref in (*step.losses.values(), *step.pairs.values()):
+            rows, mean = self.rows(ref)
+            tokens += min(rows, step.loss_rows) * (mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS) * len(step.evaluate)
+        seconds, assumed = self.seconds("evaluate", step.evaluate[0], tokens)
+        return Estimate(questions * len(step.evaluate), int(tokens), 0, None, self._resident(step.evaluate[0]), seconds, assumed)
+
+    def _questions(self, step: Evaluate, task: str | TaskSpec) -> int:
+        """Questions of a task: its file's where that is here, 1,000 where it is the hub's."""
+        spec = task if isinstance(task, TaskSpec) else TaskSpec(task=task)
+        limit = spec.limit or step.limit
+        folder = resolve_path(step.data, self.folder, self.recipe.data) if step.data else None
+        files = [resolve_path(spec.file, self.folder, self.recipe.data)] if spec.file else [folder / f"{spec.task}.jsonl{z}" for z in ("", ".gz")] if folder else []
+        n = next((sum(row.get("split") == "eval" for row in read_jsonl(file)) for file in files if file.is_file()), 1000)
+        return min(n, limit or n)
+
+    def _mt_bench(self, step: MtBench) -> Estimate:
+        questions, _ = self.rows(step.questions)
+        answers = questions * 2 * len(step.mt_bench)
+        answer = step.max_new_tokens * 0.6
+        judged_in, judged_out = answers * (answer + 400), answers * (step.judge_max_new_tokens * 0.5 if step.mode == "text" else 0)
+        price = self.price(step.judge)
+        seconds, assumed = self.seconds("mt_bench", step.mt_bench[0], answers * answer * 1.2)
+        money = (judged_in * price.input + judged_out * price.output) / 1e6
+        return Estimate(answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]), seconds, assumed)
+
+    def _resident(self, name: str) -> int | None:
+        shape = self.shape(name)
+        return 2 * sum(parameters(shape)) if shape else None
+
+
+def node_verb(step: Sft | Dpo) -> str:
+    return "sft" if isinstance(step, Sft) else "dpo"
+
+
+def _characters(row: dict[str, Any]) -> int:
+    if "chosen" in row and "rejected" in row:
+        return len(str(row["chosen"])) + len(str(row["rejected"]))
+    return sum(len(v) for k, v in row.items() if isinstance(v, str) and k in ("instruction", "context", "response", "input", "target", "system"))
+
+
+def _shape_on_disk(model: str, folder: Path) -> Shape | None:
+    """The shape in a config.json that is already here, nothing fetched."""
+    place = cache_folder() / f"pypi-{model.removeprefix('pypi:').replace('==', '-')}" if model.startswith("pypi:") else folder / Path(model).expanduser()
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        return Shape(
+            hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"], kv_heads=config.get("num_key_value_heads"),
+            head_dim=config.get("head_dim"), mlp=config["intermediate_size"], vocabulary=config["vocab_size"], tied_head=config.get("tie_word_embeddings", False),
+        )  # fmt: skip
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def learnt_rates(runs: Path) -> dict[str, float]:
+    """FLOP/s by verb, from the newest finished steps of the runs in a folder: estimate of the work over the time it took."""
+    found: dict[str, tuple[str, float]] = {}
+    for file in runs.glob("*/*/manifest.json") if runs.is_dir() else ():
+        manifest = RunFolder(file.parent.parent).manifest(file.parent.name) or {}
+        flops, seconds, when = manifest.get("estimated_flops"), manifest.get("seconds"), str(manifest.get("finished"))
+        if flops and seconds and when > found.get(manifest["verb"], ("", 0.0))[0]:
+            found[manifest["verb"]] = (when, flops / seconds)
+    return {verb: rate for verb, (_, rate) in found.items()}
+
+
+def safe_estimate(graph: Graph) -> dict[str, Estimate]:
+    """``estimate``, with an empty one for each step if the data cannot be read."""
+    try:
+        return estimate(graph)
+    except (UserError, OSError):
+        return {name: Estimate() for name in graph.nodes}

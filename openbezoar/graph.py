@@ -1,0 +1,356 @@
+"""READ FIRST. A recipe's steps in order, their keys, what re-runs, and the running of it.
+
+A step's key is a hash of its settings, its inputs' keys, the bytes of the data files it
+reads, the models it uses and the version of its stage's code. Same key, nothing runs;
+another key, it and what depends on it run again. Resume after a crash, "what would
+change", and re-judging are all this one rule.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from openbezoar import __version__
+from openbezoar.context import StepContext
+from openbezoar.errors import DataError, RecipeError, RunError, UserError
+from openbezoar.progress import Progress
+from openbezoar.recipe import Evaluate, Generate, LocalModel, Recipe, Release, Report, Step, TaskSpec, _one_line, references, verb_of
+from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
+from openbezoar.schemes import SCHEMES
+from openbezoar.sources import resolve_path
+from openbezoar.stages import STAGES
+
+State = Literal["done", "stale", "missing"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the graph."""
+
+    name: str
+    verb: str
+    step: Step
+    inputs: tuple[str, ...]
+    parts: dict[str, Any]  # what the key is made of, kept in the manifest so that 'why' can be said
+    key: str
+    state: State
+    why: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All steps of a recipe, inputs before what needs them."""
+
+    recipe: Recipe
+    recipe_path: Path
+    run: RunFolder
+    nodes: dict[str, Node]
+
+    def upto(self, name: str | None) -> list[Node]:
+        """The steps that ``name`` needs, itself last; all steps for None."""
+        if name is None:
+            return list(self.nodes.values())
+        if name not in self.nodes:
+            raise RecipeError(f"{self.recipe_path}: no step '{name}'; it has {', '.join(self.nodes)}")
+        wanted, todo = {name}, [name]
+        while todo:
+            for needed in self.nodes[todo.pop()].inputs:
+                if needed not in wanted:
+                    wanted.add(needed)
+                    todo.append(needed)
+        return [node for node in self.nodes.values() if node.name in wanted]
+
+
+def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
+    """Check all references, order the steps and say of each whether it is done.
+
+    Raises RecipeError for an unknown name or a cycle, DataError for a missing file.
+    """
+    run = RunFolder(runs / recipe.name)
+    inputs = {name: _inputs(recipe, recipe_path, name) for name in recipe.steps}
+    nodes: dict[str, Node] = {}
+    for name in _order(inputs, recipe_path):
+        step = recipe.steps[name]
+        parts = _parts(recipe, recipe_path, name, {i: nodes[i].key for i in inputs[name]})
+        key = digest(parts)
+        state, why = _state(run, name, key, parts)
+        nodes[name] = Node(name, verb_of(step), step, inputs[name], parts, key, state, why)
+    return Graph(recipe, recipe_path, run, nodes)
+
+
+def _inputs(recipe: Recipe, path: Path, name: str) -> tuple[str, ...]:
+    """Names of the steps that a step reads."""
+    step, found = recipe.steps[name], dict[str, None]()
+    if isinstance(step, Report):
+        chosen = step.report if isinstance(step.report, list) else [n for n, s in recipe.steps.items() if not isinstance(s, (Report, Release))]
+        for other in chosen:
+            if other not in recipe.steps:
+                raise _unknown(recipe, path, name, "report", other)
+            found[other] = None
+    for key, kind, other in references(step):
+        if other in recipe.steps:
+            _check_verb(recipe, path, name, key, other)
+            found[other] = None
+        elif kind == "model" and other not in recipe.models:
+            raise _unknown(recipe, path, name, key, other)
+        elif kind == "data":
+            _data_file(recipe, path, name, key, other)
+    for key, ref in _generate_refs(recipe, path, name):
+        if ref in recipe.steps:
+            found[ref] = None
+        elif key == "model" and ref not in recipe.models:
+            raise _unknown(recipe, path, name, key, ref)
+        elif key == "data":
+            _data_file(recipe, path, name, key, ref)
+    if isinstance(step, Release):  # the cards quote every score of the run
+        found.update({n: None for n, s in recipe.steps.items() if verb_of(s) in ("evaluate", "mt_bench")})
+    return tuple(found)
+
+
+PRODUCES = {"rows": ("generate", "filter"), "model": ("sft", "merge", "dpo")}
+
+
+def _check_verb(recipe: Recipe, path: Path, name: str, key: str, other: str) -> None:
+    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "release", "teacher", "judge") else "rows"
+    verb = verb_of(recipe.steps[other])
+    allowed = ("merge",) if key == "release" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
+    if verb not in allowed:
+        raise RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a {verb} step and has no {kind}; name one of the verbs {', '.join(allowed)}")
+
+
+def _unknown(recipe: Recipe, path: Path, name: str, key: str, other: str) -> RecipeError:
+    import difflib
+
+    close = difflib.get_close_matches(other, [*recipe.steps, *recipe.models], n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"models: {', '.join(recipe.models)}; steps: {', '.join(recipe.steps)}"
+    return RecipeError(f"{path}: steps.{name}.{key}: no step or model '{other}'; {hint}")
+
+
+def _generate_refs(recipe: Recipe, path: Path, name: str) -> list[tuple[str, str]]:
+    """References inside a scheme's own options: ('data' or 'model', name)."""
+    step = recipe.steps[name]
+    if not isinstance(step, Generate):
+        return []
+    options = scheme_options(step, f"{path}: steps.{name}")
+    refs = []
+    for key, field in type(options).model_fields.items():
+        value = getattr(options, key)
+        kind = (field.json_schema_extra or {}).get("refers_to") if isinstance(field.json_schema_extra, dict) else None
+        if kind and isinstance(value, str):
+            refs.append((str(kind), value))
+    return refs
+
+
+def scheme_options(step: Generate, where: str) -> BaseModel:
+    """The checked options of a generate step's scheme."""
+    if step.generate not in SCHEMES:
+        raise RecipeError(f"{where}: generate: no scheme '{step.generate}'; there are {', '.join(SCHEMES)}")
+    options = SCHEMES[step.generate].Options
+    try:
+        return options.model_validate(step.options)
+    except ValidationError as error:
+        raise RecipeError(_one_line(error, where, options)) from None
+
+
+def _data_file(recipe: Recipe, path: Path, name: str, key: str, text: str) -> Path | None:
+    if text.startswith("hub:"):
+        return None
+    file = resolve_path(text, path.parent, recipe.data)
+    if not file.is_file():
+        hint = "" if "/" in text or "." in text else f" and no step '{text}'"
+        raise DataError(f"{path}: steps.{name}.{key}: no file {file}{hint}; paths are relative to the recipe's own file")
+    if file.stat().st_size == 0:
+        raise DataError(f"{path}: steps.{name}.{key}: {file} is empty; expected JSON lines")
+    return file
+
+
+def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
+    """Steps with inputs first, otherwise as written. Raises RecipeError naming a cycle."""
+    ordered: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in done:
+            return
+        if name in trail:
+            cycle = " → ".join((*trail[trail.index(name) :], name))
+            raise RecipeError(f"{path}: steps go in a circle: {cycle}; take one of these inputs away")
+        for needed in inputs[name]:
+            visit(needed, (*trail, name))
+        done.add(name)
+        ordered.append(name)
+
+    for name in inputs:
+        visit(name, ())
+    return ordered
+
+
+def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
+    """Everything a step's result depends on."""
+    step = recipe.steps[name]
+    settings = step.model_dump(mode="json")
+    files: dict[str, str] = {}
+    models: dict[str, Any] = {}
+    refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
+    for key, kind, other in refs:
+        if other in input_keys:
+            continue
+        if kind == "model":
+            models[other] = _model_identity(recipe, path, other)
+        elif kind == "data" and (file := _data_file(recipe, path, name, key, other)):
+            files[other] = file_digest(file)
+    prompts = getattr(step, "prompts", None) or {}
+    for file_name in prompts.values():
+        file = resolve_path(file_name, path.parent, recipe.data)
+        if not file.is_file():
+            raise DataError(f"{path}: steps.{name}.prompts: no file {file}; paths are relative to the recipe's own file")
+        files[file_name] = file_digest(file)
+    if isinstance(step, Evaluate):
+        files |= _task_files(recipe, path, name, step)
+    prompt = recipe.prompt.model_dump(mode="json")
+    return {
+        "name": name,
+        "settings": settings,
+        "inputs": input_keys,
+        "files": files,
+        "models": models,
+        "prompt": prompt,
+        "seed": recipe.seed,
+        "version": STAGES[verb_of(step)].version,
+    }
+
+
+def _task_files(recipe: Recipe, path: Path, name: str, step: Evaluate) -> dict[str, str]:
+    files: dict[str, str] = {}
+    if step.data is not None:
+        folder = resolve_path(step.data, path.parent, recipe.data)
+        if not folder.is_dir():
+            raise DataError(f"{path}: steps.{name}.data: no folder {folder}; expected one with TASK.jsonl.gz files")
+        for file in sorted(folder.glob("*.jsonl*")):
+            files[file.name] = file_digest(file)
+    for task in step.tasks:
+        if isinstance(task, TaskSpec) and task.file:
+            file = resolve_path(task.file, path.parent, recipe.data)
+            if not file.is_file():
+                raise DataError(f"{path}: steps.{name}.tasks: no file {file}; paths are relative to the recipe's own file")
+            files[task.file] = file_digest(file)
+    return files
+
+
+def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
+    """What makes a model the same one: its reference, and for local files their bytes."""
+    spec = recipe.models[name]
+    if not isinstance(spec, LocalModel):
+        return {"server": spec.server, "model": spec.model, "wrapper": spec.wrapper}
+    identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None}
+    folder = resolve_path(spec.model, path.parent, recipe.data)
+    if spec.model.startswith("pypi:"):
+        return identity
+    if folder.is_file():
+        identity["file"] = file_digest(folder)
+    elif folder.is_dir():
+        identity["files"] = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model")}
+    return identity
+
+
+def _state(run: RunFolder, name: str, key: str, parts: dict[str, Any]) -> tuple[State, str]:
+    manifest = run.manifest(name)
+    if manifest is None:
+        return "missing", "not run yet"
+    if manifest.get("key") == key:
+        return "done", ""
+    return "stale", _difference(manifest.get("parts", {}), parts)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In a few words, the first things in which two keys' parts differ."""
+    words = []
+    for group, what in (("settings", "{}: {} → {}"), ("prompt", "prompt.{}: {} → {}")):
+        before, after = old.get(group, {}), new[group]
+        words += [what.format(k, _short(before.get(k)), _short(after.get(k))) for k in {**before, **after} if before.get(k) != after.get(k)]
+    words += [f"file {f} changed" for f in new["files"] if old.get("files", {}).get(f) != new["files"][f]]
+    words += [f"model {m} changed" for m in new["models"] if old.get("models", {}).get(m) != new["models"][m]]
+    if old.get("seed") != new["seed"]:
+        words.append("seed changed")
+    if old.get("version") != new["version"]:
+        words.append("the stage's code changed")
+    if not words:
+        words = [f"its input {i} changed" for i in new["inputs"] if old.get("inputs", {}).get(i) != new["inputs"][i]]
+    return "; ".join(words[:3]) or "its inputs changed"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ------------------------------------------------------------------------------ running
+
+
+def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str]:
+    """Run what is not done, in order; returns the names of the steps that ran.
+
+    A step that fails leaves everything before it in place, and its own finished batches
+    and training checkpoints for the next try.
+    """
+    ran = []
+    with graph.run.lock():
+        graph.run.recover()
+        graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
+        wanted = graph.upto(to)
+        for number, node in enumerate(wanted, 1):
+            if node.state == "done":
+                continue
+            progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {node.why})")
+            numbers = _run_step(graph, node, progress)
+            ran.append(node.name)
+            progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+    return ran
+
+
+def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
+    out = graph.run.begin(node.name, node.key)
+    context = StepContext(
+        name=node.name,
+        recipe=graph.recipe,
+        recipe_folder=graph.recipe_path.parent,
+        run=graph.run,
+        out=out,
+        seed=step_seed(graph.recipe.seed, node.name),
+        progress=progress,
+        steps=tuple(graph.nodes),
+    )
+    begun = time.time()
+    stage = importlib.import_module(STAGES[node.verb].module)
+    try:
+        numbers: dict[str, Any] = stage.run(node.step, context)
+    except UserError as error:
+        raise type(error)(f"step {node.name}: {error}") from error
+    manifest = {
+        "step": node.name,
+        "verb": node.verb,
+        "key": node.key,
+        "parts": node.parts,
+        "seconds": round(time.time() - begun, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "counts": context.counts.by_reason,
+        "numbers": numbers,
+        "summary": numbers.pop("summary", ""),
+        "environment": environment(),
+        "recipe_version": __version__,
+    }
+    graph.run.publish(node.name, manifest)
+    return manifest
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder. Raises RunError if there is none."""
+    if not path.is_dir() or not any(path.glob(f"*/{MANIFEST}")):
+        raise RunError(f"{path}: no finished step in this folder; expected a run such as runs/demo")
+    return RunFolder(path)

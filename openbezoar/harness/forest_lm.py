@@ -1,0 +1,177 @@
+"""The model that lm-eval talks to: its requests scored by ``openbezoar.forest.Scorer``.
+
+Token ids are those of lm-eval's own HFLM for causal models (lm_eval 0.4.13), so that the
+numbers are comparable: trailing spaces of a context move to the continuation, the two are
+tokenised together and parted after the context's length, special tokens are the tokenizer's
+own choice, and what exceeds the window is cut from the left. Here the cuts are counted.
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text, resolve_max_length
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from openbezoar.errors import DataError, ModelError
+from openbezoar.forest import Path, Scorer
+from openbezoar.progress import PlainProgress, Progress
+
+MAX_NEW_TOKENS = 256  # of an answer whose task sets no limit; HFLM's
+
+
+class ForestLM(TemplateLM):  # type: ignore[misc]
+    """A causal model of transformers behind lm-eval's interface.
+
+    tokens: budget of one forward pass. ``truncated`` counts the requests that lost tokens
+    on their left so far.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, tokens: int = 2048, progress: Progress | None = None, label: str = "") -> None:
+        super().__init__()
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; benchmarks need one")
+        self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
+        self.scorer = Scorer(model, tokens)
+        self.progress, self.label = progress or PlainProgress(quiet=True), label
+        self.max_length = int(resolve_max_length(model.config, tokenizer))
+        self.truncated = 0
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-sequence token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before an empty context: beginning of sequence, or else its end."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids; special tokens as the tokenizer adds them, unless the text begins with one."""
+        if add_special_tokens is None and not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            return list(self.tokenizer.encode(string))
+        return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding gives it) of each continuation."""
+        return list(super().loglikelihood(requests, disable_tqdm=True))
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
+        """One tree for each context, one path for each of its continuations."""
+        trees: dict[tuple[int, ...], list[tuple[int, Path]]] = {}
+        for number, (texts, context, continuation) in enumerate(requests):
+            trees.setdefault(tuple(context), []).append((number, self._path(texts, context, continuation)))
+        greedy: list[list[bool]] = []
+        with self.progress.bar(self.label, len(trees), "prompts") as bar:
+            scores = self.scorer.logprobs([tuple(path for _, path in tree) for tree in trees.values()], done=bar.advance, greedy=greedy)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for tree, sums, flags in zip(trees.values(), scores, greedy, strict=True):
+            for (number, _), score, flag in zip(tree, sums, flags, strict=True):
+                results[number] = (float(score.sum()), flag)
+        return results
+
+    def _path(self, texts: Any, context: list[int], continuation: list[int]) -> Path:
+        """The window's path: at most ``max_length`` tokens of input and one more that is only predicted."""
+        if not continuation:
+            raise DataError(f"{self.label}: the tokenizer leaves no token for the answer {texts[1] if texts else ''!r} after its question; drop the row")
+        whole = (context or [self.prefix_token_id]) + continuation  # spaces alone leave a context without tokens
+        ids = whole[-(self.max_length + 1) :]
+        self.truncated += len(ids) < len(whole)
+        scored = min(len(continuation), len(ids) - 1)
+        return Path(ids, (False,) * (len(ids) - scored) + (True,) * scored)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text, in windows that do not overlap, each after one token of context."""
+        windows: list[tuple[Any, list[int], list[int]]] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for pair in get_rolling_token_windows(token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1):
+                windows.append((None, *make_disjoint_window(pair)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for number, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[number] += value
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations, up to the first of each request's stop strings."""
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(repr(request.args[1]), []).append(number)
+        answers = [""] * len(requests)
+        with self.progress.bar(self.label, len(requests), "answers") as bar:
+            for numbers in alike.values():
+                settings: dict[str, Any] = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], MAX_NEW_TOKENS))
+                stop = handle_stop_sequences(settings.pop("until"), eos=self.tokenizer.decode(self.eot_token_id))
+                contexts = {n: self._generation_context(requests[n].args[0], settings["max_gen_toks"]) for n in numbers}
+                for batch in self._batches(contexts, settings["max_gen_toks"]):
+                    for n, text in zip(batch, self._generate([contexts[n] for n in batch], stop, settings), strict=True):
+                        answers[n] = text
+                    bar.advance(len(batch))
+        return answers
+
+    def _generation_context(self, text: str, new: int) -> list[int]:
+        room = self.max_length - new
+        if room <= 0:
+            raise ModelError(f"{self.label}: the model's window of {self.max_length} tokens has no room for a prompt and {new} new tokens; leave this task out")
+        ids = self.tok_encode(text)
+        self.truncated += len(ids) > room
+        return ids[-room:]
+
+    def _batches(self, contexts: dict[int, list[int]], new: int) -> list[list[int]]:
+        """Requests of like length together; a batch and its answers fit eight times the budget of a pass."""
+        batches: list[list[int]] = []
+        for n in sorted(contexts, key=lambda n: (-len(contexts[n]), n)):
+            # A decoding step runs one token a row, so only the cache counts, not the pass.
+            if batches and (len(batches[-1]) + 1) * (len(contexts[batches[-1][0]]) + new) <= 8 * self.tokens:
+                batches[-1].append(n)
+            else:
+                batches.append([n])
+        return batches
+
+    @torch.no_grad()
+    def _generate(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
+        width = max(map(len, contexts))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eot_token_id
+        device = self.scorer.device
+        ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=device)
+        mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
+        options = {k: v for k, v in settings.items() if k not in ("max_gen_toks", "temperature", "do_sample")}
+        if settings["do_sample"]:
+            options["temperature"] = settings["temperature"]
+            torch.manual_seed(len(contexts[0]))  # a task that samples draws the same again
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=settings["max_gen_toks"],
+            do_sample=settings["do_sample"],
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([_StopStrings(self.tokenizer, stop, width)]),
+            **options,
+        )
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:].tolist()]
+        return [postprocess_generated_text(text, stop, None) for text in texts]
+
+
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row when its new text holds a stop string."""
+
+    def __init__(self, tokenizer: Any, stop: list[str], start: int) -> None:
+        self.tokenizer, self.start = tokenizer, start
+        self.stop = [s for s in stop if s]
+        # A stop string may begin inside a token, so look a little further back than it is long.
+        self.tail = max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stop), default=0) + 2
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :][:, -self.tail :])
+        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)

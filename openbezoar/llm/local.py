@@ -1,0 +1,156 @@
+"""A model in this process: batched sampling with a key/value cache, and log-probabilities of given answers.
+
+Each row draws from a generator of its own seed, so what it draws does not depend on its
+neighbours; rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbezoar.chat import Formatter
+from openbezoar.forest import Path, Scorer
+from openbezoar.llm import Completion, Sampling
+from openbezoar.models import Checkpoint
+from openbezoar.records import Turn
+from openbezoar.training.load import free, load_for_inference
+
+CANDIDATES = 512  # tokens sorted for top-p before the whole vocabulary is
+CHECK_EVERY = 8  # tokens between looks for a stop string
+
+
+@dataclass
+class _Row:
+    """One answer in the making."""
+
+    place: int
+    draws: Tensor  # uniform numbers, one a token
+    ids: list[int] = field(default_factory=list)
+    finish: str = "length"
+
+
+class Local:
+    """A checkpoint that answers."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.name = checkpoint.name
+        self.model, self.tokenizer = load_for_inference(checkpoint)
+        self.formatter = Formatter(self.tokenizer, checkpoint.prompt)
+        self.scorer = Scorer(self.model)
+        self.device = self.scorer.device
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self.model, self.scorer
+        free()
+
+    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Answers in the checkpoint's own prompt format."""
+        return self.generate([self.formatter.prompt_ids(c) for c in conversations], sampling, seeds)
+
+    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Continuations of plain texts; the tokenizer adds its beginning-of-sequence token if it has one."""
+        return self.generate([list(self.tokenizer(p).input_ids) for p in prompts], sampling, seeds)
+
+    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+        """Summed log-probability of each choice right after ``prefix`` in the answer, [conversations][choices].
+
+        A choice that begins another one ('1' and '10') takes its probability in; close both with
+        the same text ('1]', '10]') to tell them apart.
+        """
+        trees = []
+        for conversation in conversations:
+            start = self.formatter.prompt_text(conversation) + prefix
+            given = self._ids(start)
+            paths = []
+            for choice in choices:
+                whole = self._ids(start + choice)
+                shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
+                paths.append(Path.of(whole[:shared], whole[shared:]))
+            trees.append(tuple(paths))
+        return [[float(path.sum()) for path in tree] for tree in self.scorer.logprobs(trees)]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Answers to prompts of token ids, all in one batch."""
+        from transformers import DynamicCache
+
+        if not prompts:
+            return []
+        rows = [_Row(i, torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed))) for i, seed in enumerate(seeds)]
+        stop, ends = (*sampling.stop, *self.formatter.stop), self.formatter.stop_ids()
+        ids, mask = self._left_padded(prompts)
+        cache = DynamicCache(config=self.model.config)
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        live = rows
+        for step in range(sampling.max_new_tokens):
+            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            drawn = pick(logits.float(), sampling, torch.stack([row.draws[step] for row in live]))
+            for row, token in zip(live, drawn.tolist(), strict=True):
+                self._take(row, token, ends, stop, step + 1 == sampling.max_new_tokens)
+            keep = [i for i, row in enumerate(live) if row.finish == "length"]
+            if not keep:
+                break
+            ids, positions = drawn[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            if len(keep) < len(live):
+                index = torch.tensor(keep, device=self.device)
+                cache.batch_select_indices(index)
+                ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
+        return [self._completion(row, len(prompts[row.place]), stop, ends) for row in rows]
+
+    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask[i, width - len(prompt) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _take(self, row: _Row, token: int, ends: tuple[int, ...], stop: tuple[str, ...], last: bool) -> None:
+        row.ids.append(token)
+        if token in ends:
+            row.finish = "stop"
+        elif stop and (last or len(row.ids) % CHECK_EVERY == 0):
+            tail = self.tokenizer.decode(row.ids[-4 * CHECK_EVERY :], skip_special_tokens=True)
+            if any(s in tail for s in stop):
+                row.finish = "stop"
+
+    def _completion(self, row: _Row, prompt_tokens: int, stop: tuple[str, ...], ends: tuple[int, ...]) -> Completion:
+        text = self.tokenizer.decode(row.ids[:-1] if row.ids and row.ids[-1] in ends else row.ids, skip_special_tokens=True)
+        cut = min((text.find(s) for s in stop if s in text), default=-1)
+        if cut >= 0:
+            text, row.finish = text[:cut], "stop"
+        return Completion(text.strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
+
+
+def pick(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+    """One token a row from fp32 logits [rows, vocabulary] and uniform numbers [rows].
+
+    Greedy at temperature 0. Otherwise the inverse of the cumulative distribution at the
+    row's number, over the smallest set of likeliest tokens whose mass reaches top-p.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scaled = logits / sampling.temperature
+    normaliser = scaled.logsumexp(-1, keepdim=True)
+    n = min(CANDIDATES, logits.shape[-1])
+    values, tokens = scaled.topk(n, dim=-1)
+    mass = (values - normaliser).exp().cumsum(-1)
+    if n < logits.shape[-1] and bool((mass[:, -1] < sampling.top_p).any()):
+        values, tokens = scaled.sort(dim=-1, descending=True)
+        mass = (values - normaliser).exp().cumsum(-1)
+    # The token that crosses top-p still belongs to the set.
+    size = (mass < sampling.top_p).sum(-1).clamp_max(mass.shape[-1] - 1)
+    reached = mass.gather(-1, size[:, None])
+    place = (mass < draws.to(mass.device)[:, None] * reached).sum(-1)
+    return tokens.gather(-1, torch.minimum(place, size)[:, None])[:, 0]

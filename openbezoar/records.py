@@ -1,0 +1,185 @@
+"""The rows that cross a step border, and JSON lines in and out.
+
+A row on disk is a flat JSON object. Three schemas are understood as training material:
+
+- instruction rows: ``instruction``, optional ``context`` and ``system``, and ``response``;
+- task rows (FLAN): ``input`` and ``target``;
+- dialogue pairs (HH-RLHF): ``chosen`` and ``rejected``, whole dialogues
+  ("\\n\\nHuman: …\\n\\nAssistant: …").
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openbezoar.errors import DataError
+
+Row = dict[str, Any]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt (turns, the last one the user's) and the answer that is to be learnt."""
+
+    id: str
+    prompt: tuple[Turn, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with a preferred and a rejected answer."""
+
+    id: str
+    prompt: tuple[Turn, ...]
+    chosen: str
+    rejected: str
+    subset: str = ""
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many rows each named reason dropped or changed, in the order first met."""
+
+    by_reason: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, n: int = 1) -> None:
+        self.by_reason[reason] = self.by_reason.get(reason, 0) + n
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a ``.jsonl`` or ``.jsonl.gz`` file.
+
+    Raises DataError naming the line if one is not a JSON object, or if the file is missing.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected JSON lines (.jsonl or .jsonl.gz)")
+    number = 0
+    try:
+        with _open_text(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}: line {number} is not a JSON object; expected one {{...}} a line")
+                yield row
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: line {number + 1 if isinstance(error, UnicodeDecodeError) else number} is not JSON ({error}); expected one object a line") from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
+
+
+def _open_text(path: Path) -> io.TextIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
+    return path.open(encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows, one compact object a line; returns how many."""
+    n = 0
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            n += 1
+    return n
+
+
+def to_example(row: Mapping[str, Any], where: str) -> Example:
+    """The training example in a row of any understood schema.
+
+    Raises DataError naming ``where`` and the fields that are missing.
+    """
+    if "chosen" in row:
+        pair = to_pair(row, where)
+        return Example(pair.id, pair.prompt, pair.chosen)
+    if "instruction" in row:
+        text = instruction_text(row)
+        answer = row.get("response", row.get("output"))
+        name = "response"
+    elif "input" in row:
+        text, answer, name = row["input"], row.get("target"), "target"
+    else:
+        raise DataError(f"{where}: no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has {_fields(row)}")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
+    if not isinstance(answer, str):
+        raise DataError(f"{where}: no field '{name}'; it has {_fields(row)}")
+    turns = [Turn("user", text)]
+    if row.get("system") is not None:
+        turns.insert(0, Turn("system", str(row["system"])))
+    return Example(str(row.get("id", where)), tuple(turns), answer)
+
+
+def instruction_text(row: Mapping[str, Any]) -> str:
+    """Instruction and context as one text, a blank line between (as in the Evol-Instruct seeds)."""
+    context = row.get("context") or ""
+    instruction = row["instruction"]
+    return f"{instruction}\n\n{context}" if context else str(instruction)
+
+
+def to_pair(row: Mapping[str, Any], where: str) -> Pair:
+    """The preference pair in a row of HH-RLHF's form, or with ``prompt``, ``chosen``, ``rejected`` apart.
+
+    Raises DataError if a field is missing or the two dialogues do not share their prompt.
+    """
+    for name in ("chosen", "rejected"):
+        if not isinstance(row.get(name), str):
+            raise DataError(f"{where}: no field '{name}'; expected a preference pair, it has {_fields(row)}")
+    id_, subset = str(row.get("id", where)), str(row.get("subset", ""))
+    if isinstance(row.get("prompt"), str):
+        return Pair(id_, (Turn("user", row["prompt"]),), row["chosen"], row["rejected"], subset)
+    chosen, rejected = parse_dialogue(row["chosen"], where), parse_dialogue(row["rejected"], where)
+    if chosen[:-1] != rejected[:-1]:
+        raise DataError(f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only")
+    return Pair(id_, chosen[:-1], chosen[-1].content, rejected[-1].content, subset)
+
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+def parse_dialogue(text: str, where: str) -> tuple[Turn, ...]:
+    """HH-RLHF's "\\n\\nHuman: …\\n\\nAssistant: …" as turns that alternate and end with the assistant's.
+
+    Consecutive turns of one speaker are joined by a blank line.
+    """
+    parts = _SPEAKER.split(text if text.startswith("\n\n") else "\n\n" + text.lstrip("\n"))
+    if parts[0].strip() or len(parts) < 5 or parts[1] != "Human" or parts[-2] != "Assistant":
+        raise DataError(f"{where}: not a dialogue that begins with '\\n\\nHuman:' and ends with an '\\n\\nAssistant:' turn")
+    turns: list[Turn] = []
+    for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
+        role: Role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1].role == role:
+            turns[-1] = Turn(role, turns[-1].content + "\n\n" + content.strip())
+        else:
+            turns.append(Turn(role, content.strip()))
+    return tuple(turns)
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, list(row)[:8])) or "none"
+
+
+def turns_from(messages: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
+    """Turns from role/content dictionaries."""
+    return tuple(Turn(m["role"], m["content"]) for m in messages)  # type: ignore[arg-type]

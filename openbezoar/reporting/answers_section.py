@@ -1,0 +1,108 @@
+"""The report's section of two-turn answers: ratings, the state of the answers, and all answers side by side.
+
+Reads an mt_bench step's ``scores.json`` and ``answers.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from openbezoar.records import Row
+from openbezoar.reporting.document import Block, Fold, Grid, Paragraph, Section, Texts
+from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.scores import Score, graded
+from openbezoar.reporting.table import Table
+from openbezoar.reporting.wording import NOTHING, number, shorten
+
+LIMIT = 6000  # characters of an answer shown
+
+
+def answer_sections(facts: RunFacts) -> list[Section]:
+    """One section a mt_bench step."""
+    return [_section(step) for step in facts.of("mt_bench")]
+
+
+def _section(step: StepFacts) -> Section:
+    judge = step.settings.get("judge", NOTHING)
+    about = Paragraph(
+        f"Two-turn questions, answered by every checkpoint and graded by '{judge}' from 1 to 10 ({step.settings.get('mode', 'text')} mode). "
+        "A judge is worth what its agreement with people is; a small judge's ratings say little. Unscored answers are not counted as zero."
+    )
+    blocks: list[Block] = [about]
+    if (health := health_table(step)).rows:
+        blocks.append(Grid(health))
+    if (groups := group_table(step)).rows:
+        blocks.append(Fold("Ratings by turn and category", (Grid(groups),)))
+    blocks += _side_by_side(step)
+    return Section(f"Two-turn answers ({step.name})", tuple(blocks))
+
+
+def health_table(step: StepFacts) -> Table:
+    """Per checkpoint: graded and unscored turns, and how many answers stop, loop or are empty."""
+    rows = tuple(
+        (
+            g.checkpoint,
+            NOTHING if g.mean is None else g.mean.text(2),
+            NOTHING if g.unscored is None or g.rated is None else f"{g.unscored} of {g.unscored + g.rated}",
+            *(NOTHING if s is None else s.text() for s in (g.ended, g.degenerate, g.empty)),
+            number(g.mean_tokens, 0),
+            str(g.errors if g.errors is not None else NOTHING),
+        )
+        for g in graded(step)
+    )
+    headers = ("checkpoint", "mean rating (n: questions)", "unscored turns", "ended by the model (n: turns)", "degenerate", "empty", "mean tokens", "answers that never came")
+    return Table(headers, rows, "A degenerate answer repeats itself: more than half of its 4-grams occurred in it before. An answer that the model did not end was cut off at the token limit.")
+
+
+def group_table(step: StepFacts) -> Table:
+    """Mean ratings by turn and category."""
+    grades = graded(step)
+    turns = list(dict.fromkeys(k for g in grades for k in g.by_turn))
+    categories = list(dict.fromkeys(k for g in grades for k in g.by_category))
+    rows = [(f"turn {k}", *(_cell(g.by_turn.get(k)) for g in grades)) for k in turns]
+    rows += [(k, *(_cell(g.by_category.get(k)) for g in grades)) for k in categories]
+    return Table(("mean rating", *(g.checkpoint for g in grades)), tuple(rows), "n counts questions.")
+
+
+def _cell(score: Score | None) -> str:
+    return NOTHING if score is None else score.text(2)
+
+
+def _side_by_side(step: StepFacts) -> Iterator[Block]:
+    """Every question with the answers of all checkpoints, a turn after the other."""
+    questions: dict[Any, dict[str, Row]] = {}
+    for row in step.rows("answers.jsonl"):
+        questions.setdefault(row.get("question_id"), {})[str(row.get("model"))] = row
+    judgments = _judgments(step)
+    order = step.settings.get("mt_bench") or []
+    for key, by_model in questions.items():
+        models = sorted(by_model, key=lambda m: order.index(m) if m in order else len(order))
+        first = by_model[models[0]]
+        asked = first.get("questions") or []
+        blocks: list[Block] = []
+        for turn in range(max(len(row["turns"]) for row in by_model.values())):
+            if turn < len(asked):
+                blocks.append(Texts(((f"Question, turn {turn + 1}", str(asked[turn])),)))
+            answers = [(m, by_model[m]) for m in models if turn < len(by_model[m]["turns"])]
+            blocks.append(Texts(tuple((_label(m, turn, row, judgments.get((m, key, turn + 1), {})), shorten(str(row["turns"][turn]), LIMIT)) for m, row in answers)))
+        category = first.get("category")
+        yield Fold(f"Question {key}" + (f", {category}" if category else ""), tuple(blocks))
+
+
+def _label(model: str, turn: int, row: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
+    """Model, turn, rating and whether the answer was cut off."""
+    parts = [model, f"turn {turn + 1}"]
+    rating = judged.get("rating")
+    if rating is not None:
+        parts.append(f"rated {rating:.3g}")
+    elif judged:
+        parts.append(f"unscored ({judged.get('unscored')})")
+    finish = row.get("finish") or []
+    if turn < len(finish) and finish[turn] == "length":
+        parts.append("cut off at the token limit")
+    return ", ".join(parts)
+
+
+def _judgments(step: StepFacts) -> dict[tuple[str, Any, int], Row]:
+    return {(str(r.get("model")), r.get("question_id"), int(r.get("turn", 0))): r for r in step.rows("judgments.jsonl")}

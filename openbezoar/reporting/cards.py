@@ -1,0 +1,209 @@
+"""Model and data cards of a release, filled only from manifests and measured files.
+
+Reads finished steps' facts; returns the text of a README.md with YAML metadata that the
+hub understands. Nothing is claimed that a step did not measure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openbezoar.errors import DataError
+from openbezoar.reporting.data_sections import funnel_table, funnels
+from openbezoar.reporting.document import template
+from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.licences import Licence, Source
+from openbezoar.reporting.page import reference_of
+from openbezoar.reporting.scores import differences, graded
+from openbezoar.reporting.table import Table, scores_table
+from openbezoar.reporting.training_sections import merge_section, preference_table, settings_table, training_table
+from openbezoar.reporting.wording import NOTHING, size
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What lies in a released model's folder."""
+
+    name: str
+    weights: Mapping[str, str]  # file → SHA-256
+    bytes: int
+    prompt: str  # an example prompt, as the template renders it
+    stop: tuple[str, ...]  # texts at which generation should stop besides the end token
+    end: str  # what closes an answer; '' if it was not trained
+    terms: tuple[str, ...]  # licence files carried on
+
+
+def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence, sources: Sequence[Source]) -> str:
+    """README.md of one released merge step."""
+    made = RunFacts(facts.run, {s.name: s for s in facts.lineage([files.name])})
+    trained = made.of("sft", "dpo")
+    root = made.trained_on(files.name) or NOTHING
+    base = reference_of(made.models().get(root, {}))
+    found = funnels(made)
+    values = {
+        "metadata": _model_metadata(facts, files, licence, base, trained),
+        "title": title,
+        "files": files,
+        "size": size(files.bytes),
+        "run": facts.run.name,
+        "seed": facts.seed,
+        "base": base,
+        "teachers": _teachers(made),
+        "licence": licence,
+        "sources": sources,
+        "funnels": funnel_table(found) if found else None,
+        "training": [training_table(trained), settings_table(trained)] if trained else [],
+        "preference": preference_table(p) if (p := made.of("dpo")) else None,
+        "merges": merge_section(made),
+        "scores": scores_table(facts),
+        "limitations": limitations(facts, files),
+        "lineage": Table(("step", "verb", "key"), tuple((s.name, s.verb, str(s.manifest.get("key", NOTHING))) for s in made.steps.values())),
+        "versions": versions(made.steps[files.name]) if files.name in made.steps else "",
+    }
+    return template("model_card.md.j2", **values)
+
+
+def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]) -> str:
+    tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(s.verb == verb for s in trained))]
+    tags += ["qlora"] if any(s.settings.get("quantize") == "nf4" for s in trained) else []
+    metadata: dict[str, Any] = {**_licence_metadata(licence, files.terms), "language": ["en"], "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    hub, _, revision = base.partition("@")
+    metadata["base_model"] = hub if HUB_ID.match(hub) else base
+    if revision:
+        metadata["base_model_revision"] = revision
+    if data := hub_datasets(facts.lineage([files.name])):
+        metadata["datasets"] = data
+    return yaml_text(metadata)
+
+
+def _licence_metadata(licence: Licence, terms: Sequence[str] = ()) -> dict[str, str]:
+    if licence.name is None:
+        return {"license": licence.id}
+    return {"license": licence.id, "license_name": licence.name, **({"license_link": terms[0]} if terms else {})}
+
+
+def yaml_text(metadata: Mapping[str, Any]) -> str:
+    """Metadata as YAML, in the given order."""
+    import yaml
+
+    return yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True).rstrip("\n")
+
+
+def hub_datasets(steps: Sequence[StepFacts]) -> list[str]:
+    """Hub data sets that these steps read."""
+    found: dict[str, None] = {}
+    for step in steps:
+        for text in _strings(step.settings):
+            if match := re.match(r"hub:([\w.-]+/[\w.-]+)", text):
+                found[match[1]] = None
+    return list(found)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [s for v in value.values() for s in _strings(v)]
+    if isinstance(value, list):
+        return [s for v in value for s in _strings(v)]
+    return [value] if isinstance(value, str) else []
+
+
+def _teachers(facts: RunFacts) -> list[str]:
+    """References of the models that wrote or judged data."""
+    models = facts.models()
+    found: dict[str, None] = {}
+    for step in facts.of("generate", "filter"):
+        for role in ("teacher", "judge"):
+            if name := step.settings.get(role):
+                found[f"{role} of {step.name}: {reference_of(models[name]) if name in models else name}"] = None
+    return list(found)
+
+
+def versions(step: StepFacts) -> str:
+    """The packages with which a step ran."""
+    environment = step.environment
+    packages = ", ".join(f"{k} {v}" for k, v in (environment.get("packages") or {}).items())
+    commit = f" ({environment['commit']})" if environment.get("commit") else ""
+    return f"openbezoar {step.manifest.get('recipe_version', environment.get('openbezoar', NOTHING))}{commit}, Python {environment.get('python', NOTHING)}, {packages}"
+
+
+def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
+    """What was measured against this model; what was not measured is said too."""
+    said = []
+    name = files.name
+    for step in facts.of("mt_bench"):
+        for g in graded(step):
+            if g.checkpoint == name:
+                said += [
+                    f"{what}: {score.text()} answers ({step.name})."
+                    for what, score in (("Answers that the model ended itself, the rest was cut off at the token limit", g.ended), ("Answers that repeat themselves", g.degenerate), ("Empty answers", g.empty))
+                    if score is not None
+                ]
+                if g.unscored:
+                    said.append(f"{g.unscored} turns have no rating, because the judge's reply could not be read ({step.name}).")
+    for d in differences(facts):
+        if d.after == name and d.worse and d.outside_noise:
+            said.append(f"Worse than the checkpoint before it, outside noise: {d}.")
+    if not files.end:
+        said.append("No end of an answer was trained: the model does not stop by itself. Stop at the texts named above, and set max_new_tokens.")
+    if not said:
+        said.append("No evaluation of this checkpoint is part of the run; nothing is known of its faults.")
+    said.append("Not measured: safety, bias, truthfulness beyond the tasks in the table, and languages other than those of the data.")
+    return said
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One released data file."""
+
+    name: str
+    step: str
+    rows: int
+    sha256: str
+    columns: tuple[str, ...]
+
+
+def data_card(facts: RunFacts, title: str, files: Sequence[DataFile], licence: Licence, sources: Sequence[Source]) -> str:
+    """README.md of the released data."""
+    metadata: dict[str, Any] = {
+        **_licence_metadata(licence),
+        "language": ["en"],
+        "task_categories": ["text-generation"],
+        "tags": ["openbezoar", "synthetic", "instruction-tuning"],
+        "configs": [{"config_name": f.name.removesuffix(".jsonl"), "data_files": f.name} for f in files],
+    }
+    made = RunFacts(facts.run, {s.name: s for s in facts.lineage([f.step for f in files])})
+    table = Table(("file", "step", "rows", "columns", "SHA-256"), tuple((f.name, f.step, str(f.rows), ", ".join(f.columns), f.sha256) for f in files))
+    return template(
+        "data_card.md.j2",
+        metadata=yaml_text(metadata),
+        title=title,
+        run=facts.run.name,
+        seed=facts.seed,
+        files=table,
+        teachers=_teachers(made),
+        funnels=funnel_table(funnels(made)),
+        licence=licence,
+        sources=sources,
+        verdicts=any("status" in f.columns for f in files),
+    )
+
+
+def check_card(text: str, where: str, kind: str) -> None:
+    """Offline validation of a card's metadata. Raises DataError with what is wrong.
+
+    The hub's own full check needs the network; this holds what can be held without it.
+    """
+    try:
+        from huggingface_hub import DatasetCard, ModelCard
+    except ImportError:
+        return
+    card = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=False)
+    data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+    wrong = [key for key in ("license", "language", "tags", *(("base_model", "library_name") if kind == "model" else ())) if not data.get(key)]
+    if wrong:
+        raise DataError(f"{where}: the card's metadata lacks {', '.join(wrong)}; please report this")

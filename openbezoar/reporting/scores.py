@@ -1,0 +1,203 @@
+"""Scores of finished evaluate and mt_bench steps as numbers with n and interval.
+
+Reads ``scores.json`` of those steps; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.wording import estimate
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with what makes it believable; low and high are None where no interval exists."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def text(self, digits: int = 3) -> str:
+        return f"{estimate(self.value, self.low, self.high, digits)} n={self.n}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One score of one checkpoint. ``kind``: task, loss, pairs, rating or ended."""
+
+    checkpoint: str
+    kind: str
+    name: str  # as the differences name it
+    title: str
+    score: Score
+    digits: int = 3
+
+
+def score_of(value: Any, n: Any = None, key: str = "value") -> Score | None:
+    """A score from JSON; None if its number or its n is missing."""
+    if not isinstance(value, Mapping):
+        return None
+    number, low, high = value.get(key), value.get("low"), value.get("high")
+    n = value.get("n") if n is None else n
+    if not isinstance(number, int | float) or not isinstance(n, int) or n < 1:
+        return None
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        return Score(float(number), float(low), float(high), n)
+    return Score(float(number), None, None, n)
+
+
+def share(value: Any, n: int) -> Score | None:
+    """A share of n with Wilson's interval."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or n < 1 or not 0 <= value <= 1:
+        return None
+    from openbezoar.judging.statistics import proportion_interval
+
+    hits = round(value * n)
+    return Score(hits / n, *proportion_interval(hits, n), n)
+
+
+def measured(step: StepFacts) -> Iterator[Measured]:
+    """All scores of an evaluate or mt_bench step. A number without n is none and is left out."""
+    scores = step.read_json(SCORES)
+    for checkpoint, content in mapping(scores.get("checkpoints")).items():
+        yield from _evaluated(checkpoint, mapping(content))
+    for grades in graded(step):
+        if grades.mean is not None:
+            yield Measured(grades.checkpoint, "rating", "MT-Bench", "MT-Bench: mean rating, 1 to 10", grades.mean, 2)
+        if grades.ended is not None:
+            yield Measured(grades.checkpoint, "ended", "ended", "MT-Bench: answers that stop", grades.ended)
+
+
+def _evaluated(checkpoint: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    for name, task in mapping(content.get("tasks")).items():
+        metric = task.get("main")
+        if score := score_of(mapping(task.get("metrics")).get(metric), task.get("n")):
+            shots = f", {task['fewshot']}-shot" if task.get("fewshot") is not None else ""
+            yield Measured(checkpoint, "task", name, f"{name}: {metric}{shots}", score)
+    for name, loss in mapping(content.get("losses")).items():
+        if score := score_of(loss):
+            yield Measured(checkpoint, "loss", name, f"{name}: held-out loss", score)
+    for name, pair in mapping(content.get("pairs")).items():
+        if score := score_of(pair.get("accuracy"), pair.get("n")):
+            yield Measured(checkpoint, "pairs", name, f"{name}: pair accuracy", score)
+
+
+@dataclass(frozen=True)
+class Grades:
+    """What mt_bench found out about one checkpoint's answers."""
+
+    checkpoint: str
+    mean: Score | None  # n counts questions
+    rated: int | None  # turns
+    unscored: int | None
+    ended: Score | None
+    degenerate: Score | None
+    empty: Score | None
+    errors: int | None
+    mean_tokens: float | None
+    by_category: Mapping[str, Score]
+    by_turn: Mapping[str, Score]
+
+
+def graded(step: StepFacts) -> list[Grades]:
+    """Grades of every checkpoint of an mt_bench step."""
+    found = []
+    for name, content in mapping(step.read_json(SCORES).get("models")).items():
+        answers = mapping(content.get("answers"))
+        came = int(answers.get("turns") or 0) - int(answers.get("errors") or 0)
+        empty = answers.get("empty")
+        groups = [{str(k): s for k, v in mapping(content.get(by)).items() if (s := score_of(v, key="mean"))} for by in ("by_category", "by_turn")]
+        found.append(
+            Grades(
+                checkpoint=name,
+                mean=score_of(content.get("score"), key="mean"),
+                rated=content.get("n"),
+                unscored=content.get("unscored"),
+                ended=share(answers.get("ended"), came),
+                degenerate=share(answers.get("degenerate"), came),
+                empty=share(empty / came, came) if isinstance(empty, int) and came else None,
+                errors=answers.get("errors"),
+                mean_tokens=answers.get("mean_tokens"),
+                by_category=groups[0],
+                by_turn=groups[1],
+            )
+        )
+    return found
+
+
+def checkpoints_of(step: StepFacts) -> list[str]:
+    """The scored checkpoints of a step, in the order of its list."""
+    listed = step.settings.get(step.verb)
+    scores = step.read_json(SCORES)
+    scored = [*mapping(scores.get("checkpoints") or scores.get("models"))]
+    wanted = [n for n in listed if n in scored] if isinstance(listed, list) else []
+    return [*wanted, *(n for n in scored if n not in wanted)]
+
+
+# -------------------------------------------------------------------------- differences
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two neighbours in the table: ``after`` minus ``before``, on n shared items."""
+
+    before: str
+    after: str
+    what: str
+    value: float
+    low: float
+    high: float
+    n: int | None
+    kind: str = "task"  # task, loss, pairs or rating
+
+    @property
+    def worse(self) -> bool:
+        """Whether ``after`` is the worse one: a higher loss, a lower anything else."""
+        return self.value > 0 if self.kind == "loss" else self.value < 0
+
+    @property
+    def outside_noise(self) -> bool:
+        """Whether the 95 % interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        n = "" if self.n is None else f" n={self.n}"
+        return f"{self.before} → {self.after}, {self.what}: {estimate(self.value, self.low, self.high, sign=True)}{n}"
+
+
+def differences(facts: RunFacts) -> list[Difference]:
+    """Paired differences between consecutive checkpoints of each evaluate and mt_bench step."""
+    found = []
+    for step in facts.of("evaluate", "mt_bench"):
+        neighbours = set(pairwise(checkpoints_of(step)))
+        for kind, before, after, what, entry in _paired(step):
+            value, low, high, n = (entry.get(k) for k in ("difference", "low", "high", "n"))
+            if (before, after) in neighbours and value is not None and low is not None and high is not None:
+                found.append(Difference(before, after, what, value, low, high, n, kind))
+    return found
+
+
+def _paired(step: StepFacts) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
+    """(kind, before, after, what, numbers) as the two stages write them: the later less the earlier."""
+    scores = step.read_json(SCORES)
+    for key, kind, label in (("differences", "task", ""), ("loss_differences", "loss", ": held-out loss"), ("pair_differences", "pairs", ": pair accuracy")):
+        for entry in scores.get(key) or []:
+            metric = f": {entry['metric']}" if entry.get("metric") else ""
+            yield kind, str(entry.get("a")), str(entry.get("b")), f"{entry.get('task', entry.get('set'))}{metric}{label}", entry
+    for name, content in mapping(scores.get("models")).items():
+        entry = mapping(content.get("difference"))
+        if entry.get("to"):
+            yield "rating", str(entry["to"]), name, "MT-Bench: mean rating", {**entry, "difference": entry.get("mean")}
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}

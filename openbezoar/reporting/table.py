@@ -1,0 +1,142 @@
+"""The table of checkpoints: every score of a run with n and 95 % interval, and which differences are outside noise.
+
+Reads what ``scores`` reads; writes nothing. The command line prints the table, the report
+opens with it, the cards quote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from openbezoar.errors import RunError
+from openbezoar.recipe import Recipe
+from openbezoar.reporting.facts import RunFacts, read_facts
+from openbezoar.reporting.scores import Difference, Score, checkpoints_of, measured
+from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
+from openbezoar.runs import RunFolder
+
+ORDER = {"task": 0, "loss": 1, "pairs": 2, "rating": 3, "ended": 4}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers and rows of text; ``note`` is a sentence below."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def text(self) -> str:
+        """Aligned columns for a terminal; headers wrap onto lines of their own."""
+        heads = [_wrap(h, max([len(row[i]) for row in self.rows] or [0])) for i, h in enumerate(self.headers)]
+        depth = max((len(h) for h in heads), default=0)
+        lines = [[h[level] if level < len(h) else "" for h in heads] for level in range(depth)]
+        widths = [max(len(line[i]) for line in [*lines, *self.rows]) for i in range(len(self.headers))]
+        body = [*lines, ["-" * w for w in widths], *self.rows]
+        table = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body)
+        return f"{table}\n{self.note}" if self.note else table
+
+    def markdown(self) -> str:
+        """A Markdown table; cells are escaped."""
+        lines = [_row(map(markdown_text, self.headers)), _row(["---"] * len(self.headers))]
+        lines += [_row(map(markdown_text, row)) for row in self.rows]
+        table = "\n".join(lines)
+        return f"{table}\n\n{markdown_text(self.note)}" if self.note else table
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _wrap(header: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in header.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= max(width, 12):
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
+    return lines
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured quantity, by checkpoint."""
+
+    title: str
+    digits: int
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    @property
+    def same_n(self) -> int | None:
+        """n if it is the same for all checkpoints; it then stands in the header."""
+        found = {s.n for s in self.scores.values()}
+        return found.pop() if len(found) == 1 else None
+
+    def header(self) -> str:
+        return self.title if self.same_n is None else f"{self.title} (n={self.same_n})"
+
+    def cell(self, checkpoint: str) -> str:
+        score = self.scores.get(checkpoint)
+        if score is None:
+            return NOTHING
+        return score.text(self.digits) if self.same_n is None else estimate(score.value, score.low, score.high, self.digits)
+
+
+def columns(facts: RunFacts) -> list[Column]:
+    """All measured quantities: tasks, losses, pair accuracies, ratings, answers that stop."""
+    found: dict[tuple[int, str, str], Column] = {}
+    steps = facts.of("evaluate", "mt_bench")
+    alike = {verb for verb in ("evaluate", "mt_bench") if sum(s.verb == verb for s in steps) > 1}
+    for step in steps:
+        for m in measured(step):
+            title = f"{m.title}, {step.name}" if step.verb in alike else m.title
+            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits)).scores[m.checkpoint] = m.score
+    return [found[place] for place in sorted(found, key=lambda place: place[0])]
+
+
+def checkpoints(facts: RunFacts) -> list[str]:
+    """All scored checkpoints, in evaluate's order, then mt_bench's."""
+    names: dict[str, None] = {}
+    for verb in ("evaluate", "mt_bench"):
+        for step in facts.of(verb):
+            names.update(dict.fromkeys(checkpoints_of(step)))
+    return list(names)
+
+
+def scores_table(facts: RunFacts, only: Sequence[str] | None = None) -> Table:
+    """Rows are checkpoints (all, or those in ``only``), columns what was measured; no rows if nothing was."""
+    found = columns(facts)
+    names = [n for n in checkpoints(facts) if only is None or n in only]
+    if not found or not names:
+        return Table((), ())
+    rows = tuple((name, *(c.cell(name) for c in found)) for name in names)
+    note = "In brackets: 95 % interval. Lower is better for losses, higher for everything else."
+    return Table(("checkpoint", *(c.header() for c in found)), rows, note)
+
+
+def checkpoint_table(run: RunFolder, recipe: Recipe | None = None) -> Table | None:
+    """The table of a run's checkpoints (of the recipe's steps only, if one is given); None if nothing is scored yet."""
+    try:
+        table = scores_table(read_facts(run, None if recipe is None else recipe.steps))
+    except RunError:  # no step has finished
+        return None
+    return table if table.rows else None
+
+
+def noise_sentences(found: Sequence[Difference]) -> list[str]:
+    """Which differences are outside noise and which are not, in words."""
+    if not found:
+        return []
+    outside = [d for d in found if d.outside_noise]
+    within = [d for d in found if not d.outside_noise]
+    verb = "is" if len(outside) == 1 else "are"
+    said = [
+        f"Of {len(found)} paired differences between consecutive checkpoints, {len(outside)} {verb} outside noise (the 95 % interval excludes 0). "
+        "The intervals are not corrected for the number of tests."
+    ]
+    if outside:
+        said.append(f"Outside noise: {'; '.join(map(str, outside))}.")
+    if within:
+        said.append(f"Not outside noise: {'; '.join(map(str, within))}.")
+    return said

@@ -1,0 +1,123 @@
+"""The report's sections about training and merging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openbezoar.judging.statistics import proportion_interval
+from openbezoar.reporting.document import Block, Grid, Paragraph, Picture, Section
+from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.figures import Series, line_chart
+from openbezoar.reporting.table import Table
+from openbezoar.reporting.wording import NOTHING, estimate, number, tally
+
+
+def training_section(facts: RunFacts) -> Section | None:
+    """What every sft and dpo step did; None without one."""
+    steps = facts.of("sft", "dpo")
+    if not steps:
+        return None
+    blocks: list[Block] = [Grid(training_table(steps)), Grid(settings_table(steps))]
+    if preference := [s for s in steps if s.verb == "dpo"]:
+        blocks += [Grid(preference_table(preference))]
+    for step in steps:
+        blocks += _curves(step)
+    return Section("Training", tuple(blocks))
+
+
+def training_table(steps: Sequence[StepFacts]) -> Table:
+    """Rows, steps, held-out loss before and after, speed."""
+    rows = []
+    for step in steps:
+        n = step.numbers
+        loss = f"{number(n.get('heldout_loss_before'))} → {number(n.get('heldout_loss_after'))}"
+        rows.append(
+            (
+                f"{step.name} ({step.verb})",
+                str(step.settings.get("model", NOTHING)),
+                number(n.get("rows")),
+                number(n.get("steps")),
+                f"{loss} (n={n.get('heldout_rows', NOTHING)} rows)",
+                number(n.get("tokens")),
+                number(_float(n.get("tokens_per_second")), 1),
+                _yes(n.get("answers_end_scored")),
+                tally(step.counts),
+            )
+        )
+    headers = ("step", "on top of", "rows", "optimiser steps", "held-out loss before → after", "tokens", "tokens/s", "end of answer trained", "rows counted by reason")
+    return Table(headers, tuple(rows), "Held-out rows were not trained on. The loss of a dpo step is the preference loss, that of an sft step the mean per answer token in nats.")
+
+
+def settings_table(steps: Sequence[StepFacts]) -> Table:
+    """The settings that a reader would need to train again."""
+    rows = []
+    for step in steps:
+        s = step.settings
+        lora = s.get("lora") or {}
+        adapter = f"r={lora.get('r')}, alpha={lora.get('alpha')}, dropout={lora.get('dropout')}, {' '.join(lora.get('targets') or [])}"
+        schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
+        kind = s.get("adapter", "new")
+        rows.append((step.name, *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")), schedule, f"{kind}: {adapter}", str(s.get("quantize", NOTHING)), str(s.get("max_length", NOTHING))))
+    return Table(("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"), tuple(rows))
+
+
+def preference_table(steps: Sequence[StepFacts]) -> Table:
+    """Rewards of dpo steps."""
+    rows = []
+    for step in steps:
+        n = step.numbers
+        log = list(step.rows("metrics.jsonl"))
+        first, last = (log[0], log[-1]) if log else ({}, {})
+        rewards = [f"{number(_float(first.get(f'rewards/{k}')))} → {number(_float(last.get(f'rewards/{k}')))}" for k in ("chosen", "rejected", "margins")]
+        rows.append((step.name, str(n.get("beta", step.settings.get("beta", NOTHING))), number(_float(n.get("first_loss")), 4), *rewards, number(_float(n.get("heldout_accuracy_before"))), _accuracy(n.get("heldout_accuracy_after"), n.get("heldout_rows"))))
+    headers = ("step", "beta", "loss before the first update", "reward of chosen, first → last batch", "reward of rejected", "margin", "held-out reward accuracy before", "after")
+    note = "Before the first update policy and reference are the same model: the loss is ln 2 = 0.6931, and rewards, margins and accuracy (chosen strictly above rejected) are 0 by definition."
+    return Table(headers, tuple(rows), note)
+
+
+def _accuracy(value: object, n: object) -> str:
+    if not isinstance(value, int | float) or not isinstance(n, int) or n < 1:
+        return NOTHING
+    hits = round(value * n)
+    return f"{estimate(value, *proportion_interval(min(max(hits, 0), n), n))} n={n}"
+
+
+def _curves(step: StepFacts) -> list[Block]:
+    """Loss over optimiser steps, with the held-out measurements as dots; margins and accuracy for dpo."""
+    log, held = list(step.rows("metrics.jsonl")), list(step.rows("heldout.jsonl"))
+
+    def points(rows: Sequence[dict[str, object]], key: str) -> tuple[tuple[float, float], ...]:
+        return tuple((float(r["step"]), float(r[key])) for r in rows if isinstance(r.get("step"), int | float) and isinstance(r.get(key), int | float))  # type: ignore[arg-type]
+
+    pictures = [(f"{step.name}: loss", "loss", [Series("training batch", points(log, "loss")), Series("held out", points(held, "loss"), marks=True)])]
+    if step.verb == "dpo":
+        pictures.append((f"{step.name}: rewards", "rewards", [Series(k, points(log, f"rewards/{k}")) for k in ("chosen", "rejected", "margins")]))
+    blocks: list[Block] = []
+    for title, kind, series in pictures:
+        if svg := line_chart(series, title, "optimiser step", title):
+            blocks.append(Picture(svg, f"{step.name}-{kind}", f"{title} over optimiser steps"))
+    return blocks
+
+
+def merge_section(facts: RunFacts) -> Section | None:
+    """How far each merged model is from the unmerged one; None without a merge."""
+    steps = facts.of("merge")
+    if not steps:
+        return None
+    rows = []
+    for step in steps:
+        n = step.numbers
+        measured = f"{n['rows']} rows, {n['tokens']} tokens" if "rows" in n and "tokens" in n else NOTHING
+        drift = [f"{n[k]:.3g}" if isinstance(n.get(k), int | float) else NOTHING for k in ("kl", "mean_logprob_difference", "max_logprob_difference")]
+        rows.append((step.name, str(step.settings.get("merge", NOTHING)), str(n.get("onto", NOTHING)), *drift, measured))
+    table = Table(("merge", "of", "onto", "KL per token, nats", "mean |Δ log p|", "greatest |Δ log p|", "measured on"), tuple(rows), "Unmerged against merged model on the same held-out answers.")
+    about = Paragraph("Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base changed in the model's predictions.")
+    return Section("Merge drift", (about, Grid(table)))
+
+
+def _float(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _yes(value: object) -> str:
+    return {True: "yes", False: "no"}.get(value, NOTHING) if isinstance(value, bool) else NOTHING

@@ -1,0 +1,219 @@
+"""Where a run's files lie, and how they come to lie there whole.
+
+A run is a folder, ``RUNS/NAME``; a finished step is a folder in it with a ``manifest.json``
+that was written last. A step in the making lies in ``.work/STEP`` and keeps what it has
+done (finished batches, training checkpoints), so that a killed run goes on from there; it
+is renamed into place when it is whole. One process at a time owns a run, by a file lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from openbezoar.errors import RunError
+from openbezoar.records import Row
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def step(self, name: str) -> Path:
+        """The published folder of a step."""
+        return self.path / name
+
+    def manifest(self, name: str) -> Manifest | None:
+        """What a finished step wrote about itself, or None."""
+        try:
+            content: Manifest = json.loads((self.step(name) / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except json.JSONDecodeError as error:
+            raise RunError(f"{self.step(name) / MANIFEST}: not JSON ({error}); delete the folder and run again") from None
+        return content
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run. Raises RunError if another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path}: another run is at work in this folder; wait for it, or use --runs with another folder") from None
+            yield
+
+    def begin(self, name: str, key: str) -> Path:
+        """The work folder of a step: what an earlier try with the same key left, or an empty one."""
+        work = self.path / ".work" / name
+        marker = work / ".key"
+        if work.exists() and (not marker.is_file() or marker.read_text() != key):
+            shutil.rmtree(work)
+        work.mkdir(parents=True, exist_ok=True)
+        write_text(marker, key)
+        return work
+
+    def publish(self, name: str, manifest: Manifest) -> None:
+        """Make a step's work its result: manifest last, old result aside, one rename, old result away."""
+        work, final, old = self.path / ".work" / name, self.step(name), self.path / ".work" / f"{name}.old"
+        for leftover in work.glob(".resume*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        (work / ".key").unlink(missing_ok=True)
+        write_json(work / MANIFEST, manifest)
+        if old.exists():
+            shutil.rmtree(old)
+        if final.exists():
+            final.rename(old)
+        work.rename(final)
+        if old.exists():
+            shutil.rmtree(old)
+
+    def recover(self) -> None:
+        """Finish what a kill in the middle of ``publish`` left: a whole work folder takes its place."""
+        parent = self.path / ".work"
+        for work in sorted(parent.iterdir()) if parent.is_dir() else []:
+            if work.name.endswith(".old"):
+                target = self.step(work.name.removesuffix(".old"))
+                # Killed between the two renames: the new work is whole if it has a manifest.
+                if not target.exists() and not (parent / target.name / MANIFEST).is_file():
+                    work.rename(target)
+                else:
+                    shutil.rmtree(work)
+            elif (work / MANIFEST).is_file():
+                target = self.step(work.name)
+                if target.exists():
+                    shutil.rmtree(target)
+                work.rename(target)
+
+
+class Journal:
+    """Batches of rows, each appended whole as one line before the next is begun.
+
+    A line that a kill cut short is dropped when the file is opened, so that its batch is
+    made again whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches: list[list[Row]] = []
+        if path.is_file():
+            good = 0
+            with path.open("rb") as lines:
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        break
+                    self.batches.append(json.loads(line))
+                    good += len(line)
+            if good != path.stat().st_size:
+                with path.open("r+b") as handle:
+                    handle.truncate(good)
+
+    def batch(self, index: int, make: Callable[[], list[Row]]) -> list[Row]:
+        """Batch ``index``: as it was written, or made now and written. Batches come in order."""
+        if index < len(self.batches):
+            return self.batches[index]
+        assert index == len(self.batches), "batches are made in order"
+        rows = make()
+        line = json.dumps(rows, ensure_ascii=False) + "\n"
+        with self.path.open("ab") as handle:
+            handle.write(line.encode("utf-8", "surrogatepass"))
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.batches.append(json.loads(line))
+        return self.batches[-1]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, under a temporary name that is then renamed."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (first 32 hex digits) of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+_hashed: dict[tuple[str, int, int], str] = {}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, remembered while size and modification time stay."""
+    stat = path.stat()
+    mark = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if mark not in _hashed:
+        with path.open("rb") as handle:
+            _hashed[mark] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return _hashed[mark]
+
+
+def step_seed(seed: int, *parts: object) -> int:
+    """A 63-bit seed for one use of randomness, from the recipe's seed and the use's name."""
+    return int(hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).hexdigest()[:15], 16)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for a manifest. Imports nothing heavy."""
+    packages = {}
+    for package in ("torch", "transformers", "peft", "bitsandbytes", "lm_eval", "numpy", "safetensors"):
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "openbezoar": metadata.version("openbezoar") if _installed("openbezoar") else "source",
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "packages": packages,
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

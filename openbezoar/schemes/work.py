@@ -1,0 +1,252 @@
+"""What a scheme is given: seeds, models, texts, and replies that survive a kill.
+
+A scheme is a pure function of its options, its seeds and the replies it gets. Replies are
+the only thing that is journalled (``.resume-NAME.jsonl`` in the step's work folder, a
+batch a line), so a killed run replays the scheme over the replies it has and asks only
+for the rest: rows, counts and token totals come out as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from openbezoar import prompts
+from openbezoar.errors import RunError
+from openbezoar.llm import LLM, Completion, Sampling
+from openbezoar.records import Counts, Row, Turn
+from openbezoar.runs import Journal, digest, step_seed
+
+if TYPE_CHECKING:
+    from openbezoar.context import StepContext
+
+T = TypeVar("T")
+CHARACTERS_A_TOKEN = 4  # rule of thumb for English, where the teacher's tokenizer cannot be had
+
+
+@dataclass
+class _Tape:
+    """A journal and how much of it this process has read or written."""
+
+    journal: Journal
+    position: int = 0
+
+
+@dataclass
+class Work:
+    """The stage's side of the contract with a scheme.
+
+    seeds: rows whose ``seed_fields`` are checked. rows: how many are wanted. sampling: for
+    answers. batch: prompts a batch. open: the model behind a name of the recipe.
+    """
+
+    scheme: str
+    context: StepContext
+    open: Callable[[str], LLM]
+    teacher: str
+    seeds: Sequence[Row]
+    rows: int
+    sampling: Sampling
+    batch: int
+    texts: Mapping[str, Path] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    _tapes: dict[str, _Tape] = field(default_factory=dict)
+    _models: dict[str, LLM] = field(default_factory=dict)
+    _loaded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counts:
+        """Where every dropped or changed row is counted by its reason."""
+        return self.context.counts
+
+    def seed(self, *parts: object) -> int:
+        """A seed for one use of randomness, such as ("answer", round, row)."""
+        return step_seed(self.context.seed, self.scheme, *parts)
+
+    def text(self, name: str, **values: str) -> str:
+        """A prompt text with its ``{places}`` filled."""
+        if name not in self._loaded:
+            self._loaded[name] = prompts.load(name, self.texts)
+        return prompts.fill(self._loaded[name], **values)
+
+    def rows_of(self, ref: str) -> list[Row]:
+        """Rows of data that an option names."""
+        return self.context.rows(ref)
+
+    def llm(self, name: str) -> LLM:
+        """A model by its name in the recipe, opened once."""
+        if name not in self._models:
+            self._models[name] = self.open(name)
+        return self._models[name]
+
+    def close(self) -> None:
+        """Give back the memory of the models that were opened."""
+        for llm in self._models.values():
+            if (close := getattr(llm, "close", None)) is not None:
+                close()
+        self._models.clear()
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        self.context.progress.say(f"{self.context.name}: {text}")
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The beginning of a text, at most ``tokens`` of the teacher's tokens long.
+
+        Where the teacher's tokenizer cannot be had (a server), four characters count as one.
+        """
+        if len(text) <= tokens:  # a token is at least one character of ordinary text
+            return text
+        tokenizer: Any = getattr(self.llm(self.teacher), "tokenizer", None)
+        if tokenizer is None:
+            return text[: tokens * CHARACTERS_A_TOKEN].rstrip()
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens])).rstrip("\ufffd").rstrip()
+
+    def chat(
+        self, name: str, conversations: Sequence[Sequence[Turn]], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True
+    ) -> list[Completion]:
+        """Cleaned replies to conversations, in order, journalled under ``name`` batch by batch.
+
+        Further calls with one name go on in the same journal. model: default the teacher.
+        """
+        drawn = sampling or self.sampling
+        return self._replies(name, conversations, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).chat(part, drawn, s))
+
+    def complete(self, name: str, texts: Sequence[str], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True) -> list[Completion]:
+        """Cleaned continuations of raw texts; otherwise as ``chat``."""
+        drawn = sampling or self.sampling
+        return self._replies(name, texts, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).complete(part, drawn, s))
+
+    def begun(self, name: str, questions: Sequence[str], start: str, seeds: Sequence[int], sampling: Sampling, model: str) -> list[Completion]:
+        """Replies that go on after ``start``, as if the model had begun its answer with it.
+
+        Where a model's prompt cannot be written out (a chat server), the question itself has
+        to ask for that start; a reply that repeats it has it taken off.
+        """
+        llm = self.llm(model)
+        formatter: Any = getattr(llm, "formatter", None)
+        if formatter is not None:
+            # Raw completion puts the beginning-of-sequence token in front itself.
+            own = llm.tokenizer.bos_token if getattr(formatter, "adds_bos", False) else ""  # type: ignore[attr-defined]
+            texts = [formatter.prompt_text([Turn("user", question)]).removeprefix(own) + start for question in questions]
+            return self.complete(name, texts, seeds, sampling=sampling, model=model)
+        replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model)
+        head = re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE)
+        return [Completion(head.sub("", r.text, count=1) if head.match(r.text) else r.text, r.finish, r.prompt_tokens, r.tokens) for r in replies]
+
+    def _replies(self, name: str, items: Sequence[T], seeds: Sequence[int], sampling: Sampling, bar: bool, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]) -> list[Completion]:
+        tape = self._tapes.setdefault(name, _Tape(self.context.journal(f".resume-{name}")))
+        replies: list[Completion] = []
+        shown: AbstractContextManager[Any] = self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
+        with shown as line:
+            for first in range(0, len(items), self.batch):
+                part, part_seeds = items[first : first + self.batch], seeds[first : first + self.batch]
+                mark = digest([[[t.as_dict() for t in item] if not isinstance(item, str) else item for item in part], part_seeds, vars(sampling)])  # type: ignore[attr-defined]
+                rows = tape.journal.batch(tape.position, lambda part=part, s=part_seeds, mark=mark: self._asked(ask, part, s, mark))  # type: ignore[misc]
+                if len(rows) != len(part) or rows[0]["mark"] != mark:
+                    raise RunError(f"{tape.journal.path}: batch {tape.position} answers other prompts than the ones asked now; delete this step's work folder and run again")
+                tape.position += 1
+                replies += [self._reply(name, row) for row in rows]
+                if line is not None:
+                    line.advance(len(part))
+        return replies
+
+    def _asked(self, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]], part: Sequence[T], seeds: Sequence[int], mark: str) -> list[Row]:
+        begun = time.monotonic()
+        replies = ask(part, seeds)
+        assert len(replies) == len(part), "one reply a prompt"
+        seconds = (time.monotonic() - begun) / len(part)
+        return [
+            {"mark": mark, "text": r.text, "finish": r.finish, "prompt_tokens": r.prompt_tokens, "tokens": r.tokens, "seconds": round(seconds, 6)} for r in replies
+        ]
+
+    def _reply(self, name: str, row: Row) -> Completion:
+        self.prompt_tokens += row["prompt_tokens"]
+        self.tokens += row["tokens"]
+        self.seconds += row["seconds"]
+        text, markers = clean(row["text"])
+        if markers:
+            self.counts.add(f"{name}: special markers taken out")
+        if row["finish"] == "error":
+            self.counts.add(f"{name}: refused by the server")
+        return Completion(text, row["finish"], row["prompt_tokens"], row["tokens"])
+
+
+# Special tokens that servers and de-tokenisers let through. The bare <s>, </s> is also HTML,
+# so it goes only at the ends.
+_SPECIAL = re.compile(r"<\|[A-Za-z_][\w ]{0,30}\|>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<<?/?SYS>>?")
+_ENDS = re.compile(r"\A(?:</?s>\s*)+|(?<!\s)(?:\s*</?s>)+\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
+_LINE_ENDS = re.compile(r"\r\n?")
+
+
+def clean(text: str) -> tuple[str, int]:
+    """A reply without special tokens, control characters and outer white space, and how many special tokens it had."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = _CONTROL.sub("", _LINE_ENDS.sub("\n", text))
+    text, markers = _SPECIAL.subn("", text)
+    text, ends = _ENDS.subn("", text.strip())
+    return text.strip(), markers + ends
+
+
+def answered(work: Work, rows: Sequence[Row], replies: Sequence[Completion]) -> list[Row]:
+    """The rows with their answers; a row whose answer was refused or is empty is dropped and counted."""
+    kept: list[Row] = []
+    for row, reply in zip(rows, replies, strict=True):
+        if reply.finish == "error":
+            work.counts.add("dropped: answer refused by the server")
+        elif not reply.text:
+            work.counts.add("dropped: empty answer")
+        else:
+            kept.append({**row, "response": reply.text, "finish": reply.finish})
+    return kept
+
+
+def row_id(scheme: str, number: int) -> str:
+    """The id of a scheme's row; ``number`` counts from 1."""
+    return f"{scheme}-{number:05d}"
+
+
+def normal(text: str) -> str:
+    """A text as it is compared with others: without regard to case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotation marks that a teacher puts around the whole of it."""
+    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+        return text[1:-1].strip()
+    return text
+
+
+_QUOTES = {'"': '"', "'": "'", "“": "”", "`": "`"}
+
+
+def shares(wanted: int, weights: Mapping[str, float], available: Mapping[str, int]) -> dict[str, int]:
+    """``wanted`` split by weight (largest remainder), no name above what is available.
+
+    What one name cannot give goes to the others by their weights, and when all weighted
+    names are used up the split is short.
+    """
+    given = dict.fromkeys(weights, 0)
+    while (left := wanted - sum(given.values())) > 0:
+        open_ = {n: w for n, w in weights.items() if w > 0 and given[n] < available[n]}
+        if not open_:
+            break
+        total = sum(open_.values())
+        exact = {n: left * w / total for n, w in open_.items()}
+        parts = {n: math.floor(x) for n, x in exact.items()}
+        for n in sorted(open_, key=lambda n: parts[n] - exact[n])[: left - sum(parts.values())]:
+            parts[n] += 1
+        for n, more in parts.items():
+            given[n] = min(available[n], given[n] + more)
+    return given

@@ -1,0 +1,30 @@
+"""One module a verb. A stage reads other steps' folders and writes its own.
+
+``run(step, context)`` does the work and returns the numbers for the manifest. The version
+belongs to a step's key: raise it when the same settings would give other results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a verb's code is, and which results it makes."""
+
+    module: str
+    version: int
+
+
+STAGES: dict[str, Stage] = {
+    "generate": Stage("openbezoar.stages.generate", 1),
+    "filter": Stage("openbezoar.stages.filter", 1),
+    "sft": Stage("openbezoar.stages.sft", 1),
+    "merge": Stage("openbezoar.stages.merge", 1),
+    "dpo": Stage("openbezoar.stages.dpo", 1),
+    "evaluate": Stage("openbezoar.stages.evaluate", 1),
+    "mt_bench": Stage("openbezoar.stages.mt_bench", 1),
+    "report": Stage("openbezoar.stages.report", 1),
+    "release": Stage("openbezoar.stages.release", 1),
+}

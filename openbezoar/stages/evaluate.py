@@ -1,0 +1,209 @@
+"""``evaluate``: LM-Eval tasks, held-out losses and preference accuracies of several checkpoints.
+
+Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``:
+
+    {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}}},
+     "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high"}],
+     "loss_differences": [{"a", "b", "set", …}], "pair_differences": [{"a", "b", "set", …}]}
+
+``differences`` has an entry for each two neighbours of the recipe's list: ``difference`` is
+b's value less a's (b stands later), over the items that both were scored on, paired. Each
+checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a
+killed run goes on with the next checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote
+
+from openbezoar.chat import Formatter
+from openbezoar.context import StepContext
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.harness.run import Result, quiet, score
+from openbezoar.harness.tasks import Benchmark, open_benchmarks
+from openbezoar.judging.statistics import mean_interval, paired_difference, proportion_interval
+from openbezoar.recipe import DataRef, Evaluate, ServerModel
+from openbezoar.records import Example, Pair, Turn
+from openbezoar.runs import step_seed, write_json
+
+
+def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
+    """Score every checkpoint and compare neighbours; the numbers are a compact table."""
+    names = list(dict.fromkeys(step.evaluate))
+    for name in names:
+        if isinstance(context.model_spec(name), ServerModel):
+            raise RecipeError(f"evaluate: '{name}' is behind a server, which gives no log-probabilities; name a local model")
+    examples, pairs = _first(step.losses, context.examples, step.loss_rows), _first(step.pairs, context.pairs, step.loss_rows)
+    benchmarks = _benchmarks(step, context)
+    checkpoints: dict[str, Any] = {}
+    for name in names:
+        kept = context.out / f".resume-{quote(name, safe='')}.json"
+        if not kept.is_file():
+            write_json(kept, _checkpoint(name, step, context, benchmarks, examples, pairs))
+        checkpoints[name] = json.loads(kept.read_text(encoding="utf-8"))
+    _count(checkpoints, context)
+    scores = {"checkpoints": checkpoints, **_compare(checkpoints, context.seed)}
+    write_json(context.out / "scores.json", scores)
+    return _numbers(scores)
+
+
+def _first(refs: Mapping[str, DataRef], read: Callable[[DataRef], Sequence[Any]], n: int) -> dict[str, list[Any]]:
+    return {name: list(read(ref))[:n] for name, ref in refs.items()}
+
+
+def _benchmarks(step: Evaluate, context: StepContext) -> list[Benchmark]:
+    """All tasks, opened before the first model is loaded, so that a mistake shows at once."""
+    if not step.tasks:
+        return []
+    data = context.path(step.data) if step.data is not None else None
+    with quiet():
+        return open_benchmarks(step.tasks, data, context.path, step.fewshot, step.limit)
+
+
+def _checkpoint(
+    name: str, step: Evaluate, context: StepContext, benchmarks: Sequence[Benchmark], examples: Mapping[str, Sequence[Example]], pairs: Mapping[str, Sequence[Pair]]
+) -> dict[str, Any]:
+    """Everything about one checkpoint; its memory is free again afterwards."""
+    from openbezoar.forest import Scorer
+    from openbezoar.training.load import free, load_for_inference
+
+    checkpoint = context.checkpoint(name)
+    context.progress.say(f"  {name}: loading")
+    model, tokenizer = load_for_inference(checkpoint)
+    try:
+        results: dict[str, Any] = {"tasks": score(model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens)}
+        answers: Answers | None = None
+        if examples or pairs:
+            answers = Answers(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), Scorer(model, step.tokens), _window(model, tokenizer), context)
+        results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
+        results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
+    finally:
+        del model
+        answers = None
+        free()
+    return results
+
+
+def _window(model: Any, tokenizer: Any) -> int:
+    from lm_eval.models.utils import resolve_max_length
+
+    return int(resolve_max_length(model.config, tokenizer))
+
+
+class Answers:
+    """Log-probabilities of answers, each in the checkpoint's own prompt format."""
+
+    def __init__(self, formatter: Formatter, scorer: Any, window: int, context: StepContext) -> None:
+        self.formatter, self.scorer, self.window, self.context = formatter, scorer, window, context
+
+    def logprobs(self, label: str, rows: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[list[tuple[float, int]] | None]:
+        """For each prompt with its answers the (sum, tokens) of each answer, end of turn included.
+
+        None for a row that does not fit the model's window, or of which an answer has no token.
+        """
+        from openbezoar.forest import Path as TokenPath
+
+        trees: dict[int, tuple[TokenPath, ...]] = {}
+        for number, (turns, answers) in enumerate(rows):
+            prompt = self.formatter.prompt_ids(turns)
+            paths = tuple(TokenPath.of(prompt, self.formatter.answer_ids(turns, answer, prompt)) for answer in answers)
+            if all(path.n_scored and len(path.ids) <= self.window for path in paths):
+                trees[number] = paths
+        with self.context.progress.bar(label, len(trees), "rows") as bar:
+            scores = self.scorer.logprobs(list(trees.values()), done=bar.advance)
+        found: list[list[tuple[float, int]] | None] = [None] * len(rows)
+        for number, tree in zip(trees, scores, strict=True):
+            found[number] = [(float(path.double().sum()), len(path)) for path in tree]
+        return found
+
+
+def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Result:
+    """Mean loss of an answer's token given its prompt, in nats: {value, low, high, n, tokens, unscored, items}.
+
+    Every token counts alike, as in training. ``items`` has a number for each row, None for
+    an unscored one; their mean is the value, and they spread as the value does from one
+    sample of rows to another (the linearised ratio of summed losses to tokens), so that
+    intervals and paired differences can be taken over rows.
+    """
+    found = answers.logprobs(label, [(row.prompt, [row.answer]) for row in rows])
+    scored = [row[0] for row in found if row is not None]
+    if not scored:
+        raise DataError(f"losses.{label}: none of {len(rows)} rows fits the model's window of {answers.window} tokens; give shorter rows")
+    tokens = sum(n for _, n in scored)
+    value = -sum(total for total, _ in scored) / tokens
+    share = tokens / len(scored)
+    items = [None if row is None else value + (-row[0][0] - value * row[0][1]) / share for row in found]
+    _, low, high = mean_interval([item for item in items if item is not None], step_seed(answers.context.seed, "loss", label))
+    return {"value": value, "low": low, "high": high, "n": len(scored), "tokens": tokens, "unscored": len(rows) - len(scored), "items": items}
+
+
+def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
+    """Share of pairs whose chosen answer is the likelier one, by the sum and by the mean over its tokens.
+
+    {accuracy: {value, low, high}, normalised: {value, low, high}, n, identical, unscored,
+    items}; pairs of two identical answers prefer nothing and are left out. ``items`` is by
+    the sum.
+    """
+    found = answers.logprobs(label, [(row.prompt, [row.chosen, row.rejected]) for row in rows])
+    same = [row.chosen == row.rejected for row in rows]
+    # A pair left out has None in its place, so that places stay the same for all checkpoints.
+    used = [None if pair is None or twin else pair for pair, twin in zip(found, same, strict=True)]
+    by_sum = [None if pair is None else int(pair[0][0] > pair[1][0]) for pair in used]
+    by_mean = [int(pair[0][0] / pair[0][1] > pair[1][0] / pair[1][1]) for pair in used if pair is not None]
+    if not by_mean:
+        raise DataError(f"pairs.{label}: none of {len(rows)} pairs can be scored ({sum(same)} have identical answers, the rest exceed {answers.window} tokens); give other pairs")
+    sums = [item for item in by_sum if item is not None]
+    unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
+    return {"accuracy": _share(sums), "n": len(sums), "normalised": _share(by_mean), "identical": sum(same), "unscored": unscored, "items": by_sum}
+
+
+def _share(hits: Sequence[int]) -> Result:
+    low, high = proportion_interval(sum(hits), len(hits))
+    return {"value": sum(hits) / len(hits), "low": low, "high": high}
+
+
+def _count(checkpoints: Mapping[str, Any], context: StepContext) -> None:
+    """What was cut or left out, by reason."""
+    for name, found in checkpoints.items():
+        for task, result in found["tasks"].items():
+            if result["truncated"]:
+                context.counts.add(f"{name}, {task}: prompts cut to the model's window", result["truncated"])
+        for kind in ("losses", "pairs"):
+            for key, result in found[kind].items():
+                if result["unscored"]:
+                    context.counts.add(f"{name}, {kind} {key}: too long for the model's window, or empty", result["unscored"])
+                if result.get("identical"):
+                    context.counts.add(f"{name}, {kind} {key}: chosen and rejected are identical", result["identical"])
+
+
+def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result]]:
+    """Paired differences, b less a, between neighbours."""
+    kinds = (("differences", "tasks", "task"), ("loss_differences", "losses", "set"), ("pair_differences", "pairs", "set"))
+    found: dict[str, list[Result]] = {key: [] for key, _, _ in kinds}
+    for a, b in pairwise(checkpoints):
+        for key, kind, word in kinds:
+            for name, first in checkpoints[a][kind].items():
+                second = checkpoints[b][kind][name]
+                both = [(x, y) for x, y in zip(first["items"], second["items"], strict=True) if x is not None and y is not None]
+                if not both:
+                    continue
+                difference, low, high = paired_difference([y for _, y in both], [x for x, _ in both], step_seed(seed, "difference", a, b, kind, name))
+                found[key].append({"a": a, "b": b, word: name, **({"metric": first["main"]} if kind == "tasks" else {}), "n": len(both), "difference": difference, "low": low, "high": high})
+    return found
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """{checkpoint: {task or set: main value}} and one line of words."""
+    table: dict[str, dict[str, float]] = {}
+    for name, found in scores["checkpoints"].items():
+        row = {task: result["metrics"][result["main"]]["value"] for task, result in found["tasks"].items()}
+        row |= {f"loss {key}": result["value"] for key, result in found["losses"].items()}
+        row |= {f"pairs {key}": result["accuracy"]["value"] for key, result in found["pairs"].items()}
+        table[name] = {key: round(value, 4) for key, value in row.items()}
+    first, last = next(iter(table)), next(reversed(table))
+    moves = [f"{key} {table[first][key]:.3f} → {value:.3f}" if first != last else f"{key} {value:.3f}" for key, value in table[last].items()]
+    return {"table": table, "summary": f"{first} → {last}: " * (first != last) + ", ".join(moves)}

@@ -1,0 +1,1 @@
+"""Quantised loading, adapters, the loop, losses, checkpoints."""

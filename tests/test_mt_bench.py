@@ -1,0 +1,352 @@
+"""MT-Bench: two turns, the judge's prompts, unscored turns, scores worked out by hand."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openbezoar.context import StepContext
+from openbezoar.errors import DataError
+from openbezoar.judging.scores import answer_numbers, score_table, summary_line
+from openbezoar.llm import Completion, Sampling
+from openbezoar.progress import PlainProgress
+from openbezoar.recipe import MtBench, parse
+from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
+from openbezoar.runs import RunFolder
+from openbezoar.stages import mt_bench as stage
+
+Talk = Sequence[Turn]
+
+
+class Scripted:
+    """An LLM that answers by a function of the conversation, and remembers every call."""
+
+    def __init__(self, name: str, reply: Callable[[Talk], str | Completion] | None = None, logprobs: Callable[[Talk], list[float]] | None = None) -> None:
+        self.name, self.reply, self.logprobs = name, reply, logprobs
+        self.calls: list[tuple[tuple[Turn, ...], Sampling, int]] = []
+        self.prefix = ""
+
+    def chat(self, conversations: Sequence[Talk], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        assert self.reply and len(conversations) == len(seeds) > 0
+        answers = []
+        for talk, seed in zip(conversations, seeds, strict=True):
+            self.calls.append((tuple(talk), sampling, seed))
+            answer = self.reply(talk)
+            answers.append(answer if isinstance(answer, Completion) else Completion(answer, "stop", 10, len(answer.split())))
+        return answers
+
+    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        raise AssertionError("MT-Bench does not complete raw texts")
+
+    def choice_logprobs(self, conversations: Sequence[Talk], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+        assert self.logprobs and list(choices) == [f"{n}]]" for n in range(1, 11)]
+        self.prefix = prefix
+        return [self.logprobs(c) for c in conversations]
+
+
+QUESTIONS: list[Row] = [
+    {"question_id": 1, "category": "writing", "turns": ["Q1 first", "Q1 second"], "reference": None},
+    {"question_id": 2, "category": "math", "turns": ["Q2 first", "Q2 second"], "reference": ["R2 one", "R2 two"]},
+    {"question_id": 3, "category": "coding", "turns": ["Q3 first", "Q3 second"], "reference": ["note", "note"], "reference_gpt4": ["R3 one", "R3 two"]},
+    {"question_id": 4, "category": "stem", "turns": ["Q4 first", "Q4 second"], "reference": ["R4 one", "R4 two"]},
+    {"question_id": 5, "category": "reasoning", "turns": ["Q5 first", "Q5 second"], "reference": "R5 only"},
+    {"question_id": 6, "category": "cooking", "turns": ["Q6 first", "Q6 second"]},
+]
+
+
+def answer(model: str) -> Callable[[Talk], str]:
+    return lambda talk: f"{model} on {talk[-1].content}"
+
+
+def grade(talk: Talk) -> str:
+    """Model 'weak' gets 3, model 'strong' gets 8; one more on the second turn."""
+    text = talk[-1].content
+    return f"Fair. Rating: [[{(8 if 'strong on' in text else 3) + ('<second_answer>' in text)}]]"
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
+    def run(
+        llms: dict[str, Scripted], questions: list[Row] = QUESTIONS, opened: list[str] | None = None, **settings: Any
+    ) -> tuple[dict[str, Any], StepContext]:
+        write_jsonl(tmp_path / "questions.jsonl", questions)
+        names = [n for n in llms if n != "judge"]
+        tree = {
+            "name": "t",
+            "models": dict.fromkeys(llms, "x"),
+            "steps": {"mt": {"mt_bench": names, "questions": "questions.jsonl", "judge": "judge", **settings}},
+        }
+        recipe = parse(tree, "t.yaml")
+
+        def open_llm(name: str, context: StepContext) -> Scripted:
+            if opened is not None:
+                opened.append(name)
+            return llms[name]
+
+        monkeypatch.setattr(stage, "open_llm", open_llm)
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        context = StepContext("mt", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("mt",))
+        step = recipe.steps["mt"]
+        assert isinstance(step, MtBench)
+        return stage.run(step, context), context
+
+    return run
+
+
+def written(context: StepContext, name: str) -> list[Row]:
+    return list(read_jsonl(context.out / f"{name}.jsonl"))
+
+
+def two_models() -> dict[str, Scripted]:
+    return {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", answer("strong")), "judge": Scripted("judge", grade)}
+
+
+# ------------------------------------------------------------------------------ answers
+
+
+def test_each_question_is_answered_in_two_turns_and_the_second_sees_the_first(bench: Any) -> None:
+    llms = two_models()
+    _, context = bench(llms)
+    talks = [talk for talk, _, _ in llms["weak"].calls]
+    assert (Turn("user", "Q1 first"),) in talks
+    assert (Turn("user", "Q1 first"), Turn("assistant", "weak on Q1 first"), Turn("user", "Q1 second")) in talks
+    rows = written(context, "answers")
+    assert [(r["model"], r["question_id"]) for r in rows] == [(m, q) for m in ("weak", "strong") for q in range(1, 7)]
+    assert rows[0] == {
+        "model": "weak",
+        "question_id": 1,
+        "category": "writing",
+        "turns": ["weak on Q1 first", "weak on Q1 second"],
+        "finish": ["stop", "stop"],
+        "tokens": [4, 4],
+    }
+
+
+def test_the_category_sets_the_temperature_of_both_turns(bench: Any) -> None:
+    llms = two_models()
+    bench(llms, max_new_tokens=99)
+    found = {(talk[-1].content, s.temperature, s.max_new_tokens) for talk, s, _ in llms["weak"].calls}
+    expected = {"Q1": 0.7, "Q2": 0.0, "Q3": 0.0, "Q4": 0.1, "Q5": 0.0, "Q6": 0.7}
+    assert found == {(f"{q} {turn}", t, 99) for q, t in expected.items() for turn in ("first", "second")}
+    assert all(s.temperature == 0 and s.max_new_tokens == 512 for _, s, _ in llms["judge"].calls)
+
+
+def test_seeds_differ_by_question_and_turn_and_do_not_depend_on_the_batch(bench: Any, tmp_path: Path) -> None:
+    seeds = []
+    for batch in (1, 4):
+        for file in (tmp_path / "out").glob(".*"):
+            file.unlink()
+        llms = two_models()
+        bench(llms, batch=batch)
+        seeds.append({talk[-1].content: seed for talk, _, seed in llms["weak"].calls})
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0].values())) == 12
+
+
+# ---------------------------------------------------------------------- what is judged
+
+
+def judged(llms: dict[str, Scripted], *marks: str) -> str:
+    (found,) = (talk[-1].content for talk, _, _ in llms["judge"].calls if all(m in talk[-1].content for m in ("weak on", *marks)))
+    return found
+
+
+def test_the_second_turns_prompt_shows_the_whole_conversation(bench: Any) -> None:
+    llms = two_models()
+    bench(llms)
+    text = judged(llms, "weak on Q1 second")
+    places = [text.index(t) for t in ("Q1 first", "weak on Q1 first", "Q1 second\n", "weak on Q1 second")]
+    assert places == sorted(places)
+    assert "Q1 second" not in judged(llms, "<answer>\nweak on Q1 first")
+
+
+def test_references_are_shown_for_math_coding_and_reasoning_and_gpt4s_go_first(bench: Any) -> None:
+    llms = two_models()
+    bench(llms)
+    assert "R2 one" in judged(llms, "<answer>\nweak on Q2 first")
+    second = judged(llms, "weak on Q2 second")
+    assert "R2 one" in second
+    assert "R2 two" in second
+    assert "R3 two" in judged(llms, "weak on Q3 second")
+    everything = " ".join(talk[-1].content for talk, _, _ in llms["judge"].calls)
+    assert "note" not in everything
+    assert "R4 one" not in everything
+    assert "R5 only" in judged(llms, "<answer>\nweak on Q5 first")
+    assert "reference" not in judged(llms, "weak on Q5 second")
+
+
+@pytest.mark.parametrize("name", stage.PROMPTS)
+def test_every_judge_prompt_asks_for_the_rating_in_double_brackets(name: str) -> None:
+    from openbezoar.prompts import load
+
+    text = load(name, {})
+    assert '"[[rating]]"' in text
+    assert "Rating: [[5]]" in text
+    assert set(re.findall(r"\{(\w+)\}", text)) == set(stage.PROMPTS[name])
+
+
+# -------------------------------------------------------------------- ratings and scores
+
+
+def test_scores_by_hand(bench: Any) -> None:
+    numbers, context = bench(two_models())
+    weak, strong = numbers["models"]["weak"], numbers["models"]["strong"]
+    assert weak["score"] == {"mean": 3.5, "low": 3.5, "high": 3.5, "n": 6}
+    assert (weak["n"], weak["unscored"], weak["questions"]) == (12, 0, 6)
+    assert {t: g["mean"] for t, g in strong["by_turn"].items()} == {"1": 8.0, "2": 9.0}
+    assert strong["by_category"]["math"] == {"mean": 8.5, "low": 8.5, "high": 8.5, "n": 1}
+    assert weak["difference"] is None
+    assert strong["difference"] == {"to": "weak", "mean": 5.0, "low": 5.0, "high": 5.0, "n": 6}
+    assert numbers["summary"] == "weak 3.50 (3.50 to 3.50), strong 8.50 (8.50 to 8.50); 0 of 24 turns unscored"
+    saved = json.loads((context.out / "scores.json").read_text())
+    assert saved["models"] == numbers["models"]
+    assert (saved["judge"], saved["mode"], saved["questions"]) == ("judge", "text", 6)
+    first = written(context, "judgments")[0]
+    assert first == {
+        "model": "weak",
+        "question_id": 1,
+        "category": "writing",
+        "turn": 1,
+        "mode": "text",
+        "judgment": "Fair. Rating: [[3]]",
+        "rating": 3.0,
+        "unscored": None,
+    }
+
+
+def test_a_turn_without_a_rating_is_left_out_and_counted(bench: Any) -> None:
+    def reply(talk: Talk) -> str | Completion:
+        text = talk[-1].content
+        if "Q1 second" in text:
+            return "Excellent!"
+        if "Q2 second" in text:
+            return Completion("It is", "length", 9, 9)
+        return Completion("", "error", 0, 0) if "Q3" in text else "[[4]]"
+
+    llms = {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", reply)}
+    numbers, context = bench(llms)
+    weak = numbers["models"]["weak"]
+    assert (weak["n"], weak["unscored"], weak["questions"]) == (8, 4, 5)
+    assert weak["score"]["mean"] == 4.0
+    assert "coding" in weak["by_category"]
+    assert weak["by_category"]["coding"] == {"mean": None, "low": None, "high": None, "n": 0}
+    assert context.counts.by_reason == {"unscored_unparsable": 1, "unscored_cut_off": 1, "unscored_judge_error": 2}
+
+
+def test_answers_that_never_came_are_unscored_and_not_shown_to_the_judge(bench: Any) -> None:
+    def reply(talk: Talk) -> str | Completion:
+        lost = talk[-1].content in ("Q1 first", "Q2 second")
+        return Completion("", "error", 0, 0) if lost else f"weak on {talk[-1].content}"
+
+    llms = {"weak": Scripted("weak", reply), "judge": Scripted("judge", grade)}
+    numbers, context = bench(llms, batch=1)
+    lost = [(j["question_id"], j["turn"]) for j in written(context, "judgments") if j["unscored"] == "answer_error"]
+    assert lost == [(1, 1), (1, 2), (2, 2)]
+    assert len(llms["judge"].calls) == 9
+    assert numbers["models"]["weak"]["answers"]["errors"] == 3
+    assert context.counts.by_reason == {"unscored_answer_error": 3}
+
+
+def test_a_judge_without_a_single_rating_gives_no_score(bench: Any) -> None:
+    llms = {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", answer("strong")), "judge": Scripted("judge", lambda _: "Nice.")}
+    numbers, _ = bench(llms)
+    assert numbers["models"]["weak"]["score"]["mean"] is None
+    assert numbers["models"]["strong"]["difference"] == {"to": "weak", "mean": None, "low": None, "high": None, "n": 0}
+    assert numbers["summary"] == "weak unscored, strong unscored; 24 of 24 turns unscored"
+
+
+def test_the_probability_mode_rates_by_the_expected_rating(bench: Any) -> None:
+    def logprobs(talk: Talk) -> list[float]:
+        return [math.log(0.5) if n in (7, 8) else -math.inf for n in range(1, 11)] if "Q1" in talk[-1].content else [-math.inf] * 10
+
+    llms = {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", logprobs=logprobs)}
+    numbers, context = bench(llms, mode="probability")
+    assert llms["judge"].prefix == "Rating: [["
+    assert [j["rating"] for j in written(context, "judgments")][:3] == [pytest.approx(7.5), pytest.approx(7.5), None]
+    assert (numbers["models"]["weak"]["n"], numbers["models"]["weak"]["unscored"]) == (2, 10)
+
+
+def test_models_are_opened_one_after_another_and_a_rerun_opens_none(bench: Any) -> None:
+    opened: list[str] = []
+    first, _ = bench(two_models(), opened=opened)
+    assert opened == ["weak", "strong", "judge"]
+    again, _ = bench(two_models(), opened=opened)
+    assert opened == ["weak", "strong", "judge"]
+    assert again == first
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(bench: Any, tmp_path: Path) -> None:
+    class Kill(Exception):
+        pass
+
+    def dies(talk: Talk) -> str:
+        if "strong on Q4" in talk[-1].content:
+            raise Kill
+        return grade(talk)
+
+    with pytest.raises(Kill):
+        bench({**two_models(), "judge": Scripted("judge", dies)}, batch=2)
+    opened: list[str] = []
+    resumed, _ = bench(two_models(), batch=2, opened=opened)
+    assert opened == ["judge"]
+    for file in (tmp_path / "out").iterdir():
+        file.unlink()
+    assert bench(two_models(), batch=2)[0] == resumed
+
+
+# ------------------------------------------------------------------------------ figures
+
+
+def judgment(model: str, question: int, turn: int, rating: float | None) -> Row:
+    return {"model": model, "question_id": question, "category": "math", "turn": turn, "rating": rating}
+
+
+def test_a_question_counts_once_however_many_of_its_turns_are_rated() -> None:
+    rows = [judgment("m", 1, 1, 2.0), judgment("m", 1, 2, 4.0), judgment("m", 2, 1, 9.0), judgment("m", 2, 2, None)]
+    table = score_table(["m"], [], rows, seed=1)
+    assert table["m"]["score"]["mean"] == (3 + 9) / 2
+    assert (table["m"]["n"], table["m"]["unscored"]) == (3, 1)
+
+
+def test_the_difference_is_over_the_questions_that_both_models_have() -> None:
+    rows = [judgment("a", 1, 1, 2.0), judgment("a", 2, 1, 9.0), judgment("b", 1, 1, 5.0), judgment("b", 3, 1, 1.0), judgment("c", 1, 1, 4.0)]
+    table = score_table(["a", "b", "c"], [], rows, seed=1)
+    assert table["b"]["difference"] == {"to": "a", "mean": 3.0, "low": 3.0, "high": 3.0, "n": 1}
+    assert table["c"]["difference"] == {"to": "b", "mean": -1.0, "low": -1.0, "high": -1.0, "n": 1}
+    assert summary_line(table).endswith("; 0 of 5 turns unscored")
+
+
+def test_the_look_of_answers_by_hand() -> None:
+    loop = "on and on and " * 9
+    rows = [
+        {"turns": ["fine", ""], "finish": ["stop", "stop"], "tokens": [2, 1]},
+        {"turns": [loop, ""], "finish": ["length", "error"], "tokens": [27, 0]},
+    ]
+    assert answer_numbers(rows) == {"turns": 4, "errors": 1, "empty": 1, "ended": 2 / 3, "degenerate": 1 / 3, "mean_tokens": 10.0}
+    assert answer_numbers([])["ended"] is None
+
+
+# ----------------------------------------------------------------------- users' mistakes
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question_id": 1, "turns": ["one"]}, "row 1: 'turns' is not a list of two texts"),
+        ({"question_id": 1, "turns": ["one", " "]}, "'turns' is not a list of two texts"),
+        ({"turns": ["one", "two"]}, "row 1: no 'question_id'"),
+    ],
+)
+def test_a_bad_question_is_named(row: Row, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        stage.read_questions([row])
+
+
+def test_an_id_met_twice_is_an_error() -> None:
+    with pytest.raises(DataError, match="question_id 0 occurs 2 times"):
+        stage.read_questions([{"question_id": 0, "turns": ["a", "b"]}] * 2)
