@@ -97,7 +97,7 @@ def _inputs(recipe: Recipe, path: Path, name: str) -> tuple[str, ...]:
         if other in recipe.steps:
             _check_verb(recipe, path, name, key, other)
             found[other] = None
-        elif kind == "model" and other not in recipe.models:
+        elif kind == "model" and (other not in recipe.models or key in ("merge", "release")):
             raise _unknown(recipe, path, name, key, other)
         elif kind == "data":
             _data_file(recipe, path, name, key, other)
@@ -128,6 +128,8 @@ def _unknown(recipe: Recipe, path: Path, name: str, key: str, other: str) -> Rec
     import difflib
 
     close = difflib.get_close_matches(other, [*recipe.steps, *recipe.models], n=1)
+    if other in recipe.models:
+        return RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a model as it came; name a step that trained one")
     hint = f"did you mean '{close[0]}'?" if close else f"models: {', '.join(recipe.models)}; steps: {', '.join(recipe.steps)}"
     return RecipeError(f"{path}: steps.{name}.{key}: no step or model '{other}'; {hint}")
 

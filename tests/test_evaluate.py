@@ -69,7 +69,7 @@ def save_model(folder: Path, seed: int, window: int) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe's folder with models, task rows and data rows."""
     folder = tmp_path_factory.mktemp("place")
-    for name, seed, window in (("one", 1, 512), ("two", 2, 512), ("narrow", 1, 100)):
+    for name, seed, window in (("one", 1, 512), ("two", 2, 512), ("narrow", 1, 64)):
         save_model(folder / name, seed, window)
     (folder / "tasks").mkdir()
     for name, rows in (("tasks/arc_easy", QUESTIONS), ("answers", ANSWERS), ("pairs", PAIRS)):

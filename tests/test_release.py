@@ -159,7 +159,7 @@ def test_what_the_tokenizer_returns_goes_into_generate_unchanged(finished: Finis
 def test_weights_are_the_merge_steps_bytes_with_their_hash(finished: Finished) -> None:
     numbers, out = finished.release()
     mine, theirs = out / "DPO/model.safetensors", finished.run / "DPO/model/model.safetensors"
-    assert mine.read_bytes() == theirs.read_bytes() and os.path.samefile(mine, theirs)
+    assert mine.read_bytes() == theirs.read_bytes() and mine.samefile(theirs)
     told = numbers["models"]["DPO"]
     assert told["sha256"] == {"model.safetensors": file_digest(theirs)} and told["bytes"] == theirs.stat().st_size and told["path"] == "release/DPO"
     assert file_digest(theirs) in (out / "DPO/README.md").read_text()
@@ -171,7 +171,7 @@ def test_weights_are_copied_where_links_cannot_be_made(finished: Finished, monke
 
     monkeypatch.setattr(os, "link", refuse)
     _, out = finished.release()
-    assert not os.path.samefile(out / "DPO/model.safetensors", finished.run / "DPO/model/model.safetensors")
+    assert not (out / "DPO/model.safetensors").samefile(finished.run / "DPO/model/model.safetensors")
 
 
 def test_the_model_card_has_metadata_scores_and_measured_faults(finished: Finished) -> None:

@@ -43,11 +43,13 @@ class Scripted:
         self.name, self.say, self.die_after = "fake", say, die_after
         self.asked: list[tuple[Turn, ...]] = []
         self.calls = 0
+        self.temperatures: list[float] = []
 
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         if self.die_after is not None and self.calls >= self.die_after:
             raise Killed
         self.calls += 1
+        self.temperatures.append(sampling.temperature)
         self.asked += [tuple(c) for c in conversations]
         return [self._one(c, seed) for c, seed in zip(conversations, seeds, strict=True)]
 
@@ -417,7 +419,9 @@ def test_the_equality_judge_is_asked_up_to_six_times_and_only_about_what_passed_
         return '"the two prompts are" not equal'
 
     teacher = Scripted(lambda system, user, seed: "" if "Name 3" in user else evol_teacher(system, user, seed))
-    rows = bench.run(teacher, judge=Scripted(judge), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:5]), rows=5, retry_rounds=0, equality_judge="judge")
+    judged = Scripted(judge)
+    rows = bench.run(teacher, judge=judged, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:5]), rows=5, retry_rounds=0, temperature=0, equality_judge="judge")
+    assert judged.temperatures == [0.0] + [0.7] * 5  # greedy again would bring the same reply again
     assert asked == {"0": 1, "1": 6, "2": 6, "4": 1}
     assert [r["seed_id"] for r in rows] == ["s2", "s4"]
     assert bench.counts["evolution failed: rule 1, no information gained"] == 1

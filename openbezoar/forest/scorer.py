@@ -89,7 +89,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int = 64 << 20) -> None:
         self.model, self.tokens = model, tokens
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.trunk: nn.Module = base.model  # type: ignore[assignment]
         head = base.get_output_embeddings()  # type: ignore[operator]
         if type(head) is not nn.Linear:
@@ -140,7 +140,7 @@ class Scorer:
         hidden = self.trunk(input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False).last_hidden_state
         picked = hidden[torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)]
         likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)
-        scores = _SelectedLogProb.apply(picked, self.head.weight, self.head.bias, torch.tensor(targets, device=self.device), self.scale, self.cap, self.chunk, likeliest)
+        scores = _SelectedLogProb.apply(picked, self.head.weight, self.head.bias, torch.tensor(targets, device=self.device), self.scale, self.cap, self.chunk, likeliest)  # type: ignore[no-untyped-call]
         if greedy is not None and likeliest is not None:
             greedy.extend(likeliest.split(counts))  # type: ignore[no-untyped-call]
         return list(scores.split(counts))  # type: ignore[no-untyped-call]

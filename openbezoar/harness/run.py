@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from openbezoar.errors import missing_extra
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.statistics import mean_interval, proportion_interval
 from openbezoar.progress import PlainProgress, Progress
@@ -64,9 +65,12 @@ def score_reference(
 @contextmanager
 def quiet() -> Iterator[None]:
     """lm-eval, datasets and transformers say nothing below an error, and draw no bars."""
-    import datasets
-    import lm_eval.api.task
-    from transformers.utils import logging as hf_logging
+    try:
+        import datasets
+        import lm_eval.api.task
+        from transformers.utils import logging as hf_logging
+    except ImportError:
+        raise missing_extra("lm_eval", "evaluate") from None
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]

@@ -100,7 +100,7 @@ def _environment(facts: RunFacts) -> Section:
         blocks.append(Grid(Table(("model", "reference", "dtype", "licence"), rows)))
     files: dict[str, str] = {}
     for step in facts.steps.values():
-        files |= {str(k): str(v) for k, v in (step.parts.get("files") or {}).items()}
+        files |= {Path(k).name if Path(k).is_absolute() else str(k): str(v) for k, v in (step.parts.get("files") or {}).items()}
     if files:
         blocks.append(Grid(Table(("file read", "SHA-256"), tuple((name, digest) for name, digest in sorted(files.items())))))
     return Section("Environment, models and files", tuple(blocks))

@@ -45,7 +45,7 @@ def training_table(steps: Sequence[StepFacts]) -> Table:
             )
         )
     headers = ("step", "on top of", "rows", "optimiser steps", "held-out loss before → after", "tokens", "tokens/s", "end of answer trained", "rows counted by reason")
-    return Table(headers, tuple(rows), "Held-out rows were not trained on. The loss of a dpo step is the preference loss, that of an sft step the mean per answer token in nats.")
+    return Table(headers, tuple(rows), "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean per answer token in nats.")
 
 
 def settings_table(steps: Sequence[StepFacts]) -> Table:
@@ -58,7 +58,8 @@ def settings_table(steps: Sequence[StepFacts]) -> Table:
         schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
         kind = s.get("adapter", "new")
         rows.append((step.name, *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")), schedule, f"{kind}: {adapter}", str(s.get("quantize", NOTHING)), str(s.get("max_length", NOTHING))))
-    return Table(("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"), tuple(rows))
+    note = "'continue' goes on with the adapter of the sft step below, and starts a new one on a model that has none."
+    return Table(("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"), tuple(rows), note)
 
 
 def preference_table(steps: Sequence[StepFacts]) -> Table:

@@ -89,9 +89,8 @@ def _checkpoint(
 
 
 def _window(model: Any, tokenizer: Any) -> int:
-    from lm_eval.models.utils import resolve_max_length
-
-    return int(resolve_max_length(model.config, tokenizer))
+    """Most tokens that the model reads."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
 class Answers:

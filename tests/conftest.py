@@ -1,0 +1,82 @@
+"""What many tests share: a tiny random model on disk, recipes in a folder, and a clean environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+TEXT = [
+    "### System:\nBelow is an instruction.\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue is a colour of the sky.",
+    "What is the capital of France? The capital of France is Paris, a city on the river Seine.",
+    "Write a short poem about the sea and the wind, and say why you like it.",
+    "Numbers: 0 1 2 3 4 5 6 7 8 9 10. Rating: [[8]] Yes, no, perhaps.",
+]
+
+
+def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool = False) -> Path:
+    """A random two-layer model with a byte-level tokenizer, in transformers' format."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<pad>"]
+    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast.chat_template = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    shape = {"vocab_size": len(fast), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config: Any
+    if kind == "gemma3":
+        config = Gemma3TextConfig(**shape, **ids, head_dim=16, sliding_window=16, query_pre_attn_scalar=16, final_logit_softcapping=20.0)
+    else:
+        config = LlamaConfig(**shape, **ids, tie_word_embeddings=False)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama model."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Gemma 3 model with a soft cap, a sliding window and a BOS token."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-gemma"), kind="gemma3", bos=True)
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
+    """Writes a recipe and its data into a temporary folder; steps are given as a mapping."""
+
+    def write(steps: dict[str, Any], **top: Any) -> Path:
+        rows = [{"id": f"r{i}", "instruction": f"Say the number {i}.", "context": "", "response": f"The number is {i}, as you asked."} for i in range(24)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        pairs = [
+            {"id": f"p{i}", "subset": "helpful", "chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}, gladly.", "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No way."} for i in range(20)
+        ]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+        recipe = {"name": "t", "seed": 1, "models": {"base": {"model": str(tiny), "dtype": "float32"}}, **top, "steps": steps}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+        return tmp_path / "recipe.yaml"
+
+    return write
+
+
+FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3}

@@ -1,0 +1,76 @@
+"""The local model's sampler: greedy parity with transformers, row seeds, stop strings, exact top-p."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openbezoar.llm import Sampling
+from openbezoar.llm.local import Local, pick
+from openbezoar.models import Checkpoint
+from openbezoar.recipe import PromptSpec
+from openbezoar.records import Turn
+
+PROMPTS = ["What is the capital", "Write a short poem about the sea and the wind, and", "Numbers: 0 1 2"]
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny_gemma"])
+def local(request: pytest.FixtureRequest) -> Local:
+    folder: Path = request.getfixturevalue(request.param)
+    return Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))
+
+
+def test_greedy_answers_equal_generate_token_for_token(local: Local) -> None:
+    ours = local.complete(PROMPTS, Sampling(20), [0, 0, 0])
+    for prompt, answer in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([local.tokenizer(prompt).input_ids])
+        theirs = local.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+        assert answer.text == local.tokenizer.decode(theirs, skip_special_tokens=True).strip()
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_in_fp32(local: Local) -> None:
+    sampling = Sampling(16, temperature=1.0, top_p=0.9)
+    together = local.complete(PROMPTS, sampling, [5, 6, 7])
+    alone = [local.complete([p], sampling, [s])[0] for p, s in zip(PROMPTS, (5, 6, 7), strict=True)]
+    assert together == alone
+    assert local.complete(PROMPTS[:1], sampling, [8])[0].text != together[0].text
+
+
+def test_a_stop_string_ends_an_answer_and_is_cut_off(local: Local) -> None:
+    free = local.complete(PROMPTS[1:2], Sampling(24, temperature=1.0), [3])[0].text
+    stop = free[len(free) // 2 : len(free) // 2 + 3]
+    stopped = local.complete(PROMPTS[1:2], Sampling(24, temperature=1.0, stop=(stop,)), [3])[0]
+    assert stopped.finish == "stop"
+    assert stop not in stopped.text
+    assert free.startswith(stopped.text)
+
+
+def test_top_p_draws_follow_the_truncated_distribution() -> None:
+    logits = torch.log(torch.tensor([[0.05, 0.5, 0.15, 0.3]]))
+    draws = (torch.arange(1000) + 0.5) / 1000
+    picked = pick(logits.expand(1000, -1), Sampling(1, 1.0, 0.75), draws)
+    # 0.5 + 0.3 reaches 0.75: only tokens 1 and 3, renormalised to 0.625 and 0.375.
+    assert picked.bincount(minlength=4).tolist() == [0, 625, 0, 375]
+    everything = pick(logits.expand(1000, -1), Sampling(1, 1.0, 1.0), draws).bincount(minlength=4)
+    assert everything.tolist() == [50, 500, 150, 300]
+    assert pick(logits, Sampling(1, 0.0), torch.tensor([0.9])).tolist() == [1]
+
+
+def test_top_p_falls_back_to_the_whole_vocabulary_when_the_candidates_do_not_reach_it() -> None:
+    logits = torch.zeros(1, 4096)  # 512 candidates hold an eighth of the mass
+    picked = pick(logits.expand(4, -1), Sampling(1, 1.0, 0.99), torch.tensor([0.0, 0.3, 0.6, 0.999]))
+    assert len(set(picked.tolist())) == 4
+
+
+def test_choice_logprobs_are_the_sum_over_the_choice_s_tokens(local: Local) -> None:
+    conversation = [Turn("user", "Rate this.")]
+    ((yes, no),) = local.choice_logprobs([conversation], "It is ", ["Yes]", "no]"])
+    text = local.formatter.prompt_text(conversation) + "It is "
+    for value, choice in ((yes, "Yes]"), (no, "no]")):
+        given = local.tokenizer(text, add_special_tokens=False).input_ids
+        whole = local.tokenizer(text + choice, add_special_tokens=False).input_ids
+        shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
+        logs = local.model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
+        assert value == pytest.approx(sum(float(logs[i - 1, whole[i]]) for i in range(shared, len(whole))), abs=1e-3)

@@ -1,0 +1,78 @@
+"""Journals, publishing and locks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openbezoar.errors import RunError
+from openbezoar.runs import Journal, RunFolder, digest, file_digest, step_seed
+
+
+def test_a_line_cut_short_is_dropped_and_its_batch_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    first = Journal(path)
+    first.batch(0, lambda: [{"a": 1}])
+    first.batch(1, lambda: [{"a": 2}])
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        again, calls = Journal(path), []
+        rows = [again.batch(i, lambda i=i: calls.append(i) or [{"a": i + 1}]) for i in range(2)]  # type: ignore[func-returns-value,misc]
+        assert rows == [[{"a": 1}], [{"a": 2}]]
+        assert path.read_bytes() == whole
+        assert len(calls) == 2 - whole[:cut].count(b"\n")
+
+
+def test_publish_replaces_an_old_result_and_drops_what_was_for_resuming(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r")
+    for version in ("old", "new"):
+        work = run.begin("s", version)
+        (work / "value").write_text(version)
+        (work / ".resume-x.jsonl").write_text("x")
+        run.publish("s", {"key": version})
+    assert (run.step("s") / "value").read_text() == "new"
+    assert sorted(p.name for p in run.step("s").iterdir()) == ["manifest.json", "value"]
+    assert not any((run.path / ".work").iterdir())
+
+
+@pytest.mark.parametrize("moment", ["before the renames", "between the renames", "before the old one is gone"])
+def test_a_kill_inside_publish_leaves_a_whole_result(tmp_path: Path, moment: str) -> None:
+    run = RunFolder(tmp_path / "r")
+    (run.begin("s", "old") / "value").write_text("old")
+    run.publish("s", {"key": "old"})
+    work = run.begin("s", "new")
+    (work / "value").write_text("new")
+    (work / "manifest.json").write_text(json.dumps({"key": "new"}))
+    (work / ".key").unlink()
+    if moment != "before the renames":
+        run.step("s").rename(run.path / ".work" / "s.old")
+    if moment == "before the old one is gone":
+        work.rename(run.step("s"))
+    run.recover()
+    assert (run.step("s") / "value").read_text() == "new"
+    assert run.manifest("s") == {"key": "new"}
+    assert not any((run.path / ".work").iterdir())
+
+
+def test_begin_keeps_work_of_the_same_key_only(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r")
+    (run.begin("s", "k1") / "half").write_text("x")
+    assert (run.begin("s", "k1") / "half").is_file()
+    assert not (run.begin("s", "k2") / "half").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r")
+    with run.lock(), pytest.raises(RunError, match="another run is at work"), RunFolder(tmp_path / "r").lock():
+        pass
+
+
+def test_digests_and_seeds_are_stable_and_tell_things_apart(tmp_path: Path) -> None:
+    assert digest({"b": 1, "a": [1, 2]}) == digest({"a": [1, 2], "b": 1}) != digest({"a": [2, 1], "b": 1})
+    assert step_seed(7, "x", 1) == step_seed(7, "x", 1) != step_seed(7, "x", 2)
+    assert 0 <= step_seed(7, "x") < 2**63
+    (tmp_path / "f").write_bytes(b"")
+    assert file_digest(tmp_path / "f") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,282 @@
+"""Scoring, losses, the loop, merging: numbers held against plain arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAST
+from safetensors.torch import load_file
+
+from openbezoar import graph
+from openbezoar.errors import DataError, ModelError
+from openbezoar.forest import Path as TokenPath
+from openbezoar.forest import Scorer
+from openbezoar.models import Checkpoint
+from openbezoar.progress import PlainProgress
+from openbezoar.recipe import Lora, PromptSpec, Sft, Training, load
+from openbezoar.records import Counts, Example, Turn
+from openbezoar.training.data import Renderer, split_heldout
+from openbezoar.training.load import keep_4bit_layout, load_for_training
+from openbezoar.training.loop import batch_of, plan_steps, rate_at
+from openbezoar.training.losses import sigmoid
+
+
+def checkpoint(folder: Path, dtype: str = "float32") -> Checkpoint:
+    return Checkpoint("base", str(folder), (), "none", dtype, PromptSpec())  # type: ignore[arg-type]
+
+
+def random_paths(seed: int, vocabulary: int = 400) -> list[tuple[TokenPath, ...]]:
+    generator = torch.Generator().manual_seed(seed)
+    trees = []
+    for n in (3, 40, 17, 5):
+        ids = torch.randint(3, vocabulary, (n,), generator=generator).tolist()
+        trees.append((TokenPath.of(ids[: n // 2], ids[n // 2 :]), TokenPath.of(ids[: n // 2], ids[: n // 3 + 1])))
+    return trees
+
+
+@pytest.mark.parametrize("model_fixture", ["tiny", "tiny_gemma"])
+def test_scores_and_gradients_equal_a_plain_log_softmax(model_fixture: str, request: pytest.FixtureRequest) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(request.getfixturevalue(model_fixture)), dtype=torch.float32).eval()
+    model.requires_grad_(False)
+    probe = model.model.layers[0].self_attn.q_proj.weight
+    probe.requires_grad_(True)
+    trees = random_paths(1)
+    scorer = Scorer(model, tokens=64, head_bytes=4 * 500 * 3)  # several passes, and head chunks of three rows
+    total = torch.zeros(())
+    for group in scorer.batches(trees):
+        for scores in scorer.score([trees[i] for i in group]):
+            total = total + sum(path.sum() * (k + 1) for k, path in enumerate(scores))
+    total.backward()
+    ours, probe.grad = probe.grad.clone(), None
+    plain = torch.zeros(())
+    for tree in trees:
+        for k, path in enumerate(tree):
+            ids = torch.tensor([path.ids])
+            logs = model(ids).logits[0].float().log_softmax(-1)
+            for place, asked in enumerate(path.scored):
+                if asked:
+                    plain = plain + (k + 1) * logs[place - 1, path.ids[place]]
+    plain.backward()
+    assert float(total) == pytest.approx(float(plain), abs=1e-3)
+    assert (ours - probe.grad).abs().max() <= 1e-4 * probe.grad.abs().max()
+
+
+def test_scoring_does_not_depend_on_the_token_budget(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(tiny), dtype=torch.float32)
+    trees = random_paths(2)
+    alone, together = Scorer(model, tokens=1).logprobs(trees), Scorer(model, tokens=10_000).logprobs(trees)
+    for a, b in zip(alone, together, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert torch.allclose(x, y, atol=1e-4)
+
+
+def test_dpo_loss_and_gradient_by_hand() -> None:
+    # margin = 0.1 * ((-1 - -3) - (-2 - -2)) = 0.2; -log s(0.2) = 0.598139; d/dp_c = -beta * s(-0.2) = -0.0450166
+    chosen = torch.tensor([-1.0], requires_grad=True)
+    loss = sigmoid(chosen, torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.0]), 0.1, 0.0)
+    loss.sum().backward()
+    assert float(loss) == pytest.approx(0.598139, abs=1e-6)
+    assert float(chosen.grad) == pytest.approx(-0.0450166, abs=1e-6)
+    zero = torch.zeros(1)
+    assert float(sigmoid(zero, zero, zero, zero, 0.3, 0.2)) == pytest.approx(math.log(2), abs=1e-7)
+    # smoothing e = 0.2 at margin 0.2: 0.8 * 0.598139 + 0.2 * 0.798139
+    smoothed = sigmoid(torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.0]), 0.1, 0.2)
+    assert float(smoothed) == pytest.approx(0.638139, abs=1e-6)
+
+
+def settings(**changes: Any) -> Training:
+    return Sft(sft="x", model="base", **{**FAST, **changes})
+
+
+def test_an_epoch_sees_each_row_once_and_its_order_depends_on_seed_and_epoch_alone() -> None:
+    made = [[i for step in range(first, first + 3) for i in batch_of(step, 10, settings(), 5)] for first in (0, 3)]
+    assert sorted(made[0]) == sorted(made[1]) == list(range(10))
+    assert made[0] != made[1]
+    assert batch_of(4, 10, settings(), 5) == batch_of(4, 10, settings(), 5)
+    assert plan_steps(10, settings()) == 3
+    assert plan_steps(10, settings(epochs=2.0, max_steps=5)) == 5
+
+
+def test_warm_up_and_schedules() -> None:
+    constant = settings(warmup=0.2, learning_rate=1.0)
+    assert [rate_at(s, 10, constant) for s in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    linear = settings(warmup=0.0, learning_rate=1.0, schedule="linear")
+    assert [rate_at(s, 4, linear) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    cosine = settings(warmup=0.0, learning_rate=1.0, schedule="cosine")
+    assert rate_at(2, 4, cosine) == pytest.approx(0.5)
+
+
+def test_one_pass_of_eight_rows_gives_the_gradient_of_eight_passes_of_one(tiny: Path) -> None:
+    from openbezoar.training.fit import sft_objective, supervised_tokens
+
+    model, _ = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
+    trees = [tree[:1] for seed in range(2) for tree in random_paths(seed)]
+    gradients = []
+    for tokens in (1, 10_000):
+        scorer = Scorer(model, tokens)
+        objective, whole = sft_objective(scorer, trees), sum(map(supervised_tokens, trees))
+        groups = scorer.batches(trees)
+        assert len(groups) == (8 if tokens == 1 else 1)
+        for group in groups:
+            objective.loss([trees[i] for i in group], whole)[0].backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        model.zero_grad()
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * max(float(gradient.abs().max()), 1e-6)
+
+
+def test_evaluation_between_two_steps_leaves_nf4_gradients_bit_identical(tiny: Path) -> None:
+    model, _ = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0), "nf4", "bfloat16", False, 0)
+    scorer, trees = Scorer(model), [tree[:1] for tree in random_paths(3)]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        model.zero_grad()
+        torch.stack([path.sum() for tree in scorer.score(trees) for path in tree]).sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    before = gradients()
+    scorer.logprobs(trees)
+    with torch.no_grad(), model.disable_adapter():
+        model.eval()
+        scorer.score(trees)
+    after = gradients()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert any(float(g.abs().max()) > 0 for g in before.values())
+
+
+def test_without_the_guard_bitsandbytes_would_repack_or_the_guard_is_idle(tiny: Path) -> None:
+    model, _ = load_for_training(checkpoint(tiny), Lora(r=4), "nf4", "bfloat16", False, 0)
+    flags = [layer.support_avx512bf16_for_cpu for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    assert flags and not any(flags)
+    keep_4bit_layout(model)
+
+
+def test_rows_that_do_not_fit_are_dropped_or_lose_their_oldest_turns_and_are_counted(tiny: Path) -> None:
+    from openbezoar.chat import Formatter
+    from openbezoar.training.load import load_tokenizer
+
+    formatter = Formatter(load_tokenizer(tiny), PromptSpec(system=""))
+    long = Example("x", (Turn("user", "word " * 60), Turn("assistant", "b"), Turn("user", "short")), "answer")
+    counts = Counts()
+    assert Renderer(formatter, 80, "drop", counts).examples([long, Example("y", (Turn("user", "a"),), "")]) == []
+    assert counts.by_reason == {"too long": 1, "empty answer": 1}
+    counts = Counts()
+    ((path,),) = Renderer(formatter, 80, "truncate", counts).examples([long])
+    assert counts.by_reason == {"oldest turns cut": 1}
+    assert formatter.tokenizer.decode(path.ids) == "### Instruction:\nshort\n\n### Response:\nanswer</s>"
+    assert path.scored[-1] and path.ids[-1] == 1
+    assert formatter.tokenizer.decode([i for i, s in zip(path.ids, path.scored, strict=True) if s]) == "answer</s>"
+
+
+def test_a_run_whose_end_token_carries_no_loss_is_refused(tiny: Path) -> None:
+    from openbezoar.chat import Formatter
+    from openbezoar.training.load import load_tokenizer
+
+    formatter = Formatter(load_tokenizer(tiny), PromptSpec())
+    formatter.answer_ids = lambda turns, answer, head=None: [5, 6]  # type: ignore[method-assign,misc,assignment]
+    with pytest.raises(DataError, match="never learn to stop"):
+        Renderer(formatter, 500, "drop", Counts()).examples([Example("x", (Turn("user", "a"),), "b")])
+
+
+def test_held_out_rows_are_every_nth_and_never_trained_on() -> None:
+    rows = [Example(str(i), (), "") for i in range(10)]
+    train, held = split_heldout(rows, 3, 2)
+    assert [r.id for r in held] == ["2", "5"]
+    assert not {r.id for r in train} & {r.id for r in held}
+
+
+def run(path: Path, runs: Path, to: str | None = None) -> graph.Graph:
+    built = graph.build(load(path), path, runs)
+    graph.execute(built, PlainProgress(quiet=True), to)
+    return graph.build(load(path), path, runs)
+
+
+def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe(
+        {
+            "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 6, "heldout_every": 6, **FAST},
+            "more": {"sft": "rows.jsonl", "model": "sft", "epochs": 1, **FAST},
+            "SFT": {"merge": "more", "dtype": "float32"},
+            "SFT16": {"merge": "more", "onto": "original", "dtype": "float32"},
+            "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "epochs": 4, "heldout_every": 5, **FAST},
+            "unmerged": {"dpo": "pairs.jsonl", "model": "more", "max_steps": 2, **FAST},
+            "DPO": {"merge": "dpo", "dtype": "float32"},
+        }
+    )
+    built = run(path, tmp_path / "runs")
+    assert {n.state for n in built.nodes.values()} == {"done"}
+    numbers = {name: (built.run.manifest(name) or {})["numbers"] for name in built.nodes}
+    assert numbers["sft"]["heldout_loss_after"] < numbers["sft"]["heldout_loss_before"] - 0.3
+    assert numbers["sft"]["trainable_parameters"] == 2 * 4 * ((64 + 64) + 2 * (64 + 32))
+    assert numbers["sft"]["rows"] == 20 and numbers["sft"]["heldout_rows"] == 4 and numbers["sft"]["steps"] == 30
+    # The second step continues the first one's adapter: it begins where that one ended.
+    first_line = json.loads((built.run.step("more") / "heldout.jsonl").read_text().splitlines()[0])
+    assert first_line["loss"] < numbers["sft"]["heldout_loss_before"] - 0.3
+    for name in ("dpo", "unmerged"):
+        assert numbers[name]["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert numbers[name]["heldout_loss_before"] == pytest.approx(math.log(2), abs=1e-5)
+        assert numbers[name]["heldout_accuracy_before"] == 0.0
+    assert numbers["dpo"]["heldout_loss_after"] < 0.6
+    assert numbers["dpo"]["heldout_accuracy_after"] == 1.0
+    # In fp32 a merge onto what the adapter saw changes nothing; onto the original weights it does.
+    assert numbers["SFT"]["max_logprob_difference"] < 1e-4
+    assert numbers["SFT"]["max_logprob_difference"] < numbers["SFT16"]["max_logprob_difference"]
+    assert 0 <= numbers["SFT"]["kl"] < 1e-6
+
+
+def test_a_merge_adds_scale_times_b_times_a(write_recipe: Callable[..., Path], tmp_path: Path, tiny: Path) -> None:
+    path = write_recipe({"sft": {"sft": "rows.jsonl", "model": "base", "quantize": "none", "max_steps": 2, **FAST}, "M": {"merge": "sft", "onto": "original", "dtype": "float32"}})
+    built = run(path, tmp_path / "runs")
+    before, after = load_file(tiny / "model.safetensors"), load_file(built.run.step("M") / "model" / "model.safetensors")
+    adapter = load_file(built.run.step("sft") / "adapter" / "adapter_model.safetensors")
+    name = "model.layers.1.self_attn.v_proj"
+    a, b = adapter[f"base_model.model.{name}.lora_A.weight"], adapter[f"base_model.model.{name}.lora_B.weight"]
+    assert float(b.abs().max()) > 0
+    assert torch.allclose(after[f"{name}.weight"], before[f"{name}.weight"] + 1.0 * b @ a, atol=1e-7)
+    untouched = [n for n in before if not n.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]
+    assert all(torch.equal(before[n], after[n]) for n in untouched)
+
+
+def test_dpo_refuses_to_start_when_the_reference_is_another_model() -> None:
+    from openbezoar.training.fit import checked_first_loss
+
+    check = checked_first_loss(math.log(2))
+    check({"loss": math.log(2) + 1e-5})
+    with pytest.raises(ModelError, match="before the first update"):
+        check({"loss": 0.72})
+
+
+def test_only_what_changed_and_what_follows_runs_again(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    steps = {
+        "sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST},
+        "SFT": {"merge": "sft"},
+        "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "max_steps": 1, **FAST},
+        "DPO": {"merge": "dpo"},
+    }
+    path = write_recipe(steps)
+    built = graph.build(load(path), path, tmp_path / "runs")
+    assert graph.execute(built, PlainProgress(quiet=True)) == ["sft", "SFT", "dpo", "DPO"]
+    again = graph.build(load(path), path, tmp_path / "runs")
+    assert graph.execute(again, PlainProgress(quiet=True)) == []
+    changed = graph.build(load(path, ["steps.dpo.beta=0.2"]), path, tmp_path / "runs")
+    assert {n.name: n.state for n in changed.nodes.values()} == {"sft": "done", "SFT": "done", "dpo": "stale", "DPO": "stale"}
+    assert changed.nodes["dpo"].why == "beta: 0.1 → 0.2"
+    assert changed.nodes["DPO"].why == "its input dpo changed"
+    assert graph.execute(changed, PlainProgress(quiet=True)) == ["dpo", "DPO"]
+    rows = (path.parent / "rows.jsonl").read_text()
+    (path.parent / "rows.jsonl").write_text(rows.replace("Say the", "Tell the"))
+    touched = graph.build(load(path), path, tmp_path / "runs")
+    assert touched.nodes["sft"].state == "stale"
+    assert touched.nodes["sft"].why == "file rows.jsonl changed"
