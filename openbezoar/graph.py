@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from openbezoar import __version__
+from openbezoar import __version__, prompts
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.progress import Progress
-from openbezoar.recipe import Evaluate, Generate, LocalModel, Recipe, Release, Report, Step, TaskSpec, _one_line, references, verb_of
+from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, _one_line, references, verb_of
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
@@ -207,8 +207,7 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
             models[other] = _model_identity(recipe, path, other)
         elif kind == "data" and (file := _data_file(recipe, path, name, key, other)):
             files[other] = file_digest(file)
-    prompts = getattr(step, "prompts", None) or {}
-    for file_name in prompts.values():
+    for file_name in (getattr(step, "prompts", None) or {}).values():
         file = resolve_path(file_name, path.parent, recipe.data)
         if not file.is_file():
             raise DataError(f"{path}: steps.{name}.prompts: no file {file}; paths are relative to the recipe's own file")
@@ -225,7 +224,23 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
         "prompt": prompt,
         "seed": recipe.seed,
         "version": STAGES[verb_of(step)].version,
+        "texts": _texts(step, f"{path}: steps.{name}"),
     }
+
+
+def _texts(step: Step, where: str) -> dict[str, str]:
+    """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an override of no such text."""
+    if isinstance(step, Generate):
+        used = SCHEMES[step.generate].prompts
+    elif isinstance(step, (Filter, MtBench)):
+        begin = "judge_filter" if isinstance(step, Filter) else "judge_single"
+        used = tuple(n for n in prompts.names() if n.startswith(begin))
+    else:
+        return {}
+    for name in step.prompts:
+        if name not in used:
+            raise RecipeError(f"{where}.prompts: no text '{name}'; this step sends {', '.join(used)}")
+    return {name: digest(prompts.load(name, {})) for name in used}
 
 
 def _task_files(recipe: Recipe, path: Path, name: str, step: Evaluate) -> dict[str, str]:
@@ -277,6 +292,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         before, after = old.get(group, {}), new[group]
         words += [what.format(k, _short(before.get(k)), _short(after.get(k))) for k in {**before, **after} if before.get(k) != after.get(k)]
     words += [f"file {f} changed" for f in new["files"] if old.get("files", {}).get(f) != new["files"][f]]
+    words += [f"text {t} changed" for t in new["texts"] if old.get("texts", {}).get(t) != new["texts"][t]]
     words += [f"model {m} changed" for m in new["models"] if old.get("models", {}).get(m) != new["models"][m]]
     if old.get("seed") != new["seed"]:
         words.append("seed changed")

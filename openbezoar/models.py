@@ -173,7 +173,12 @@ def _from_hub(reference: str) -> Path:
         raise missing_extra("huggingface_hub", "hub") from None
     try:
         folder = Path(
-            snapshot_download(match["name"], revision=match["revision"], allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.bin"], ignore_patterns=["*.pth", "*.pt"])
+            snapshot_download(
+                match["name"],
+                revision=match["revision"],
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.bin"],
+                ignore_patterns=["*.pth", "*.pt"],
+            )
         )
     except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had
         raise ModelError(

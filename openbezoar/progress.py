@@ -37,6 +37,7 @@ class _LineBar:
         self.label, self.total, self.unit, self.every, self.quiet = label, total, unit, every, quiet
         self.done, self.begun, self.said = 0.0, time.monotonic(), time.monotonic()
         self.numbers: dict[str, float] = {}
+        self.said_at = -1.0
 
     def advance(self, n: float = 1, **numbers: float) -> None:
         self.done += n
@@ -45,12 +46,16 @@ class _LineBar:
             self._line()
 
     def _line(self) -> None:
-        self.said = time.monotonic()
+        self.said, self.said_at = time.monotonic(), self.done
         if self.quiet:
             return
         rate = self.done / max(self.said - self.begun, 1e-9)
         left = (self.total - self.done) / rate if rate else 0.0
-        print(f"  {self.label}: {self.done:.0f}/{self.total:.0f} {self.unit}  {rate:.3g} {self.unit}/s  {max(left, 0):.0f} s left  {_numbers(self.numbers)}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"  {self.label}: {self.done:.0f}/{self.total:.0f} {self.unit}  {rate:.3g} {self.unit}/s  {max(left, 0):.0f} s left  {_numbers(self.numbers)}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class PlainProgress:
@@ -66,7 +71,8 @@ class PlainProgress:
     def bar(self, label: str, total: float, unit: str) -> Iterator[Bar]:
         bar = _LineBar(label, total, unit, self.every, self.quiet)
         yield bar
-        bar._line()
+        if bar.said_at != bar.done or not bar.done:
+            bar._line()
 
 
 class RichProgress:
@@ -84,7 +90,16 @@ class RichProgress:
     def bar(self, label: str, total: float, unit: str) -> Iterator[Bar]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (TextColumn("  {task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn(unit + " {task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn(unit + " {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
         with Progress(*columns, console=self.console, transient=True) as live:
             task = live.add_task(label, total=total, numbers="", rate="")
             begun = time.monotonic()

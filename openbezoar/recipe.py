@@ -55,7 +55,8 @@ class PromptSpec(Strict):
     )
     system: str | None = Field(None, description="System message when a row brings none; default: the template's own.")
     append_eos: bool = Field(
-        True, description="Train the end-of-sequence token after the answer. Without it a model never learns to stop. (Whether the paper's targets had it is not known.)"
+        True,
+        description="Train the end-of-sequence token after the answer. Without it a model never learns to stop. (Whether the paper's targets had it is not known.)",
     )
 
 
@@ -164,7 +165,8 @@ class Filter(Strict):
     filter: DataRef
     judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
     mode: Literal["text", "probability"] = Field(
-        "text", description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges)."
+        "text",
+        description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges).",
     )
     min_rating: float = Field(5.0, ge=1, le=10)
     retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
@@ -199,11 +201,13 @@ class Training(Strict):
     quantize: Literal["nf4", "none"] = Field("nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Of the arithmetic; adapters are kept in fp32.")
     max_length: int = Field(1024, ge=8, description="Most tokens of prompt and answer.")
-    too_long: Literal["drop", "truncate"] = Field("drop", description="What happens to longer rows; counted either way. Truncation drops the oldest turns first.")
+    too_long: Literal["drop", "truncate"] = Field(
+        "drop", description="What happens to longer rows; counted either way. Truncation drops the oldest turns first."
+    )
     heldout: DataRef | None = Field(None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data.")
     heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
     heldout_rows: int = Field(64, ge=1, description="Most rows held out.")
-    tokens: int = Field(2048, ge=64, description="Token budget of one forward pass.")
+    tokens: int = Field(1024, ge=64, description="Token budget of one forward pass.")
     save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
 
 
@@ -260,7 +264,7 @@ class Evaluate(Strict):
     losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
     pairs: dict[str, DataRef] = Field(default={}, description="Share of these pairs in which the chosen answer is the likelier one.")
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
-    tokens: int = Field(2048, ge=64)
+    tokens: int = Field(1024, ge=64)
 
 
 class MtBench(Strict):
@@ -383,10 +387,8 @@ def parse(tree: dict[str, Any], where: str) -> Recipe:
     if not isinstance(steps, dict) or not steps:
         raise RecipeError(f"{where}: steps: expected a mapping from names to steps, at least one")
     defaults = tree.get("defaults") or {}
-    parsed: dict[str, Any] = {}
-    for name, step in steps.items():
-        parsed[str(name)] = _parse_step(str(name), step, defaults, where)
     _check_defaults(defaults, where)
+    parsed = {str(name): _parse_step(str(name), step, defaults, where) for name, step in steps.items()}
     try:
         return Recipe.model_validate({**tree, "steps": parsed})
     except ValidationError as error:
@@ -433,7 +435,9 @@ def _suggest(given: Any, known: Any) -> str:
 
 def _one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "str", "DataSpec", "ServerModel", "LocalModel", "TaskSpec")))
+    place = ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "str", "DataSpec", "ServerModel", "LocalModel", "TaskSpec"))
+    )
     if first["type"] == "extra_forbidden":
         fields: set[str] = set(kind.model_fields)
         for extra in (Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel):

@@ -84,7 +84,9 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                     raise DataError(f"{path}: line {number} is not a JSON object; expected one {{...}} a line")
                 yield row
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: line {number + 1 if isinstance(error, UnicodeDecodeError) else number} is not JSON ({error}); expected one object a line") from None
+        raise DataError(
+            f"{path}: line {number + 1 if isinstance(error, UnicodeDecodeError) else number} is not JSON ({error}); expected one object a line"
+        ) from None
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
 

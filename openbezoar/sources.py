@@ -25,19 +25,22 @@ def resolve_path(text: str, recipe_folder: Path, data_folder: str | None) -> Pat
 
 
 def select(rows: list[Row], spec: DataSpec, seed: int) -> list[Row]:
-    """The rows that ``where``, ``shuffle``, ``offset`` and ``limit`` leave, in that order, fields renamed and added first."""
+    """The rows that ``shuffle``, ``where``, ``offset`` and ``limit`` leave, in that order, fields renamed and added first.
+
+    Shuffling first gives two references to one file the same order, whatever each keeps of it.
+    """
     if spec.rename or spec.add:
         rows = [{**{spec.rename.get(key, key): value for key, value in row.items()}, **spec.add} for row in rows]
-    for field, wanted in spec.where.items():
-        allowed = set(wanted) if isinstance(wanted, list) else {wanted}
-        rows = [row for row in rows if row.get(field) in allowed]
     if spec.shuffle:
         rows = rows.copy()
         random.Random(seed).shuffle(rows)
+    for field, wanted in spec.where.items():
+        allowed = set(wanted) if isinstance(wanted, list) else {wanted}
+        rows = [row for row in rows if row.get(field) in allowed]
     return rows[spec.offset : None if spec.limit is None else spec.offset + spec.limit]
 
 
-def read(ref: DataRef, recipe_folder: Path, data_folder: str | None, step_folder: "dict[str, Path]", seed: int) -> Iterator[tuple[str, Row]]:
+def read(ref: DataRef, recipe_folder: Path, data_folder: str | None, step_folder: dict[str, Path], seed: int) -> Iterator[tuple[str, Row]]:
     """Rows of a reference with where each came from. Raises DataError if nothing is left."""
     for spec in data_specs(ref):
         if spec.data in step_folder:
@@ -73,5 +76,7 @@ def hub_rows(ref: str) -> list[Row]:
     try:
         data = load_dataset(match["name"], split=match["split"] or "train", revision=match["revision"])
     except Exception as error:  # the hub client raises many kinds; each means the rows cannot be had
-        raise DataError(f"{ref}: the hub cannot be reached or has no such data set ({type(error).__name__}); name a local .jsonl file instead, or go online once") from error
+        raise DataError(
+            f"{ref}: the hub cannot be reached or has no such data set ({type(error).__name__}); name a local .jsonl file instead, or go online once"
+        ) from error
     return [dict(row) for row in data]

@@ -35,7 +35,15 @@ def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool 
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
-    shape = {"vocab_size": len(fast), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    shape = {
+        "vocab_size": len(fast),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config: Any
     if kind == "gemma3":
@@ -69,7 +77,13 @@ def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
         rows = [{"id": f"r{i}", "instruction": f"Say the number {i}.", "context": "", "response": f"The number is {i}, as you asked."} for i in range(24)]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         pairs = [
-            {"id": f"p{i}", "subset": "helpful", "chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}, gladly.", "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No way."} for i in range(20)
+            {
+                "id": f"p{i}",
+                "subset": "helpful",
+                "chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}, gladly.",
+                "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No way.",
+            }
+            for i in range(20)
         ]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
         recipe = {"name": "t", "seed": 1, "models": {"base": {"model": str(tiny), "dtype": "float32"}}, **top, "steps": steps}

@@ -33,7 +33,7 @@ def test_a_row_s_own_system_message_replaces_the_default_and_an_empty_one_leaves
 
 
 def test_the_recipe_s_system_message_with_quotes_and_braces_arrives_unchanged(tiny: Path) -> None:
-    odd = "It's {{ odd }} \\ \"quoted\"\nsecond line {% x %}"
+    odd = 'It\'s {{ odd }} \\ "quoted"\nsecond line {% x %}'
     assert f"### System:\n{odd}\n\n" in Formatter(tokenizer(tiny), PromptSpec(system=odd)).prompt_text([Turn("user", "Hi")])
 
 

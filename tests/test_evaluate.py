@@ -31,7 +31,9 @@ QUESTIONS = [
         ]
     )
 ]
-ANSWERS = [{"id": f"r{i}", "instruction": f"Name {word}.", "response": f"{word} is a fine thing. " * (i + 1)} for i, word in enumerate(["snow", "rain", "wind"])]
+ANSWERS = [
+    {"id": f"r{i}", "instruction": f"Name {word}.", "response": f"{word} is a fine thing. " * (i + 1)} for i, word in enumerate(["snow", "rain", "wind"])
+]
 PAIRS = [
     {"id": "p0", "prompt": "Say hello.", "chosen": "Hello!", "rejected": "Go away, please do."},
     {"id": "p1", "prompt": "Say goodbye.", "chosen": "A long and warm goodbye to you and all of yours.", "rejected": "Bye."},
@@ -78,7 +80,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(place: Path, tmp_path: Path, **settings: Any) -> tuple[Evaluate, StepContext]:
-    step = {"evaluate": ["one", "two"], "tasks": ["arc_easy"], "data": "tasks", "losses": {"plain": "answers.jsonl"}, "pairs": {"polite": "pairs.jsonl"}, **settings}
+    step = {
+        "evaluate": ["one", "two"],
+        "tasks": ["arc_easy"],
+        "data": "tasks",
+        "losses": {"plain": "answers.jsonl"},
+        "pairs": {"polite": "pairs.jsonl"},
+        **settings,
+    }
     models: dict[str, Any] = {name: {"model": name, "dtype": "float32"} for name in ("one", "two", "narrow")}
     models["far"] = {"server": "http://localhost:1/v1", "model": "x"}
     recipe: Recipe = parse({"name": "r", "models": models, "prompt": {"system": "Be brief."}, "steps": {"scores": step}}, "test")

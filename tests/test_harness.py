@@ -209,7 +209,9 @@ def test_long_contexts_lose_their_left_end_as_in_lm_eval_and_are_counted(tokeniz
 def test_rolling_log_probabilities_are_those_of_lm_evals_own_model(tokenizer: Any) -> None:
     model = tiny_model(window=16)
     asked = requests("loglikelihood_rolling", ("Snow is white. " * 9,), ("Short.",))
-    assert forest_lm(model, tokenizer).loglikelihood_rolling(asked) == pytest.approx(hf_lm(model, tokenizer).loglikelihood_rolling(asked, disable_tqdm=True), abs=1e-3)
+    assert forest_lm(model, tokenizer).loglikelihood_rolling(asked) == pytest.approx(
+        hf_lm(model, tokenizer).loglikelihood_rolling(asked, disable_tqdm=True), abs=1e-3
+    )
 
 
 def test_generated_answers_are_those_of_lm_evals_own_model(tokenizer: Any) -> None:

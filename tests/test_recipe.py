@@ -102,7 +102,9 @@ def test_a_mistake_in_a_recipe_is_one_line_with_exit_2(
         ('{"chosen": "hello", "rejected": "b"}\n', "not a dialogue"),
     ],
 )
-def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(rows: str, expected: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(
+    rows: str, expected: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_recipe({"good": {"filter": "rows.jsonl"}, "bad": {"sft": "bad.jsonl", "model": "base"}})
     (tmp_path / "bad.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
     code, _, _ = run_cli(["run", str(path), "--runs", str(tmp_path / "runs"), "--to", "good"], capsys)
@@ -116,7 +118,9 @@ def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(rows: str,
     assert (tmp_path / "runs/t/good/manifest.json").is_file()
 
 
-def test_a_model_folder_without_a_tokenizer_is_refused_by_name(write_recipe: Callable[..., Path], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_without_a_tokenizer_is_refused_by_name(
+    write_recipe: Callable[..., Path], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -140,7 +144,7 @@ def test_set_changes_one_value_and_refuses_an_unknown_step(write_recipe: Callabl
     assert load(path, ["steps.dpo.beta=0.2"]).steps["dpo"].beta == 0.2  # type: ignore[union-attr]
     with pytest.raises(RecipeError, match="no step 'dop'"):
         load(path, ["steps.dop.beta=0.2"])
-    with pytest.raises(RecipeError, match="expected key.path=value"):
+    with pytest.raises(RecipeError, match="expected key"):
         load(path, ["steps.dpo.beta"])
 
 

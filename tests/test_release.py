@@ -40,10 +40,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(["Say hello. ### Instruction: ### Response: Below is an instruction"], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=512, bos_token_id=0, eos_token_id=1)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=512, bos_token_id=0, eos_token_id=1
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -51,8 +55,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manifest(run: Path, name: str, verb: str, settings: dict[str, Any], inputs: list[str], **more: Any) -> None:
     folder = run / name
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"settings": {verb: None, **settings}, "inputs": dict.fromkeys(inputs, "k"), "seed": 7, "models": more.pop("models", {}), "files": more.pop("data_files", {})}
-    whole = {"step": name, "verb": verb, "key": f"key-{name}", "parts": parts, "seconds": 1.0, "finished": "2026-01-02T03:04:05Z", "counts": {}, "numbers": {}, **more}
+    parts = {
+        "settings": {verb: None, **settings},
+        "inputs": dict.fromkeys(inputs, "k"),
+        "seed": 7,
+        "models": more.pop("models", {}),
+        "files": more.pop("data_files", {}),
+    }
+    whole = {
+        "step": name,
+        "verb": verb,
+        "key": f"key-{name}",
+        "parts": parts,
+        "seconds": 1.0,
+        "finished": "2026-01-02T03:04:05Z",
+        "counts": {},
+        "numbers": {},
+        **more,
+    }
     (folder / "manifest.json").write_text(json.dumps(whole))
 
 
@@ -97,7 +117,9 @@ class Finished:
         jsonl(self.run / "rules/rejected.jsonl", [{**row, "id": "lamini-2", "rule": "echo"}, {**row, "id": "lamini-3", "rule": "echo"}])
         jsonl(self.run / "kept/rows.jsonl", [{**row, "status": "accept", "rating": 8, "reason": "fine"}])
         files = {"seeds.jsonl": "aa"}
-        manifest(self.run, "lamini", "generate", {"generate": "lamini", "teacher": "teacher", "rows": 3, "seeds": "seeds.jsonl"}, [], models=models, data_files=files)
+        manifest(
+            self.run, "lamini", "generate", {"generate": "lamini", "teacher": "teacher", "rows": 3, "seeds": "seeds.jsonl"}, [], models=models, data_files=files
+        )
         manifest(self.run, "rules", "filter", {"filter": "lamini"}, ["lamini"], counts={"echo": 2})
         manifest(self.run, "kept", "filter", {"filter": "rules", "judge": "teacher"}, ["rules"], models=models)
         numbers = {"rows": 9, "steps": 2, "heldout_rows": 3, "heldout_loss_before": 2.5, "heldout_loss_after": 1.25, "beta": 0.1, "first_loss": 0.6931}

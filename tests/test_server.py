@@ -30,7 +30,13 @@ class Reply:
 
 
 def chat_reply(text: str | None, finish: str = "stop", usage: bool = True) -> Reply:
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}]}
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+    }
     return Reply(200, {**body, "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}} if usage else body)
 
 
@@ -116,7 +122,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 def ask(server: Server, n: int = 1, sampling: Sampling | None = None) -> list[Any]:
-    return server.chat([[Turn("system", "Be kind."), Turn("user", f"q{i}")] for i in range(n)], sampling or Sampling(16, 0.8, 0.9), [2**40 + 5 + i for i in range(n)])
+    return server.chat(
+        [[Turn("system", "Be kind."), Turn("user", f"q{i}")] for i in range(n)], sampling or Sampling(16, 0.8, 0.9), [2**40 + 5 + i for i in range(n)]
+    )
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_order_they_arrive_in(service: Service) -> None:
@@ -298,11 +306,21 @@ def test_a_server_that_knows_only_the_newer_token_limit_is_served(service: Servi
     service.script = script
     server = service.client()
     assert ask(server)[0].text == "echo q0" and ask(server)[0].text == "echo q0"
-    assert [set(r) & {"max_tokens", "max_completion_tokens"} for _, r, _ in service.requests] == [{"max_tokens"}, {"max_completion_tokens"}, {"max_completion_tokens"}]
+    assert [set(r) & {"max_tokens", "max_completion_tokens"} for _, r, _ in service.requests] == [
+        {"max_tokens"},
+        {"max_completion_tokens"},
+        {"max_completion_tokens"},
+    ]
 
 
 def raw_reply(n: int, request: Request) -> Reply:
-    body = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "text": " raw", "logprobs": None}]}
+    body = {
+        "id": "1",
+        "object": "text_completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "text": " raw", "logprobs": None}],
+    }
     return Reply(200, {**body, "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}})
 
 

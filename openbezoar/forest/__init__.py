@@ -6,6 +6,7 @@ of paths that may share a prefix. ``Scorer.logprobs`` gives, for each path, the 
 of each asked-for token given all tokens before it.
 """
 
-from openbezoar.forest.scorer import Path, Scorer, Tree
+from openbezoar.forest.layout import Path, Tree
+from openbezoar.forest.scorer import Scorer
 
 __all__ = ["Path", "Scorer", "Tree"]

@@ -1,40 +1,23 @@
-"""Scoring over ordinary forward passes, the plain engine that the forest's numbers are held against.
+"""Log-probabilities of the asked-for tokens of trees, with gradients where they are on.
 
-Each path is a row of its own; rows of like length share a pass, padded on the right. The
-vocabulary head runs only at the positions whose next token is asked for, in chunks, and
-its backward never holds [tokens × vocabulary].
+Two ways behind one interface: the forest, where a pass is one row of whole trees and each
+shared prefix is computed once; and plain passes, a row a path, padded on the right, which
+are the forest's oracle and what models are scored with whose attention the forest does not
+know. The vocabulary head runs only at the positions whose next token is asked for, in
+chunks, and its backward never holds [tokens × vocabulary].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Path:
-    """Token ids, and for each whether its log-probability is asked for (never the first)."""
-
-    ids: Sequence[int]
-    scored: Sequence[bool]
-
-    @classmethod
-    def of(cls, prompt: Sequence[int], completion: Sequence[int]) -> Path:
-        """Prompt unscored, completion scored."""
-        return cls((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion))
-
-    @property
-    def n_scored(self) -> int:
-        return sum(self.scored)
-
-
-Tree = tuple[Path, ...]
+from openbezoar.forest.attention import register
+from openbezoar.forest.layout import Path, Tree, lay_out, size
 
 
 class _SelectedLogProb(torch.autograd.Function):
@@ -45,7 +28,9 @@ class _SelectedLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None, chunk: int, likeliest: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None, chunk: int, likeliest: Tensor | None
+    ) -> Tensor:
         need = hidden.requires_grad
         out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if need else None
@@ -84,10 +69,10 @@ class Scorer:
     """Log-probabilities from one decoder model.
 
     model: a causal language model of transformers, bare or wrapped by PEFT.
-    tokens: budget of tokens, padding included, of one forward pass.
+    tokens: budget of tokens of one forward pass. plain: a row a path, nothing shared.
     """
 
-    def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int = 64 << 20) -> None:
+    def __init__(self, model: nn.Module, tokens: int = 1024, head_bytes: int = 64 << 20, plain: bool = False) -> None:
         self.model, self.tokens = model, tokens
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.trunk: nn.Module = base.model  # type: ignore[assignment]
@@ -97,29 +82,54 @@ class Scorer:
         if head.weight.requires_grad:
             raise ModelError("the output head is trainable; the scorer needs a frozen head")
         self.head = head
-        config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
-        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.config: Any = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
+        self.scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(getattr(self.config, "logits_scaling", None) or 1.0)
+        self.cap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.chunk = max(1, head_bytes // (4 * head.out_features))
         self.device = next(model.parameters()).device
+        self.plain = plain or not _knows(self.config)
+        self.checked = self.plain
+        if not self.plain:
+            base.set_attn_implementation(register())  # type: ignore[operator]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [rows, vocabulary] of hidden states [rows, hidden], as the model's own head makes them."""
+        logits: Tensor = self.head(hidden.to(self.head.weight.dtype)).float() * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def batches(self, trees: Sequence[Tree]) -> list[list[int]]:
         """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like lengths together."""
         longest = [max(len(path.ids) for path in tree) for tree in trees]
-        order = sorted(range(len(trees)), key=lambda i: (-longest[i], i))
+        sizes = [0 if self.plain else size(tree) for tree in trees]
         passes: list[list[int]] = []
-        rows = 0
-        for i in order:
-            rows += len(trees[i])
-            if passes and rows * longest[passes[-1][0]] <= self.tokens:
+        for i in sorted(range(len(trees)), key=lambda i: (-longest[i], i)):
+            together = [*passes[-1], i] if passes else [i]
+            cost = longest[together[0]] * sum(len(trees[k]) for k in together) if self.plain else sum(sizes[k] for k in together)
+            if passes and cost <= self.tokens:
                 passes[-1].append(i)
             else:
                 passes.append([i])
-                rows = len(trees[i])
         return passes
 
+    def forest(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[Tensor]:
+        """One pass over whole trees laid out in one row: a float32 vector for each path, in order."""
+        layout = lay_out(trees, self.device)
+        # Four dimensions are taken for a finished mask; the registered attention reads the layout instead.
+        mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        if types := set(getattr(self.config, "layer_types", None) or ()):
+            mask = dict.fromkeys(types, mask)
+        hidden = self.trunk(input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], use_cache=False, forest=layout).last_hidden_state[0]
+        return self._select(hidden[layout.rows], layout.targets, layout.counts, greedy)
+
+    def _select(self, hidden: Tensor, targets: Tensor, counts: list[int], greedy: list[Tensor] | None) -> list[Tensor]:
+        likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)
+        scores = _SelectedLogProb.apply(hidden, self.head.weight, self.head.bias, targets, self.scale, self.cap, self.chunk, likeliest)  # type: ignore[no-untyped-call]
+        if greedy is not None and likeliest is not None:
+            greedy.extend(likeliest.split(counts))  # type: ignore[no-untyped-call]
+        return list(scores.split(counts))  # type: ignore[no-untyped-call]
+
     def forward(self, paths: Sequence[Path], greedy: list[Tensor] | None = None) -> list[Tensor]:
-        """One pass: for each path a float32 vector of the asked-for log-probabilities, in order.
+        """One plain pass, a row a path: for each a float32 vector of the asked-for log-probabilities, in order.
 
         ``greedy`` is extended by a boolean vector for each path: was the token the likeliest?
         """
@@ -139,11 +149,7 @@ class Scorer:
         padded = bool((mask == 0).any())
         hidden = self.trunk(input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False).last_hidden_state
         picked = hidden[torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)]
-        likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)
-        scores = _SelectedLogProb.apply(picked, self.head.weight, self.head.bias, torch.tensor(targets, device=self.device), self.scale, self.cap, self.chunk, likeliest)  # type: ignore[no-untyped-call]
-        if greedy is not None and likeliest is not None:
-            greedy.extend(likeliest.split(counts))  # type: ignore[no-untyped-call]
-        return list(scores.split(counts))  # type: ignore[no-untyped-call]
+        return self._select(picked, torch.tensor(targets, device=self.device), counts, greedy)
 
     def score(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]:
         """One pass over whole trees, with gradients where they are on: per tree and path the asked-for log-probabilities.
@@ -151,8 +157,27 @@ class Scorer:
         A caller that trains takes the passes of ``batches`` and calls ``backward`` on each
         one's share of the loss before the next. ``greedy``: as in ``forward``, path by path.
         """
-        scores = iter(self.forward([path for tree in trees for path in tree], greedy))
+        if not self.checked:
+            self._check(max(trees, key=lambda tree: (size(tree) <= self.tokens, size(tree))))
+        scores = iter(self.forward([path for tree in trees for path in tree], greedy) if self.plain else self.forest(trees, greedy))
         return [[next(scores) for _ in tree] for tree in trees]
+
+    @torch.no_grad()
+    def _check(self, tree: Tree) -> None:
+        """Score one real tree both ways, beside a copy of itself; a model whose attention ignores the layout is found here."""
+        self.checked = True
+        training = self.model.training
+        self.model.eval()
+        try:
+            shared, apart = torch.cat(self.forest((tree, tree))), torch.cat(self.forward([*tree, *tree]))
+        finally:
+            self.model.train(training)
+        # In 16 bits two orders of summation differ by some hundredths; a wrong mask differs by whole units.
+        allowed = 1e-4 if self.head.weight.dtype == torch.float32 else 0.5
+        if len(shared) and not float((shared - apart).abs().mean()) <= allowed:
+            raise ModelError(
+                f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring; this model's attention is not supported (please report it)"
+            )
 
     @torch.no_grad()
     def logprobs(self, trees: Sequence[Tree], done: Callable[[int], None] | None = None, greedy: list[list[bool]] | None = None) -> list[list[Tensor]]:
@@ -181,3 +206,12 @@ class Scorer:
         finally:
             self.model.train(training)
         return results
+
+
+def _knows(config: Any) -> bool:
+    """Whether the forest's attention and positions are all that this model's layers ask for."""
+    types = set(getattr(config, "layer_types", None) or ())
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(r.get("rope_type", "default")) for r in ([rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)])}
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return not capped and types <= {"full_attention", "sliding_attention"} and not kinds & {"dynamic", "longrope"}

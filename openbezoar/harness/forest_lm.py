@@ -65,7 +65,9 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         """(log-probability, whether greedy decoding gives it) of each continuation."""
         return list(super().loglikelihood(requests, disable_tqdm=True))
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
         """One tree for each context, one path for each of its continuations."""
         trees: dict[tuple[int, ...], list[tuple[int, Path]]] = {}
         for number, (texts, context, continuation) in enumerate(requests):

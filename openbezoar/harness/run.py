@@ -27,7 +27,9 @@ MAIN = ("acc_norm", "acc", "exact_match")  # the metric that comparisons use: th
 Result = dict[str, Any]
 
 
-def score(model: Any, tokenizer: Any, benchmarks: Sequence[Benchmark], seed: int = 0, progress: Progress | None = None, tokens: int = 2048) -> dict[str, Result]:
+def score(
+    model: Any, tokenizer: Any, benchmarks: Sequence[Benchmark], seed: int = 0, progress: Progress | None = None, tokens: int = 2048
+) -> dict[str, Result]:
     """Results by reported name.
 
     Each is {task, fewshot, n, version, metrics: {name: {value, low, high}}, main: a metric's
@@ -46,7 +48,14 @@ def score(model: Any, tokenizer: Any, benchmarks: Sequence[Benchmark], seed: int
 
 
 def score_reference(
-    reference: str, tasks: Sequence[str | TaskSpec], data: Path | None = None, fewshot: int | None = None, limit: int | None = None, progress: Progress | None = None, seed: int = 0, tokens: int = 2048
+    reference: str,
+    tasks: Sequence[str | TaskSpec],
+    data: Path | None = None,
+    fewshot: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+    tokens: int = 2048,
 ) -> dict[str, Any]:
     """{model, tasks: the results of ``score``} for a model reference as typed on the command line.
 

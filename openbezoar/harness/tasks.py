@@ -114,7 +114,9 @@ def _file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable[[st
     for ending in (".jsonl", ".jsonl.gz"):
         if (path := data / f"{stem}{ending}").is_file():
             return path
-    raise DataError(f"{data}: no file {stem}.jsonl or {stem}.jsonl.gz for the task '{spec.task}'; put it there (docs/data.md says what it holds) or leave the task out")
+    raise DataError(
+        f"{data}: no file {stem}.jsonl or {stem}.jsonl.gz for the task '{spec.task}'; put it there (docs/data.md says what it holds) or leave the task out"
+    )
 
 
 def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
@@ -218,7 +220,9 @@ def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Be
         parts = dict(manager.load([spec.task])["tasks"])
     except Exception as error:  # the hub's clients raise many kinds; each means the rows cannot be had
         reason = type(error).__name__
-        raise DataError(f"tasks: the rows of '{spec.task}' cannot be had from the hub ({reason}); give 'data', a folder with {spec.task}.jsonl (docs/data.md), or go online once") from error
+        raise DataError(
+            f"tasks: the rows of '{spec.task}' cannot be had from the hub ({reason}); give 'data', a folder with {spec.task}.jsonl (docs/data.md), or go online once"
+        ) from error
     for task in parts.values():
         set_fewshot(task, fewshot)
     if len(parts) == 1 or spec.task == "mmlu":

@@ -52,6 +52,9 @@ class LLM(Protocol):
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         """Log-probability of each choice as the answer's continuation after ``prefix``. Local models only: a server raises ModelError."""
 
+    def close(self) -> None:
+        """Give back what the model holds: memory, connections."""
+
 
 def open_llm(name: str, context: StepContext) -> LLM:
     """The model behind a name of the recipe: a server's client, or a checkpoint loaded for inference."""

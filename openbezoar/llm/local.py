@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
 from openbezoar.training.load import free, load_for_inference
 
-CANDIDATES = 512  # tokens sorted for top-p before the whole vocabulary is
+CANDIDATES = (512, 8192)  # tokens sorted for top-p before the whole vocabulary is
 CHECK_EVERY = 8  # tokens between looks for a stop string
 
 
@@ -92,8 +91,9 @@ class Local:
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         live = rows
         for step in range(sampling.max_new_tokens):
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            drawn = pick(logits.float(), sampling, torch.stack([row.draws[step] for row in live]))
+            hidden = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+            # Two dimensions: from a strided slice of three, the head's product would copy its matrix once a row.
+            drawn = pick(self.scorer.logits(hidden[:, -1].contiguous()), sampling, torch.stack([row.draws[step] for row in live]))
             for row, token in zip(live, drawn.tolist(), strict=True):
                 self._take(row, token, ends, stop, step + 1 == sampling.max_new_tokens)
             keep = [i for i, row in enumerate(live) if row.finish == "length"]
@@ -143,14 +143,19 @@ def pick(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
         return logits.argmax(-1)
     scaled = logits / sampling.temperature
     normaliser = scaled.logsumexp(-1, keepdim=True)
-    n = min(CANDIDATES, logits.shape[-1])
-    values, tokens = scaled.topk(n, dim=-1)
-    mass = (values - normaliser).exp().cumsum(-1)
-    if n < logits.shape[-1] and bool((mass[:, -1] < sampling.top_p).any()):
-        values, tokens = scaled.sort(dim=-1, descending=True)
-        mass = (values - normaliser).exp().cumsum(-1)
-    # The token that crosses top-p still belongs to the set.
-    size = (mass < sampling.top_p).sum(-1).clamp_max(mass.shape[-1] - 1)
-    reached = mass.gather(-1, size[:, None])
-    place = (mass < draws.to(mass.device)[:, None] * reached).sum(-1)
-    return tokens.gather(-1, torch.minimum(place, size)[:, None])[:, 0]
+    picked = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    left = torch.arange(len(logits), device=logits.device)
+    for n in (*(c for c in CANDIDATES if c < logits.shape[-1]), logits.shape[-1]):
+        values, tokens = scaled[left].topk(n, dim=-1)
+        mass = (values - normaliser[left]).exp().cumsum(-1)
+        # The token that crosses top-p still belongs to the set.
+        size = (mass < sampling.top_p).sum(-1).clamp_max(n - 1)
+        reached = mass.gather(-1, size[:, None])
+        place = (mass < draws.to(mass.device)[left, None] * reached).sum(-1)
+        whole = (mass[:, -1] >= sampling.top_p) | torch.tensor(n == logits.shape[-1], device=mass.device)
+        chosen = tokens.gather(-1, torch.minimum(place, size)[:, None])[:, 0]
+        picked[left[whole]] = chosen[whole]
+        left = left[~whole]
+        if not len(left):
+            break
+    return picked

@@ -132,13 +132,17 @@ class Server:
                 if self._renames_limit(error):
                     continue
                 if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
-                    raise ModelError(f"{self.where}: it refuses the request with {error.status_code}: {self._said(error)}{_remedy(error.status_code, self.spec)}") from None
+                    raise ModelError(
+                        f"{self.where}: it refuses the request with {error.status_code}: {self._said(error)}{_remedy(error.status_code, self.spec)}"
+                    ) from None
                 lost, asked = f"{error.status_code}: {self._said(error)}", retry_after(error)
             except (openai.APIConnectionError, openai.APIResponseValidationError, _Malformed) as error:
                 lost, asked = self._lost(error), None
             tries += 1
             if tries > self.spec.retries or (not self._answered and tries >= FIRST_TRIES):
-                raise ModelError(f"{self.where}: no answer after {tries} tries; the last one: {lost}. Check that the server runs and is reachable, then run again: finished batches are kept")
+                raise ModelError(
+                    f"{self.where}: no answer after {tries} tries; the last one: {lost}. Check that the server runs and is reachable, then run again: finished batches are kept"
+                )
             if (self._wait or off.wait)(pause(tries, asked, settings["seed"])):
                 raise ModelError(f"{self.where}: called off")
 

@@ -51,8 +51,21 @@ def health_table(step: StepFacts) -> Table:
         )
         for g in graded(step)
     )
-    headers = ("checkpoint", "mean rating (n: questions)", "unscored turns", "ended by the model (n: turns)", "degenerate", "empty", "mean tokens", "answers that never came")
-    return Table(headers, rows, "A degenerate answer repeats itself: more than half of its 4-grams occurred in it before. An answer that the model did not end was cut off at the token limit.")
+    headers = (
+        "checkpoint",
+        "mean rating (n: questions)",
+        "unscored turns",
+        "ended by the model (n: turns)",
+        "degenerate",
+        "empty",
+        "mean tokens",
+        "answers that never came",
+    )
+    return Table(
+        headers,
+        rows,
+        "A degenerate answer repeats itself: more than half of its 4-grams occurred in it before. An answer that the model did not end was cut off at the token limit.",
+    )
 
 
 def group_table(step: StepFacts) -> Table:
@@ -85,7 +98,9 @@ def _side_by_side(step: StepFacts) -> Iterator[Block]:
             if turn < len(asked):
                 blocks.append(Texts(((f"Question, turn {turn + 1}", str(asked[turn])),)))
             answers = [(m, by_model[m]) for m in models if turn < len(by_model[m]["turns"])]
-            blocks.append(Texts(tuple((_label(m, turn, row, judgments.get((m, key, turn + 1), {})), shorten(str(row["turns"][turn]), LIMIT)) for m, row in answers)))
+            blocks.append(
+                Texts(tuple((_label(m, turn, row, judgments.get((m, key, turn + 1), {})), shorten(str(row["turns"][turn]), LIMIT)) for m, row in answers))
+            )
         category = first.get("category")
         yield Fold(f"Question {key}" + (f", {category}" if category else ""), tuple(blocks))
 

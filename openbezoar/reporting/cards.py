@@ -71,7 +71,13 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
 def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]) -> str:
     tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(s.verb == verb for s in trained))]
     tags += ["qlora"] if any(s.settings.get("quantize") == "nf4" for s in trained) else []
-    metadata: dict[str, Any] = {**_licence_metadata(licence, files.terms), "language": ["en"], "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    metadata: dict[str, Any] = {
+        **_licence_metadata(licence, files.terms),
+        "language": ["en"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": tags,
+    }
     hub, _, revision = base.partition("@")
     metadata["base_model"] = hub if HUB_ID.match(hub) else base
     if revision:
@@ -140,7 +146,11 @@ def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
             if g.checkpoint == name:
                 said += [
                     f"{what}: {score.text()} answers ({step.name})."
-                    for what, score in (("Answers that the model ended itself, the rest was cut off at the token limit", g.ended), ("Answers that repeat themselves", g.degenerate), ("Empty answers", g.empty))
+                    for what, score in (
+                        ("Answers that the model ended itself, the rest was cut off at the token limit", g.ended),
+                        ("Answers that repeat themselves", g.degenerate),
+                        ("Empty answers", g.empty),
+                    )
                     if score is not None
                 ]
                 if g.unscored:

@@ -71,7 +71,9 @@ def data_section(facts: RunFacts) -> Section | None:
     if not found:
         return None
     blocks: list[Block] = [
-        Paragraph("Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no verdict; they are neither kept nor rejected."),
+        Paragraph(
+            "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no verdict; they are neither kept nor rejected."
+        ),
         Grid(funnel_table(found)),
     ]
     for funnel in found:

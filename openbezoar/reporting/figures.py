@@ -117,7 +117,9 @@ def graph_picture(steps: Mapping[str, tuple[str, Sequence[str]]], title: str) ->
     return _open(inner + 8 + lanes * _LANE, 16 + len(layers) * (_HIGH + _DOWN) - _DOWN, title) + "".join(edges + boxes) + "</svg>"
 
 
-def _edges(steps: Mapping[str, tuple[str, Sequence[str]]], depth: Mapping[str, int], place: Mapping[str, tuple[float, float]], inner: float) -> tuple[list[str], int]:
+def _edges(
+    steps: Mapping[str, tuple[str, Sequence[str]]], depth: Mapping[str, int], place: Mapping[str, tuple[float, float]], inner: float
+) -> tuple[list[str], int]:
     """Edges as paths, drawn before the boxes, and the number of lanes they take."""
     paths: list[str] = []
     lanes: dict[str, int] = {}

@@ -88,7 +88,9 @@ def _graph(facts: RunFacts) -> Section:
 
 
 def _times(facts: RunFacts) -> Section:
-    rows = tuple((s.name, s.verb, duration(s.seconds), s.finished or NOTHING, tally(s.counts), str(s.manifest.get("summary") or NOTHING)) for s in facts.steps.values())
+    rows = tuple(
+        (s.name, s.verb, duration(s.seconds), s.finished or NOTHING, tally(s.counts), str(s.manifest.get("summary") or NOTHING)) for s in facts.steps.values()
+    )
     return Section("Time of every step", (Grid(Table(("step", "verb", "time", "finished (UTC)", "counted by reason", "summary"), rows)),))
 
 
@@ -96,7 +98,10 @@ def _environment(facts: RunFacts) -> Section:
     blocks: list[Block] = [Grid(Table(("what", "value", "steps"), tuple(_environments(facts))))]
     if models := facts.models():
         licences = stated_licences(facts)
-        rows = tuple((name, reference_of(identity), str(identity.get("dtype") or NOTHING), licences.get(name) or "not stated in the run folder") for name, identity in models.items())
+        rows = tuple(
+            (name, reference_of(identity), str(identity.get("dtype") or NOTHING), licences.get(name) or "not stated in the run folder")
+            for name, identity in models.items()
+        )
         blocks.append(Grid(Table(("model", "reference", "dtype", "licence"), rows)))
     files: dict[str, str] = {}
     for step in facts.steps.values():

@@ -44,8 +44,22 @@ def training_table(steps: Sequence[StepFacts]) -> Table:
                 tally(step.counts),
             )
         )
-    headers = ("step", "on top of", "rows", "optimiser steps", "held-out loss before → after", "tokens", "tokens/s", "end of answer trained", "rows counted by reason")
-    return Table(headers, tuple(rows), "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean per answer token in nats.")
+    headers = (
+        "step",
+        "on top of",
+        "rows",
+        "optimiser steps",
+        "held-out loss before → after",
+        "tokens",
+        "tokens/s",
+        "end of answer trained",
+        "rows counted by reason",
+    )
+    return Table(
+        headers,
+        tuple(rows),
+        "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean per answer token in nats.",
+    )
 
 
 def settings_table(steps: Sequence[StepFacts]) -> Table:
@@ -57,7 +71,16 @@ def settings_table(steps: Sequence[StepFacts]) -> Table:
         adapter = f"r={lora.get('r')}, alpha={lora.get('alpha')}, dropout={lora.get('dropout')}, {' '.join(lora.get('targets') or [])}"
         schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
         kind = s.get("adapter", "new")
-        rows.append((step.name, *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")), schedule, f"{kind}: {adapter}", str(s.get("quantize", NOTHING)), str(s.get("max_length", NOTHING))))
+        rows.append(
+            (
+                step.name,
+                *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")),
+                schedule,
+                f"{kind}: {adapter}",
+                str(s.get("quantize", NOTHING)),
+                str(s.get("max_length", NOTHING)),
+            )
+        )
     note = "'continue' goes on with the adapter of the sft step below, and starts a new one on a model that has none."
     return Table(("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"), tuple(rows), note)
 
@@ -70,8 +93,26 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
         log = list(step.rows("metrics.jsonl"))
         first, last = (log[0], log[-1]) if log else ({}, {})
         rewards = [f"{number(_float(first.get(f'rewards/{k}')))} → {number(_float(last.get(f'rewards/{k}')))}" for k in ("chosen", "rejected", "margins")]
-        rows.append((step.name, str(n.get("beta", step.settings.get("beta", NOTHING))), number(_float(n.get("first_loss")), 4), *rewards, number(_float(n.get("heldout_accuracy_before"))), _accuracy(n.get("heldout_accuracy_after"), n.get("heldout_rows"))))
-    headers = ("step", "beta", "loss before the first update", "reward of chosen, first → last batch", "reward of rejected", "margin", "held-out reward accuracy before", "after")
+        rows.append(
+            (
+                step.name,
+                str(n.get("beta", step.settings.get("beta", NOTHING))),
+                number(_float(n.get("first_loss")), 4),
+                *rewards,
+                number(_float(n.get("heldout_accuracy_before"))),
+                _accuracy(n.get("heldout_accuracy_after"), n.get("heldout_rows")),
+            )
+        )
+    headers = (
+        "step",
+        "beta",
+        "loss before the first update",
+        "reward of chosen, first → last batch",
+        "reward of rejected",
+        "margin",
+        "held-out reward accuracy before",
+        "after",
+    )
     note = "Before the first update policy and reference are the same model: the loss is ln 2 = 0.6931, and rewards, margins and accuracy (chosen strictly above rejected) are 0 by definition."
     return Table(headers, tuple(rows), note)
 
@@ -111,8 +152,14 @@ def merge_section(facts: RunFacts) -> Section | None:
         measured = f"{n['rows']} rows, {n['tokens']} tokens" if "rows" in n and "tokens" in n else NOTHING
         drift = [f"{n[k]:.3g}" if isinstance(n.get(k), int | float) else NOTHING for k in ("kl", "mean_logprob_difference", "max_logprob_difference")]
         rows.append((step.name, str(step.settings.get("merge", NOTHING)), str(n.get("onto", NOTHING)), *drift, measured))
-    table = Table(("merge", "of", "onto", "KL per token, nats", "mean |Δ log p|", "greatest |Δ log p|", "measured on"), tuple(rows), "Unmerged against merged model on the same held-out answers.")
-    about = Paragraph("Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base changed in the model's predictions.")
+    table = Table(
+        ("merge", "of", "onto", "KL per token, nats", "mean |Δ log p|", "greatest |Δ log p|", "measured on"),
+        tuple(rows),
+        "Unmerged against merged model on the same held-out answers.",
+    )
+    about = Paragraph(
+        "Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base changed in the model's predictions."
+    )
     return Section("Merge drift", (about, Grid(table)))
 
 

@@ -46,11 +46,17 @@ class Options(Strict):
     )
     complicate_input: bool = Field(False, description="Add the operation of WizardLM's paper that its code leaves out.")
     equality_judge: str | None = Field(
-        None, description="Model, not the teacher, that is asked whether an evolution is equal to its source; none: rule 1 is skipped.", json_schema_extra={"refers_to": "model"}
+        None,
+        description="Model, not the teacher, that is asked whether an evolution is equal to its source; none: rule 1 is skipped.",
+        json_schema_extra={"refers_to": "model"},
     )
     seed_tokens: int = Field(1024, ge=16, description="Seeds are cut to this many teacher tokens [a co-author's rewrite].")
     evolved_tokens: int = Field(512, ge=16, description="Most tokens of an evolved instruction. This project's.")
     retry_rounds: int = Field(3, ge=0, description="Further rounds over seeds not yet evolved, when too few rows were kept. This project's.")
+
+
+# A co-author's rewrite ends its prompts so that the teacher's reply begins after these.
+REWRITTEN, CREATED = "#Rewritten Prompt#:", "#Created Prompt#:"
 
 
 @dataclass
@@ -83,19 +89,21 @@ def make(options: Options, work: Work) -> list[Row]:
     """
     pool = [_item(n, seed, options, work) for n, seed in enumerate(work.seeds)]
     rows: list[Row] = []
-    done = 0
+    done = tried = 0
     begun = min(len(pool), math.ceil(work.rows / options.rounds))
     for number in range(1, options.rounds + options.retry_rounds + 1):
         if number <= options.rounds:
             ready = pool[:begun]
         else:  # seeds never tried first (the sort is stable), then failed ones
             ready = sorted((item for item in pool if item.depth < options.rounds), key=lambda item: (item.number < begun, item.depth))
-            ready = ready[: work.rows - len(rows)]
-            begun = max([begun, *(item.number + 1 for item in ready)])
         if not ready or len(rows) >= work.rows:
             break
-        rows += _round(number, ready[: work.rows - len(rows)], options, work, len(rows))
-        done = number
+        missing = work.rows - len(rows)
+        # A retry evolves more than it needs, by what rounds so far kept, so that few small batches follow.
+        asked = ready[: missing if number <= options.rounds else math.ceil(missing * min(4.0, tried / max(1, len(rows))))]
+        begun = max([begun, *(item.number + 1 for item in asked)])
+        rows += _round(number, asked, missing, options, work, len(rows))
+        done, tried = number, tried + len(asked)
     if missing := work.rows - len(rows):
         work.counts.add("short of the rows wanted", missing)
         work.say(f"{len(rows)} rows after {done} rounds, {missing} fewer than wanted; add seeds, or raise rounds or retry_rounds")
@@ -111,8 +119,8 @@ def _item(number: int, seed: Row, options: Options, work: Work) -> _Item:
     return _Item(number, id_, str(seed.get("category", "")), cut, id_)
 
 
-def _round(number: int, items: Sequence[_Item], options: Options, work: Work, made: int) -> list[Row]:
-    """One round over some items: evolve, the cheap rules, answer, the answer's rules, and only then the judge."""
+def _round(number: int, items: Sequence[_Item], wanted: int, options: Options, work: Work, made: int) -> list[Row]:
+    """One round over some items: evolve, the cheap rules, answer ``wanted`` at most, the answer's rules, and only then the judge."""
     tries = [_Try(item, _operation(number, item, options, work)) for item in items]
     _evolve(number, tries, options, work)
     tries = _without(tries, "refused by the server", lambda t: t.finish == "error", work)
@@ -120,6 +128,9 @@ def _round(number: int, items: Sequence[_Item], options: Options, work: Work, ma
     tries = _without(tries, "not finished", lambda t: t.finish == "length", work)
     tries = _without(tries, "same as the source", lambda t: rules.same_as_source(t.item.text, t.text), work)
     tries = _without(tries, "rule 4, leaks the prompt's words", lambda t: rules.leaks_prompt(t.text), work)
+    if len(tries) > wanted:
+        work.counts.add("evolutions not needed", len(tries) - wanted)
+        tries = tries[:wanted]
     replies = work.chat(f"answers-{number}", [[Turn("user", t.text)] for t in tries], [work.seed("answer", number, t.item.number) for t in tries])
     for attempt, reply in zip(tries, replies, strict=True):
         attempt.answer, attempt.finish = reply.text, reply.finish
@@ -151,14 +162,15 @@ def _evolve(number: int, tries: Sequence[_Try], options: Options, work: Work) ->
             asked.append(work.text("evol_in_depth", prompt=attempt.item.text, operation=operation))
     seeds = [work.seed("evolve", number, t.item.number) for t in tries]
     sampling = Sampling(options.evolved_tokens, work.sampling.temperature, work.sampling.top_p)
-    replies = work.chat(f"evolutions-{number}", [[Turn("user", text)] for text in asked], seeds, sampling=sampling)
+    starts = [CREATED if t.operation is None else REWRITTEN for t in tries]
+    replies = work.begun(f"evolutions-{number}", asked, starts, seeds, sampling, work.teacher)
     for attempt, reply in zip(tries, replies, strict=True):
         attempt.text, attempt.finish = without_labels(reply.text), reply.finish
 
 
 def without_labels(text: str) -> str:
     """An evolved instruction without the labels that a teacher repeats in front of it, and not in quotation marks."""
-    for label in ("#Rewritten Prompt#:", "#Created Prompt#:"):
+    for label in (REWRITTEN, CREATED):
         text = text.replace(label, "")
     return unquoted(text.strip())
 
@@ -183,7 +195,7 @@ def _gaining(number: int, tries: Sequence[_Try], judge: str, work: Work) -> list
         sampling = Sampling(30, 0.0 if ask == 0 else max(work.sampling.temperature, 0.7))
         questions = [work.text("evol_equality", first=t.item.text, second=t.text) for t in open_]
         seeds = [work.seed("equality", number, t.item.number, ask) for t in open_]
-        for attempt, reply in zip(open_, work.begun(f"equality-{number}", questions, start, seeds, sampling, judge), strict=True):
+        for attempt, reply in zip(open_, work.begun(f"equality-{number}", questions, [start] * len(questions), seeds, sampling, judge), strict=True):
             verdict[attempt.item.number] = rules.gains_information(reply.text)
     tries = _without(tries, f"rule 1, undecided after {ASKS} asks", lambda t: verdict[t.item.number] is None, work)
     return _without(tries, "rule 1, no information gained", lambda t: verdict[t.item.number] is False, work)

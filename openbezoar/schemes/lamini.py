@@ -24,6 +24,7 @@ from openbezoar.records import Row, Turn, instruction_text
 from openbezoar.schemes.work import Work, answered, normal, row_id, unquoted
 
 PROMPTS = ("lamini_examples", "lamini_topics", "lamini_answer_system")
+BEGIN = "<example>"
 EXAMPLES, TOPICS = "example-guided", "topic-guided"
 LONGEST = 2000  # characters; what is longer is no instruction but a reply that ran away
 
@@ -31,12 +32,15 @@ LONGEST = 2000  # characters; what is longer is no instruction but a reply that 
 class Options(Strict):
     """The scheme's own keys. Numbers without a note are LaMini-LM's, as third-party notes give them."""
 
-    topics: str | None = Field(None, description="Topic rows with a 'title'; without them every prompt is example-guided.", json_schema_extra={"refers_to": "data"})
+    topics: str | None = Field(
+        None, description="Topic rows with a 'title'; without them every prompt is example-guided.", json_schema_extra={"refers_to": "data"}
+    )
     examples_per_prompt: int = Field(3, ge=1, description="Seed instructions shown in a prompt.")
     instructions_per_prompt: int = Field(20, ge=1, description="New instructions asked for in a prompt.")
     topics_per_prompt: int = Field(3, ge=1, description="Topics named in a topic-guided prompt.")
     topic_share: float = Field(0.5, ge=0, le=1, description="Share of prompts that are topic-guided. This project's.")
     instruction_tokens: int = Field(1024, ge=16, description="Most tokens of a reply that holds instructions. This project's.")
+    begun: bool = Field(True, description="Let models in this process begin their reply with <example>; weak ones keep the format better. This project's.")
     max_prompts: int | None = Field(None, ge=1, description="Give up after this many prompts; default: as many as rows, but at least 20. This project's.")
 
 
@@ -88,7 +92,7 @@ def _instructions(options: Options, work: Work) -> list[tuple[str, str]]:
         while (missing := work.rows - len(found.texts)) > 0 and asked < limit:
             numbers = range(asked, asked + min(limit - asked, work.batch, _prompts_for(missing, len(found.texts), asked, options)))
             drawn = [_prompt(options, work, n, shown, topics) for n in numbers]
-            replies = work.chat("instructions", [[Turn("user", text)] for text, _ in drawn], [work.seed("instructions", 0, n) for n in numbers], sampling=sampling, bar=False)
+            replies = _ask(options, work, [text for text, _ in drawn], [work.seed("instructions", 0, n) for n in numbers], sampling)
             before = len(found.texts)
             for (_, source), reply in zip(drawn, replies, strict=True):
                 _take(reply, source, found, work)
@@ -105,9 +109,17 @@ def _instructions(options: Options, work: Work) -> list[tuple[str, str]]:
     return found.texts[: work.rows]
 
 
+def _ask(options: Options, work: Work, texts: list[str], seeds: list[int], sampling: Sampling) -> list[Completion]:
+    """Replies to prompts for instructions, begun with a tag where the model's prompt can be written out."""
+    if options.begun and hasattr(work.llm(work.teacher), "formatter"):
+        replies = work.begun("instructions", texts, [BEGIN] * len(texts), seeds, sampling, work.teacher, bar=False)
+        return [Completion(BEGIN + r.text, r.finish, r.prompt_tokens, r.tokens) for r in replies]
+    return work.chat("instructions", [[Turn("user", text)] for text in texts], seeds, sampling=sampling, bar=False)
+
+
 def _prompts_for(missing: int, found: int, asked: int, options: Options) -> int:
     """How many prompts are likely to give the missing instructions, by what earlier ones gave."""
-    each = found / asked if asked else options.instructions_per_prompt
+    each = found / asked if asked else options.instructions_per_prompt / 2
     return math.ceil(missing / max(each, 0.25))
 
 
@@ -160,7 +172,9 @@ def _topics(options: Options, work: Work) -> list[str]:
         else:
             kept.append(title.strip())
     if len(kept) < options.topics_per_prompt:
-        raise DataError(f"{options.topics}: {len(kept)} topics of fewer than three words, but topics_per_prompt is {options.topics_per_prompt}; add topics or lower it")
+        raise DataError(
+            f"{options.topics}: {len(kept)} topics of fewer than three words, but topics_per_prompt is {options.topics_per_prompt}; add topics or lower it"
+        )
     return kept
 
 

@@ -105,7 +105,9 @@ def _queries(options: Options, work: Work) -> list[Row]:
             tasks.setdefault(submix, {}).setdefault(seed["task"], []).append(seed)
     weights = {name: weight for name, weight in given.items() if name in tasks or "submixes" in options.model_fields_set}
     if absent := [name for name in weights if name not in tasks]:
-        raise DataError(f"seeds: no row of submix '{absent[0]}', which submixes gives a weight; they have {', '.join(tasks) or 'none of the four'}; add rows or drop the weight")
+        raise DataError(
+            f"seeds: no row of submix '{absent[0]}', which submixes gives a weight; they have {', '.join(tasks) or 'none of the four'}; add rows or drop the weight"
+        )
     if not weights:
         raise DataError(f"seeds: no row whose submix is one of {', '.join(get_args(Submix))}; expected FLAN rows")
     for queries in tasks.get("niv2", {}).values():

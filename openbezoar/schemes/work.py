@@ -112,7 +112,14 @@ class Work:
         return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens])).rstrip("\ufffd").rstrip()
 
     def chat(
-        self, name: str, conversations: Sequence[Sequence[Turn]], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True
+        self,
+        name: str,
+        conversations: Sequence[Sequence[Turn]],
+        seeds: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        model: str | None = None,
+        bar: bool = True,
     ) -> list[Completion]:
         """Cleaned replies to conversations, in order, journalled under ``name`` batch by batch.
 
@@ -121,13 +128,17 @@ class Work:
         drawn = sampling or self.sampling
         return self._replies(name, conversations, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).chat(part, drawn, s))
 
-    def complete(self, name: str, texts: Sequence[str], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True) -> list[Completion]:
+    def complete(
+        self, name: str, texts: Sequence[str], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True
+    ) -> list[Completion]:
         """Cleaned continuations of raw texts; otherwise as ``chat``."""
         drawn = sampling or self.sampling
         return self._replies(name, texts, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).complete(part, drawn, s))
 
-    def begun(self, name: str, questions: Sequence[str], start: str, seeds: Sequence[int], sampling: Sampling, model: str) -> list[Completion]:
-        """Replies that go on after ``start``, as if the model had begun its answer with it.
+    def begun(
+        self, name: str, questions: Sequence[str], starts: Sequence[str], seeds: Sequence[int], sampling: Sampling, model: str, bar: bool = True
+    ) -> list[Completion]:
+        """Replies that go on after ``starts`` (one a question), as if the model had begun its answer so.
 
         Where a model's prompt cannot be written out (a chat server), the question itself has
         to ask for that start; a reply that repeats it has it taken off.
@@ -137,13 +148,18 @@ class Work:
         if formatter is not None:
             # Raw completion puts the beginning-of-sequence token in front itself.
             own = llm.tokenizer.bos_token if getattr(formatter, "adds_bos", False) else ""  # type: ignore[attr-defined]
-            texts = [formatter.prompt_text([Turn("user", question)]).removeprefix(own) + start for question in questions]
-            return self.complete(name, texts, seeds, sampling=sampling, model=model)
-        replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model)
-        head = re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE)
-        return [Completion(head.sub("", r.text, count=1) if head.match(r.text) else r.text, r.finish, r.prompt_tokens, r.tokens) for r in replies]
+            texts = [formatter.prompt_text([Turn("user", question)]).removeprefix(own) + start for question, start in zip(questions, starts, strict=True)]
+            return self.complete(name, texts, seeds, sampling=sampling, model=model, bar=bar)
+        replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model, bar=bar)
+        heads = [re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE) for start in starts]
+        return [
+            Completion(head.sub("", r.text, count=1) if head.match(r.text) else r.text, r.finish, r.prompt_tokens, r.tokens)
+            for head, r in zip(heads, replies, strict=True)
+        ]
 
-    def _replies(self, name: str, items: Sequence[T], seeds: Sequence[int], sampling: Sampling, bar: bool, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]) -> list[Completion]:
+    def _replies(
+        self, name: str, items: Sequence[T], seeds: Sequence[int], sampling: Sampling, bar: bool, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]
+    ) -> list[Completion]:
         tape = self._tapes.setdefault(name, _Tape(self.context.journal(f".resume-{name}")))
         replies: list[Completion] = []
         shown: AbstractContextManager[Any] = self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
@@ -153,7 +169,9 @@ class Work:
                 mark = digest([[[t.as_dict() for t in item] if not isinstance(item, str) else item for item in part], part_seeds, vars(sampling)])  # type: ignore[attr-defined]
                 rows = tape.journal.batch(tape.position, lambda part=part, s=part_seeds, mark=mark: self._asked(ask, part, s, mark))  # type: ignore[misc]
                 if len(rows) != len(part) or rows[0]["mark"] != mark:
-                    raise RunError(f"{tape.journal.path}: batch {tape.position} answers other prompts than the ones asked now; delete this step's work folder and run again")
+                    raise RunError(
+                        f"{tape.journal.path}: batch {tape.position} answers other prompts than the ones asked now; delete this step's work folder and run again"
+                    )
                 tape.position += 1
                 replies += [self._reply(name, row) for row in rows]
                 if line is not None:
@@ -166,7 +184,8 @@ class Work:
         assert len(replies) == len(part), "one reply a prompt"
         seconds = (time.monotonic() - begun) / len(part)
         return [
-            {"mark": mark, "text": r.text, "finish": r.finish, "prompt_tokens": r.prompt_tokens, "tokens": r.tokens, "seconds": round(seconds, 6)} for r in replies
+            {"mark": mark, "text": r.text, "finish": r.finish, "prompt_tokens": r.prompt_tokens, "tokens": r.tokens, "seconds": round(seconds, 6)}
+            for r in replies
         ]
 
     def _reply(self, name: str, row: Row) -> Completion:

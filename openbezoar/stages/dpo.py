@@ -19,8 +19,8 @@ from openbezoar.forest import Tree
 from openbezoar.recipe import Dpo
 from openbezoar.training.data import require, split_heldout
 from openbezoar.training.fit import Bench, checked_first_loss, fit, one, set_up
-from openbezoar.training.losses import PREFERENCE_LOSSES, answer_sums, reward_metrics
 from openbezoar.training.loop import Objective
+from openbezoar.training.losses import PREFERENCE_LOSSES, answer_sums, reward_metrics
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:

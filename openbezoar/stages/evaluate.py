@@ -65,7 +65,12 @@ def _benchmarks(step: Evaluate, context: StepContext) -> list[Benchmark]:
 
 
 def _checkpoint(
-    name: str, step: Evaluate, context: StepContext, benchmarks: Sequence[Benchmark], examples: Mapping[str, Sequence[Example]], pairs: Mapping[str, Sequence[Pair]]
+    name: str,
+    step: Evaluate,
+    context: StepContext,
+    benchmarks: Sequence[Benchmark],
+    examples: Mapping[str, Sequence[Example]],
+    pairs: Mapping[str, Sequence[Pair]],
 ) -> dict[str, Any]:
     """Everything about one checkpoint; its memory is free again afterwards."""
     from openbezoar.forest import Scorer
@@ -154,7 +159,9 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
     by_sum = [None if pair is None else int(pair[0][0] > pair[1][0]) for pair in used]
     by_mean = [int(pair[0][0] / pair[0][1] > pair[1][0] / pair[1][1]) for pair in used if pair is not None]
     if not by_mean:
-        raise DataError(f"pairs.{label}: none of {len(rows)} pairs can be scored ({sum(same)} have identical answers, the rest exceed {answers.window} tokens); give other pairs")
+        raise DataError(
+            f"pairs.{label}: none of {len(rows)} pairs can be scored ({sum(same)} have identical answers, the rest exceed {answers.window} tokens); give other pairs"
+        )
     sums = [item for item in by_sum if item is not None]
     unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
     return {"accuracy": _share(sums), "n": len(sums), "normalised": _share(by_mean), "identical": sum(same), "unscored": unscored, "items": by_sum}
@@ -191,7 +198,18 @@ def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result
                 if not both:
                     continue
                 difference, low, high = paired_difference([y for _, y in both], [x for x, _ in both], step_seed(seed, "difference", a, b, kind, name))
-                found[key].append({"a": a, "b": b, word: name, **({"metric": first["main"]} if kind == "tasks" else {}), "n": len(both), "difference": difference, "low": low, "high": high})
+                found[key].append(
+                    {
+                        "a": a,
+                        "b": b,
+                        word: name,
+                        **({"metric": first["main"]} if kind == "tasks" else {}),
+                        "n": len(both),
+                        "difference": difference,
+                        "low": low,
+                        "high": high,
+                    }
+                )
     return found
 
 

@@ -80,10 +80,7 @@ def _distributions(model: Any, trees: Any) -> list[tuple[torch.Tensor, torch.Ten
         start = list(path.scored).index(True)
         ids = torch.tensor([path.ids], device=scorer.device)
         hidden = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, start - 1 : -1]
-        logits = model.get_output_embeddings()(hidden).float() * scorer.scale
-        if scorer.cap is not None:
-            logits = scorer.cap * torch.tanh(logits / scorer.cap)
-        found.append((logits.log_softmax(-1).cpu(), ids[0, start:].cpu()))
+        found.append((scorer.logits(hidden).log_softmax(-1).cpu(), ids[0, start:].cpu()))
     return found
 
 

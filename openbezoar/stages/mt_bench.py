@@ -153,6 +153,7 @@ def _two_turns(llm: OnDemand, model: str, questions: Sequence[Question], samplin
             "model": model,
             "question_id": q.id,
             "category": q.category,
+            "questions": list(q.turns),
             "turns": [a.text, b.text],
             "finish": [a.finish, b.finish],
             "tokens": [a.tokens, b.tokens],

@@ -130,7 +130,11 @@ def _template(formatter: Formatter) -> str:
     if system is None or formatter.spec.template == "openbezoar":
         return formatter.jinja
     literal = "'" + system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
-    head = "{%- if not messages or messages[0]['role'] != 'system' -%}{%- set messages = [{'role': 'system', 'content': " + literal + "}] + messages -%}{%- endif -%}"
+    head = (
+        "{%- if not messages or messages[0]['role'] != 'system' -%}{%- set messages = [{'role': 'system', 'content': "
+        + literal
+        + "}] + messages -%}{%- endif -%}"
+    )
     return head + formatter.jinja
 
 

@@ -47,10 +47,12 @@ def fit(step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree
     """Train, write ``adapter/`` (PEFT's format) and ``model.json``; returns the manifest's numbers."""
     numbers = train(bench.model, bench.scorer, trees, objective, step, context.out, context.progress, context.seed)
     adapter = context.out / "adapter"
-    bench.model.save_pretrained(str(adapter))
+    bench.model.save_pretrained(str(adapter), save_embedding_layers=False)
     given = bench.checkpoint
     older = given.adapters[:-1] if bench.continues else given.adapters
-    made = Checkpoint(context.name, given.base, (*older, adapter), step.quantize, given.dtype if step.dtype == "float32" else step.dtype, given.prompt, given.licence)
+    made = Checkpoint(
+        context.name, given.base, (*older, adapter), step.quantize, given.dtype if step.dtype == "float32" else step.dtype, given.prompt, given.licence
+    )
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
     if bench.formatter.boundary_shifts:
         context.counts.add("token would span prompt and answer", bench.formatter.boundary_shifts)

@@ -62,7 +62,9 @@ def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
     wanted, got = model.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
     if wanted != got:
         first = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got)))
-        raise ModelError(f"{folder}: tokenizer.json and tokenizer.model disagree from token {first} of a probe text; remove tokenizer.json so that the SentencePiece model is used")
+        raise ModelError(
+            f"{folder}: tokenizer.json and tokenizer.model disagree from token {first} of a probe text; remove tokenizer.json so that the SentencePiece model is used"
+        )
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"]) -> nn.Module:
@@ -72,7 +74,9 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
     hf_logging.disable_progress_bar()
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False, "use_safetensors": True}
     if quantize == "nf4":
-        settings["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
         settings["device_map"] = {"": str(device())}
     try:
         with warnings.catch_warnings():
@@ -213,7 +217,13 @@ def load_for_training(checkpoint: Checkpoint, lora: Lora, quantize: Literal["nf4
         if missing:
             raise ModelError(f"{checkpoint.name}: the model has no module '{missing[0]}' for lora.targets; look at its layers' names")
         torch.manual_seed(seed)  # PEFT draws A from the global generator
-        config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), task_type="CAUSAL_LM")  # type: ignore[arg-type]
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            task_type="CAUSAL_LM",
+        )  # type: ignore[arg-type]
         peft = get_peft_model(model, config)  # type: ignore[arg-type]
         keep_4bit_layout(peft)
     for parameter in peft.parameters():

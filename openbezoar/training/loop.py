@@ -73,7 +73,9 @@ def rate_at(step: int, steps: int, settings: Training) -> float:
     return settings.learning_rate * factor
 
 
-def train(model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, out: FilePath, progress: Progress, seed: int) -> dict[str, Any]:
+def train(
+    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, out: FilePath, progress: Progress, seed: int
+) -> dict[str, Any]:
     """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained values."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -131,7 +133,9 @@ def _step(
             totals[name] = totals.get(name, 0.0) + value
     without = [name for name, p in parameters.items() if p.grad is None]
     if without:
-        raise ModelError(f"{len(without)} of {len(parameters)} trainable tensors have no gradient, '{without[0]}' first; the layer's backward does not work on this device")
+        raise ModelError(
+            f"{len(without)} of {len(parameters)} trainable tensors have no gradient, '{without[0]}' first; the layer's backward does not work on this device"
+        )
     rate = rate_at(step, steps, settings)
     for group_settings in optimizer.param_groups:
         group_settings["lr"] = rate

@@ -1,0 +1,71 @@
+"""Attention over a forest's segments, registered with transformers under one name.
+
+The layout travels as a keyword of the forward call, so activation checkpointing and several
+micro-batches stay right. Each tree's shared prefix attends to itself; each branch attends
+to the prefix and to itself: the exact work of a forest, in torch's own kernels on any
+device, with autograd doing the rest. Without a layout it is transformers' own SDPA.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from openbezoar.errors import ModelError
+from openbezoar.forest.layout import Layout, Segment
+
+NAME = "openbezoar_forest"
+
+# Keywords that change nothing here: what they say is in the layout already, or is bookkeeping.
+KNOWN = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "position_embeddings", "past_key_values", "output_hidden_states", "return_dict"}
+
+
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None, **rest: Any) -> tuple[Tensor, None]:
+    """Transformers' attention interface: query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, n, heads, d].
+
+    Raises ModelError for a feature of the layer that it does not know (sinks, biases, soft caps).
+    """
+    layout: Layout | None = rest.pop("forest", None)
+    if layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest)
+        return plain
+    window: int | None = rest.pop("sliding_window", None)
+    unknown = {k for k, v in rest.items() if v is not None and k not in KNOWN}
+    if unknown or dropout:
+        raise ModelError(f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the forest; score this model with plain passes")
+    groups = query.shape[1] // key.shape[1]
+    parts = [_segment(query, key, value, segment, groups, scaling, window) for segment in layout.segments]
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _segment(query: Tensor, key: Tensor, value: Tensor, segment: Segment, groups: int, scaling: float | None, window: int | None) -> Tensor:
+    """One segment's queries over its prefix and itself."""
+    own, prefix = slice(segment.start, segment.end), slice(segment.prefix_start, segment.prefix_end)
+    shared, n = segment.prefix_end - segment.prefix_start, segment.end - segment.start
+    q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
+    if shared:
+        k, v = torch.cat([key[:, :, prefix], k], 2), torch.cat([value[:, :, prefix], v], 2)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if not shared and (window is None or n <= window):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    at, of = torch.arange(shared, shared + n, device=q.device)[:, None], torch.arange(shared + n, device=q.device)
+    mask = of <= at
+    if window is not None:
+        mask &= at - of < window  # a distance along the path: a segment's prefix and itself are contiguous on it
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+
+
+def register() -> str:
+    """Make the function known to transformers; its name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

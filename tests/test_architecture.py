@@ -1,0 +1,78 @@
+"""The one rule about imports, and that generated pages are fresh."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import openbezoar
+from openbezoar.reference import main
+
+ROOT = Path(openbezoar.__file__).parent
+
+# A module may import from its own rank (not for stages) and from lower ones.
+RANKS = [
+    {"errors", "records", "runs", "recipe", "progress", "__init__"},
+    {"sources", "models", "gguf_models", "chat", "forest", "prompts"},
+    {"context", "llm", "training", "judging", "schemes", "harness", "reporting"},
+    {"stages"},
+    {"graph"},
+    {"estimates", "reference"},
+    {"cli", "__main__"},
+]
+RANK = {name: number for number, names in enumerate(RANKS) for name in names}
+# The graph knows each scheme's options and each stage's module by name; estimates are of the graph.
+
+
+def imports() -> list[tuple[str, str]]:
+    """(importing part, imported part) at run time; what stands under TYPE_CHECKING does not count."""
+    found = []
+    for file in ROOT.rglob("*.py"):
+        part = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        tree = ast.parse(file.read_text())
+        ignored = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for n in ast.walk(node)}
+        for node in ast.walk(tree):
+            if id(node) in ignored:
+                continue
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("openbezoar"):
+                names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "openbezoar" else [node.module]
+            for name in names:
+                pieces = name.split(".")
+                if pieces[0] == "openbezoar":
+                    found.append((f"{part}:{file.stem}", pieces[1] if len(pieces) > 1 and pieces[1] in RANK else "__init__"))
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [(a, b) for a, b in imports() if RANK[b] > RANK[a.split(":")[0]]]
+    assert wrong == []
+    assert len(imports()) > 100
+
+
+def test_stages_never_import_one_another() -> None:
+    crossing = []
+    for file in (ROOT / "stages").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("openbezoar.stages"):
+                crossing.append((file.name, node.module))
+    assert crossing == []
+
+
+def test_every_part_of_the_package_has_a_rank() -> None:
+    parts = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")}
+    assert parts == set(RANK)
+
+
+def test_generated_pages_are_fresh() -> None:
+    assert main(["--check"]) == 0
+
+
+def test_the_package_never_reads_pickles_or_runs_a_hub_s_code() -> None:
+    for file in ROOT.rglob("*.py"):
+        text = file.read_text()
+        assert "import pickle" not in text
+        assert "trust_remote_code=True" not in text
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node)
