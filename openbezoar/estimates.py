@@ -119,8 +119,8 @@ class _Book:
 
     # ---- data
 
-    def rows(self, ref: DataRef) -> tuple[int, float]:
-        """(number of rows, mean characters of a row's text)."""
+    def rows(self, ref: DataRef, rejected: bool = True) -> tuple[int, float]:
+        """(number of rows, mean characters of a row's text); ``rejected``: of a pair's both dialogues."""
         total, characters = 0, 0.0
         for spec in data_specs(ref):
             if spec.data in self.graph.nodes:
@@ -137,7 +137,7 @@ class _Book:
             else:
                 found = select(list(read_jsonl(resolve_path(spec.data, self.folder, self.recipe.data))), spec, self.recipe.seed)
                 rows = len(found)
-                mean = sum(_characters(row) for row in found) / max(1, rows)
+                mean = sum(_characters(row, rejected) for row in found) / max(1, rows)
             total, characters = total + rows, characters + rows * mean
         return total, characters / max(1, total)
 
@@ -199,7 +199,7 @@ class _Book:
         return Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.judge), seconds, assumed)
 
     def _train(self, step: Sft | Dpo) -> Estimate:
-        rows, mean = self.rows(step.sft if isinstance(step, Sft) else step.dpo)
+        rows, mean = self.rows(step.sft, rejected=False) if isinstance(step, Sft) else self.rows(step.dpo)
         steps = math.ceil(math.ceil(rows / step.batch) * step.epochs)
         seen = min(rows * step.epochs, (step.max_steps or steps) * step.batch)
         length = min(step.max_length, mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS)
@@ -251,9 +251,9 @@ def node_verb(step: Sft | Dpo) -> str:
     return "sft" if isinstance(step, Sft) else "dpo"
 
 
-def _characters(row: dict[str, Any]) -> int:
+def _characters(row: dict[str, Any], rejected: bool) -> int:
     if "chosen" in row and "rejected" in row:
-        return len(str(row["chosen"])) + len(str(row["rejected"]))
+        return len(str(row["chosen"])) + (len(str(row["rejected"])) if rejected else 0)
     return sum(len(v) for k, v in row.items() if isinstance(v, str) and k in ("instruction", "context", "response", "input", "target", "system"))
 
 

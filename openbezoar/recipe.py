@@ -207,7 +207,7 @@ class Training(Strict):
     heldout: DataRef | None = Field(None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data.")
     heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
     heldout_rows: int = Field(64, ge=1, description="Most rows held out.")
-    tokens: int = Field(1024, ge=64, description="Token budget of one forward pass.")
+    tokens: int = Field(2048, ge=64, description="Token budget of one forward pass.")
     save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
 
 
@@ -264,7 +264,7 @@ class Evaluate(Strict):
     losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
     pairs: dict[str, DataRef] = Field(default={}, description="Share of these pairs in which the chosen answer is the likelier one.")
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
-    tokens: int = Field(1024, ge=64)
+    tokens: int = Field(2048, ge=64)
 
 
 class MtBench(Strict):

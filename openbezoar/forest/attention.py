@@ -1,9 +1,9 @@
 """Attention over a forest's segments, registered with transformers under one name.
 
 The layout travels as a keyword of the forward call, so activation checkpointing and several
-micro-batches stay right. Each tree's shared prefix attends to itself; each branch attends
-to the prefix and to itself: the exact work of a forest, in torch's own kernels on any
-device, with autograd doing the rest. Without a layout it is transformers' own SDPA.
+micro-batches stay right. Each segment's queries attend to its ancestors and to itself: the
+exact work of a forest, in torch's own kernels on any device, with autograd doing the rest.
+Without a layout it is transformers' own SDPA.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
 
 
 def _segment(query: Tensor, key: Tensor, value: Tensor, segment: Segment, groups: int, scaling: float | None, window: int | None) -> Tensor:
-    """One segment's queries over its prefix and itself."""
-    own, prefix = slice(segment.start, segment.end), slice(segment.prefix_start, segment.prefix_end)
-    shared, n = segment.prefix_end - segment.prefix_start, segment.end - segment.start
-    q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
-    if shared:
-        k, v = torch.cat([key[:, :, prefix], k], 2), torch.cat([value[:, :, prefix], v], 2)
+    """One segment's queries over its ancestors and itself."""
+    runs = (*segment.before, (segment.start, segment.end))
+    q, n = query[:, :, segment.start : segment.end], segment.end - segment.start
+    k, v = (torch.cat([x[:, :, a:b] for a, b in runs], 2) if len(runs) > 1 else x[:, :, segment.start : segment.end] for x in (key, value))
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    if not shared and (window is None or n <= window):
+    whole = k.shape[2]
+    if whole == n and (window is None or n <= window):
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    at, of = torch.arange(shared, shared + n, device=q.device)[:, None], torch.arange(shared + n, device=q.device)
+    # The runs are contiguous on the path, so what counts along it counts here.
+    at, of = torch.arange(whole - n, whole, device=q.device)[:, None], torch.arange(whole, device=q.device)
     mask = of <= at
     if window is not None:
-        mask &= at - of < window  # a distance along the path: a segment's prefix and itself are contiguous on it
+        mask &= at - of < window
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
 
 

@@ -1,8 +1,11 @@
 """A batch of trees as one row of tokens: each shared prefix once, no padding.
 
-Depth first: a tree's shared prefix (the longest common prefix of its paths' token ids), then
-each path's own rest. A token attends to what lies before it on its path; positions count
-along the path. The last token of a path predicts nothing and is left out.
+All paths of a pass are laid out as one forest, depth first: a segment holds the tokens that a
+group of paths share (the longest common prefix of their token *ids*), and its children what
+smaller groups share, down to single paths. So a pair's prompt, a question's choices, a
+template's preamble and a subject's few-shot examples are each computed once. A token attends
+to what lies before it on its path; positions count along the path. The last token of a path
+predicts nothing and is left out.
 """
 
 from __future__ import annotations
@@ -36,12 +39,11 @@ Tree = tuple[Path, ...]
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens, [start, end) in the row, that attends to [prefix_start, prefix_end) and to itself."""
+    """A run of tokens, [start, end) in the row; ``before`` has the runs of its ancestors, the root first."""
 
     start: int
     end: int
-    prefix_start: int
-    prefix_end: int
+    before: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -61,46 +63,73 @@ class Layout:
     counts: list[int]
 
 
-def shared_prefix(tree: Tree) -> int:
-    """Length of the longest common prefix of the paths' ids, the last token of each path left out."""
-    shortest = min(len(path.ids) for path in tree) - 1
-    first = tree[0].ids
-    for i in range(shortest):
-        if any(path.ids[i] != first[i] for path in tree[1:]):
+def common(a: Sequence[int], b: Sequence[int], most: int) -> int:
+    """Length of the common prefix of two sequences of ids, ``most`` at most."""
+    for i in range(min(len(a), len(b), most)):
+        if a[i] != b[i]:
             return i
-    return shortest
+    return min(len(a), len(b), most)
 
 
-def size(tree: Tree) -> int:
-    """Tokens that a tree takes in a row."""
-    shared = shared_prefix(tree)
-    return shared + sum(len(path.ids) - 1 - shared for path in tree)
+def in_order(trees: Sequence[Tree]) -> list[tuple[int, int]]:
+    """(index, tokens that the tree adds after the ones before it), trees with common prefixes side by side."""
+    order = sorted(range(len(trees)), key=lambda i: tuple(trees[i][0].ids))
+    costs = []
+    before: Sequence[int] = ()
+    for i in order:
+        cost = 0
+        for path in sorted(trees[i], key=lambda p: tuple(p.ids)):
+            cost += len(path.ids) - 1 - common(before, path.ids, len(path.ids) - 1)
+            before = path.ids[:-1]
+        costs.append((i, cost))
+    return costs
+
+
+class _Row:
+    """The row in the making."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.places: list[list[int]] = [[] for _ in paths]  # where each forwarded token of a path lies
+
+    def place(self, group: list[int], depth: int, before: tuple[tuple[int, int], ...]) -> None:
+        """Lay out what a group of paths, sorted by ids and equal up to ``depth``, has after it."""
+        group = [i for i in group if len(self.paths[i].ids) - 1 > depth]
+        while group:
+            # Sorted, so what begins alike lies together; the group's first path leads one child.
+            token = self.paths[group[0]].ids[depth]
+            size = next((k for k, i in enumerate(group) if self.paths[i].ids[depth] != token), len(group))
+            child, group = group[:size], group[size:]
+            first, last = self.paths[child[0]].ids, self.paths[child[-1]].ids
+            end = common(first, last, min(len(self.paths[i].ids) for i in child) - 1)
+            start = len(self.ids)
+            self.ids += first[depth:end]
+            self.positions += range(depth, end)
+            self.segments.append(Segment(start, len(self.ids), before))
+            for i in child:
+                self.places[i] += range(start, len(self.ids))
+            self.place(child, end, (*before, (start, len(self.ids))))
 
 
 def lay_out(trees: Sequence[Tree], device: torch.device) -> Layout:
     """The row of some trees."""
-    ids: list[int] = []
-    positions: list[int] = []
+    paths = [path for tree in trees for path in tree]
+    row = _Row(paths)
+    row.place(sorted(range(len(paths)), key=lambda i: tuple(paths[i].ids)), 0, ())
     rows: list[int] = []
     targets: list[int] = []
     counts: list[int] = []
-    segments: list[Segment] = []
-    for tree in trees:
-        shared, base = shared_prefix(tree), len(ids)
-        ids += tree[0].ids[:shared]
-        positions += range(shared)
-        if shared:
-            segments.append(Segment(base, base + shared, base, base))
-        for path in tree:
-            start, rest = len(ids), path.ids[shared:-1]
-            ids += rest
-            positions += range(shared, shared + len(rest))
-            if rest:
-                segments.append(Segment(start, len(ids), base, base + shared))
-            asked = [c for c, wanted in enumerate(path.scored) if wanted]
-            assert not asked or asked[0] > 0, "the first token has nothing before it"
-            rows += [base + c - 1 if c <= shared else start + c - 1 - shared for c in asked]
-            targets += [path.ids[c] for c in asked]
-            counts.append(len(asked))
-    tensors = [torch.tensor(x, dtype=torch.long, device=device) for x in (ids, positions, rows, targets)]
-    return Layout(*tensors, tuple(segments), counts)
+    for path, places in zip(paths, row.places, strict=True):
+        asked = [c for c, wanted in enumerate(path.scored) if wanted]
+        assert not asked or asked[0] > 0, "the first token has nothing before it"
+        rows += [places[c - 1] for c in asked]
+        targets += [path.ids[c] for c in asked]
+        counts.append(len(asked))
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    return Layout(tensor(row.ids), tensor(row.positions), tensor(rows), tensor(targets), tuple(row.segments), counts)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest.attention import register
-from openbezoar.forest.layout import Path, Tree, lay_out, size
+from openbezoar.forest.layout import Path, Tree, in_order, lay_out
 
 
 class _SelectedLogProb(torch.autograd.Function):
@@ -72,7 +72,7 @@ class Scorer:
     tokens: budget of tokens of one forward pass. plain: a row a path, nothing shared.
     """
 
-    def __init__(self, model: nn.Module, tokens: int = 1024, head_bytes: int = 64 << 20, plain: bool = False) -> None:
+    def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int = 64 << 20, plain: bool = False) -> None:
         self.model, self.tokens = model, tokens
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.trunk: nn.Module = base.model  # type: ignore[assignment]
@@ -98,14 +98,23 @@ class Scorer:
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def batches(self, trees: Sequence[Tree]) -> list[list[int]]:
-        """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like lengths together."""
-        longest = [max(len(path.ids) for path in tree) for tree in trees]
-        sizes = [0 if self.plain else size(tree) for tree in trees]
+        """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like beginnings or like lengths together."""
         passes: list[list[int]] = []
+        if not self.plain:
+            left = 0
+            for i, cost in in_order(trees):
+                whole = sum(len(path.ids) for path in trees[i])
+                if passes and cost <= left:
+                    passes[-1].append(i)
+                    left -= cost
+                else:
+                    passes.append([i])
+                    left = self.tokens - whole
+            return passes
+        longest = [max(len(path.ids) for path in tree) for tree in trees]
         for i in sorted(range(len(trees)), key=lambda i: (-longest[i], i)):
             together = [*passes[-1], i] if passes else [i]
-            cost = longest[together[0]] * sum(len(trees[k]) for k in together) if self.plain else sum(sizes[k] for k in together)
-            if passes and cost <= self.tokens:
+            if passes and longest[together[0]] * sum(len(trees[k]) for k in together) <= self.tokens:
                 passes[-1].append(i)
             else:
                 passes.append([i])
@@ -158,7 +167,7 @@ class Scorer:
         one's share of the loss before the next. ``greedy``: as in ``forward``, path by path.
         """
         if not self.checked:
-            self._check(max(trees, key=lambda tree: (size(tree) <= self.tokens, size(tree))))
+            self._check(max(trees, key=lambda tree: (len(tree[0].ids) <= 512, len(tree), len(tree[0].ids)))[:4])
         scores = iter(self.forward([path for tree in trees for path in tree], greedy) if self.plain else self.forest(trees, greedy))
         return [[next(scores) for _ in tree] for tree in trees]
 

@@ -98,7 +98,7 @@ def keep_4bit_layout(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+            setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  no such attribute is declared
 
 
 def adapter_deltas(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
