@@ -222,8 +222,10 @@ class Merge(Strict):
     """Adapters into their base, in fp32 and then cast; the drift from the unmerged model is measured."""
 
     merge: str = Field(description="The step whose adapters are merged.")
-    onto: Literal["original", "dequantized"] = Field(
-        "dequantized", description="The base the adapter is added to: the original 16-bit weights, or what NF4 made of them, which is what the adapter saw."
+    onto: Literal["best", "original", "dequantized"] = Field(
+        "best",
+        description="The base the adapter is added to: the original 16-bit weights, what NF4 made of them (which is what the adapter saw), "
+        "or whichever of the two has the lower loss on the drift rows.",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     drift: DataRef | None = Field(None, description="Rows on which the drift is measured; default: the training step's held-out rows.")

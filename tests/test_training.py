@@ -92,7 +92,13 @@ def test_a_shared_prefix_is_laid_out_once_and_last_tokens_are_left_out() -> None
     layout = lay_out([tree, other], torch.device("cpu"))
     assert layout.ids.tolist() == [1, 2, 3, 4, 5, 9]
     assert layout.positions.tolist() == [0, 1, 2, 3, 4, 2]
-    assert [(g.start, g.end, g.before) for g in layout.segments] == [(0, 2, ()), (2, 3, ((0, 2),)), (3, 4, ((0, 2), (2, 3))), (4, 5, ((0, 2), (2, 3), (3, 4))), (5, 6, ((0, 2),))]
+    assert [(g.start, g.end, g.before) for g in layout.segments] == [
+        (0, 2, ()),
+        (2, 3, ((0, 2),)),
+        (3, 4, ((0, 2), (2, 3))),
+        (4, 5, ((0, 2), (2, 3), (3, 4))),
+        (5, 6, ((0, 2),)),
+    ]
     assert layout.targets.tolist() == [4, 5, 6, 4, 7, 8, 9, 9]
     assert layout.rows.tolist() == [2, 3, 4, 2, 3, 2, 1, 5]
     assert layout.counts == [3, 2, 1, 2]
@@ -257,7 +263,7 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
         {
             "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 6, "heldout_every": 6, **FAST, "learning_rate": 2e-2},
             "more": {"sft": "rows.jsonl", "model": "sft", "epochs": 1, **FAST},
-            "SFT": {"merge": "more", "dtype": "float32"},
+            "SFT": {"merge": "more", "onto": "dequantized", "dtype": "float32"},
             "SFT16": {"merge": "more", "onto": "original", "dtype": "float32"},
             "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "epochs": 4, "heldout_every": 5, **FAST, "learning_rate": 5e-3},
             "unmerged": {"dpo": "pairs.jsonl", "model": "more", "max_steps": 2, **FAST},
@@ -283,6 +289,11 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
     assert numbers["SFT"]["max_logprob_difference"] < 1e-4
     assert numbers["SFT"]["max_logprob_difference"] < numbers["SFT16"]["max_logprob_difference"]
     assert abs(numbers["SFT"]["kl"]) < 1e-6
+    assert numbers["SFT"]["loss"] == pytest.approx(numbers["SFT"]["loss_unmerged"], abs=1e-5)
+    # 'best' tries both, keeps the one with the lower loss, and says so.
+    best = numbers["DPO"]
+    assert best["losses"].keys() == {"original", "dequantized"}
+    assert best["onto"] == min(best["losses"], key=best["losses"].get)
 
 
 def test_a_merge_adds_scale_times_b_times_a(write_recipe: Callable[..., Path], tmp_path: Path, tiny: Path) -> None:

@@ -20,10 +20,22 @@ from openbezoar.forest.layout import Layout, Segment
 NAME = "openbezoar_forest"
 
 # Keywords that change nothing here: what they say is in the layout already, or is bookkeeping.
-KNOWN = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "position_embeddings", "past_key_values", "output_hidden_states", "return_dict"}
+KNOWN = {
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "is_causal",
+    "position_embeddings",
+    "past_key_values",
+    "output_hidden_states",
+    "return_dict",
+}
 
 
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None, **rest: Any) -> tuple[Tensor, None]:
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None, **rest: Any
+) -> tuple[Tensor, None]:
     """Transformers' attention interface: query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, n, heads, d].
 
     Raises ModelError for a feature of the layer that it does not know (sinks, biases, soft caps).
@@ -37,7 +49,9 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     window: int | None = rest.pop("sliding_window", None)
     unknown = {k for k, v in rest.items() if v is not None and k not in KNOWN}
     if unknown or dropout:
-        raise ModelError(f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the forest; score this model with plain passes")
+        raise ModelError(
+            f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the forest; score this model with plain passes"
+        )
     groups = query.shape[1] // key.shape[1]
     parts = [_segment(query, key, value, segment, groups, scaling, window) for segment in layout.segments]
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None

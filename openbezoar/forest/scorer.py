@@ -127,7 +127,9 @@ class Scorer:
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if types := set(getattr(self.config, "layer_types", None) or ()):
             mask = dict.fromkeys(types, mask)
-        hidden = self.trunk(input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], use_cache=False, forest=layout).last_hidden_state[0]
+        hidden = self.trunk(
+            input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], use_cache=False, forest=layout
+        ).last_hidden_state[0]
         return self._select(hidden[layout.rows], layout.targets, layout.counts, greedy)
 
     def _select(self, hidden: Tensor, targets: Tensor, counts: list[int], greedy: list[Tensor] | None) -> list[Tensor]:
