@@ -121,6 +121,7 @@ def test_each_question_is_answered_in_two_turns_and_the_second_sees_the_first(be
         "model": "weak",
         "question_id": 1,
         "category": "writing",
+        "questions": ["Q1 first", "Q1 second"],
         "turns": ["weak on Q1 first", "weak on Q1 second"],
         "finish": ["stop", "stop"],
         "tokens": [4, 4],

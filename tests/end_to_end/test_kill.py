@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,17 +48,17 @@ STEPS: dict[str, Any] = {
     "DPO": {"merge": "dpo"},
 }  # fmt: skip
 
+# (step, module, function, which call, before or after it)
 MOMENTS = [
-    ("openbezoar.runs", "os.fsync", 3, "before"),  # in a journal: a batch written, not yet synced
-    ("openbezoar.llm.local", "Local.generate", 2, "after"),  # a batch made, not yet written
-    ("openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),  # inside the filter
-    ("openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints
-    ("openbezoar.training.loop", "_step", 8, "after"),
-    ("openbezoar.training.loop", "_save", 2, "before"),
-    ("openbezoar.training.load", "merge_into", 1, "after"),  # inside a merge
-    ("openbezoar.runs", "write_json", 4, "after"),  # manifest written, not yet published
-    ("openbezoar.runs", "RunFolder.publish", 5, "before"),
-    ("openbezoar.runs", "shutil.rmtree", 1, "before"),
+    ("made", "openbezoar.runs", "os.fsync", 3, "before"),  # a batch written, not yet synced
+    ("made", "openbezoar.llm.local", "Local.generate", 2, "after"),  # a batch made, not yet written
+    ("kept", "openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),
+    ("sft", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints
+    ("sft", "openbezoar.training.loop", "_save", 2, "before"),
+    ("SFT", "openbezoar.training.load", "torch.Tensor.copy_", 3, "after"),  # inside a merge
+    ("SFT", "openbezoar.runs", "RunFolder.publish", 1, "before"),
+    ("dpo", "openbezoar.training.loop", "_step", 3, "after"),
+    ("dpo", "openbezoar.runs", "write_json", 2, "after"),  # manifest written, not yet published
 ]
 
 
@@ -69,47 +70,47 @@ def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return path
 
 
-def command(recipe: Path, runs: Path, *killer: str) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-c", KILLER, *killer] if killer else [sys.executable, "-m", "openbezoar"]
+def command(recipe: Path, runs: Path, to: str | None = None, killer: tuple[Any, ...] = ()) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-c", KILLER, *map(str, killer)] if killer else [sys.executable, "-m", "openbezoar"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, "run", str(recipe), "--runs", str(runs), "--quiet"], capture_output=True, text=True, env=environment, check=False)
+    arguments = ["run", str(recipe), "--runs", str(runs), "--quiet", *(["--to", to] if to else [])]
+    return subprocess.run([*start, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
-def results(run: Path) -> dict[str, bytes]:
+def results(folder: Path) -> dict[str, bytes]:
     """What must be the same: data and weights."""
-    files = [p for p in run.rglob("*") if p.name in ("rows.jsonl", "rejected.jsonl", "adapter_model.safetensors", "model.safetensors", "heldout.jsonl")]
-    return {str(p.relative_to(run)): p.read_bytes() for p in files}
+    names = ("rows.jsonl", "rejected.jsonl", "adapter_model.safetensors", "model.safetensors", "heldout.jsonl")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in names}
 
 
-def test_a_run_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(recipe: Path, tmp_path: Path) -> None:
-    done = command(recipe, tmp_path / "whole")
+def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(recipe: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole" / "t"
+    done = command(recipe, whole.parent)
     assert done.returncode == 0, done.stderr
-    expected = results(tmp_path / "whole" / "t")
-    assert len(expected) >= 9
-    for number, moment in enumerate(MOMENTS):
-        runs = tmp_path / f"killed{number}"
-        killed = command(recipe, runs, *map(str, moment))
-        assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
-        if moment[1] != "shutil.rmtree":
-            assert killed.returncode == -signal.SIGKILL, f"{moment} was never reached"
-        again = command(recipe, runs)
+    for number, (step, *killer) in enumerate(MOMENTS):
+        run = tmp_path / f"killed{number}" / "t"
+        for earlier in list(STEPS)[: list(STEPS).index(step)]:
+            shutil.copytree(whole / earlier, run / earlier)
+        killed = command(recipe, run.parent, step, tuple(killer))
+        assert killed.returncode == -signal.SIGKILL, f"{step} {killer} was never reached: {killed.stderr}"
+        again = command(recipe, run.parent, step)
         assert again.returncode == 0, again.stderr
-        found = results(runs / "t")
-        assert found.keys() == expected.keys()
-        assert [name for name in found if found[name] != expected[name]] == [], moment
-        assert not any((runs / "t" / ".work").iterdir())
+        expected, found = results(whole / step), results(run / step)
+        assert expected
+        assert found == expected, (step, killer)
+        assert not any((run / ".work").iterdir())
 
 
 def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    assert command(recipe, runs).returncode == 0
+    assert command(recipe, runs, "dpo").returncode == 0
     before = results(runs / "t")
     recipe.write_text(recipe.read_text().replace('"dpo": "pairs.jsonl",', '"dpo": "pairs.jsonl", "beta": 0.5,'))
-    for moment in (("openbezoar.runs", "RunFolder.publish", "1", "before"), ("openbezoar.runs", "shutil.rmtree", "1", "before")):
-        killed = command(recipe, runs, *moment)
+    for function in ("RunFolder.publish", "shutil.rmtree"):
+        killed = command(recipe, runs, "dpo", ("openbezoar.runs", function, 1, "before"))
         assert killed.returncode == -signal.SIGKILL
-    assert command(recipe, runs).returncode == 0
+    assert command(recipe, runs, "dpo").returncode == 0
     after = results(runs / "t")
     changed = sorted(name for name in after if after[name] != before[name])
-    assert changed and all(name.startswith(("dpo/", "DPO/")) for name in changed)
+    assert changed and all(name.startswith("dpo/") for name in changed)
     assert json.loads((runs / "t/dpo/manifest.json").read_text())["numbers"]["beta"] == 0.5

