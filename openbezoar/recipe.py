@@ -480,6 +480,8 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     models = schema["properties"]["models"]["additionalProperties"]
     models.setdefault("anyOf", []).append({"type": "string"})
+    for verb, kind in VERBS.items():  # 'defaults' may give what a step leaves out, but never its verb
+        schema["$defs"][kind.__name__]["required"] = [verb]
     return schema
 
 
