@@ -137,6 +137,7 @@ def run(
     Example: openbezoar run recipes/demo.yaml --set steps.dpo.beta=0.2
     """
     from openbezoar import graph as graphs
+    from openbezoar.estimates import learn
     from openbezoar.progress import for_terminal
     from openbezoar.reporting.table import checkpoint_table
     from openbezoar.runs import write_json
@@ -146,6 +147,7 @@ def run(
     graph.run.path.mkdir(parents=True, exist_ok=True)
     progress = for_terminal(quiet)
     ran = graphs.execute(graph, progress, to)
+    learn(_graph(recipe, overrides, runs), ran)
     write_json(graph.run.path / "run.json", {"recipe": str(recipe.resolve()), "overrides": overrides or []})
     if not ran:
         progress.say("Nothing to do: every step is done.")

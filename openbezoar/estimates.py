@@ -34,7 +34,7 @@ from openbezoar.recipe import (
     data_specs,
 )
 from openbezoar.records import read_jsonl
-from openbezoar.runs import RunFolder
+from openbezoar.runs import write_json
 from openbezoar.sources import resolve_path, select
 
 CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
@@ -53,6 +53,7 @@ class Estimate:
     memory_bytes: int | None = None
     seconds: float | None = None
     assumed: bool = True  # the time is from no measurement
+    flops: float | None = None  # of the work on a model in this process
 
 
 def parameters(shape: Shape) -> tuple[int, int]:
@@ -98,7 +99,7 @@ class _Book:
         self.graph, self.recipe = graph, graph.recipe
         self.folder = graph.recipe_path.parent
         self.estimates: dict[str, Estimate] = {}
-        self.rates = learnt_rates(graph.run.path.parent)
+        self.rates = learnt_rates()
 
     def of(self, node: Node) -> Estimate:
         step = node.step
@@ -160,17 +161,14 @@ class _Book:
         spec = self.spec(name) if name else None
         return spec.price if isinstance(spec, ServerModel) else Price()
 
-    def seconds(self, verb: str, name: str | None, work: float) -> tuple[float | None, bool]:
-        """Time for ``work`` tokens (forward passes' worth) on the model, and whether it is assumed."""
-        spec = self.spec(name) if name else None
-        if isinstance(spec, ServerModel) or name is None:
-            return None, True
-        shape = self.shape(name)
-        if shape is None:
-            return None, True
-        flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
-        rate = self.rates.get(verb)
-        return flops / (rate or ASSUMED_FLOPS), rate is None
+    def timed(self, made: Estimate, verb: str, name: str | None, work: float) -> Estimate:
+        """The estimate with FLOPs and time for ``work`` tokens (forward passes' worth) on a model in this process."""
+        shape = self.shape(name) if name is not None else None
+        if shape is not None:
+            made.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
+            made.assumed = verb not in self.rates
+            made.seconds = made.flops / self.rates.get(verb, ASSUMED_FLOPS)
+        return made
 
     # ---- verbs
 
@@ -183,9 +181,9 @@ class _Book:
         tokens_in = prompts * length + step.rows * (seed_tokens * 0.5 + PROMPT_TOKENS)
         tokens_out = prompts * reply + step.rows * answer
         price = self.price(step.teacher)
-        seconds, assumed = self.seconds("generate", step.teacher, tokens_in / 8 + tokens_out)
         money = (tokens_in * price.input + tokens_out * price.output) / 1e6
-        return Estimate(step.rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.teacher), seconds, assumed)
+        cost = Estimate(step.rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.teacher))
+        return self.timed(cost, "generate", step.teacher, tokens_in / 8 + tokens_out)
 
     def _filter(self, step: Filter) -> Estimate:
         rows, mean = self.rows(step.filter)
@@ -194,9 +192,9 @@ class _Book:
         tokens_in = rows * (mean / CHARACTERS_A_TOKEN + 250)
         tokens_out = rows * (step.max_new_tokens * 0.6 if step.mode == "text" else 0)
         price = self.price(step.judge)
-        seconds, assumed = self.seconds("filter", step.judge, tokens_in + 4 * tokens_out)
         money = (tokens_in * price.input + tokens_out * price.output) / 1e6
-        return Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.judge), seconds, assumed)
+        made = Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.judge))
+        return self.timed(made, "filter", step.judge, tokens_in + 4 * tokens_out)
 
     def _train(self, step: Sft | Dpo) -> Estimate:
         rows, mean = self.rows(step.sft, rejected=False) if isinstance(step, Sft) else self.rows(step.dpo)
@@ -205,9 +203,9 @@ class _Book:
         length = min(step.max_length, mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS)
         tokens = seen * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
-        seconds, assumed = self.seconds(node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) else 2))
         shape = self.shape(step.model)
-        return Estimate(rows, int(tokens), 0, None, training_memory(shape, step) if shape else None, seconds, assumed)
+        made = Estimate(rows, int(tokens), 0, None, training_memory(shape, step) if shape else None)
+        return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:
         questions = sum(self._questions(step, t) for t in step.tasks)
@@ -216,8 +214,8 @@ class _Book:
         for ref in (*step.losses.values(), *step.pairs.values()):
             rows, mean = self.rows(ref)
             tokens += min(rows, step.loss_rows) * (mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS) * len(step.evaluate)
-        seconds, assumed = self.seconds("evaluate", step.evaluate[0], tokens)
-        return Estimate(questions * len(step.evaluate), int(tokens), 0, None, self._resident(step.evaluate[0]), seconds, assumed)
+        made = Estimate(questions * len(step.evaluate), int(tokens), 0, None, self._resident(step.evaluate[0]))
+        return self.timed(made, "evaluate", step.evaluate[0], tokens)
 
     def _questions(self, step: Evaluate, task: str | TaskSpec) -> int:
         """Questions of a task: its file's where that is here, 1,000 where it is the hub's."""
@@ -236,11 +234,9 @@ class _Book:
         answer = step.max_new_tokens * 0.6
         judged_in, judged_out = answers * (answer + 400), answers * (step.judge_max_new_tokens * 0.5 if step.mode == "text" else 0)
         price = self.price(step.judge)
-        seconds, assumed = self.seconds("mt_bench", step.mt_bench[0], answers * answer * 1.2)
         money = (judged_in * price.input + judged_out * price.output) / 1e6
-        return Estimate(
-            answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]), seconds, assumed
-        )
+        made = Estimate(answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]))
+        return self.timed(made, "mt_bench", step.mt_bench[0], answers * answer + judged_in)
 
     def _resident(self, name: str) -> int | None:
         shape = self.shape(name)
@@ -270,15 +266,30 @@ def _shape_on_disk(model: str, folder: Path) -> Shape | None:
         return None
 
 
-def learnt_rates(runs: Path) -> dict[str, float]:
-    """FLOP/s by verb, from the newest finished steps of the runs in a folder: estimate of the work over the time it took."""
-    found: dict[str, tuple[str, float]] = {}
-    for file in runs.glob("*/*/manifest.json") if runs.is_dir() else ():
-        manifest = RunFolder(file.parent.parent).manifest(file.parent.name) or {}
-        flops, seconds, when = manifest.get("estimated_flops"), manifest.get("seconds"), str(manifest.get("finished"))
-        if flops and seconds and when > found.get(manifest["verb"], ("", 0.0))[0]:
-            found[manifest["verb"]] = (when, flops / seconds)
-    return {verb: rate for verb, (_, rate) in found.items()}
+def _rates_file() -> Path:
+    return cache_folder() / "rates.json"
+
+
+def learnt_rates() -> dict[str, float]:
+    """FLOP/s by verb, as ``learn`` kept them on this machine."""
+    try:
+        return {str(verb): float(rate) for verb, rate in json.loads(_rates_file().read_text(encoding="utf-8")).items() if rate > 0}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def learn(graph: Graph, ran: list[str]) -> None:
+    """Keep the rates that the steps which just ran reached: the estimate of their work over the time it took."""
+    work: dict[str, list[float]] = {}
+    for name, made in safe_estimate(graph).items():
+        manifest = graph.run.manifest(name) if name in ran else None
+        if manifest and made.flops and manifest["seconds"] > 1:
+            flops_seconds = work.setdefault(graph.nodes[name].verb, [0.0, 0.0])
+            flops_seconds[0] += made.flops
+            flops_seconds[1] += manifest["seconds"]
+    if work:
+        _rates_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_rates_file(), learnt_rates() | {verb: flops / seconds for verb, (flops, seconds) in work.items()})
 
 
 def safe_estimate(graph: Graph) -> dict[str, Estimate]:
