@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from openbezoar.errors import RowError
 from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_step
 from openbezoar.progress import Progress
 from openbezoar.recipe import DataRef, LocalModel, Recipe, ServerModel
@@ -44,12 +45,21 @@ class StepContext:
         return [row for _, row in self._read(ref)]
 
     def examples(self, ref: DataRef) -> list[Example]:
-        """Training examples; a row without its fields raises DataError naming it."""
-        return [to_example(row, where) for where, row in self._read(ref)]
+        """Training examples. A row without its fields raises DataError; one whose dialogue is none is dropped and counted."""
+        return self._converted(ref, to_example)
 
     def pairs(self, ref: DataRef) -> list[Pair]:
-        """Preference pairs; a row without its fields raises DataError naming it."""
-        return [to_pair(row, where) for where, row in self._read(ref)]
+        """Preference pairs. A row without its fields raises DataError; one whose dialogues are none is dropped and counted."""
+        return self._converted(ref, to_pair)
+
+    def _converted(self, ref: DataRef, convert: Callable[[Row, str], T]) -> list[T]:
+        made = []
+        for where, row in self._read(ref):
+            try:
+                made.append(convert(row, where))
+            except RowError as error:
+                self.counts.add(error.reason)
+        return made
 
     def _read(self, ref: DataRef) -> Iterator[tuple[str, Row]]:
         folders = {name: self.run.step(name) for name in self.steps}

@@ -3,6 +3,7 @@
 UserError            the user can mend it: one line, exit 2, no traceback
 ├── RecipeError      the recipe's text: a misspelt key, an unknown step, a cycle
 ├── DataError        a file of rows: missing, empty, a row without its fields
+│   └── RowError     one row's text is not what its field promises; rows read in bulk are dropped and counted
 ├── ModelError       a model that cannot be found, read or used
 └── RunError         a run folder that is locked or does not hold what was asked for
 
@@ -20,6 +21,14 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """Rows cannot be read, or lack what the step needs."""
+
+
+class RowError(DataError):
+    """One row's text is not what its field promises. ``reason`` is what such rows are counted under."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ModelError(UserError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, RowError
 
 Row = dict[str, Any]
 Role = Literal["system", "user", "assistant"]
@@ -143,7 +143,7 @@ def instruction_text(row: Mapping[str, Any]) -> str:
 def to_pair(row: Mapping[str, Any], where: str) -> Pair:
     """The preference pair in a row of HH-RLHF's form, or with ``prompt``, ``chosen``, ``rejected`` apart.
 
-    Raises DataError if a field is missing or the two dialogues do not share their prompt.
+    Raises DataError if a field is missing, RowError if a dialogue is none or the two do not share their prompt.
     """
     for name in ("chosen", "rejected"):
         if not isinstance(row.get(name), str):
@@ -153,7 +153,9 @@ def to_pair(row: Mapping[str, Any], where: str) -> Pair:
         return Pair(id_, (Turn("user", row["prompt"]),), row["chosen"], row["rejected"], subset)
     chosen, rejected = parse_dialogue(row["chosen"], where), parse_dialogue(row["rejected"], where)
     if chosen[:-1] != rejected[:-1]:
-        raise DataError(f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only")
+        raise RowError(
+            f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only", "chosen and rejected have different prompts"
+        )
     return Pair(id_, chosen[:-1], chosen[-1].content, rejected[-1].content, subset)
 
 
@@ -163,11 +165,13 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 def parse_dialogue(text: str, where: str) -> tuple[Turn, ...]:
     """HH-RLHF's "\\n\\nHuman: …\\n\\nAssistant: …" as turns that alternate and end with the assistant's.
 
-    Consecutive turns of one speaker are joined by a blank line.
+    Consecutive turns of one speaker are joined by a blank line. Raises RowError for any other text.
     """
     parts = _SPEAKER.split(text if text.startswith("\n\n") else "\n\n" + text.lstrip("\n"))
     if parts[0].strip() or len(parts) < 5 or parts[1] != "Human" or parts[-2] != "Assistant":
-        raise DataError(f"{where}: not a dialogue that begins with '\\n\\nHuman:' and ends with an '\\n\\nAssistant:' turn")
+        raise RowError(
+            f"{where}: not a dialogue that begins with '\\n\\nHuman:' and ends with an '\\n\\nAssistant:' turn", "not a dialogue that ends with an answer"
+        )
     turns: list[Turn] = []
     for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
         role: Role = "user" if speaker == "Human" else "assistant"

@@ -99,7 +99,7 @@ def test_a_mistake_in_a_recipe_is_one_line_with_exit_2(
         ('{"text": "a"}\n', "no field 'instruction'"),
         ('{"id": "x7", "instruction": "a"}\n', "x7: no field 'response'"),
         ('{"instruction": " ", "response": "b"}\n', "the instruction is empty"),
-        ('{"chosen": "hello", "rejected": "b"}\n', "not a dialogue"),
+        ('{"chosen": "hello", "rejected": "b"}\n', "no row is left to train on (1 not a dialogue"),
     ],
 )
 def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(
@@ -116,6 +116,23 @@ def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(
     assert last.startswith("openbezoar: ")
     assert expected in last
     assert (tmp_path / "runs/t/good/manifest.json").is_file()
+
+
+def test_a_dialogue_that_is_none_is_dropped_and_counted_among_good_ones(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe({"a": {"dpo": "pairs.jsonl", "model": "base", "max_steps": 1, "dtype": "float32"}})
+    odd = [
+        {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "\n\nHuman: a\n\nAssistant: d"},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: x\n\nAssistant: d"},
+    ]
+    with (tmp_path / "pairs.jsonl").open("a") as out:
+        out.writelines(json.dumps(row) + "\n" for row in odd)
+    code, _, _ = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 0
+    manifest = json.loads((tmp_path / "runs/t/a/manifest.json").read_text())
+    assert manifest["counts"] == {"not a dialogue that ends with an answer": 1, "chosen and rejected have different prompts": 1}
+    assert manifest["numbers"]["rows"] == 18
 
 
 def test_a_model_folder_without_a_tokenizer_is_refused_by_name(
