@@ -66,11 +66,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published:
             path = published / path.relative_to(folder)
         return f"run:{path.relative_to(run)}" if path.is_relative_to(run) else str(path)
 
-    base = checkpoint.base
+    base = Path(checkpoint.base)
+    on_disk = base.is_absolute() or base.is_relative_to(folder) or base.is_relative_to(run)  # a run's own folder may be relative
     write_json(
         folder / MODEL_FILE,
         {
-            "base": portable(Path(base)) if Path(base).is_absolute() else base,
+            "base": portable(base) if on_disk else checkpoint.base,
             "adapters": [portable(a) for a in checkpoint.adapters],
             "quantize": checkpoint.quantize,
             "dtype": checkpoint.dtype,

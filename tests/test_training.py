@@ -296,6 +296,20 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
     assert best["onto"] == min(best["losses"], key=best["losses"].get)
 
 
+def test_a_step_goes_on_from_a_merge_in_a_relative_run_folder(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_recipe(
+        {
+            "sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST},
+            "M": {"merge": "sft"},
+            "dpo": {"dpo": "pairs.jsonl", "model": "M", "max_steps": 1, **FAST},
+        }
+    )
+    monkeypatch.chdir(tmp_path)
+    built = run(Path(path.name), Path("runs"))
+    assert {n.state for n in built.nodes.values()} == {"done"}
+    assert json.loads(Path("runs/t/dpo/model.json").read_text())["base"] == "run:M/model"
+
+
 def test_a_merge_adds_scale_times_b_times_a(write_recipe: Callable[..., Path], tmp_path: Path, tiny: Path) -> None:
     path = write_recipe(
         {
