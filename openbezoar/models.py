@@ -61,13 +61,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published:
     ``published`` is where ``folder`` will lie once the step is whole.
     """
 
+    folder, run, published = folder.resolve(), run.resolve(), published.resolve()
+
     def portable(path: Path) -> str:
+        path = path.resolve()
         if path.is_relative_to(folder):
             path = published / path.relative_to(folder)
         return f"run:{path.relative_to(run)}" if path.is_relative_to(run) else str(path)
 
     base = Path(checkpoint.base)
-    on_disk = base.is_absolute() or base.is_relative_to(folder) or base.is_relative_to(run)  # a run's own folder may be relative
+    on_disk = base.is_absolute() or base.resolve().is_relative_to(run)  # a run's own folder may be relative
     write_json(
         folder / MODEL_FILE,
         {
