@@ -38,6 +38,14 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_in_fp32(local: Loc
     assert local.complete(PROMPTS[:1], sampling, [8])[0].text != together[0].text
 
 
+def test_each_row_of_a_batch_is_drawn_its_own_way(local: Local) -> None:
+    ways = [Sampling(20), Sampling(7, temperature=1.3, top_p=0.9), Sampling(12, temperature=0.4)]
+    together = local.complete(PROMPTS, ways, [5, 6, 7])
+    assert together == [local.complete([p], way, [s])[0] for p, way, s in zip(PROMPTS, ways, (5, 6, 7), strict=True)]
+    assert together[0] == local.complete(PROMPTS[:1], Sampling(20), [99])[0]
+    assert together[1].tokens <= 7 and together[2].tokens <= 12
+
+
 def test_a_stop_string_ends_an_answer_and_is_cut_off(local: Local) -> None:
     free = local.complete(PROMPTS[1:2], Sampling(24, temperature=1.0), [3])[0].text
     stop = free[len(free) // 2 : len(free) // 2 + 3]
@@ -50,17 +58,17 @@ def test_a_stop_string_ends_an_answer_and_is_cut_off(local: Local) -> None:
 def test_top_p_draws_follow_the_truncated_distribution() -> None:
     logits = torch.log(torch.tensor([[0.05, 0.5, 0.15, 0.3]]))
     draws = (torch.arange(1000) + 0.5) / 1000
-    picked = pick(logits.expand(1000, -1), Sampling(1, 1.0, 0.75), draws)
+    picked = pick(logits.repeat(1000, 1), [Sampling(1, 1.0, 0.75)] * 1000, draws)
     # 0.5 + 0.3 reaches 0.75: only tokens 1 and 3, renormalised to 0.625 and 0.375.
     assert picked.bincount(minlength=4).tolist() == [0, 625, 0, 375]
-    everything = pick(logits.expand(1000, -1), Sampling(1, 1.0, 1.0), draws).bincount(minlength=4)
+    everything = pick(logits.repeat(1000, 1), [Sampling(1, 1.0, 1.0)] * 1000, draws).bincount(minlength=4)
     assert everything.tolist() == [50, 500, 150, 300]
-    assert pick(logits, Sampling(1, 0.0), torch.tensor([0.9])).tolist() == [1]
+    assert pick(logits.clone(), [Sampling(1, 0.0)], torch.tensor([0.9])).tolist() == [1]
 
 
 def test_top_p_falls_back_to_the_whole_vocabulary_when_the_candidates_do_not_reach_it() -> None:
     logits = torch.zeros(1, 4096)  # 512 candidates hold an eighth of the mass
-    picked = pick(logits.expand(4, -1), Sampling(1, 1.0, 0.99), torch.tensor([0.0, 0.3, 0.6, 0.999]))
+    picked = pick(logits.repeat(4, 1), [Sampling(1, 1.0, 0.99)] * 4, torch.tensor([0.0, 0.3, 0.6, 0.999]))
     assert len(set(picked.tolist())) == 4
 
 

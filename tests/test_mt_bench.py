@@ -12,7 +12,7 @@ import pytest
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.judging.scores import answer_numbers, score_table, summary_line
-from openbezoar.llm import Completion, Sampling
+from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import MtBench, parse
 from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
@@ -30,11 +30,11 @@ class Scripted:
         self.calls: list[tuple[tuple[Turn, ...], Sampling, int]] = []
         self.prefix = ""
 
-    def chat(self, conversations: Sequence[Talk], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(self, conversations: Sequence[Talk], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         assert self.reply and len(conversations) == len(seeds) > 0
         answers = []
-        for talk, seed in zip(conversations, seeds, strict=True):
-            self.calls.append((tuple(talk), sampling, seed))
+        for talk, drawn, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True):
+            self.calls.append((tuple(talk), drawn, seed))
             answer = self.reply(talk)
             answers.append(answer if isinstance(answer, Completion) else Completion(answer, "stop", 10, len(answer.split())))
         return answers

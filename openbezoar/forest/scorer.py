@@ -94,7 +94,9 @@ class Scorer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocabulary] of hidden states [rows, hidden], as the model's own head makes them."""
-        logits: Tensor = self.head(hidden.to(self.head.weight.dtype)).float() * self.scale
+        logits: Tensor = self.head(hidden.to(self.head.weight.dtype)).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def batches(self, trees: Sequence[Tree]) -> list[list[int]]:

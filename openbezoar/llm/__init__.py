@@ -27,6 +27,15 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
+Samplings = Sampling | Sequence[Sampling]
+"""How answers are drawn: one for all of them, or one for each."""
+
+
+def each(sampling: Samplings, n: int) -> list[Sampling]:
+    """One Sampling a prompt."""
+    return [sampling] * n if isinstance(sampling, Sampling) else list(sampling)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One answer. ``finish``: 'stop' if the model ended it (or a stop string did), 'length' at the limit, 'error' if none came."""
@@ -43,10 +52,10 @@ class LLM(Protocol):
 
     name: str
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answer each conversation with the model's own prompt format."""
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Continue each text as it stands."""
 
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
@@ -68,4 +77,4 @@ def open_llm(name: str, context: StepContext) -> LLM:
     return Local(context.checkpoint(name))
 
 
-__all__ = ["LLM", "Completion", "ModelError", "Sampling", "open_llm"]
+__all__ = ["LLM", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm"]

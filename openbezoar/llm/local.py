@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openbezoar.chat import Formatter
 from openbezoar.forest import Path, Scorer
-from openbezoar.llm import Completion, Sampling
+from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
 from openbezoar.training.load import free, load_for_inference
@@ -28,6 +28,7 @@ class _Row:
     """One answer in the making."""
 
     place: int
+    sampling: Sampling
     draws: Tensor  # uniform numbers, one a token
     ids: list[int] = field(default_factory=list)
     finish: str = "length"
@@ -48,11 +49,11 @@ class Local:
         del self.model, self.scorer
         free()
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answers in the checkpoint's own prompt format."""
         return self.generate([self.formatter.prompt_ids(c) for c in conversations], sampling, seeds)
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Continuations of plain texts; the tokenizer adds its beginning-of-sequence token if it has one."""
         return self.generate([list(self.tokenizer(p).input_ids) for p in prompts], sampling, seeds)
 
@@ -78,25 +79,28 @@ class Local:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answers to prompts of token ids, all in one batch."""
         from transformers import DynamicCache
 
         if not prompts:
             return []
-        rows = [_Row(i, torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed))) for i, seed in enumerate(seeds)]
-        stop, ends = (*sampling.stop, *self.formatter.stop), self.formatter.stop_ids()
+        rows = [
+            _Row(i, drawn, torch.rand(drawn.max_new_tokens, generator=torch.Generator().manual_seed(seed)))
+            for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
+        ]
+        ends = self.formatter.stop_ids()
         ids, mask = self._left_padded(prompts)
         cache = DynamicCache(config=self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         live = rows
-        for step in range(sampling.max_new_tokens):
+        for step in range(max(row.sampling.max_new_tokens for row in rows)):
             hidden = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
             # Two dimensions: from a strided slice of three, the head's product would copy its matrix once a row.
-            drawn = pick(self.scorer.logits(hidden[:, -1].contiguous()), sampling, torch.stack([row.draws[step] for row in live]))
+            drawn = pick(self.scorer.logits(hidden[:, -1].contiguous()), [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
             for row, token in zip(live, drawn.tolist(), strict=True):
-                self._take(row, token, ends, stop, step + 1 == sampling.max_new_tokens)
-            keep = [i for i, row in enumerate(live) if row.finish == "length"]
+                self._take(row, token, ends)
+            keep = [i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens]
             if not keep:
                 break
             ids, positions = drawn[:, None], positions[:, -1:] + 1
@@ -105,7 +109,7 @@ class Local:
                 index = torch.tensor(keep, device=self.device)
                 cache.batch_select_indices(index)
                 ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
-        return [self._completion(row, len(prompts[row.place]), stop, ends) for row in rows]
+        return [self._completion(row, len(prompts[row.place]), ends) for row in rows]
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, prompts))
@@ -116,16 +120,18 @@ class Local:
             mask[i, width - len(prompt) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _take(self, row: _Row, token: int, ends: tuple[int, ...], stop: tuple[str, ...], last: bool) -> None:
+    def _take(self, row: _Row, token: int, ends: tuple[int, ...]) -> None:
         row.ids.append(token)
+        stop = (*row.sampling.stop, *self.formatter.stop)
         if token in ends:
             row.finish = "stop"
-        elif stop and (last or len(row.ids) % CHECK_EVERY == 0):
+        elif stop and (len(row.ids) == row.sampling.max_new_tokens or len(row.ids) % CHECK_EVERY == 0):
             tail = self.tokenizer.decode(row.ids[-4 * CHECK_EVERY :], skip_special_tokens=True)
             if any(s in tail for s in stop):
                 row.finish = "stop"
 
-    def _completion(self, row: _Row, prompt_tokens: int, stop: tuple[str, ...], ends: tuple[int, ...]) -> Completion:
+    def _completion(self, row: _Row, prompt_tokens: int, ends: tuple[int, ...]) -> Completion:
+        stop = (*row.sampling.stop, *self.formatter.stop)
         text = self.tokenizer.decode(row.ids[:-1] if row.ids and row.ids[-1] in ends else row.ids, skip_special_tokens=True)
         cut = min((text.find(s) for s in stop if s in text), default=-1)
         if cut >= 0:
@@ -133,26 +139,34 @@ class Local:
         return Completion(text.strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
 
 
-def pick(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
-    """One token a row from fp32 logits [rows, vocabulary] and uniform numbers [rows].
+def pick(logits: Tensor, samplings: Sequence[Sampling], draws: Tensor) -> Tensor:
+    """One token a row from fp32 logits [rows, vocabulary], which it may overwrite, and uniform numbers [rows].
 
     Greedy at temperature 0. Otherwise the inverse of the cumulative distribution at the
     row's number, over the smallest set of likeliest tokens whose mass reaches top-p.
     """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    scaled = logits / sampling.temperature
+    picked = logits.argmax(-1)
+    random = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if not random:
+        return picked
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=logits.device)[:, None]
+
+    left = torch.tensor(random, device=logits.device)
+    top_p = column([sampling.top_p for sampling in samplings])
+    # In place: a fresh [rows, vocabulary] each time costs more in page faults than the arithmetic.
+    scaled = logits.div_(column([sampling.temperature or 1.0 for sampling in samplings]))
     normaliser = scaled.logsumexp(-1, keepdim=True)
-    picked = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    left = torch.arange(len(logits), device=logits.device)
     for n in (*(c for c in CANDIDATES if c < logits.shape[-1]), logits.shape[-1]):
-        values, tokens = scaled[left].topk(n, dim=-1)
+        part = scaled if len(left) == len(scaled) else scaled[left]
+        values, tokens = part.topk(n, dim=-1)
         mass = (values - normaliser[left]).exp().cumsum(-1)
         # The token that crosses top-p still belongs to the set.
-        size = (mass < sampling.top_p).sum(-1).clamp_max(n - 1)
+        size = (mass < top_p[left]).sum(-1).clamp_max(n - 1)
         reached = mass.gather(-1, size[:, None])
         place = (mass < draws.to(mass.device)[left, None] * reached).sum(-1)
-        whole = (mass[:, -1] >= sampling.top_p) | torch.tensor(n == logits.shape[-1], device=mass.device)
+        whole = (mass[:, -1] >= top_p[left, 0]) | torch.tensor(n == logits.shape[-1], device=mass.device)
         chosen = tokens.gather(-1, torch.minimum(place, size)[:, None])[:, 0]
         picked[left[whole]] = chosen[whole]
         left = left[~whole]

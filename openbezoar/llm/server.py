@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openbezoar.errors import ModelError, missing_extra
-from openbezoar.llm import Completion, Sampling
+from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
 
@@ -51,14 +51,14 @@ class Server:
 
     # ------------------------------------------------------------------------ the protocol
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answers by the server's chat template; by ``spec.wrapper`` and raw completion if there is one."""
         wrapper = self.spec.wrapper
         if wrapper is not None:
             return self._raw([wrapped(wrapper, turns) for turns in conversations], sampling, seeds, wrapper_stop(wrapper))
         return self._all(self._chat_one, [[turn.as_dict() for turn in turns] for turns in conversations], sampling, seeds)
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Continuations of raw texts."""
         return self._raw(prompts, sampling, seeds, ())
 
@@ -72,7 +72,7 @@ class Server:
 
     # ------------------------------------------------------------------------ one request
 
-    def _raw(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], stop: tuple[str, ...]) -> list[Completion]:
+    def _raw(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int], stop: tuple[str, ...]) -> list[Completion]:
         def one(prompt: str, settings: dict[str, Any]) -> Any:
             settings["stop"] = [*dict.fromkeys((*settings.get("stop", ()), *stop))]
             return self._client.completions.create(model=self.spec.model, prompt=prompt, **settings)
@@ -84,20 +84,20 @@ class Server:
         create: Any = self._client.chat.completions.create  # its type wants one class a role
         return create(model=self.spec.model, messages=messages, **{self._limit_name: limit}, **settings)
 
-    def _all(self, send: Callable[[T, dict[str, Any]], Any], items: Sequence[T], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def _all(self, send: Callable[[T, dict[str, Any]], Any], items: Sequence[T], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Every item's answer, at most ``concurrency`` requests at a time. The first failure ends all of them."""
-        todo = deque(enumerate(zip(items, seeds, strict=True)))
+        todo = deque(enumerate(zip(items, each(sampling, len(items)), seeds, strict=True)))
         done: SimpleQueue[tuple[int, Completion | BaseException]] = SimpleQueue()
         off = threading.Event()
 
         def work() -> None:
             while todo and not off.is_set():
                 try:
-                    place, (item, seed) = todo.popleft()
+                    place, (item, drawn, seed) = todo.popleft()
                 except IndexError:  # another thread took the last one
                     return
                 try:
-                    done.put((place, self._answer(send, item, _settings(sampling, seed), off)))
+                    done.put((place, self._answer(send, item, _settings(drawn, seed), off)))
                 except BaseException as error:
                     done.put((place, error))
 

@@ -124,29 +124,20 @@ def _references(row: Row, category: str) -> tuple[str, str]:
 
 def _answer(step: MtBench, context: StepContext, journal: str, model: str, questions: Sequence[Question]) -> list[Row]:
     """A model's answers, in the order of the questions."""
-    # One call has one temperature, so questions of one temperature go side by side.
-    items = sorted(questions, key=lambda q: q.temperature)
     with OnDemand(lambda: open_llm(model, context)) as llm:
-
-        def make(_: int, batch: Sequence[Question]) -> list[Row]:
-            rows: list[Row] = []
-            for temperature in dict.fromkeys(q.temperature for q in batch):
-                sampling = Sampling(step.max_new_tokens, temperature)
-                rows += _two_turns(llm, model, [q for q in batch if q.temperature == temperature], sampling, context.seed)
-            return rows
-
-        rows = context.batched(journal, items, step.batch, make, unit="questions")
-    place = {q.id: i for i, q in enumerate(questions)}
-    return sorted(rows, key=lambda row: place[row["question_id"]])
+        return context.batched(
+            journal, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
+        )
 
 
-def _two_turns(llm: OnDemand, model: str, questions: Sequence[Question], sampling: Sampling, seed: int) -> list[Row]:
-    """Both turns of some questions. A first turn that failed has no second one."""
-    first = _chat(llm, [(Turn("user", q.turns[0]),) for q in questions], sampling, [step_seed(seed, q.id, 1) for q in questions])
+def _two_turns(llm: OnDemand, model: str, questions: Sequence[Question], most: int, seed: int) -> list[Row]:
+    """Both turns of some questions, ``most`` tokens each. A first turn that failed has no second one."""
+    drawn = [Sampling(most, q.temperature) for q in questions]
+    first = _chat(llm, [(Turn("user", q.turns[0]),) for q in questions], drawn, [step_seed(seed, q.id, 1) for q in questions])
     going = [i for i, answer in enumerate(first) if answer.finish != "error"]
     talks = [(Turn("user", questions[i].turns[0]), Turn("assistant", first[i].text), Turn("user", questions[i].turns[1])) for i in going]
     second = [Completion("", "error", 0, 0)] * len(questions)
-    for i, answer in zip(going, _chat(llm, talks, sampling, [step_seed(seed, questions[i].id, 2) for i in going]), strict=True):
+    for i, answer in zip(going, _chat(llm, talks, [drawn[i] for i in going], [step_seed(seed, questions[i].id, 2) for i in going]), strict=True):
         second[i] = answer
     return [
         {
@@ -162,8 +153,8 @@ def _two_turns(llm: OnDemand, model: str, questions: Sequence[Question], samplin
     ]
 
 
-def _chat(llm: OnDemand, talks: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-    return llm().chat(talks, sampling, seeds) if talks else []
+def _chat(llm: OnDemand, talks: Sequence[Sequence[Turn]], samplings: Sequence[Sampling], seeds: Sequence[int]) -> list[Completion]:
+    return llm().chat(talks, samplings, seeds) if talks else []
 
 
 # ------------------------------------------------------------------------------- judging
