@@ -199,6 +199,11 @@ class Training(Strict):
     weight_decay: float = Field(0.0, ge=0)
     lora: Lora = Lora()
     quantize: Literal["nf4", "none"] = Field("nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none.")
+    nf4: Literal["auto", "packed", "unpacked"] = Field(
+        "auto",
+        description="How NF4's values are held: packed in 4 bits, or unpacked to the arithmetic's dtype, which are the same numbers, faster on a CPU and four "
+        "times the memory. 'auto' unpacks on a CPU where that takes at most a quarter of its free memory.",
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Of the arithmetic; adapters are kept in fp32.")
     max_length: int = Field(1024, ge=8, description="Most tokens of prompt and answer.")
     too_long: Literal["drop", "truncate"] = Field(

@@ -39,16 +39,18 @@ class _SelectedLogProb(torch.autograd.Function):
             logits = torch.nn.functional.linear(hidden[rows].to(weight.dtype), weight, bias).float()
             if scale != 1.0:
                 logits *= scale
+            slope = None
             if cap is not None:
-                logits = logits.div_(cap).tanh_().mul_(cap)
+                logits = logits.div_(cap).tanh_()
+                slope = None if gradient is None else 1 - logits.square()
+                logits *= cap
             wanted = targets[rows, None]
             if likeliest is not None:
                 likeliest[rows] = logits.argmax(-1) == targets[rows]
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            out[rows] = (logits.gather(-1, wanted) - normaliser)[:, 0]
+            logprobs = logits.log_softmax(-1)
+            out[rows] = logprobs.gather(-1, wanted)[:, 0]
             if gradient is not None:
-                slope = None if cap is None else 1 - (logits / cap).square()
-                error = logits.sub_(normaliser).exp_().neg_()  # onehot - p
+                error = logprobs.exp_().neg_()  # onehot - p
                 error.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=error.dtype))
                 if slope is not None:
                     error *= slope
@@ -72,7 +74,7 @@ class Scorer:
     tokens: budget of tokens of one forward pass. plain: a row a path, nothing shared.
     """
 
-    def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int = 64 << 20, plain: bool = False) -> None:
+    def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False) -> None:
         self.model, self.tokens = model, tokens
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.trunk: nn.Module = base.model  # type: ignore[assignment]
@@ -85,8 +87,11 @@ class Scorer:
         self.config: Any = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
         self.scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(getattr(self.config, "logits_scaling", None) or 1.0)
         self.cap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        self.chunk = max(1, head_bytes // (4 * head.out_features))
         self.device = next(model.parameters()).device
+        # Above 32 MiB a CPU allocation is mapped afresh each time, and its page faults cost more than the arithmetic.
+        most = head_bytes or (30 << 20 if self.device.type == "cpu" else 256 << 20)
+        # Fewer rows than 64 a product read the head's weights more often than they use them.
+        self.chunk = max(1 if head_bytes else 64, most // (4 * head.out_features))
         self.plain = plain or not _knows(self.config)
         self.checked = self.plain
         if not self.plain:

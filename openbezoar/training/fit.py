@@ -37,7 +37,7 @@ def set_up(step: Training, context: StepContext, continues: bool) -> Bench:
     """Load the step's model for training. ``continues``: go on with its last adapter where it has one."""
     checkpoint = context.checkpoint(step.model)
     continues = continues and bool(checkpoint.adapters)
-    model, tokenizer = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"))
+    model, tokenizer = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
     formatter = Formatter(tokenizer, checkpoint.prompt, context.recipe_folder)
     renderer = Renderer(formatter, step.max_length, step.too_long, context.counts)
     return Bench(model, Scorer(model, step.tokens), formatter, renderer, checkpoint, continues)

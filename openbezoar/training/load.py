@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from openbezoar.errors import ModelError
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora
+from openbezoar.training.lora import fast_lora
 
 # bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -190,26 +192,59 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _unpacked_fits(checkpoint: Checkpoint, dtype: str) -> bool:
+    """On a CPU, whether the weights at the dtype's width take at most a quarter of the memory that is free now."""
+    if device().type != "cpu":
+        return False
+    stored = sum(path.stat().st_size for path in checkpoint.folder().glob("*.safetensors"))  # in 16 bits
+    free = _free_memory()
+    return stored * (2 if dtype == "float32" else 1) <= free / 4
+
+
+def _free_memory() -> int:
+    """Bytes that can be allocated without swapping; without Linux's /proc, half of all memory."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
 def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
     """The model with a saved adapter on it."""
     from peft import PeftModel
 
     wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable)
     keep_4bit_layout(wrapped)
+    fast_lora(wrapped)
     return wrapped
 
 
-def load_for_training(checkpoint: Checkpoint, lora: Lora, quantize: Literal["nf4", "none"], dtype: str, continues: bool, seed: int) -> tuple[Any, Any]:
+def load_for_training(
+    checkpoint: Checkpoint,
+    lora: Lora,
+    quantize: Literal["nf4", "none"],
+    dtype: str,
+    continues: bool,
+    seed: int,
+    nf4: Literal["auto", "packed", "unpacked"] = "auto",
+) -> tuple[Any, Any]:
     """(PEFT model with one trainable fp32 adapter, tokenizer).
 
     continues: train the checkpoint's last adapter further rather than put a new one on top
-    of it. seed: for the new adapter's initial values.
+    of it. seed: for the new adapter's initial values. nf4: how a quantised base is held.
     """
     from peft import LoraConfig, get_peft_model
 
     tokenizer = load_tokenizer(checkpoint.folder())
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
-    model = load_base(checkpoint, older, quantize, dtype)
+    if quantize == "nf4" and (nf4 == "unpacked" or (nf4 == "auto" and _unpacked_fits(checkpoint, dtype))):
+        model = load_base(checkpoint, older, "none", dtype)
+        dequantize_nf4(model)
+    else:
+        model = load_base(checkpoint, older, quantize, dtype)
     if continues:
         peft = wrap(model, checkpoint.adapters[-1], trainable=True)
     else:
@@ -226,6 +261,7 @@ def load_for_training(checkpoint: Checkpoint, lora: Lora, quantize: Literal["nf4
         )  # type: ignore[arg-type]
         peft = get_peft_model(model, config)  # type: ignore[arg-type]
         keep_4bit_layout(peft)
+        fast_lora(peft)
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
