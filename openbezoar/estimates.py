@@ -17,6 +17,7 @@ from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
+    WITHOUT_REFERENCE,
     DataRef,
     Dpo,
     Evaluate,
@@ -205,7 +206,7 @@ class _Book:
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)
         made = Estimate(rows, int(tokens), 0, None, training_memory(shape, step) if shape else None)
-        return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) else 2))
+        return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:
         questions = sum(self._questions(step, t) for t in step.tasks)

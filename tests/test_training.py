@@ -27,7 +27,6 @@ from openbezoar.records import Counts, Example, Turn
 from openbezoar.training.data import Renderer, split_heldout
 from openbezoar.training.load import keep_4bit_layout, load_for_training
 from openbezoar.training.loop import batch_of, plan_steps, rate_at
-from openbezoar.training.losses import sigmoid
 
 
 def checkpoint(folder: Path, dtype: str = "float32") -> Checkpoint:
@@ -133,20 +132,6 @@ def test_a_model_that_ignores_the_layout_is_found_before_it_is_scored(tiny: Path
     model.model.forward = lambda forest=None, attention_mask=None, **rest: trunk(**rest)
     with pytest.raises(ModelError, match="not supported"):
         scorer.logprobs(random_paths(1))
-
-
-def test_dpo_loss_and_gradient_by_hand() -> None:
-    # margin = 0.1 * ((-1 - -3) - (-2 - -2)) = 0.2; -log s(0.2) = 0.598139; d/dp_c = -beta * s(-0.2) = -0.0450166
-    chosen = torch.tensor([-1.0], requires_grad=True)
-    loss = sigmoid(chosen, torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.0]), 0.1, 0.0)
-    loss.sum().backward()
-    assert loss.item() == pytest.approx(0.598139, abs=1e-6)
-    assert float(chosen.grad) == pytest.approx(-0.0450166, abs=1e-6)
-    zero = torch.zeros(1)
-    assert float(sigmoid(zero, zero, zero, zero, 0.3, 0.2)) == pytest.approx(math.log(2), abs=1e-7)
-    # smoothing e = 0.2 at margin 0.2: 0.8 * 0.598139 + 0.2 * 0.798139
-    smoothed = sigmoid(torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.0]), 0.1, 0.2)
-    assert float(smoothed) == pytest.approx(0.638139, abs=1e-6)
 
 
 def settings(**changes: Any) -> Training:

@@ -96,7 +96,8 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
         rows.append(
             (
                 step.name,
-                str(n.get("beta", step.settings.get("beta", NOTHING))),
+                str(n.get("loss") or step.settings.get("loss") or "sigmoid"),
+                str(n.get("beta") or step.settings.get("beta") or NOTHING),
                 number(_float(n.get("first_loss")), 4),
                 *rewards,
                 number(_float(n.get("heldout_accuracy_before"))),
@@ -105,6 +106,7 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
         )
     headers = (
         "step",
+        "preference loss",
         "beta",
         "loss before the first update",
         "reward of chosen, first → last batch",
@@ -113,7 +115,7 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
         "held-out reward accuracy before",
         "after",
     )
-    note = "Before the first update policy and reference are the same model: the loss is ln 2 = 0.6931, and rewards, margins and accuracy (chosen strictly above rejected) are 0 by definition."
+    note = "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards, margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference (simpo, orpo) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
     return Table(headers, tuple(rows), note)
 
 

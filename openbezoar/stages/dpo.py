@@ -2,25 +2,29 @@
 
 The model as given is held with its older adapters merged in, so that "adapter off" is the
 reference exactly. Reads preference pairs. Writes ``adapter/`` (PEFT), ``model.json``,
-``metrics.jsonl`` and ``heldout.jsonl``.
+``metrics.jsonl``, ``heldout.jsonl`` and, with ``reference: cached``,
+``reference.safetensors``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openbezoar.context import StepContext
+from openbezoar.errors import RecipeError
 from openbezoar.forest import Tree
-from openbezoar.recipe import Dpo
+from openbezoar.recipe import LOSS_SETTINGS, Dpo
 from openbezoar.training.data import require, split_heldout
 from openbezoar.training.fit import Bench, checked_first_loss, fit, one, set_up
 from openbezoar.training.loop import Objective
-from openbezoar.training.losses import PREFERENCE_LOSSES, answer_sums, reward_metrics
+from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings, PairScores, PreferenceLoss, answer_sums, answer_tokens, reward_metrics
+from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
+
+Reference = Callable[[Sequence[Tree]], Tensor]
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
@@ -34,45 +38,87 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     trees, heldout = bench.renderer.pairs(pairs), bench.renderer.pairs(held)
     require(trees, context.counts, "pair")
     require(heldout, context.counts, "held-out pair")
-    numbers = fit(step, context, bench, trees, _objective(step, bench, heldout))
+    row = PREFERENCE_LOSSES[step.loss]
+    if row.whole_batch:
+        _check_one_pass(step, bench, trees)
+    reference = _reference(step, context, bench, trees, heldout) if row.needs_reference else None
+    numbers = fit(step, context, bench, trees, preference_objective(row, LossSettings.of(step), bench, heldout, reference))
     return {
         **numbers,
         "heldout_rows": len(heldout),
-        "beta": step.beta,
+        "loss": step.loss,
+        **{name: getattr(step, name) for name in LOSS_SETTINGS[step.loss]},
+        "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
         "summary": f"{numbers['steps']} steps on {len(trees)} pairs; held-out loss {numbers['heldout_loss_before']:.3f} → {numbers['heldout_loss_after']:.3f}, "
         f"accuracy → {numbers['heldout_accuracy_after']:.3f} (n={len(heldout)})",
     }
 
 
-def _objective(step: Dpo, bench: Bench, heldout: Sequence[Tree]) -> Objective:
-    preference = PREFERENCE_LOSSES[step.loss]
+def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
+    """Refuse a token budget under which a batch would be cut into passes. Raises RecipeError."""
+    largest = sorted(sum(len(path.ids) for path in tree) for tree in trees)[-step.batch :]
+    longest = max(len(path.ids) for tree in trees for path in tree)
+    needed = 2 * len(largest) * longest if bench.scorer.plain else sum(largest)
+    if needed > step.tokens:
+        raise RecipeError(
+            f"loss '{step.loss}' estimates a KL divergence over the whole batch, which must therefore be one pass, and tokens is {step.tokens}; "
+            f"set tokens to {needed} or more, or lower batch"
+        )
+
+
+def _reference(step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tree], heldout: Sequence[Tree]) -> Reference:
+    """Summed log-probabilities [pairs, 2] of the model as given: adapter off, dropout off, no gradients."""
     scorer, model = bench.scorer, bench.model
 
     @torch.no_grad()
-    def reference(trees: Sequence[Tree]) -> Tensor:
-        """Summed log-probabilities [pairs, 2] of the model as given: same pass, adapter off."""
-        with model.disable_adapter():
-            return answer_sums(scorer.score(trees))
+    def same_pass(chosen: Sequence[Tree]) -> Tensor:
+        training = model.training
+        model.eval()
+        try:
+            with model.disable_adapter():
+                return answer_sums(scorer.score(chosen))
+        finally:
+            model.train(training)
+
+    if step.reference == "same pass":
+        return same_pass
+    key = reference_key(bench.checkpoint, bench.formatter, step, scorer.device, context.seed, trees, heldout)
+    cache = ReferenceCache(context.out / REFERENCE, key, context.folder(context.name) / REFERENCE)
+    if cache.stale and not cache.values:
+        context.progress.say(f"reference log-probabilities are computed anew: the kept ones differ in {', '.join(cache.stale)}")
+    cache.fill(list(passes_of(trees, heldout, scorer, step, context.seed)), same_pass, step.save_every, context.progress)
+    return lambda chosen: cache(chosen, scorer.device)
+
+
+def preference_objective(row: PreferenceLoss, settings: LossSettings, bench: Bench, heldout: Sequence[Tree], reference: Reference | None) -> Objective:
+    """The mean loss of an optimiser step's pairs; ``reference`` is None for the losses without one."""
+    scorer, model = bench.scorer, bench.model
+
+    def scored(trees: Sequence[Tree]) -> PairScores:
+        given = None if reference is None else reference(trees)
+        return PairScores.of(answer_sums(scorer.score(trees)), answer_tokens(trees, scorer.device), given)
 
     def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
-        given = reference(trees)
-        policy = answer_sums(scorer.score(trees))
-        losses = preference(policy[:, 0], policy[:, 1], given[:, 0], given[:, 1], step.beta, step.label_smoothing)
-        metrics = reward_metrics(policy.detach(), given, step.beta)
-        return losses.sum() / whole, {name: value / whole for name, value in metrics.items()}
+        assert not row.whole_batch or len(trees) == whole, "a loss over the whole batch was given a part of it"
+        scores = scored(trees)
+        metrics = reward_metrics(scores, settings)
+        return row.function(scores, settings).sum() / whole, {name: value / whole for name, value in metrics.items()}
 
     @torch.no_grad()
     def measure() -> dict[str, float]:
-        totals = {"loss": 0.0, "margin": 0.0, "accuracy": 0.0}
         model.eval()
-        for group in scorer.batches(heldout):
-            trees = [heldout[i] for i in group]
-            given, policy = reference(trees), answer_sums(scorer.score(trees))
-            losses = preference(policy[:, 0], policy[:, 1], given[:, 0], given[:, 1], step.beta, step.label_smoothing)
-            metrics = reward_metrics(policy, given, step.beta)
-            for name, value in (("loss", float(losses.sum())), ("margin", metrics["rewards/margins"]), ("accuracy", metrics["rewards/accuracies"])):
-                totals[name] += value / len(heldout)
-        return totals
+        parts = [scored([heldout[i] for i in group]) for group in scorer.batches(heldout)]
+        scores = PairScores.joined(parts)
+        metrics = reward_metrics(scores, settings)
+        sums = {"loss": float(row.function(scores, settings).sum()), "margin": metrics["rewards/margins"], "accuracy": metrics["rewards/accuracies"]}
+        return {name: value / len(heldout) for name, value in sums.items()}
 
-    return Objective(one, loss, measure, checked_first_loss(math.log(2)))
+    return Objective(one, loss, measure, _first_check(row, settings))
+
+
+def _first_check(row: PreferenceLoss, settings: LossSettings) -> Callable[[dict[str, float]], None]:
+    if row.at_start is None:
+        return lambda metrics: None
+    expected = row.at_start(settings)
+    return checked_first_loss(expected, 1e-3 * max(1.0, expected))

@@ -1,46 +1,240 @@
-"""Preference losses as pure functions of four vectors of summed log-probabilities, in one table.
+"""Preference losses as pure functions of a pass's summed log-probabilities, in one table.
 
-Symbols: c chosen, r rejected, p the policy, f the reference; all float32 [pairs].
+Reads nothing, writes nothing. Symbols: c chosen, r rejected; p the policy's summed
+log-probability of an answer, f the reference's, n the answer's scored tokens (the end of turn
+among them); b beta, e label smoothing, s the logistic function. l_c = p_c - f_c and
+l_r = p_r - f_r are the log-ratios. Every loss is one value a pair, [pairs].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, relu
 
-PreferenceLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
+from openbezoar.forest import Tree
+from openbezoar.recipe import Dpo
 
 
-def sigmoid(policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float, smoothing: float) -> Tensor:
-    """DPO, [pairs] → [pairs]: -(1 - e) log s(b x) - e log s(-b x).
+@dataclass(frozen=True)
+class PairScores:
+    """Log-probabilities of the answers of some pairs, in nats; all float [pairs].
 
-    x = (p_c - p_r) - (f_c - f_r); b = beta, e = smoothing. e = 0 is equation 7 of
-    arXiv 2305.18290; e > 0 its conservative form. Equals ln 2 where policy = reference.
+    The reference is None for the losses that have none.
     """
-    margin = beta * ((policy_chosen - policy_rejected) - (reference_chosen - reference_rejected))
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    reference_chosen: Tensor | None = None
+    reference_rejected: Tensor | None = None
+
+    @classmethod
+    def of(cls, policy: Tensor, tokens: Tensor, reference: Tensor | None) -> PairScores:
+        """From [pairs, 2] matrices whose columns are chosen and rejected."""
+        given = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
+        return cls(policy[:, 0], policy[:, 1], tokens[:, 0], tokens[:, 1], *given)
+
+    @classmethod
+    def joined(cls, parts: Sequence[PairScores]) -> PairScores:
+        """The pairs of several passes, in order."""
+
+        def every(name: str) -> Tensor | None:
+            return None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+
+        return cls(**{field.name: every(field.name) for field in fields(cls)})  # type: ignore[arg-type]
+
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        """(l_c, l_r): the policy's log-probabilities less the reference's."""
+        assert self.reference_chosen is not None and self.reference_rejected is not None, "this loss needs a reference"
+        return self.chosen - self.reference_chosen, self.rejected - self.reference_rejected
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """(p_c / n_c, p_r / n_r): the policy's mean log-probability of a token."""
+        return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
+
+    def detached(self) -> PairScores:
+        """The same numbers without gradients."""
+        return PairScores(
+            self.chosen.detach(), self.rejected.detach(), self.chosen_tokens, self.rejected_tokens, self.reference_chosen, self.reference_rejected
+        )
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """A loss's constants; those that a loss does not use are 0."""
+
+    beta: float = 0.0
+    label_smoothing: float = 0.0
+    simpo_gamma: float = 0.0
+    dpop_lambda: float = 0.0
+    orpo_lambda: float = 0.0
+
+    @classmethod
+    def of(cls, step: Dpo) -> LossSettings:
+        """The constants of a step, which the recipe has filled in by its loss."""
+        return cls(step.beta or 0.0, step.label_smoothing or 0.0, step.simpo_gamma or 0.0, step.dpop_lambda or 0.0, step.orpo_lambda or 0.0)
+
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are multiplied by: beta, and for ORPO its lambda (TRL names that one beta)."""
+        return self.beta or self.orpo_lambda
+
+
+def _smoothed(margin: Tensor, smoothing: float) -> Tensor:
+    """-(1 - e) log s(x) - e log s(-x)."""
     return -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
 
 
-PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {"sigmoid": sigmoid}
+def sigmoid(scores: PairScores, settings: LossSettings) -> Tensor:
+    """DPO and, with label smoothing, conservative DPO: -(1 - e) log s(x) - e log s(-x), x = b (l_c - l_r).
+
+    e = 0 is equation 7 of arXiv 2305.18290. e > 0 takes a share e of the labels as flipped
+    (Mitchell, "A note on DPO with noisy preferences & relationship to IPO", 2023; the
+    reference code of DPO has it as label_smoothing). ln 2 where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    return _smoothed(settings.beta * (chosen - rejected), settings.label_smoothing)
 
 
-def reward_metrics(policy: Tensor, reference: Tensor, beta: float) -> dict[str, float]:
-    """TRL's standard metrics from [pairs, 2] log-probabilities (chosen, rejected), as sums over the pairs."""
-    rewards = beta * (policy - reference)
-    margin = rewards[:, 0] - rewards[:, 1]
+def sigmoid_norm(scores: PairScores, settings: LossSettings) -> Tensor:
+    """Length-normalised DPO: as sigmoid with x = b (l_c / n_c - l_r / n_r).
+
+    The DPO objective of Tülu 3, arXiv 2411.15124 ('dpo_norm' in its code, 'sigmoid_norm' in TRL). ln 2 where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    return _smoothed(settings.beta * (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens), settings.label_smoothing)
+
+
+def ipo(scores: PairScores, settings: LossSettings) -> Tensor:
+    """IPO: (l_c / n_c - l_r / n_r - 1 / (2 b))^2, equation 17 of arXiv 2310.12036 with b its tau.
+
+    The equation has log-ratios of whole answers. Means per token are what TRL has computed
+    since its pull request 1265, on the authors' advice, so that beta does not depend on the
+    length. 1 / (4 b^2) where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    return (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens - 1 / (2 * settings.beta)).square()
+
+
+def hinge(scores: PairScores, settings: LossSettings) -> Tensor:
+    """Hinge on the log-ratios: max(0, 1 - b (l_c - l_r)); 1 / b is the margin.
+
+    SLiC's calibration loss (arXiv 2305.10425, without its cross-entropy term) normalised by the
+    reference, which is L_hinge-norm of RSO, arXiv 2309.06657, and TRL's 'hinge'. 1 where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    return relu(1 - settings.beta * (chosen - rejected))
+
+
+def dpop(scores: PairScores, settings: LossSettings) -> Tensor:
+    """DPO-positive: -log s(b (l_c - l_r - lambda max(0, -l_c))), equation 3 of arXiv 2402.13228.
+
+    The last term counts where the chosen answer has become less likely than under the
+    reference. ln 2 where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    return -logsigmoid(settings.beta * (chosen - rejected - settings.dpop_lambda * relu(-chosen)))
+
+
+def kto_pair(scores: PairScores, settings: LossSettings) -> Tensor:
+    """KTO on pairs: half of (1 - s(b (l_c - z_r))) + (1 - s(b (z_c - l_r))).
+
+    Equation 7 of the report on HALOs, which became arXiv 2402.01306, as TRL's 'kto_pair' (up
+    to 0.8) had it. The KL divergence is estimated over the given pairs, for the chosen
+    answers by the rejected ones and the other way round: z_r = max(0, mean l_r),
+    z_c = max(0, mean l_c). It carries no gradient, as the paper has it (TRL's did). The
+    given pairs must therefore be the whole batch. 1/2 where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    chosen_kl, rejected_kl = chosen.detach().mean().clamp(min=0), rejected.detach().mean().clamp(min=0)
+    return 0.5 * (torch.sigmoid(-settings.beta * (chosen - rejected_kl)) + torch.sigmoid(-settings.beta * (chosen_kl - rejected)))
+
+
+def simpo(scores: PairScores, settings: LossSettings) -> Tensor:
+    """SimPO: as sigmoid with x = b (p_c / n_c - p_r / n_r) - gamma, equation 6 of arXiv 2405.14734; no reference."""
+    chosen, rejected = scores.means()
+    return _smoothed(settings.beta * (chosen - rejected) - settings.simpo_gamma, settings.label_smoothing)
+
+
+def orpo(scores: PairScores, settings: LossSettings) -> Tensor:
+    """ORPO: -m_c - lambda log s(log odds(m_c) - log odds(m_r)), equations 4, 6 and 7 of arXiv 2403.07691; no reference.
+
+    m = p / n is the mean log-probability of a token, log odds(m) = m - log(1 - exp m); -m_c is
+    the negative log-likelihood of the chosen answer.
+    """
+    chosen, rejected = scores.means()
+    return -chosen - settings.orpo_lambda * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(mean: Tensor) -> Tensor:
+    """m - log(1 - exp m). A certain answer (m = 0) has infinite odds, so m is held below -1e-6."""
+    mean = mean.clamp(max=-1e-6)
+    return mean - torch.log(-torch.expm1(mean))
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """A row of the table.
+
+    at_start: the loss's value where policy = reference, None where it is not known beforehand.
+    whole_batch: whether a pair's loss depends on the other pairs of its batch.
+    """
+
+    function: Callable[[PairScores, LossSettings], Tensor]
+    needs_reference: bool
+    normalised_by_length: bool
+    at_start: Callable[[LossSettings], float] | None
+    whole_batch: bool = False
+
+
+def _ln2(_: LossSettings) -> float:
+    return math.log(2)
+
+
+PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
+    #                              function      reference  by length  at the start
+    "sigmoid": PreferenceLoss(sigmoid, True, False, _ln2),
+    "sigmoid_norm": PreferenceLoss(sigmoid_norm, True, True, _ln2),
+    "ipo": PreferenceLoss(ipo, True, True, lambda s: 1 / (4 * s.beta**2)),
+    "hinge": PreferenceLoss(hinge, True, False, lambda s: 1.0),
+    "dpop": PreferenceLoss(dpop, True, False, _ln2),
+    "kto_pair": PreferenceLoss(kto_pair, True, False, lambda s: 0.5, whole_batch=True),
+    "simpo": PreferenceLoss(simpo, False, True, None),
+    "orpo": PreferenceLoss(orpo, False, True, None),
+}
+
+
+def reward_metrics(scores: PairScores, settings: LossSettings) -> dict[str, float]:
+    """TRL's standard metrics as sums over the pairs.
+
+    Rewards are beta times the log-ratio of the whole answer; without a reference, beta times
+    the mean log-probability of a token. ``logps`` are of whole answers, for every loss.
+    """
+    scores = scores.detached()
+    chosen, rejected = scores.means() if scores.reference_chosen is None else scores.ratios()
+    chosen, rejected = settings.reward_scale * chosen, settings.reward_scale * rejected
+    margin = chosen - rejected
     return {
-        "rewards/chosen": float(rewards[:, 0].sum()),
-        "rewards/rejected": float(rewards[:, 1].sum()),
+        "rewards/chosen": float(chosen.sum()),
+        "rewards/rejected": float(rejected.sum()),
         "rewards/margins": float(margin.sum()),
         "rewards/accuracies": float((margin > 0).sum()),
-        "logps/chosen": float(policy[:, 0].sum()),
-        "logps/rejected": float(policy[:, 1].sum()),
+        "logps/chosen": float(scores.chosen.sum()),
+        "logps/rejected": float(scores.rejected.sum()),
     }
 
 
 def answer_sums(scores: list[list[Tensor]]) -> Tensor:
     """Per-token scores of trees of two paths → summed log-probabilities [pairs, 2]."""
     return torch.stack([torch.stack([path.sum() for path in tree]) for tree in scores])
+
+
+def answer_tokens(trees: Sequence[Tree], device: torch.device) -> Tensor:
+    """Scored tokens of each answer, the end of turn among them: float32 [pairs, 2]."""
+    return torch.tensor([[path.n_scored for path in tree] for tree in trees], dtype=torch.float32, device=device)

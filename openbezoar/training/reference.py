@@ -1,0 +1,141 @@
+"""Reference log-probabilities computed once, before training, and kept.
+
+Writes ``reference.safetensors`` into the step's folder: for each pair, by a digest of its
+token ids, the two summed log-probabilities, under a key of all that they depend on. A killed
+run takes up what is there; a later run of the same step with other settings of the loss takes
+the finished step's file. A file under another key is never used.
+
+A pair is computed in the pass in which training first meets it, so that in a run's first epoch
+the numbers are those of a reference in the same pass, bit for bit (a matrix product's rounding
+may depend on the other rows of its pass, so in later epochs, where a pair meets others, the two
+may differ in the last bits). A pair that occurs twice is computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openbezoar.chat import Formatter
+from openbezoar.forest import Scorer, Tree
+from openbezoar.models import Checkpoint
+from openbezoar.progress import Progress
+from openbezoar.recipe import Training
+from openbezoar.runs import digest, environment, file_digest
+from openbezoar.training.loop import batch_of, plan_steps
+
+REFERENCE = "reference.safetensors"
+DIGEST_BYTES = 16
+
+
+def tree_digest(tree: Tree) -> bytes:
+    """16 bytes that stand for a tree's token ids and which of them are scored."""
+    made = hashlib.sha256()
+    for path in tree:
+        made.update(array("q", (len(path.ids), *path.ids)).tobytes() + bytes(path.scored))
+    return made.digest()[:DIGEST_BYTES]
+
+
+def reference_key(
+    checkpoint: Checkpoint, formatter: Formatter, step: Training, device: torch.device, seed: int, trees: Sequence[Tree], heldout: Sequence[Tree]
+) -> dict[str, str]:
+    """What reference log-probabilities depend on, by name; each value is a digest.
+
+    Order of rows, batch, token budget and seed decide which pairs share a pass, and with it
+    the last bits.
+    """
+    folder = checkpoint.folder()
+    files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")}
+    weights = {name: value for name, value in files.items() if name.endswith(".safetensors") or name in ("config.json", "generation_config.json")}
+    adapters = [{f.name: file_digest(f) for f in sorted(a.iterdir()) if f.suffix in (".safetensors", ".json")} for a in checkpoint.adapters]
+    rows = hashlib.sha256()
+    for tree in (*trees, *heldout):
+        rows.update(tree_digest(tree))
+    parts: dict[str, Any] = {
+        "weights": [weights, adapters, step.quantize],
+        "tokenizer": {name: value for name, value in files.items() if name not in weights},
+        "template": [formatter.jinja, formatter.end_ids],
+        "max_length": [step.max_length, step.too_long],
+        "dtype": [step.dtype, device.type],
+        "pairs": [rows.hexdigest(), len(trees)],
+        "passes": [step.batch, step.tokens, seed],
+        "packages": environment()["packages"],
+    }
+    return {name: digest(value) for name, value in parts.items()}
+
+
+class ReferenceCache:
+    """Summed reference log-probabilities of pairs, in memory and in a file."""
+
+    def __init__(self, file: FilePath, key: dict[str, str], finished: FilePath | None = None) -> None:
+        """``finished``: the file of the step's last result, used if its key is the same."""
+        self.file, self.key = file, key
+        self.values: dict[bytes, tuple[float, float]] = {}
+        self.stale: list[str] = []  # names of the key's parts in which an unusable file differs
+        for candidate in (file, finished):
+            if candidate is not None and candidate.is_file() and not self.values:
+                self._load(candidate)
+
+    def _load(self, file: FilePath) -> None:
+        try:
+            with safe_open(file, framework="pt") as stored:  # type: ignore[no-untyped-call]
+                found = json.loads(stored.metadata()["key"])
+                pairs, logps = stored.get_tensor("pairs"), stored.get_tensor("logps")
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            self.stale = ["file"]
+            return
+        self.stale = [name for name in {**found, **self.key} if found.get(name) != self.key.get(name)]
+        if not self.stale:
+            self.values = {bytes(pair): (chosen, rejected) for pair, (chosen, rejected) in zip(pairs.tolist(), logps.tolist(), strict=True)}
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        pairs = torch.tensor([list(pair) for pair in self.values], dtype=torch.uint8).reshape(-1, DIGEST_BYTES)
+        logps = torch.tensor(list(self.values.values()), dtype=torch.float32).reshape(-1, 2)
+        temporary = self.file.with_name(self.file.name + ".tmp")
+        save_file({"pairs": pairs, "logps": logps}, temporary, metadata={"key": json.dumps(self.key)})
+        temporary.replace(self.file)
+
+    def fill(self, passes: Sequence[Sequence[Tree]], compute: Callable[[Sequence[Tree]], Tensor], save_every: int, progress: Progress) -> int:
+        """Compute the passes in which a pair is missing; returns how many pairs were computed."""
+        made = 0
+        with progress.bar("reference", len(passes), "passes") as bar:
+            for number, trees in enumerate(passes, 1):
+                marks = [tree_digest(tree) for tree in trees]
+                if missing := {mark: i for i, mark in reversed(list(enumerate(marks))) if mark not in self.values}:
+                    rows = compute(trees).float().cpu().tolist()
+                    self.values.update({mark: (rows[i][0], rows[i][1]) for mark, i in missing.items()})
+                    made += len(missing)
+                    if number % save_every == 0:
+                        self.save()
+                bar.advance(1)
+        if made or not self.file.is_file():
+            self.save()
+        return made
+
+    def __call__(self, trees: Sequence[Tree], device: torch.device) -> Tensor:
+        """Float32 [pairs, 2]: chosen, rejected."""
+        return torch.tensor([self.values[tree_digest(tree)] for tree in trees], dtype=torch.float32, device=device)
+
+
+def passes_of(trees: Sequence[Tree], heldout: Sequence[Tree], scorer: Scorer, step: Training, seed: int) -> Iterator[list[Tree]]:
+    """Every pass in which training first meets a pair, in order, then those of the held-out pairs."""
+    met: set[int] = set()
+    for number in range(plan_steps(len(trees), step)):
+        rows = batch_of(number, len(trees), step, seed)
+        if not met.issuperset(rows):
+            met.update(rows)
+            chosen = [trees[i] for i in rows]
+            for group in scorer.batches(chosen):
+                yield [chosen[i] for i in group]
+    for group in scorer.batches(heldout):
+        yield [heldout[i] for i in group]
