@@ -17,23 +17,18 @@ from torch import Tensor
 from openbezoar.context import StepContext
 from openbezoar.forest import Tree
 from openbezoar.recipe import Dpo
-from openbezoar.training.data import require, split_heldout
-from openbezoar.training.fit import Bench, checked_first_loss, fit, one, set_up
+from openbezoar.records import to_pair
+from openbezoar.training.data import training_trees
+from openbezoar.training.fit import Bench, checked_first_loss, fit, one, renderer_of, set_up
 from openbezoar.training.loop import Objective
 from openbezoar.training.losses import PREFERENCE_LOSSES, answer_sums, reward_metrics
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     """Train a new adapter on the step's pairs."""
-    pairs = context.pairs(step.dpo)
-    if step.heldout is None:
-        pairs, held = split_heldout(pairs, step.heldout_every, step.heldout_rows)
-    else:
-        held = context.pairs(step.heldout)[: step.heldout_rows]
-    bench = set_up(step, context, continues=False)
-    trees, heldout = bench.renderer.pairs(pairs), bench.renderer.pairs(held)
-    require(trees, context.counts, "pair")
-    require(heldout, context.counts, "held-out pair")
+    renderer = renderer_of(step, context)
+    trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
+    bench = set_up(step, context, continues=False, renderer=renderer)
     numbers = fit(step, context, bench, trees, _objective(step, bench, heldout))
     return {
         **numbers,
