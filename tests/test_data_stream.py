@@ -6,6 +6,9 @@ import gzip
 import json
 import os
 import random
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +183,48 @@ def test_a_process_that_dies_is_one_line_and_no_hang(context: StepContext, token
     assert "\n" not in str(caught.value)
 
 
+def resting(row: Row, where: str) -> Example:
+    time.sleep(60)
+    return to_example(row, where)
+
+
+ENDLESS = """
+import sys
+from openbezoar.chat import Formatter
+from openbezoar.recipe import PromptSpec
+from openbezoar.records import Counts
+from openbezoar.training import encode
+from openbezoar.training.load import load_tokenizer
+from pathlib import Path
+from test_data_stream import dolly_like, resting
+encode.FEW = 10
+encoder = encode.Encoder(Formatter(load_tokenizer(Path(sys.argv[1])), PromptSpec()), 300, "drop", Counts())
+list(encode.encode_rows(encoder, resting, (("row", row) for row in dolly_like(1000)), 2, lambda text: print(text, flush=True)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's list of a process's children")
+def test_no_process_outlives_a_killed_run(tiny: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tiny)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as run:
+        assert run.stdout is not None and b"2 processes" in run.stdout.readline()
+        while len(begun := [int(c) for task in Path(f"/proc/{run.pid}/task").iterdir() for c in (task / "children").read_text().split()]) < 3:
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.kill()
+    until = time.monotonic() + 120  # one that has only just begun ends when it has read what it is to do
+    while time.monotonic() < until and any(alive(process) for process in begun):
+        time.sleep(0.1)
+    assert not any(alive(process) for process in begun)
+
+
+def alive(process: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_row_without_its_fields_is_named_wherever_it_is_found(context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     monkeypatch.setattr(encode, "FEW", 50)
@@ -291,3 +336,18 @@ def test_the_order_of_an_epoch_is_a_shuffle_of_its_own(tmp_path: Path) -> None:
             order = list(range(rows))
             random.Random(step_seed(3, "order", epoch)).shuffle(order)
             assert batch_of(number, rows, step, 3) == order[place * 7 : place * 7 + 7]
+
+
+def test_the_benchmark_gives_each_size_and_says_how_flat_it_is(tmp_path: Path, tiny: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{**row, "context": ""} for row in dolly_like(7)])
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.data", "--model", str(tiny), "--data", str(tmp_path / "rows.jsonl"), "--rows", "20,40", "--json", str(out)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert [size["rows"] for size in report["sizes"]] == [20, 40]
+    for size in report["sizes"]:
+        assert size["trees"] + size["heldout"] + sum(size["counts"].values()) == size["rows"]
+        assert size["rows_per_second"] > 0
+    assert set(report["flat"]) == {"seconds_per_row", "peak", "peak_of_this_process"}
