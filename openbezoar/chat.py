@@ -9,6 +9,7 @@ the prompt ends and closes with the end-of-turn tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Formatter:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop")
         self.adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
         self.jinja, self.stop = self._template(recipe_folder)
+        self._last: tuple[tuple[Turn, ...], str] | None = None
         self.boundary_shifts = 0  # answers whose first token would have merged with the prompt's last
 
     def _template(self, recipe_folder: Path | None) -> tuple[str, tuple[str, ...]]:
@@ -81,7 +83,10 @@ class Formatter:
 
     def prompt_text(self, turns: Sequence[Turn]) -> str:
         """The text that is sent at inference; it ends where the answer begins."""
-        return self._render(turns, True)
+        # A pair asks for its prompt three times in a row.
+        if self._last is None or self._last[0] != tuple(turns):
+            self._last = tuple(turns), self._render(turns, True)
+        return self._last[1]
 
     def _ids(self, text: str) -> list[int]:
         # The template writes a beginning-of-sequence token where the tokenizer wants one; never twice.
@@ -91,7 +96,7 @@ class Formatter:
         """Token ids of ``prompt_text``, one beginning-of-sequence token at most."""
         return self._ids(self.prompt_text(turns))
 
-    @property
+    @cached_property
     def end_text(self) -> str:
         """What closes an answer, as the template writes it; empty if the recipe trains no end."""
         if not self.spec.append_eos:
@@ -101,7 +106,7 @@ class Formatter:
         # A template may write a line feed after its end-of-turn token; generation stops before it.
         return tail.rstrip("\n") or self.tokenizer.eos_token
 
-    @property
+    @cached_property
     def end_ids(self) -> list[int]:
         """Token ids of ``end_text``."""
         return self._ids(self.end_text) if self.end_text else []

@@ -42,28 +42,39 @@ class StepContext:
 
     def rows(self, ref: DataRef) -> list[Row]:
         """Rows of a data reference. Raises DataError if there are none."""
-        return [row for _, row in self._read(ref)]
+        return [row for _, row in self.stream(ref)]
 
-    def examples(self, ref: DataRef) -> list[Example]:
-        """Training examples. A row without its fields raises DataError; one whose dialogue is none is dropped and counted."""
-        return self._converted(ref, to_example)
+    def stream(self, ref: DataRef) -> Iterator[tuple[str, Row]]:
+        """Rows of a data reference with where each came from, one held at a time. Raises DataError if there are none."""
+        folders = {name: self.run.step(name) for name in self.steps}
+        return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed, self.out)
 
-    def pairs(self, ref: DataRef) -> list[Pair]:
-        """Preference pairs. A row without its fields raises DataError; one whose dialogues are none is dropped and counted."""
-        return self._converted(ref, to_pair)
+    def examples(self, ref: DataRef, most: int | None = None, every: int = 1) -> list[Example]:
+        """Training examples: each ``every``-th one, ``most`` at most.
 
-    def _converted(self, ref: DataRef, convert: Callable[[Row, str], T]) -> list[T]:
-        made = []
-        for where, row in self._read(ref):
+        A row without its fields raises DataError; one whose dialogue is none is dropped and
+        counted, whether or not it would have been among those asked for.
+        """
+        return self.converted(ref, to_example, most, every)
+
+    def pairs(self, ref: DataRef, most: int | None = None, every: int = 1) -> list[Pair]:
+        """Preference pairs; as ``examples``."""
+        return self.converted(ref, to_pair, most, every)
+
+    def converted(self, ref: DataRef, convert: Callable[[Row, str], T], most: int | None = None, every: int = 1) -> list[T]:
+        """What ``convert`` makes of rows; as ``examples``."""
+        made: list[T] = []
+        place = 0
+        for where, row in self.stream(ref):
             try:
-                made.append(convert(row, where))
+                item = convert(row, where)
             except RowError as error:
                 self.counts.add(error.reason)
+                continue
+            place += 1
+            if place % every == 0 and (most is None or len(made) < most):
+                made.append(item)
         return made
-
-    def _read(self, ref: DataRef) -> Iterator[tuple[str, Row]]:
-        folders = {name: self.run.step(name) for name in self.steps}
-        return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed)
 
     def model_spec(self, name: str) -> LocalModel | ServerModel | None:
         """The recipe's entry for a model, None if the name is a step's."""

@@ -34,7 +34,7 @@ from openbezoar.recipe import (
     Training,
     data_specs,
 )
-from openbezoar.records import read_jsonl
+from openbezoar.records import JsonLines, read_jsonl
 from openbezoar.runs import write_json
 from openbezoar.sources import resolve_path, select
 
@@ -137,9 +137,10 @@ class _Book:
             elif spec.data.startswith("hub:"):
                 rows, mean = spec.limit or 10_000, 1000.0
             else:
-                found = select(list(read_jsonl(resolve_path(spec.data, self.folder, self.recipe.data))), spec, self.recipe.seed)
-                rows = len(found)
-                mean = sum(_characters(row, rejected) for row in found) / max(1, rows)
+                rows, mean = 0, 0.0
+                for row in select(JsonLines(resolve_path(spec.data, self.folder, self.recipe.data)), spec, self.recipe.seed):
+                    rows, mean = rows + 1, mean + _characters(row, rejected)
+                mean /= max(1, rows)
             total, characters = total + rows, characters + rows * mean
         return total, characters / max(1, total)
 

@@ -13,11 +13,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import re
+import shutil
+import tempfile
+import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from openbezoar.errors import DataError, RowError
 
@@ -65,36 +71,111 @@ class Counts:
     def add(self, reason: str, n: int = 1) -> None:
         self.by_reason[reason] = self.by_reason.get(reason, 0) + n
 
+    def merge(self, by_reason: Mapping[str, int]) -> None:
+        """Add another tally."""
+        for reason, n in by_reason.items():
+            self.add(reason, n)
+
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """Rows of a ``.jsonl`` or ``.jsonl.gz`` file.
+    """Rows of a ``.jsonl`` or ``.jsonl.gz`` file, one held at a time.
 
     Raises DataError naming the line if one is not a JSON object, or if the file is missing.
     """
+
+    def lines() -> Iterator[str]:
+        with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as opened:
+            yield from opened
+
+    return _parsed(path, lines())
+
+
+class JsonLines:
+    """The rows of a ``.jsonl`` or ``.jsonl.gz`` file, in its order or shuffled, one held at a time.
+
+    Shuffling holds eight bytes a row, where its line begins. A compressed file, which cannot be
+    read from its middle, is first unpacked to an unnamed file in ``scratch`` (default: the
+    system's folder for temporary files). Raises DataError as ``read_jsonl`` does.
+    """
+
+    def __init__(self, path: Path, scratch: Path | None = None) -> None:
+        self.path, self.scratch = path, scratch
+
+    def __iter__(self) -> Iterator[Row]:
+        return read_jsonl(self.path)
+
+    def shuffled(self, seed: int) -> Iterator[Row]:
+        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them; all are checked before the first one comes."""
+        with ExitStack() as stack:
+            raw: list[IO[bytes]] = []
+            begin = end = 0
+
+            def lines() -> Iterator[str]:
+                nonlocal begin, end
+                raw.append(stack.enter_context(self._unpacked()))
+                # Line ends as they are in the file, so that lengths count its bytes.
+                text = io.TextIOWrapper(raw[0], encoding="utf-8", newline="")
+                for line in text:
+                    begin, end = end, end + len(line.encode())
+                    yield line
+                text.detach()
+
+            places = array("q", (begin for _ in _parsed(self.path, lines())))
+            random.Random(seed).shuffle(places)
+            for place in places:
+                raw[0].seek(place)
+                try:
+                    row: Row = json.JSONDecoder().raw_decode(raw[0].readline().decode().lstrip())[0]
+                except ValueError:
+                    raise DataError(f"{self.path}: the file changed while it was read; leave it alone and run again") from None
+                yield row
+
+    @contextmanager
+    def _unpacked(self) -> Iterator[IO[bytes]]:
+        if self.path.suffix != ".gz":
+            with self.path.open("rb") as plain:
+                yield plain
+            return
+        with tempfile.TemporaryFile(dir=self.scratch) as unpacked:
+            with gzip.open(self.path) as packed:
+                shutil.copyfileobj(packed, unpacked)
+            unpacked.seek(0)
+            yield unpacked
+
+
+def _parsed(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    """The rows of a file's lines; blank ones are passed over. Nothing is asked of ``lines`` unless the file is there."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected JSON lines (.jsonl or .jsonl.gz)")
     number = 0
     try:
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}: line {number} is not a JSON object; expected one {{...}} a line")
-                yield row
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise DataError(f"{path}: line {number} is not a JSON object; expected one {{...}} a line")
+            yield row
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: line {number + 1 if isinstance(error, UnicodeDecodeError) else number} is not JSON ({error}); expected one object a line"
-        ) from None
-    except (gzip.BadGzipFile, EOFError) as error:
+        number = _undecodable(path) if isinstance(error, UnicodeDecodeError) else number
+        raise DataError(f"{path}: line {number} is not JSON ({error}); expected one object a line") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
 
 
-def _open_text(path: Path) -> io.TextIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
-    return path.open(encoding="utf-8")
+def _undecodable(path: Path) -> int:
+    """Number of the first line that is not UTF-8. Text is decoded many lines at a time, so the reader itself does not know."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

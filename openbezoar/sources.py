@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+from array import array
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 from openbezoar.errors import DataError, RecipeError, missing_extra
 from openbezoar.recipe import DataRef, DataSpec, data_specs
-from openbezoar.records import Row, read_jsonl
+from openbezoar.records import JsonLines, Row
 
 ROWS = "rows.jsonl"
 
@@ -24,59 +27,88 @@ def resolve_path(text: str, recipe_folder: Path, data_folder: str | None) -> Pat
     return path if path.is_absolute() else (recipe_folder / path)
 
 
-def select(rows: list[Row], spec: DataSpec, seed: int) -> list[Row]:
+class Table(Protocol):
+    """Rows that can be gone through again and again."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def shuffled(self, seed: int) -> Iterator[Row]:
+        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
+
+
+def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
     """The rows that ``shuffle``, ``where``, ``offset`` and ``limit`` leave, in that order, fields renamed and added first.
 
     Shuffling first gives two references to one file the same order, whatever each keeps of it.
+    Rows are read one by one, and none after the limit unless they are shuffled.
     """
+    rows = table.shuffled(seed) if spec.shuffle else iter(table)
     if spec.rename or spec.add:
-        rows = [{**{spec.rename.get(key, key): value for key, value in row.items()}, **spec.add} for row in rows]
-    if spec.shuffle:
-        rows = rows.copy()
-        random.Random(seed).shuffle(rows)
-    for field, wanted in spec.where.items():
-        allowed = set(wanted) if isinstance(wanted, list) else {wanted}
-        rows = [row for row in rows if row.get(field) in allowed]
-    return rows[spec.offset : None if spec.limit is None else spec.offset + spec.limit]
+        rows = ({**{spec.rename.get(key, key): value for key, value in row.items()}, **spec.add} for row in rows)
+    if spec.where:
+        allowed = {field: set(wanted) if isinstance(wanted, list) else {wanted} for field, wanted in spec.where.items()}
+        rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
+    return islice(rows, spec.offset, None if spec.limit is None else spec.offset + spec.limit)
 
 
-def read(ref: DataRef, recipe_folder: Path, data_folder: str | None, step_folder: dict[str, Path], seed: int) -> Iterator[tuple[str, Row]]:
-    """Rows of a reference with where each came from. Raises DataError if nothing is left."""
+def read(
+    ref: DataRef, recipe_folder: Path, data_folder: str | None, step_folder: dict[str, Path], seed: int, scratch: Path | None = None
+) -> Iterator[tuple[str, Row]]:
+    """Rows of a reference with where each came from, one held at a time. Raises DataError if nothing is left.
+
+    scratch: folder for what ``JsonLines`` may have to unpack.
+    """
     for spec in data_specs(ref):
+        table: Table
         if spec.data in step_folder:
-            name, rows = f"step {spec.data}", list(read_jsonl(step_folder[spec.data] / ROWS))
-            if not rows:
-                raise DataError(f"step {spec.data}: it kept no row; look at its counts with 'openbezoar show' and loosen its rules")
+            name, table = f"step {spec.data}", JsonLines(step_folder[spec.data] / ROWS, scratch)
         elif spec.data.startswith("hub:"):
-            name, rows = spec.data, hub_rows(spec.data)
+            name, table = spec.data, HubRows(spec.data)
         else:
             path = resolve_path(spec.data, recipe_folder, data_folder)
-            name, rows = str(path), list(read_jsonl(path))
-        if not rows:
-            raise DataError(f"{name}: the file is empty; expected at least one row")
-        chosen = select(rows, spec, seed)
-        if not chosen:
-            raise DataError(f"{name}: none of {len(rows)} rows is left by where={spec.where}, offset={spec.offset}, limit={spec.limit}; loosen them")
-        for number, row in enumerate(chosen, 1):
+            name, table = str(path), JsonLines(path, scratch)
+        number = 0
+        for number, row in enumerate(select(table, spec, seed), 1):
             yield f"{name}: row {row.get('id', number)}", row
+        if number:
+            continue
+        rows = sum(1 for _ in table)
+        if rows:
+            raise DataError(f"{name}: none of {rows} rows is left by where={spec.where}, offset={spec.offset}, limit={spec.limit}; loosen them")
+        if spec.data in step_folder:
+            raise DataError(f"step {spec.data}: it kept no row; look at its counts with 'openbezoar show' and loosen its rules")
+        raise DataError(f"{name}: the file is empty; expected at least one row")
 
 
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<split>[\w.-]+)\])?(?:@(?P<revision>[\w./-]+))?$")
 
 
-def hub_rows(ref: str) -> list[Row]:
-    """Rows of ``hub:org/name[split]@revision`` (split: train)."""
-    match = _HUB.match(ref)
-    if not match:
-        raise DataError(f"'{ref}': expected hub:org/name[split]@revision")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise missing_extra("datasets", "hub") from None
-    try:
-        data = load_dataset(match["name"], split=match["split"] or "train", revision=match["revision"])
-    except Exception as error:  # the hub client raises many kinds; each means the rows cannot be had
-        raise DataError(
-            f"{ref}: the hub cannot be reached or has no such data set ({type(error).__name__}); name a local .jsonl file instead, or go online once"
-        ) from error
-    return [dict(row) for row in data]
+class HubRows:
+    """Rows of ``hub:org/name[split]@revision`` (split: train), which the hub's client keeps on disk.
+
+    Raises DataError if the reference is none or the data set cannot be had.
+    """
+
+    def __init__(self, ref: str) -> None:
+        match = _HUB.match(ref)
+        if not match:
+            raise DataError(f"'{ref}': expected hub:org/name[split]@revision")
+        try:
+            from datasets import load_dataset
+        except ImportError:
+            raise missing_extra("datasets", "hub") from None
+        try:
+            self.data: Any = load_dataset(match["name"], split=match["split"] or "train", revision=match["revision"])
+        except Exception as error:  # the hub client raises many kinds; each means the rows cannot be had
+            raise DataError(
+                f"{ref}: the hub cannot be reached or has no such data set ({type(error).__name__}); name a local .jsonl file instead, or go online once"
+            ) from error
+
+    def __iter__(self) -> Iterator[Row]:
+        return (dict(row) for row in self.data)
+
+    def shuffled(self, seed: int) -> Iterator[Row]:
+        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
+        places = array("q", range(len(self.data)))
+        random.Random(seed).shuffle(places)
+        return (dict(self.data[place]) for place in places)

@@ -18,8 +18,9 @@ from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
 from openbezoar.forest import Tree
 from openbezoar.recipe import LOSS_SETTINGS, Dpo
-from openbezoar.training.data import require, split_heldout
-from openbezoar.training.fit import Bench, checked_first_loss, fit, one, set_up
+from openbezoar.records import to_pair
+from openbezoar.training.data import training_trees
+from openbezoar.training.fit import Bench, checked_first_loss, fit, one, renderer_of, set_up
 from openbezoar.training.loop import Objective
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings, PairScores, PreferenceLoss, answer_sums, answer_tokens, reward_metrics
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
@@ -29,15 +30,9 @@ Reference = Callable[[Sequence[Tree]], Tensor]
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     """Train a new adapter on the step's pairs."""
-    pairs = context.pairs(step.dpo)
-    if step.heldout is None:
-        pairs, held = split_heldout(pairs, step.heldout_every, step.heldout_rows)
-    else:
-        held = context.pairs(step.heldout)[: step.heldout_rows]
-    bench = set_up(step, context, continues=False)
-    trees, heldout = bench.renderer.pairs(pairs), bench.renderer.pairs(held)
-    require(trees, context.counts, "pair")
-    require(heldout, context.counts, "held-out pair")
+    renderer = renderer_of(step, context)
+    trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
+    bench = set_up(step, context, continues=False, renderer=renderer)
     row = PREFERENCE_LOSSES[step.loss]
     if row.whole_batch:
         _check_one_pass(step, bench, trees)

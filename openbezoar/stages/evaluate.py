@@ -51,8 +51,8 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     return _numbers(scores)
 
 
-def _first(refs: Mapping[str, DataRef], read: Callable[[DataRef], Sequence[Any]], n: int) -> dict[str, list[Any]]:
-    return {name: list(read(ref))[:n] for name, ref in refs.items()}
+def _first(refs: Mapping[str, DataRef], read: Callable[[DataRef, int], list[Any]], n: int) -> dict[str, list[Any]]:
+    return {name: read(ref, n) for name, ref in refs.items()}
 
 
 def _benchmarks(step: Evaluate, context: StepContext) -> list[Benchmark]:

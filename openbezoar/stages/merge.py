@@ -19,7 +19,7 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Dpo, Merge, Sft
 from openbezoar.records import Example
-from openbezoar.training.data import Renderer, split_heldout
+from openbezoar.training.data import Renderer
 from openbezoar.training.load import DTYPES, dequantize_nf4, free, load_base, load_for_inference, merge_into
 
 
@@ -76,13 +76,12 @@ def _merged(onto: str, checkpoint: Checkpoint) -> Any:
 def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     """Rows given in the recipe, or those that the training step held out."""
     if step.drift is not None:
-        return context.examples(step.drift)[: step.drift_rows]
+        return context.examples(step.drift, step.drift_rows)
     trained = context.recipe.steps[step.merge]
     assert isinstance(trained, (Sft, Dpo))
     if trained.heldout is not None:
-        return context.examples(trained.heldout)[: step.drift_rows]
-    rows = context.examples(trained.sft if isinstance(trained, Sft) else trained.dpo)
-    return split_heldout(rows, trained.heldout_every, step.drift_rows)[1]
+        return context.examples(trained.heldout, step.drift_rows)
+    return context.examples(trained.sft if isinstance(trained, Sft) else trained.dpo, step.drift_rows, trained.heldout_every)
 
 
 Distributions = Iterable[tuple[torch.Tensor, torch.Tensor]]

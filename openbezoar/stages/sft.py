@@ -10,21 +10,16 @@ from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.recipe import Sft
-from openbezoar.training.data import require, split_heldout
-from openbezoar.training.fit import fit, set_up, sft_objective
+from openbezoar.records import to_example
+from openbezoar.training.data import training_trees
+from openbezoar.training.fit import fit, renderer_of, set_up, sft_objective
 
 
 def run(step: Sft, context: StepContext) -> dict[str, Any]:
     """Fine-tune the step's model on its rows."""
-    rows = context.examples(step.sft)
-    if step.heldout is None:
-        rows, held = split_heldout(rows, step.heldout_every, step.heldout_rows)
-    else:
-        held = context.examples(step.heldout)[: step.heldout_rows]
-    bench = set_up(step, context, continues=step.adapter == "continue")
-    trees, heldout = bench.renderer.examples(rows), bench.renderer.examples(held)
-    require(trees, context.counts, "row")
-    require(heldout, context.counts, "held-out row")
+    renderer = renderer_of(step, context)
+    trees, heldout = training_trees(step, step.sft, to_example, context, renderer, "row")
+    bench = set_up(step, context, step.adapter == "continue", renderer)
     numbers = fit(step, context, bench, trees, sft_objective(bench.scorer, heldout))
     return {
         **numbers,

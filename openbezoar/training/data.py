@@ -6,80 +6,79 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 from openbezoar.chat import Formatter
+from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.forest import Path, Tree
-from openbezoar.records import Counts, Example, Pair, Turn
+from openbezoar.recipe import DataRef, Training
+from openbezoar.records import Counts, Example, Pair
+from openbezoar.training.encode import Convert, Encoder, encode_rows
+from openbezoar.training.store import TreeStore
 
 T = TypeVar("T", Example, Pair)
 
 
+def is_held_out(place: int, every: int, most: int) -> bool:
+    """Whether row ``place`` (from 0) is held out: each ``every``-th row, ``most`` at most."""
+    turn, rest = divmod(place + 1, every)
+    return rest == 0 and turn <= most
+
+
 def split_heldout(rows: Sequence[T], every: int, most: int) -> tuple[list[T], list[T]]:
-    """(training rows, held-out rows): each ``every``-th row is held out, ``most`` at most."""
-    held = set(range(every - 1, len(rows), every)[:most])
-    return [r for i, r in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
+    """(training rows, held-out rows), by ``is_held_out``."""
+    held = [is_held_out(i, every, most) for i in range(len(rows))]
+    return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]
 
 
 class Renderer:
     """Rows into trees under one length limit."""
 
     def __init__(self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts) -> None:
-        self.formatter, self.max_length, self.too_long, self.counts = formatter, max_length, too_long, counts
+        self.formatter, self.counts = formatter, counts
+        self.encoder = Encoder(formatter, max_length, too_long, counts)
 
     def examples(self, rows: Sequence[Example]) -> list[Tree]:
         """One tree of one path a row, the answer scored."""
-        trees = []
-        for row in rows:
-            if not row.answer.strip():
-                self.counts.add("empty answer")
-                continue
-            if paths := self._paths(row.prompt, [row.answer]):
-                trees.append(paths)
-        return trees
+        return self.trees(rows)
 
     def pairs(self, rows: Sequence[Pair]) -> list[Tree]:
         """One tree of two paths a pair: chosen, rejected."""
-        trees = []
-        for row in rows:
-            if row.chosen == row.rejected:
-                self.counts.add("chosen equals rejected")
-            elif not row.chosen.strip() or not row.rejected.strip():
-                self.counts.add("empty answer")
-            elif paths := self._paths(row.prompt, [row.chosen, row.rejected]):
-                trees.append(paths)
-        return trees
+        return self.trees(rows)
 
-    def _paths(self, prompt: tuple[Turn, ...], answers: list[str]) -> Tree | None:
-        """The prompt with each answer; None (and a count) when it does not fit."""
-        while True:
-            head = self.formatter.prompt_ids(prompt)
-            tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
-            if len(head) + max(map(len, tails)) <= self.max_length:
-                break
-            shorter = _without_oldest(prompt)
-            if self.too_long == "drop" or shorter is None:
-                self.counts.add("too long")
-                return None
-            if len(prompt) > 1:
-                self.counts.add("oldest turns cut")
-            prompt = shorter
-        tree = tuple(Path.of(head, tail) for tail in tails)
-        self._check_end(tree)
-        return tree
-
-    def _check_end(self, tree: Tree) -> None:
-        """Refuse a row whose last token, the end of the answer, carries no loss."""
-        end = self.formatter.end_ids
-        for path in tree:
-            if end and (not path.scored[-1] or path.ids[-1] != end[-1]):
-                raise DataError("the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the prompt template")
+    def trees(self, rows: Sequence[Example | Pair]) -> list[Tree]:
+        """Trees of rows of either kind, held in memory."""
+        encoded = (self.encoder.encode(row) for row in rows)
+        return [tuple(Path.of(ids[0], answer) for answer in ids[1:]) for ids in encoded if ids is not None]
 
 
-def _without_oldest(prompt: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
-    """The prompt without its oldest exchange (a system message stays); None if only one turn is left."""
-    first = 1 if prompt and prompt[0].role == "system" else 0
-    if len(prompt) - first < 3:
-        return None
-    return (*prompt[:first], *prompt[first + 2 :])
+def training_trees(
+    step: Training, ref: DataRef, convert: Convert, context: StepContext, renderer: Renderer, what: str, processes: int | None = None
+) -> tuple[Sequence[Tree], Sequence[Tree]]:
+    """(trees to train on, held-out trees) of a step whose rows are ``ref``, on disk in the step's work folder.
+
+    convert: ``to_example`` or ``to_pair``; what: 'row' or 'pair', for the message. Memory does
+    not grow with the rows; ``processes`` as in ``encode_rows``. Raises DataError if either is empty.
+    """
+    stores = trained, held = TreeStore(context.out), TreeStore(context.out)
+    tallies = Counts(), Counts()
+    place = 0
+    for outcome in encode_rows(renderer.encoder, convert, context.stream(ref), processes, context.progress.say):
+        if outcome.unread is not None:
+            context.counts.add(outcome.unread)
+            continue
+        part = step.heldout is None and is_held_out(place, step.heldout_every, step.heldout_rows)
+        place += 1
+        tallies[part].merge(outcome.counts)
+        if outcome.ids is not None:
+            stores[part].append(outcome.ids)
+    heldout: Sequence[Tree] = held
+    given: list[Example | Pair] = [] if step.heldout is None else context.converted(step.heldout, convert, step.heldout_rows)
+    for tally in tallies:
+        renderer.counts.merge(tally.by_reason)
+    if step.heldout is not None:
+        heldout = renderer.trees(given)
+    require(trained, context.counts, what)
+    require(heldout, context.counts, f"held-out {what}")
+    return trained, heldout
 
 
 def require(trees: Sequence[Tree], counts: Counts, what: str) -> None:

@@ -17,7 +17,7 @@ from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Training
 from openbezoar.runs import step_seed
 from openbezoar.training.data import Renderer
-from openbezoar.training.load import free, load_for_training
+from openbezoar.training.load import free, load_for_training, load_tokenizer
 from openbezoar.training.loop import Objective, train
 
 
@@ -33,14 +33,20 @@ class Bench:
     continues: bool
 
 
-def set_up(step: Training, context: StepContext, continues: bool) -> Bench:
-    """Load the step's model for training. ``continues``: go on with its last adapter where it has one."""
+def renderer_of(step: Training, context: StepContext) -> Renderer:
+    """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows shows before the model is loaded."""
+    checkpoint = context.checkpoint(step.model)
+    formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt, context.recipe_folder)
+    return Renderer(formatter, step.max_length, step.too_long, context.counts)
+
+
+def set_up(step: Training, context: StepContext, continues: bool, renderer: Renderer | None = None) -> Bench:
+    """Load the step's model for training. ``continues``: go on with its last adapter where it has one. ``renderer``: of the same step."""
     checkpoint = context.checkpoint(step.model)
     continues = continues and bool(checkpoint.adapters)
-    model, tokenizer = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
-    formatter = Formatter(tokenizer, checkpoint.prompt, context.recipe_folder)
-    renderer = Renderer(formatter, step.max_length, step.too_long, context.counts)
-    return Bench(model, Scorer(model, step.tokens), formatter, renderer, checkpoint, continues)
+    renderer = renderer or renderer_of(step, context)
+    model, _ = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
+    return Bench(model, Scorer(model, step.tokens), renderer.formatter, renderer, checkpoint, continues)
 
 
 def fit(step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree], objective: Objective) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import json
 import math
 import random
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -58,9 +60,15 @@ def batch_of(step: int, rows: int, settings: Training, seed: int) -> list[int]:
     """Row numbers of optimiser step ``step`` (0-based)."""
     per_epoch = math.ceil(rows / settings.batch)
     epoch, place = divmod(step, per_epoch)
-    order = list(range(rows))
+    return order_of(epoch, rows, seed)[place * settings.batch : (place + 1) * settings.batch].tolist()
+
+
+@lru_cache(maxsize=1)
+def order_of(epoch: int, rows: int, seed: int) -> array[int]:
+    """Row numbers in the order of an epoch; kept until the next epoch, since a shuffle costs as much as there are rows."""
+    order = array("q", range(rows))
     random.Random(step_seed(seed, "order", epoch)).shuffle(order)
-    return order[place * settings.batch : (place + 1) * settings.batch]
+    return order
 
 
 def rate_at(step: int, steps: int, settings: Training) -> float:

@@ -1,0 +1,183 @@
+"""Rows → token ids on all cores, in order, with every dropped or shortened row counted by its reason.
+
+Reads rows one by one and holds a bounded number of them. Imports no torch, so that a process
+which only encodes is small and quickly begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from typing import Literal, NamedTuple
+
+from openbezoar.chat import Formatter
+from openbezoar.errors import DataError, RowError
+from openbezoar.records import Counts, Example, Pair, Row, Turn
+
+FEW = 4096  # rows that are encoded before a second process would have begun
+CHUNK = 128  # rows handed over at a time
+Ids = tuple[list[int], ...]  # of the prompt, then of each answer
+Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair]
+
+
+class Encoder:
+    """Examples and pairs into token ids under one length limit."""
+
+    def __init__(self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts) -> None:
+        self.formatter, self.max_length, self.too_long, self.counts = formatter, max_length, too_long, counts
+
+    def encode(self, row: Example | Pair) -> Ids | None:
+        """Ids of the prompt and of the answer, or of chosen and rejected; None (and a count) if the row is of no use."""
+        if isinstance(row, Example):
+            answers = [row.answer]
+        elif row.chosen == row.rejected:
+            self.counts.add("chosen equals rejected")
+            return None
+        else:
+            answers = [row.chosen, row.rejected]
+        if not all(answer.strip() for answer in answers):
+            self.counts.add("empty answer")
+            return None
+        return self._fitting(row.prompt, answers)
+
+    def _fitting(self, prompt: tuple[Turn, ...], answers: list[str]) -> Ids | None:
+        """The prompt with each answer; None (and a count) when it does not fit."""
+        while True:
+            head = self.formatter.prompt_ids(prompt)
+            tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
+            if len(head) + max(map(len, tails)) <= self.max_length:
+                break
+            shorter = _without_oldest(prompt)
+            if self.too_long == "drop" or shorter is None:
+                self.counts.add("too long")
+                return None
+            if len(prompt) > 1:
+                self.counts.add("oldest turns cut")
+            prompt = shorter
+        end = self.formatter.end_ids
+        if end and any(tail[-1:] != end[-1:] for tail in tails):
+            raise DataError("the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the prompt template")
+        return head, *tails
+
+
+def _without_oldest(prompt: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
+    """The prompt without its oldest exchange (a system message stays); None if only one turn is left."""
+    first = 1 if prompt and prompt[0].role == "system" else 0
+    if len(prompt) - first < 3:
+        return None
+    return (*prompt[:first], *prompt[first + 2 :])
+
+
+# ------------------------------------------------------------------------- many rows
+
+
+class Outcome(NamedTuple):
+    """What became of one row.
+
+    unread: why it is no example or pair, None if it is one. counts: what encoding counted.
+    ids: int32 in the machine's byte order, of the prompt and of each answer; None if it was dropped.
+    """
+
+    unread: str | None
+    counts: dict[str, int]
+    ids: tuple[bytes, ...] | None
+
+
+def encode_rows(
+    encoder: Encoder, convert: Convert, rows: Iterable[tuple[str, Row]], processes: int | None = None, say: Callable[[str], None] | None = None
+) -> Iterator[Outcome]:
+    """What became of each row, in order; ``rows`` come with where each is from.
+
+    processes: default, the cores that this process may use. Few rows are encoded in this
+    process. ``say`` is told when others begin. The formatter's count of boundary shifts
+    is brought up to date; ``encoder.counts`` is not touched. Raises what ``convert`` raises
+    (but for RowError), and DataError if one of the processes dies.
+    """
+    rows, processes = iter(rows), cores() if processes is None else processes
+    first = list(islice(rows, FEW))
+    rows, few = chain(first, rows), len(first) < FEW
+    del first
+    if few or processes < 2:
+        own = Encoder(encoder.formatter, encoder.max_length, encoder.too_long, Counts())
+        yield from (_outcome(own, convert, where, row) for where, row in rows)
+        return
+    if say is not None:
+        say(f"  encoding the rows in {processes} processes")
+    yield from _on_all_cores(encoder, convert, rows, processes)
+
+
+def _outcome(encoder: Encoder, convert: Convert, where: str, row: Row) -> Outcome:
+    encoder.counts = Counts()
+    try:
+        made = convert(row, where)
+    except RowError as error:
+        return Outcome(error.reason, {}, None)
+    ids = encoder.encode(made)
+    return Outcome(None, encoder.counts.by_reason, None if ids is None else tuple(array("i", part).tobytes() for part in ids))
+
+
+def cores() -> int:
+    """Cores for one of the processes that train together on this machine."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _on_all_cores(encoder: Encoder, convert: Convert, rows: Iterator[tuple[str, Row]], processes: int) -> Iterator[Outcome]:
+    """Chunks of rows to spawned processes (a fork would copy locks that this process's threads hold), answers in order."""
+
+    def collect(future: Future[tuple[list[Outcome], int]]) -> list[Outcome]:
+        outcomes, shifts = future.result()
+        encoder.formatter.boundary_shifts += shifts
+        return outcomes
+
+    waiting: deque[Future[tuple[list[Outcome], int]]] = deque()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (encoder, convert))
+    try:
+        for chunk in iter(lambda: list(islice(rows, CHUNK)), []):
+            waiting.append(pool.submit(_encode_chunk, chunk))
+            if len(waiting) > 3 * processes:
+                yield from collect(waiting.popleft())
+        while waiting:
+            yield from collect(waiting.popleft())
+    except BrokenProcessPool:
+        raise DataError(
+            f"one of {processes} processes that encode rows was killed, perhaps for want of memory; free some, or use fewer cores ('taskset -c 0 openbezoar run ...')"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_at_work: list[tuple[Encoder, Convert]] = []
+
+
+def _begin(encoder: Encoder, convert: Convert) -> None:
+    """What an encoding process does first."""
+    _at_work.append((encoder, convert))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken by the other processes
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its children
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its children; they would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _encode_chunk(chunk: list[tuple[str, Row]]) -> tuple[list[Outcome], int]:
+    """Outcomes of some rows, and how many of their answers began within a token of the prompt."""
+    ((encoder, convert),) = _at_work
+    before = encoder.formatter.boundary_shifts
+    return [_outcome(encoder, convert, where, row) for where, row in chunk], encoder.formatter.boundary_shifts - before
