@@ -8,7 +8,7 @@ Without a layout it is transformers' own SDPA.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from openbezoar.errors import ModelError
 from openbezoar.forest.layout import Layout
 
 NAME = "openbezoar_forest"
+
+TOGETHER = 128
+"""Most tokens of sibling leaves in one call: what they compute for each other in vain costs less than calls of their own."""
 
 # Keywords that change nothing here: what they say is in the layout already, or is bookkeeping.
 KNOWN = {
@@ -39,15 +42,18 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, n, heads, d].
 
-    Raises ModelError for a feature of the layer that it does not know (sinks, biases, soft caps).
+    Raises ModelError for a feature of the layer that it does not know (sinks, biases).
     """
     layout: Layout | None = rest.pop("forest", None)
+    if layout is None and rest.get("softcap") is not None:
+        return _plain_capped(query, key, value, attention_mask, scaling, rest["softcap"]), None
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest)
         return plain
     window: int | None = rest.pop("sliding_window", None)
+    cap: float | None = rest.pop("softcap", None)
     unknown = {k for k, v in rest.items() if v is not None and k not in KNOWN}
     if unknown or dropout:
         raise ModelError(
@@ -60,31 +66,95 @@ def attend(
     # The heads that share keys become the heads of one batch entry, whose keys are then seen by all of them uncopied.
     query = query.view(shared, heads // shared, n, d)
     key, value = key.view(shared, 1, n, d), value.view(shared, 1, n, d)
-    # Split, not sliced: the gradient of a slice is a whole row of zeros around it, one for each segment.
-    sizes = [segment.end - segment.start for segment in layout.segments]
-    index = {segment.start: i for i, segment in enumerate(layout.segments)}
-    queries, keys, values = (torch.split(x, sizes, 2) for x in (query, key, value))
+    calls = _calls(layout)
+    # Split, not sliced: the gradient of a slice is a whole row of zeros around it, one for each part.
+    queries, keys, values = (torch.split(x, [sum(call.sizes) for call in calls], 2) for x in (query, key, value))
     parts = []
-    for i, segment in enumerate(layout.segments):
-        path = [*(index[start] for start, _ in segment.before), i]
-        parts.append(_segment(queries[i], [keys[j] for j in path], [values[j] for j in path], scaling, window))
+    for i, call in enumerate(calls):
+        k, v = (torch.cat([x[j] for j in call.reads], 2) if len(call.reads) > 1 else x[i] for x in (keys, values))
+        k, v = k.expand(-1, heads // shared, -1, -1), v.expand(-1, heads // shared, -1, -1)
+        mask = _mask(layout, i, call, k.shape[2], window, query)
+        if cap is not None:
+            parts.append(_capped(queries[i], k, v, mask, scaling, cap))
+        else:
+            parts.append(scaled_dot_product_attention(queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
     out = torch.cat(parts, 2).view(1, heads, n, d).to(dtype)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _segment(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scaling: float | None, window: int | None) -> Tensor:
-    """One segment's queries [kv heads, group, n, d] over its ancestors and itself, keys and values [kv heads, 1, .., d]."""
-    k, v = ((torch.cat(list(x), 2) if len(x) > 1 else x[0]).expand(-1, q.shape[1], -1, -1) for x in (keys, values))
-    n = q.shape[2]
-    whole = k.shape[2]
-    if whole == n and (window is None or n <= window):
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    # The runs are contiguous on the path, so what counts along it counts here.
-    at, of = torch.arange(whole - n, whole, device=q.device)[:, None], torch.arange(whole, device=q.device)
-    mask = of <= at
-    if window is not None:
-        mask &= at - of < window
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+def _plain_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float) -> Tensor:
+    """Without a layout: query [batch, heads, n, d], mask [batch, 1, n, keys], true where a query sees, or None → [batch, n, heads, d]."""
+    batch, heads, n, d = query.shape
+    shared, keys = key.shape[1:3]
+    k, v = (x[:, :, None].expand(-1, -1, heads // shared, -1, -1).reshape(batch, heads, keys, -1) for x in (key, value))
+    if mask is None:
+        seen = torch.ones(n, keys, dtype=torch.bool, device=query.device).tril(keys - n)
+    else:
+        seen = mask if mask.dtype == torch.bool else mask == 0
+    added = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(~seen, torch.finfo(query.dtype).min)
+    return _capped(query, k, v, added, scaling, cap).transpose(1, 2).contiguous()
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, cap: float) -> Tensor:
+    """Attention with scores cap * tanh(score / cap) (Gemma 2), which torch's kernels do not offer."""
+    scores = (q @ k.transpose(-1, -2)).mul(scaling or q.shape[-1] ** -0.5).div(cap).tanh().mul(cap)
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    return torch.softmax(scores + mask, -1, dtype=torch.float32).to(v.dtype) @ v
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of torch's attention: for one segment, or for short leaves of one parent side by side.
+
+    reads: the calls whose keys it sees, the root's first, its own last. sizes: tokens of each of its segments.
+    """
+
+    reads: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def _calls(layout: Layout) -> list[_Call]:
+    """The calls that cover a layout's row in order; worked out once for all layers."""
+    found: list[_Call] | None = layout.kept.get("calls")
+    if found is not None:
+        return found
+    inner = {start for segment in layout.segments for start, _ in segment.before}
+    calls: list[_Call] = []
+    at: dict[int, int] = {}  # an inner segment's start → its call
+    parent: tuple[tuple[int, int], ...] | None = None  # of the leaves that the last call holds
+    for segment in layout.segments:
+        size, leaf = segment.end - segment.start, segment.start not in inner
+        if leaf and calls and parent == segment.before and sum(calls[-1].sizes) + size <= TOGETHER:
+            calls[-1] = _Call(calls[-1].reads, (*calls[-1].sizes, size))
+            continue
+        parent = segment.before if leaf else None
+        if not leaf:
+            at[segment.start] = len(calls)
+        calls.append(_Call((*(at[start] for start, _ in segment.before), len(calls)), (size,)))
+    layout.kept["calls"] = calls
+    return calls
+
+
+def _mask(layout: Layout, i: int, call: _Call, whole: int, window: int | None, like: Tensor) -> Tensor | None:
+    """What is added to the scores [queries, keys]: 0 or minus infinity; None if plain causal attention says the same."""
+    n = sum(call.sizes)
+    if whole == n and len(call.sizes) == 1 and (window is None or n <= window):
+        return None
+    name = (i, None if window is None or whole <= window else window, like.dtype)
+    if name not in layout.kept:
+        before = whole - n
+        sizes = torch.tensor(call.sizes)
+        branch = torch.arange(len(call.sizes)).repeat_interleave(sizes)
+        place = before + torch.cat([torch.arange(size) for size in call.sizes])  # along the path
+        of = torch.cat([torch.arange(before), place])
+        seen = of <= place[:, None]
+        seen[:, before:] &= branch[:, None] == branch
+        if window is not None:
+            seen &= place[:, None] - of < window
+        layout.kept[name] = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, -torch.inf).to(like.device)
+    mask: Tensor = layout.kept[name]
+    return mask
 
 
 def register() -> str:

@@ -11,7 +11,8 @@ predicts nothing and is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ class Layout:
     targets: Tensor
     segments: tuple[Segment, ...]
     counts: list[int]
+    kept: dict[Any, Any] = field(default_factory=dict)
 
 
 def common(a: Sequence[int], b: Sequence[int], most: int) -> int:

@@ -231,5 +231,4 @@ def _knows(config: Any) -> bool:
     types = set(getattr(config, "layer_types", None) or ())
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {str(r.get("rope_type", "default")) for r in ([rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)])}
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return not capped and types <= {"full_attention", "sliding_attention"} and not kinds & {"dynamic", "longrope"}
+    return types <= {"full_attention", "sliding_attention"} and not kinds & {"dynamic", "longrope"}

@@ -74,7 +74,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False, "use_safetensors": True}
+    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if quantize == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype

@@ -1,0 +1,126 @@
+"""The forest against plain passes of each sequence by itself, the oracle: values, gradients, families of models."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from openbezoar.errors import ModelError
+from openbezoar.forest import Path, Scorer, Tree
+from openbezoar.forest.attention import TOGETHER, _calls
+from openbezoar.forest.layout import lay_out
+
+SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6, "max_position_embeddings": 512}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**GROUPED, "tie_word_embeddings": False},
+    "qwen2": {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {**GROUPED, "head_dim": 8},
+    "gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
+    "gemma3_text": {**GROUPED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+}
+
+
+@cache
+def model_of(family: str) -> nn.Module:
+    """A random model in fp32; two of its matrices collect gradients, as an adapter's would."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]), dtype=torch.float32).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)  # initial weights are so small that attention hardly matters
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.requires_grad_(True)
+        layer.self_attn.k_proj.weight.requires_grad_(True)
+        layer.self_attn.v_proj.weight.requires_grad_(True)
+    return model
+
+
+def measured(scorer: Scorer, trees: list[Tree]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Scores path by path, and the gradients of their weighted sum."""
+    scores = [path for tree in scorer.score(trees) for path in tree]
+    total = sum((path * torch.linspace(0.5, 1.5, len(path))).sum() * (1 + k % 3) for k, path in enumerate(scores))
+    parameters = [p for p in scorer.model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total, parameters)  # type: ignore[arg-type]
+    return [s.detach() for s in scores], list(gradients)
+
+
+def agree(family: str, trees: list[Tree]) -> None:
+    """Forest and plain passes: log-probabilities to 1e-4 absolute, gradients to 1e-4 of the greatest."""
+    model = model_of(family)
+    forest = Scorer(model)
+    forest.checked = True  # the self-check is what is tested here
+    ours, our_gradients = measured(forest, trees)
+    # The plain oracle runs each path alone, so padding cannot help it.
+    plain, sums = Scorer(model, plain=True), [torch.zeros_like(g) for g in our_gradients]
+    place = 0
+    for tree in trees:
+        for path in tree:
+            (score,) = plain.forward([path])
+            assert torch.allclose(ours[place], score.detach(), atol=1e-4), family
+            weighted = (score * torch.linspace(0.5, 1.5, len(score))).sum() * (1 + place % 3)
+            for total, gradient in zip(sums, torch.autograd.grad(weighted, [p for p in model.parameters() if p.requires_grad]), strict=True):
+                total += gradient
+            place += 1
+    greatest = max(float(total.abs().max()) for total in sums)
+    for ours_, theirs in zip(our_gradients, sums, strict=True):
+        assert torch.allclose(ours_, theirs, rtol=1e-3, atol=1e-4 * greatest), family
+
+
+def tree_of(shape: list[Any], generator: torch.Generator, prefix: tuple[int, ...], depth: int = 0) -> list[Path]:
+    """Paths of nested lists of lengths: [length, child, child, …]."""
+    ids = (*prefix, *torch.randint(3, 97, (shape[0],), generator=generator).tolist())
+    if len(shape) == 1:
+        scored = [i > 0 and bool(torch.rand((), generator=generator) < 0.6) for i in range(len(ids))]
+        scored[-1] = True
+        return [Path(ids, scored)]
+    return [path for child in shape[1:] for path in tree_of(child, generator, ids, depth + 1)]
+
+
+LEAF = st.integers(1, 9).map(lambda n: [n])
+SHAPES = st.recursive(LEAF, lambda child: st.tuples(st.integers(2, 12), st.lists(child, min_size=1, max_size=3)).map(lambda x: [x[0], *x[1]]), max_leaves=6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(shapes=st.lists(SHAPES.map(lambda s: s if len(s) > 1 else [s[0] + 1]), min_size=1, max_size=4), seed=st.integers(0, 9))
+def test_random_trees_score_and_learn_like_their_paths_one_by_one(family: str, shapes: list[Any], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    agree(family, [tuple(tree_of(shape, generator, ())) for shape in shapes])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tree_of_depth_four_longer_than_the_window_agrees(family: str) -> None:
+    shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
+    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
+
+
+def test_branches_may_be_empty_equal_or_begin_one_another() -> None:
+    head = (5, 6, 7, 8)
+    agree("llama", [(Path.of(head, (9,)), Path.of(head, (9, 10)), Path.of(head, (9, 10)), Path(head, (False, False, False, True)), Path.of(head[:2], (7,)))])
+
+
+def test_short_siblings_go_side_by_side_and_long_ones_alone() -> None:
+    head = tuple(range(3, 23))
+    short: Tree = tuple(Path.of(head, (k, k + 1, k + 2)) for k in range(30, 60, 3))
+    calls = _calls(lay_out([short], torch.device("cpu")))
+    assert [call.sizes for call in calls] == [(20,), (2,) * 10]
+    long: Tree = tuple(Path.of(head, [k] * TOGETHER) for k in (30, 31))
+    assert [call.sizes for call in _calls(lay_out([long], torch.device("cpu")))] == [(20,), (TOGETHER - 1,), (TOGETHER - 1,)]
+    agree("gemma3_text", [short])
+
+
+@pytest.mark.parametrize(("family", "settings", "name"), [("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux")])
+def test_an_unknown_feature_of_attention_is_refused_by_name(family: str, settings: dict[str, Any], name: str) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**GROUPED, **settings}, head_dim=8), dtype=torch.float32).requires_grad_(False)
+    with pytest.raises(ModelError, match=name):
+        Scorer(model).score([(Path.of(range(3, 9), range(9, 12)),)])
