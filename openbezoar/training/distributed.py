@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Process 0 may generate data for days before a training step. A process that dies is noticed by its closed connection.
-PATIENCE = timedelta(days=30)
+# Processes meet and add up gradients within minutes of one another, but before a training step process 0 may generate data
+# for days. One that dies is noticed at once by its closed connection.
+IN_STEP = timedelta(minutes=30)
+WAITING = timedelta(days=30)
 NOT_HERE = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+_patient: list[Any] = []  # the group in which the others wait for process 0
 
 
 def world() -> int:
@@ -77,7 +81,8 @@ def start() -> None:
             )
         torch.cuda.set_device(local)
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=IN_STEP)
+        _patient.append(dist.new_group(backend="gloo", timeout=WAITING))
 
 
 def stop() -> None:
@@ -105,12 +110,11 @@ def from_first(make: Callable[[], T]) -> T:
     """What process 0 makes, given to all; the others wait for it."""
     if world() == 1:
         return make()
-    import torch
     import torch.distributed as dist
 
     held: list[Any] = [make() if rank() == 0 else None]
     with _together():
-        dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(held, src=0, group=_patient[0])
     made: T = held[0]
     return made
 
@@ -134,7 +138,7 @@ def _gathered(value: T) -> list[T]:
 
     held: list[Any] = [None] * world()
     with _together():
-        dist.all_gather_object(held, value)
+        dist.all_gather_object(held, value, group=_patient[0])
     return held
 
 

@@ -166,6 +166,7 @@ def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Lite
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="openbezoar-") as scratch:
+        model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[assignment]  # each process reads its own folder
         model.save_pretrained(scratch)  # type: ignore[operator]
         del model
         gc.collect()
