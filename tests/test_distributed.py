@@ -128,13 +128,13 @@ def test_a_run_with_one_process_killed_goes_on_and_ends_as_one_that_was_not(reci
 
 
 @pytest.mark.distributed
-def test_a_user_s_mistake_ends_all_processes_and_is_said_once(recipe: Path, tmp_path: Path) -> None:
+def test_a_user_s_mistake_ends_all_processes_and_the_first_says_it_in_one_line(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace('"q_proj"', '"no_proj"').replace('"r": 4', '"r": 4, "targets": ["no_proj"]'))
     done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet", "--to", "sft")
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("openbezoar: ")]
     assert len(said) == 1 and "no module 'no_proj'" in said[0]
-    assert "Traceback (most recent call last):\n  File" not in done.stderr.split("ChildFailedError")[0]
+    assert f'File "{Path(graph.__file__).parent}' not in done.stderr  # torchrun's own traceback cannot be helped
 
 
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 5))

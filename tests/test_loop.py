@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,14 @@ Train = Callable[..., tuple[dict[str, Any], dict[str, torch.Tensor]]]
 def run(tiny: Path) -> Train:
     """Trains a fresh tiny model in a folder: (the numbers, the adapter)."""
 
-    def trained(out: Path, given: Sft, losses: Sequence[float] = (), dropout: float = 0.1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def trained(out: Path, given: Sft, losses: Iterator[float] | None = None, dropout: float = 0.1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         out.mkdir(exist_ok=True)
         checkpoint = Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec())
         model, _ = load_for_training(checkpoint, Lora(r=4, dropout=dropout), given.quantize, given.dtype, False, 0)
         scorer = Scorer(model, given.tokens)
         objective = sft_objective(scorer, trees(4, seed=1))
-        if losses:
-            told = iter(losses)
-            objective = replace(objective, heldout=lambda: {"loss": next(told)})
+        if losses is not None:
+            objective = replace(objective, heldout=lambda: {"loss": next(losses)})
         numbers = train(model, scorer, trees(), objective, given, out, Silent(), 5)
         return numbers, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -96,7 +95,7 @@ def test_patience_without_measurements_is_refused_in_one_line() -> None:
 
 def test_training_stops_when_patience_is_out_and_keeps_the_best_adapter(run: Train, tmp_path: Path) -> None:
     given = settings(epochs=5, evaluate_every=2, patience=2)
-    numbers, adapter = run(tmp_path / "a", given, losses=(9.0, 8.0, 7.0, 7.5, 7.25))
+    numbers, adapter = run(tmp_path / "a", given, iter((9.0, 8.0, 7.0, 7.5, 7.25)))
     assert numbers["steps"] == 8 and numbers["kept_step"] == 4
     assert numbers["heldout_loss_before"] == 9.0 and numbers["heldout_loss_after"] == 7.0
     assert [line["step"] for line in lines(tmp_path / "a" / "heldout.jsonl")] == [0, 2, 4, 6, 8]
@@ -106,7 +105,7 @@ def test_training_stops_when_patience_is_out_and_keeps_the_best_adapter(run: Tra
 
 
 def test_without_evaluate_every_the_last_adapter_is_kept_however_bad(run: Train, tmp_path: Path) -> None:
-    numbers, _ = run(tmp_path / "a", settings(), losses=(1.0, 2.0))
+    numbers, _ = run(tmp_path / "a", settings(), iter((1.0, 2.0)))
     assert numbers["steps"] == 4 and numbers["heldout_loss_after"] == 2.0
     assert "kept_step" not in numbers
 
@@ -121,23 +120,24 @@ def test_evaluation_and_checkpoints_between_steps_leave_the_next_gradients_bit_i
 
 
 @pytest.mark.parametrize(
-    ("killed_at", "changes"),
+    ("killed_at", "changes", "losses"),
     [
-        (4, {"save_every": 2, "evaluate_every": 3}),  # a measurement after the checkpoint is made again
-        (3, {"save_every": 3, "evaluate_every": 3, "learning_rate": 3.0}),  # the best was measured after its checkpoint
-        (4, {"save_every": 3, "evaluate_every": 1, "patience": 4, "learning_rate": 3.0}),  # the best lies before the checkpoint
-        (3, {"save_every": 2, "optimizer": "adamw8bit"}),
-        (3, {"save_every": 2, "dtype": "float16"}),
+        (4, {"save_every": 2, "evaluate_every": 3}, ()),  # a measurement after the checkpoint is made again
+        (3, {"save_every": 3, "evaluate_every": 3}, (9.0, 5.0, 7.0)),  # the best was measured after its checkpoint
+        (4, {"save_every": 3, "evaluate_every": 1, "patience": 4}, (9.0, 5.0, 7.0, 7.0, 7.0, 7.0, 7.0)),  # the best lies before the checkpoint
+        (3, {"save_every": 2, "optimizer": "adamw8bit"}, ()),
+        (3, {"save_every": 2, "dtype": "float16"}, ()),
     ],
     ids=["measured again", "best at checkpoint", "best before checkpoint", "adamw8bit", "float16"],
 )
 def test_a_training_killed_between_two_steps_ends_as_one_that_was_not(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], killed_at: int
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], killed_at: int, losses: tuple[float, ...]
 ) -> None:
     scaler = torch.amp.GradScaler  # a scale that grows every step, so that losing it would show
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=8.0, growth_interval=1, enabled=enabled))
     given = settings(epochs=1.5, **changes)
-    whole, expected = run(tmp_path / "whole", given)
+    whole, expected = run(tmp_path / "whole", given, iter(losses) if losses else None)
+    told = iter(losses) if losses else None
     step = loop._step
 
     def mortal(job: Any, state: Any, chosen: Any) -> Any:
@@ -147,9 +147,9 @@ def test_a_training_killed_between_two_steps_ends_as_one_that_was_not(
 
     monkeypatch.setattr(loop, "_step", mortal)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", given)
+        run(tmp_path / "killed", given, told)
     monkeypatch.setattr(loop, "_step", step)
-    numbers, adapter = run(tmp_path / "killed", given)
+    numbers, adapter = run(tmp_path / "killed", given, told)
     assert equal(adapter, expected)
     for name in ("metrics.jsonl", "heldout.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
