@@ -1,5 +1,6 @@
 # make demo   set up .venv and run the demo recipe: a real 135M model through every step
 # make test   set up .venv and run the tests
+# make test-distributed   what takes several runs under torchrun
 # make check  ruff, mypy --strict, generated pages fresh
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 # Modules are compiled when they are first imported, which few of them ever are.
 PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test test-distributed check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -27,6 +28,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-distributed: $(READY)
+	$(BIN)/python -m pytest -m distributed tests/test_distributed.py
 
 check: $(READY)
 	$(BIN)/ruff check .

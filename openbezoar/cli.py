@@ -135,13 +135,19 @@ def run(
     """Run what is not done. Safe to kill and to run again.
 
     Example: openbezoar run recipes/demo.yaml --set steps.dpo.beta=0.2
+
+    Training on several GPUs: torchrun --nproc-per-node 2 -m openbezoar run RECIPE
     """
     from openbezoar import graph as graphs
     from openbezoar.estimates import learn
     from openbezoar.progress import for_terminal
     from openbezoar.reporting.table import checkpoint_table
     from openbezoar.runs import write_json
+    from openbezoar.training import distributed
 
+    if distributed.rank() > 0:
+        graphs.follow(lambda: _graph(recipe, overrides, runs))
+        return
     graph = _graph(recipe, overrides, runs)
     graph.upto(to)
     graph.run.path.mkdir(parents=True, exist_ok=True)
@@ -310,11 +316,13 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
+    from openbezoar.training import distributed
+
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="openbezoar", standalone_mode=False)
     except UserError as error:
-        print(f"openbezoar: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"openbezoar{distributed.which()}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         print("\nopenbezoar: interrupted; the same command goes on from here", file=sys.stderr)
@@ -324,4 +332,5 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"openbezoar: {getattr(error, 'message', error)}; see openbezoar --help", file=sys.stderr)
         code = 2
+    distributed.stop()
     sys.exit(code if isinstance(code, int) else 0)

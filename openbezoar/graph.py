@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,13 @@ from pydantic import BaseModel, ValidationError
 from openbezoar import __version__, prompts
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
-from openbezoar.progress import Progress
-from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, _one_line, references, verb_of
+from openbezoar.progress import Progress, Silent
+from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, Training, _one_line, references, verb_of
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
 from openbezoar.stages import STAGES
+from openbezoar.training import distributed
 
 State = Literal["done", "stale", "missing"]
 
@@ -318,6 +320,7 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
     and training checkpoints for the next try.
     """
     ran = []
+    distributed.start()
     with graph.run.lock():
         graph.run.recover()
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
@@ -329,12 +332,22 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
             numbers = _run_step(graph, node, progress)
             ran.append(node.name)
             progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+    distributed.announce(None)
     return ran
 
 
-def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
-    out = graph.run.begin(node.name, node.key)
-    context = StepContext(
+def follow(make: Callable[[], Graph]) -> None:
+    """Another process than the first, which executes: take part in each training step that it announces, until it announces none."""
+    distributed.start()
+    graph: Graph | None = None
+    while (name := distributed.announced()) is not None:
+        graph = graph or make()  # not earlier, so that a mistake in the recipe is reported once
+        node = graph.nodes[name]
+        importlib.import_module(STAGES[node.verb].module).run(node.step, _context(graph, node, graph.run.work(name), Silent()))
+
+
+def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepContext:
+    return StepContext(
         name=node.name,
         recipe=graph.recipe,
         recipe_folder=graph.recipe_path.parent,
@@ -344,6 +357,12 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
         progress=progress,
         steps=tuple(graph.nodes),
     )
+
+
+def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
+    context = _context(graph, node, graph.run.begin(node.name, node.key), progress)
+    if isinstance(node.step, Training):
+        distributed.announce(node.name)
     begun = time.time()
     stage = importlib.import_module(STAGES[node.verb].module)
     try:

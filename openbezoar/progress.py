@@ -75,6 +75,17 @@ class PlainProgress:
             bar._line()
 
 
+class Silent:
+    """Says nothing: for processes that follow another one."""
+
+    def say(self, text: str) -> None:
+        return None
+
+    @contextmanager
+    def bar(self, label: str, total: float, unit: str) -> Iterator[Bar]:
+        yield _LineBar(label, total, unit, float("inf"), quiet=True)
+
+
 class RichProgress:
     """Live bars with rates on a terminal."""
 

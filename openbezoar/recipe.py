@@ -197,6 +197,9 @@ class Training(Strict):
     warmup: float = Field(0.03, ge=0, le=1, description="Share of steps. [QLoRA] 0.03.")
     clip: float = Field(0.3, gt=0, description="Greatest gradient norm. [QLoRA] 0.3.")
     weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
+        "adamw", description="'adamw8bit' keeps its state in 8 bits, 'paged_adamw8bit' [QLoRA] may also move it out of a GPU's memory."
+    )
     lora: Lora = Lora()
     quantize: Literal["nf4", "none"] = Field("nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none.")
     nf4: Literal["auto", "packed", "unpacked"] = Field(
@@ -212,8 +215,20 @@ class Training(Strict):
     heldout: DataRef | None = Field(None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data.")
     heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
     heldout_rows: int = Field(64, ge=1, description="Most rows held out.")
+    evaluate_every: int | None = Field(
+        None,
+        ge=1,
+        description="Optimiser steps between held-out measurements; default: only before and after. With it the adapter with the lowest held-out loss is kept.",
+    )
+    patience: int | None = Field(None, ge=1, description="Stop after this many measurements without a better held-out loss. Needs evaluate_every.")
     tokens: int = Field(2048, ge=64, description="Token budget of one forward pass.")
     save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
+
+    @model_validator(mode="after")
+    def _patience_has_measurements(self) -> Training:
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience counts held-out measurements; set evaluate_every too")
+        return self
 
 
 class Sft(Training):

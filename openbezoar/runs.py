@@ -43,6 +43,10 @@ class RunFolder:
         """The published folder of a step."""
         return self.path / name
 
+    def work(self, name: str) -> Path:
+        """The folder of a step in the making."""
+        return self.path / ".work" / name
+
     def manifest(self, name: str) -> Manifest | None:
         """What a finished step wrote about itself, or None."""
         try:
@@ -66,7 +70,7 @@ class RunFolder:
 
     def begin(self, name: str, key: str) -> Path:
         """The work folder of a step: what an earlier try with the same key left, or an empty one."""
-        work = self.path / ".work" / name
+        work = self.work(name)
         marker = work / ".key"
         if work.exists() and (not marker.is_file() or marker.read_text() != key):
             shutil.rmtree(work)

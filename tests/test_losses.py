@@ -381,7 +381,7 @@ def test_a_killed_step_goes_on_without_computing_its_reference_again(
         run(path, tmp_path / "runs")
     assert len(reference_passes) == 3
     with monkeypatch.context() as patch, pytest.raises(Killed):  # while training
-        patch.setattr("openbezoar.training.loop._save", killed)
+        patch.setattr("openbezoar.training.resume.State.save", killed)
         run(path, tmp_path / "runs")
     whole = len(reference_passes)
     run(path, tmp_path / "runs")

@@ -84,7 +84,7 @@ def attend(
 
 def _plain_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float) -> Tensor:
     """Without a layout: query [batch, heads, n, d], mask [batch, 1, n, keys], true where a query sees, or None → [batch, n, heads, d]."""
-    batch, heads, n, d = query.shape
+    batch, heads, n, _d = query.shape
     shared, keys = key.shape[1:3]
     k, v = (x[:, :, None].expand(-1, -1, heads // shared, -1, -1).reshape(batch, heads, keys, -1) for x in (key, value))
     if mask is None:

@@ -19,6 +19,7 @@ from openbezoar.errors import RecipeError
 from openbezoar.forest import Tree
 from openbezoar.recipe import LOSS_SETTINGS, Dpo
 from openbezoar.records import to_pair
+from openbezoar.training import distributed
 from openbezoar.training.data import training_trees
 from openbezoar.training.fit import Bench, checked_first_loss, fit, one, renderer_of, set_up
 from openbezoar.training.loop import Objective
@@ -51,7 +52,9 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
 
 
 def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
-    """Refuse a token budget under which a batch would be cut into passes. Raises RecipeError."""
+    """Refuse what would cut a batch into passes: a small token budget, several processes. Raises RecipeError."""
+    if distributed.world() > 1:
+        raise RecipeError(f"loss '{step.loss}' estimates a KL divergence over the whole batch, which several processes would split; run it in one process")
     largest = sorted(sum(len(path.ids) for path in tree) for tree in trees)[-step.batch :]
     longest = max(len(path.ids) for tree in trees for path in tree)
     needed = 2 * len(largest) * longest if bench.scorer.plain else sum(largest)
@@ -82,7 +85,12 @@ def _reference(step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tr
     cache = ReferenceCache(context.out / REFERENCE, key, context.folder(context.name) / REFERENCE)
     if cache.stale and not cache.values:
         context.progress.say(f"reference log-probabilities are computed anew: the kept ones differ in {', '.join(cache.stale)}")
-    cache.fill(list(passes_of(trees, heldout, scorer, step, context.seed)), same_pass, step.save_every, context.progress)
+
+    def filled() -> dict[bytes, tuple[float, float]]:
+        cache.fill(list(passes_of(trees, heldout, scorer, step, context.seed)), same_pass, step.save_every, context.progress)
+        return cache.values
+
+    cache.values = distributed.from_first(filled)
     return lambda chosen: cache(chosen, scorer.device)
 
 

@@ -16,6 +16,7 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Training
 from openbezoar.runs import step_seed
+from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import free, load_for_training, load_tokenizer
 from openbezoar.training.loop import Objective, train
@@ -36,6 +37,7 @@ class Bench:
 def renderer_of(step: Training, context: StepContext) -> Renderer:
     """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows shows before the model is loaded."""
     checkpoint = context.checkpoint(step.model)
+    distributed.from_first(lambda: str(checkpoint.folder()))  # one process fetches and converts, the others find it done
     formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt, context.recipe_folder)
     return Renderer(formatter, step.max_length, step.too_long, context.counts)
 
@@ -52,20 +54,25 @@ def set_up(step: Training, context: StepContext, continues: bool, renderer: Rend
 def fit(step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree], objective: Objective) -> dict[str, Any]:
     """Train, write ``adapter/`` (PEFT's format) and ``model.json``; returns the manifest's numbers."""
     numbers = train(bench.model, bench.scorer, trees, objective, step, context.out, context.progress, context.seed)
-    adapter = context.out / "adapter"
-    bench.model.save_pretrained(str(adapter), save_embedding_layers=False)
-    given = bench.checkpoint
-    older = given.adapters[:-1] if bench.continues else given.adapters
-    made = Checkpoint(
-        context.name, given.base, (*older, adapter), step.quantize, given.dtype if step.dtype == "float32" else step.dtype, given.prompt, given.licence
-    )
-    write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
+    if distributed.rank() == 0:
+        _write(step, context, bench)
     if bench.formatter.boundary_shifts:
         context.counts.add("token would span prompt and answer", bench.formatter.boundary_shifts)
     if torch.cuda.is_available():
         numbers["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     free()
     return numbers
+
+
+def _write(step: Training, context: StepContext, bench: Bench) -> None:
+    """The adapter and what it belongs to."""
+    adapter = context.out / "adapter"
+    bench.model.save_pretrained(str(adapter), save_embedding_layers=False)
+    given = bench.checkpoint
+    older = given.adapters[:-1] if bench.continues else given.adapters
+    dtype = given.dtype if step.dtype == "float32" else step.dtype
+    made = Checkpoint(context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence)
+    write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
 
 
 def sft_objective(scorer: Scorer, heldout: Sequence[Tree]) -> Objective:

@@ -29,8 +29,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator of this process if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -168,6 +168,7 @@ def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Lite
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="openbezoar-") as scratch:
+        model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[assignment]  # each process reads its own folder
         model.save_pretrained(scratch)  # type: ignore[operator]
         del model
         gc.collect()

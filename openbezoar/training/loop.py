@@ -1,9 +1,10 @@
 """The one training loop: batches of trees, a loss over their scores, AdamW on the adapter.
 
-The order of the data is a pure function of (seed, epoch), dropout of (seed, step), so a run
-that was killed goes on from its last checkpoint and ends with the same adapter, bit for bit
-on the CPU. Writes ``metrics.jsonl`` (a line a step), ``heldout.jsonl`` and, while it runs,
-``.resume.safetensors``.
+The order of the data is a pure function of (seed, epoch), dropout of (seed, step, rank), and
+when to stop of the held-out losses so far; so a run that was killed goes on from its last
+checkpoint and ends with the same adapter, bit for bit on the CPU. With several processes each
+takes a share of every step's trees (``distributed``). Writes ``metrics.jsonl`` (a line a
+step), ``heldout.jsonl`` and, while it runs, ``.resume.safetensors``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
@@ -29,8 +28,13 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.progress import Progress
 from openbezoar.recipe import Training
 from openbezoar.runs import step_seed
+from openbezoar.training import distributed
+from openbezoar.training.load import DTYPES
+from openbezoar.training.resume import State, make_optimizer
+from openbezoar.training.speed import Pace, matmul_rate, work, work_of
 
 RESUME = ".resume.safetensors"
+LEAST_SCALE = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -81,129 +85,157 @@ def rate_at(step: int, steps: int, settings: Training) -> float:
     return settings.learning_rate * factor
 
 
+def best_of(heldout: Sequence[dict[str, Any]]) -> int | None:
+    """The step of the lowest held-out loss since training began, the earliest of equals; None before the first."""
+    lines = [line for line in heldout if line["step"] > 0]
+    if not lines:
+        return None
+    return int(min(lines, key=lambda line: line["loss"] if math.isfinite(line["loss"]) else math.inf)["step"])
+
+
+def out_of_patience(heldout: Sequence[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last ``patience`` measurements brought no better held-out loss."""
+    best = best_of(heldout)
+    return patience is not None and best is not None and sum(line["step"] > best for line in heldout) >= patience
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What does not change during a training."""
+
+    model: nn.Module
+    scorer: Scorer
+    objective: Objective
+    settings: Training
+    out: FilePath
+    seed: int
+    steps: int
+    work: tuple[float, float]
+
+
 def train(
     model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, out: FilePath, progress: Progress, seed: int
 ) -> dict[str, Any]:
-    """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained values."""
+    """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained values, with ``evaluate_every`` the best ones."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    scaler = torch.amp.GradScaler(enabled=settings.dtype == "float16" and scorer.device.type == "cuda")
-    steps = plan_steps(len(trees), settings)
-    done = _resume(out / RESUME, parameters, optimizer)
-    log = _truncated(out / "metrics.jsonl", done)
-    heldout = _read(out / "heldout.jsonl")
-    if not heldout:
-        heldout.append(_measure(objective, 0, out))
-    begun, tokens_here = time.monotonic(), 0
-    with progress.bar("training", steps, "steps") as bar:
-        bar.advance(done)
-        for step in range(done, steps):
-            chosen = [trees[i] for i in batch_of(step, len(trees), settings, seed)]
-            metrics = _step(model, scorer, chosen, objective, settings, parameters, optimizer, scaler, step, steps, seed)
-            if step == 0:
-                objective.check_first(metrics)
-            tokens_here += int(metrics["tokens"])
-            log.append({"step": step + 1, **metrics})
-            with (out / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(log[-1]) + "\n")
-            if (step + 1) % settings.save_every == 0 or step + 1 == steps:
-                _save(out / RESUME, parameters, optimizer, step + 1)
-            bar.advance(1, loss=metrics["loss"], **{"tokens/s": tokens_here / (time.monotonic() - begun)})
-    seconds = time.monotonic() - begun
-    if heldout[-1]["step"] != steps:
-        heldout.append(_measure(objective, steps, out))
+    scaler = torch.amp.GradScaler(scorer.device.type, enabled=settings.dtype == "float16")
+    state = State(parameters, make_optimizer(settings, parameters.values()), scaler)
+    job = _Job(model, scorer, objective, settings, out, seed, plan_steps(len(trees), settings), work(scorer))
+    state.restore(out / RESUME)
+    distributed.agree(steps_done=state.step, rows=len(trees), sum_of_the_adapter=state.checksum())
+    log, heldout = distributed.from_first(lambda: (_truncated(out / "metrics.jsonl", state.step), _truncated(out / "heldout.jsonl", state.step)))
+    if settings.evaluate_every and best_of(heldout) == state.step:  # measured after the checkpoint was written
+        state.keep()
+    pace = _loop(job, state, trees, log, heldout, progress)
+    last = heldout[-1]
+    if settings.evaluate_every:
+        state.take_best()
+        last = next(line for line in heldout if line["step"] == best_of(heldout))
     return {
         "rows": len(trees),
-        "steps": steps,
+        "steps": state.step,
         "tokens": int(sum(line["tokens"] for line in log)),
-        "tokens_per_second": round(tokens_here / seconds, 1) if tokens_here else None,
+        "tokens_per_second": round(pace.tokens_per_second, 1) if pace.tokens_per_second else None,
+        "matmul_fraction": round(pace.fraction, 4) if pace.fraction else None,
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
         "trainable_parameters": sum(p.numel() for p in parameters.values()),
+        **({"kept_step": last["step"]} if settings.evaluate_every else {}),
+        **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         **{f"heldout_{k}_before": v for k, v in heldout[0].items() if k != "step"},
-        **{f"heldout_{k}_after": v for k, v in heldout[-1].items() if k != "step"},
+        **{f"heldout_{k}_after": v for k, v in last.items() if k != "step"},
     }
 
 
-def _step(
-    model: nn.Module, scorer: Scorer, chosen: list[Tree], objective: Objective, settings: Training,
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int, steps: int, seed: int,
-) -> dict[str, float]:  # fmt: skip
-    """One optimiser step over all passes of a batch; its metrics."""
-    model.train()
-    torch.manual_seed(step_seed(seed, "dropout", step))
-    whole = sum(objective.weight(tree) for tree in chosen)
+def _loop(job: _Job, state: State, trees: Sequence[Tree], log: list[dict[str, Any]], heldout: list[dict[str, Any]], progress: Progress) -> Pace:
+    """Optimiser steps, held-out measurements and checkpoints, until the end or until patience is out. Extends ``log`` and ``heldout``."""
+    settings, steps = job.settings, job.steps
+    pace = Pace(distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"])
+    with progress.bar("training", steps, "steps") as bar:
+        bar.advance(state.step)
+        while True:
+            due = state.step in (0, steps) or (settings.evaluate_every and state.step % settings.evaluate_every == 0)
+            if due and not (heldout and heldout[-1]["step"] == state.step):
+                heldout.append(distributed.from_first(lambda: {"step": state.step, **job.objective.heldout()}))
+                _append(job.out / "heldout.jsonl", heldout[-1])
+                if settings.evaluate_every and best_of(heldout) == state.step:
+                    state.keep()
+            if state.step == steps or out_of_patience(heldout, settings.patience):
+                return pace
+            begun = time.monotonic()
+            chosen = [trees[i] for i in batch_of(state.step, len(trees), settings, job.seed)]
+            metrics, done = _step(job, state, chosen)
+            if state.step == 0:
+                job.objective.check_first(metrics)
+            state.step += 1
+            pace.count(metrics["tokens"], done, time.monotonic() - begun)
+            log.append({"step": state.step, **metrics})
+            _append(job.out / "metrics.jsonl", log[-1])
+            if (state.step % settings.save_every == 0 or state.step == steps) and distributed.rank() == 0:
+                state.save(job.out / RESUME)
+            bar.advance(1, **{"loss": metrics["loss"], "tokens/s": pace.tokens_per_second or 0.0, "of matmul rate": pace.fraction or 0.0})
+
+
+def _step(job: _Job, state: State, chosen: list[Tree]) -> tuple[dict[str, float], float]:
+    """One optimiser step over all passes of a batch: (its metrics, floating-point operations), of all processes together."""
+    rank = distributed.rank()
+    job.model.train()
+    torch.manual_seed(step_seed(job.seed, "dropout", state.step, *([rank] if rank else [])))
+    whole = sum(job.objective.weight(tree) for tree in chosen)
+    mine = [chosen[i] for i in distributed.share(chosen, rank, distributed.world())]
     totals: dict[str, float] = {}
-    for group in scorer.batches(chosen):
-        loss, metrics = objective.loss([chosen[i] for i in group], whole)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    done = 0.0
+    for group in job.scorer.batches(mine):
+        trees = [mine[i] for i in group]
+        loss, metrics = job.objective.loss(trees, whole)
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": float(loss.detach()), **metrics}.items():
             totals[name] = totals.get(name, 0.0) + value
-    without = [name for name, p in parameters.items() if p.grad is None]
-    if without:
+        done += work_of(trees, job.scorer, job.work)
+    without = [name for name, p in state.parameters.items() if p.grad is None]
+    if mine and without:
         raise ModelError(
-            f"{len(without)} of {len(parameters)} trainable tensors have no gradient, '{without[0]}' first; the layer's backward does not work on this device"
+            f"{len(without)} of {len(state.parameters)} trainable tensors have no gradient, '{without[0]}' first; the layer's backward does not work on this device"
         )
-    rate = rate_at(step, steps, settings)
-    for group_settings in optimizer.param_groups:
-        group_settings["lr"] = rate
-    scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.clip))
-    if not math.isfinite(norm) and not scaler.is_enabled():
-        raise ModelError(f"the gradient of step {step + 1} is not finite; lower learning_rate, or use dtype float32")
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    distributed.sum_gradients(state.parameters.values())
+    totals = distributed.sum_scalars({**totals, "": done})
+    done = totals.pop("")
+    update = _update(job, state)
     tokens = sum(len(path.ids) for tree in chosen for path in tree)
-    return {**totals, "tokens": tokens, "learning_rate": rate, "gradient_norm": norm}
+    return {**totals, "tokens": tokens, **update}, done
 
 
-def _measure(objective: Objective, step: int, out: FilePath) -> dict[str, float]:
-    line = {"step": step, **objective.heldout()}
-    with (out / "heldout.jsonl").open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
-    return line
+def _update(job: _Job, state: State) -> dict[str, float]:
+    """Clip and apply the gradients; learning rate and gradient norm, with loss scaling also the scale.
+
+    With loss scaling a step whose gradients overflow is skipped, and counted as 'skipped'.
+    """
+    rate = rate_at(state.step, job.steps, job.settings)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    scaler = state.scaler
+    scaler.unscale_(state.optimizer)
+    norm = float(nn.utils.clip_grad_norm_(state.parameters.values(), job.settings.clip))
+    if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < LEAST_SCALE):
+        raise ModelError(f"the gradient of step {state.step + 1} is not finite; lower learning_rate, or use dtype float32")
+    scale = {"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {}
+    scaler.step(state.optimizer)
+    scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    return {"learning_rate": rate, **({"gradient_norm": norm} if math.isfinite(norm) else {"skipped": 1.0}), **scale}
 
 
-def _read(path: FilePath) -> list[dict[str, Any]]:
-    """Whole lines of a JSONL file; a last line that a kill cut short is dropped from the file too."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) != len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
+def _append(path: FilePath, line: dict[str, Any]) -> None:
+    if distributed.rank() == 0:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
 
 
 def _truncated(path: FilePath, done: int) -> list[dict[str, Any]]:
-    """The log up to step ``done``; later lines, of steps that will be made again, are dropped."""
-    lines = [line for line in _read(path) if line["step"] <= done]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return lines
-
-
-def _save(path: FilePath, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Adapter and optimiser state, whole or not at all."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"value:{name}"] = parameter.detach().cpu().contiguous()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step)})
-    temporary.replace(path)
-
-
-def _resume(path: FilePath, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Restore what ``_save`` wrote; the number of steps done (0 without a file)."""
+    """The lines up to step ``done``; later ones, of steps that will be made again, and one that a kill cut short are dropped from the file too."""
     if not path.is_file():
-        return 0
-    with safe_open(path, framework="pt") as stored:  # type: ignore[no-untyped-call]
-        names = set(stored.keys())
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(stored.get_tensor(f"value:{name}"))
-                state = {n.split(":", 1)[0]: stored.get_tensor(n) for n in names if n.endswith(f":{name}") and not n.startswith("value:")}
-                optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-        return int(stored.metadata()["step"])
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for text in lines if text.endswith("\n") and (line := json.loads(text))["step"] <= done]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return kept

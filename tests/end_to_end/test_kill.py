@@ -54,7 +54,7 @@ MOMENTS = [
     ("made", "openbezoar.llm.local", "Local.generate", 2, "after"),  # a batch made, not yet written
     ("kept", "openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),
     ("sft", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints
-    ("sft", "openbezoar.training.loop", "_save", 2, "before"),
+    ("sft", "openbezoar.training.resume", "State.save", 2, "before"),
     ("SFT", "openbezoar.training.load", "torch.Tensor.copy_", 3, "after"),  # inside a merge
     ("SFT", "openbezoar.runs", "RunFolder.publish", 1, "before"),
     ("dpo", "openbezoar.training.loop", "_step", 3, "after"),

@@ -1,0 +1,181 @@
+"""Several processes: two that equal one, under torchrun with gloo, and one of them killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAST
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from openbezoar import graph
+from openbezoar.errors import RunError
+from openbezoar.forest import Path as TokenPath
+from openbezoar.progress import Silent
+from openbezoar.recipe import load
+from openbezoar.training import distributed
+
+EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}
+# 15 rows and 11 pairs of unequal lengths in steps of 7 and 5: the last step has one row, so one process has none.
+STEPS: dict[str, Any] = {
+    "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "batch": 7, "heldout": "held.jsonl"},
+    "dpo": {"dpo": "uneven.jsonl", "model": "sft", **EXACT, "batch": 5, "heldout": "held_pairs.jsonl"},
+    "drop": {"sft": "some.jsonl", "model": "base", **FAST, "epochs": 2, "save_every": 3, "evaluate_every": 2, "heldout": "held.jsonl"},
+}
+
+# Process 1 kills itself with SIGKILL before its n-th optimiser step.
+KILLER = """
+import os, signal, sys
+from openbezoar.training import loop
+original, calls = loop._step, 0
+def mortal(*args):
+    global calls
+    calls += 1
+    if calls == {count} and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args)
+loop._step = mortal
+from openbezoar.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
+    def rows(name: str, made: list[dict[str, Any]]) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in made))
+
+    def pair(i: int) -> dict[str, Any]:
+        ask = f"\n\nHuman: Say {i}{' please' * (i % 4)}.\n\nAssistant: "
+        return {"id": f"p{i}", "subset": "helpful", "chosen": f"{ask}It is {i}.{' Gladly.' * (i * i % 9)}", "rejected": f"{ask}No way."}
+
+    said = [{"id": f"r{i}", "instruction": f"Say {i}.", "context": "", "response": f"It is {i}.{' And more.' * (i * i % 11)}"} for i in range(18)]
+    rows("some.jsonl", said[:15])
+    rows("held.jsonl", said[15:])
+    rows("uneven.jsonl", [pair(i) for i in range(11)])
+    rows("held_pairs.jsonl", [pair(i) for i in range(11, 13)])
+    return write_recipe(STEPS)
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            out, err = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # which ends its workers too
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def adapter(step: Path) -> dict[str, torch.Tensor]:
+    return load_file(step / "adapter" / "adapter_model.safetensors")
+
+
+def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path) -> None:
+    done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "dpo")
+    assert done.returncode == 0, done.stderr
+    one = graph.build(load(recipe), recipe, tmp_path / "one")
+    graph.execute(one, Silent(), "dpo")
+    for name in ("sft", "dpo"):
+        alone, together = tmp_path / "one" / "t" / name, tmp_path / "two" / "t" / name
+        numbers = [json.loads((step / "manifest.json").read_text())["numbers"] for step in (alone, together)]
+        assert numbers[1]["processes"] == 2 and "processes" not in numbers[0]
+        for file in ("metrics.jsonl", "heldout.jsonl"):
+            expected, found = lines(alone / file), lines(together / file)
+            assert len(expected) == len(found) == numbers[0]["steps"] if file == "metrics.jsonl" else 2
+            for a, b in zip(expected, found, strict=True):
+                assert a.keys() == b.keys()
+                assert all(b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-5) for key in a)
+        before, after = adapter(alone), adapter(together)
+        assert before.keys() == after.keys()
+        assert max(float(value.abs().max()) for key, value in before.items() if "lora_B" in key) > 1e-3
+        for key, value in before.items():
+            assert float((value - after[key]).abs().max()) <= 2e-5, key
+    assert not any((tmp_path / "two" / "t" / ".work").iterdir())
+
+
+@pytest.mark.distributed
+def test_a_run_with_one_process_killed_goes_on_and_ends_as_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(recipe), "--quiet", "--to", "drop", "--runs"]
+    whole = torchrun("-m", "openbezoar", *arguments, str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    script = tmp_path / "killer.py"
+    script.write_text(KILLER.format(count=6))
+    killed = torchrun(str(script), *arguments, str(tmp_path / "killed"))
+    assert killed.returncode != 0 and f"exitcode  : -{int(signal.SIGKILL)}" in killed.stderr, killed.stderr
+    work = tmp_path / "killed" / "t" / ".work" / "drop"
+    assert (work / ".resume.safetensors").is_file() and not (tmp_path / "killed" / "t" / "drop").exists()
+    again = torchrun("-m", "openbezoar", *arguments, str(tmp_path / "killed"))
+    assert again.returncode == 0, again.stderr
+    expected, found = (tmp_path / name / "t" / "drop" for name in ("whole", "killed"))
+    for file in ("adapter/adapter_model.safetensors", "metrics.jsonl", "heldout.jsonl"):
+        assert (expected / file).read_bytes() == (found / file).read_bytes(), file
+
+
+@pytest.mark.distributed
+def test_a_user_s_mistake_ends_all_processes_and_the_first_says_it_in_one_line(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace('"q_proj"', '"no_proj"').replace('"r": 4', '"r": 4, "targets": ["no_proj"]'))
+    done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet", "--to", "sft")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("openbezoar: ")]
+    assert len(said) == 1 and "no module 'no_proj'" in said[0]
+    assert f'File "{Path(graph.__file__).parent}' not in done.stderr  # torchrun's own traceback cannot be helped
+
+
+@given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 5))
+def test_shares_are_a_division_and_differ_by_no_more_than_one_tree(lengths: list[int], world: int) -> None:
+    trees = [(TokenPath.of([1], list(range(2, 2 + n))),) for n in lengths]
+    shares = [distributed.share(trees, rank, world) for rank in range(world)]
+    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(lengths[i] for i in share) for share in shares]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+def test_a_share_weighs_a_shared_prompt_once() -> None:
+    prompt = list(range(1, 41))
+    pair = (TokenPath.of(prompt, [50, 51]), TokenPath.of(prompt, [60, 61]))
+    single = (TokenPath.of([1], list(range(2, 60))),)
+    small = (TokenPath.of([1], list(range(2, 30))),)
+    assert [distributed.share([pair, single, small], rank, 2) for rank in (0, 1)] == [[1], [0, 2]]
+
+
+def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    distributed.start()
+    distributed.sum_gradients([parameter])
+    assert parameter.grad is None and distributed.rank() == 0 and distributed.world() == 1
+    assert distributed.sum_scalars({"a": 1.0}) == {"a": 1.0} and distributed.from_first(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
+def test_a_split_base_is_refused_in_one_line_before_anything_starts(monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", variable: "true"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(RunError, match=f"{name}: .* launch without {name}"):
+        distributed.start()
+
+
+def test_processes_that_begin_differently_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(distributed, "_gathered", lambda values: [{"steps_done": 5, "rows": 9}, values])
+    distributed.agree(steps_done=5, rows=9)
+    with pytest.raises(RunError, match=r"differ in steps done \(5, 0\)"):
+        distributed.agree(steps_done=0, rows=9)
