@@ -47,6 +47,11 @@ def attend(
     layout: Layout | None = rest.pop("forest", None)
     if layout is None and rest.get("softcap") is not None:
         return _plain_capped(query, key, value, attention_mask, scaling, rest["softcap"]), None
+    if layout is None and query.shape[2] == 1 and attention_mask is not None and dropout == 0:
+        # Heads that share keys see the same ones, so they become the queries of one head, and keys need no copies.
+        grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[3])
+        one = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+        return one.reshape(query.shape).transpose(1, 2), None
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -62,6 +62,7 @@ class Layout:
     targets: Tensor
     segments: tuple[Segment, ...]
     counts: list[int]
+    places: list[list[int]]
     kept: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -134,4 +135,4 @@ def lay_out(trees: Sequence[Tree], device: torch.device) -> Layout:
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
-    return Layout(tensor(row.ids), tensor(row.positions), tensor(rows), tensor(targets), tuple(row.segments), counts)
+    return Layout(tensor(row.ids), tensor(row.positions), tensor(rows), tensor(targets), tuple(row.segments), counts, row.places)

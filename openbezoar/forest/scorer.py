@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest.attention import register
-from openbezoar.forest.layout import Path, Tree, in_order, lay_out
+from openbezoar.forest.layout import Layout, Path, Tree, in_order, lay_out
 
 
 class _SelectedLogProb(torch.autograd.Function):
@@ -130,14 +130,28 @@ class Scorer:
     def forest(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[Tensor]:
         """One pass over whole trees laid out in one row: a float32 vector for each path, in order."""
         layout = lay_out(trees, self.device)
+        return self._select(self._row(layout)[layout.rows], layout.targets, layout.counts, greedy)
+
+    def _row(self, layout: Layout, cache: Any = None) -> Tensor:
+        """Hidden states [n, hidden] of a row; a ``cache`` that is given must be empty, and takes its keys and values."""
         # Four dimensions are taken for a finished mask; the registered attention reads the layout instead.
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if types := set(getattr(self.config, "layer_types", None) or ()):
             mask = dict.fromkeys(types, mask)
-        hidden = self.trunk(
-            input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], use_cache=False, forest=layout
+        keep = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        hidden: Tensor = self.trunk(
+            input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], forest=layout, **keep
         ).last_hidden_state[0]
-        return self._select(hidden[layout.rows], layout.targets, layout.counts, greedy)
+        return hidden
+
+    @torch.no_grad()
+    def prefill(self, trees: Sequence[Tree], cache: Any) -> tuple[Tensor, list[list[int]]]:
+        """One pass over trees of which each path asks for its last token alone, filling an empty key/value cache with the row.
+
+        Returns the hidden states that predict those tokens [paths, hidden], and each path's places in the row.
+        """
+        layout = lay_out(trees, self.device)
+        return self._row(layout, cache)[layout.rows], layout.places
 
     def _select(self, hidden: Tensor, targets: Tensor, counts: list[int], greedy: list[Tensor] | None) -> list[Tensor]:
         likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from openbezoar.chat import Formatter
 from openbezoar.forest import Path, Scorer
 from openbezoar.llm import Completion, Sampling, Samplings, each
+from openbezoar.llm.cache import roomy_cache
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
 from openbezoar.training.load import free, load_for_inference
@@ -81,8 +83,6 @@ class Local:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answers to prompts of token ids, all in one batch."""
-        from transformers import DynamicCache
-
         if not prompts:
             return []
         rows = [
@@ -90,20 +90,23 @@ class Local:
             for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
         ]
         ends = self.formatter.stop_ids()
-        ids, mask = self._left_padded(prompts)
-        cache = DynamicCache(config=self.model.config)
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        live = rows
+        hidden, cache, mask = self._prefilled(prompts)
+        positions = mask.sum(-1, keepdim=True)
+        ids, live = positions, rows
         for step in range(max(row.sampling.max_new_tokens for row in rows)):
-            hidden = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
-            # Two dimensions: from a strided slice of three, the head's product would copy its matrix once a row.
-            drawn = pick(self.scorer.logits(hidden[:, -1].contiguous()), [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
+            if step:
+                hidden = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[
+                    :, -1
+                ]
+                positions = positions + 1
+            # Contiguous: from a strided slice of three dimensions, the head's product would copy its matrix once a row.
+            drawn = pick(self.scorer.logits(hidden.contiguous()), [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
             for row, token in zip(live, drawn.tolist(), strict=True):
                 self._take(row, token, ends)
             keep = [i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens]
             if not keep:
                 break
-            ids, positions = drawn[:, None], positions[:, -1:] + 1
+            ids = drawn[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             if len(keep) < len(live):
                 index = torch.tensor(keep, device=self.device)
@@ -111,14 +114,35 @@ class Local:
                 ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
         return [self._completion(row, len(prompts[row.place]), ends) for row in rows]
 
-    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
+    def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""
+        width, n = max(map(len, prompts)), len(prompts)
+        mask = torch.zeros(n, width, dtype=torch.long)
         for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
             mask[i, width - len(prompt) :] = 1
-        return ids.to(self.device), mask.to(self.device)
+        mask = mask.to(self.device)
+        cache = roomy_cache(self.scorer.config)
+        if self.scorer.plain:
+            ids = torch.full((n, width), self.tokenizer.pad_token_id, dtype=torch.long)
+            for i, prompt in enumerate(prompts):
+                ids[i, width - len(prompt) :] = torch.tensor(prompt)
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
+            out = self.scorer.trunk(input_ids=ids.to(self.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            return out.last_hidden_state[:, -1], cache, mask
+        hidden: list[Tensor] = [torch.empty(0)] * n
+        held: list[list[Tensor]] = [[torch.empty(0)] * n for _ in range(2 * len(cache.layers))]  # keys and values by layer, then by row
+        trees = [(Path((*prompt, 0), (False,) * len(prompt) + (True,)),) for prompt in prompts]
+        for chosen in self.scorer.batches(trees):
+            filled = roomy_cache(self.scorer.config, whole=True)
+            after, places = self.scorer.prefill([trees[i] for i in chosen], filled)
+            row = [x for layer in filled.layers for x in (layer.keys[0], layer.values[0])]
+            for k, i in enumerate(chosen):
+                hidden[i] = after[k]
+                for slot, one in zip(held, row, strict=True):
+                    slot[i] = one[:, places[k]]
+        for number, layer in enumerate(cache.layers):
+            layer.update(_left_padded(held[2 * number], width), _left_padded(held[2 * number + 1], width))
+        return torch.stack(hidden), cache, mask
 
     def _take(self, row: _Row, token: int, ends: tuple[int, ...]) -> None:
         row.ids.append(token)
@@ -137,6 +161,14 @@ class Local:
         if cut >= 0:
             text, row.finish = text[:cut], "stop"
         return Completion(text.strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
+
+
+def _left_padded(rows: Sequence[Tensor], width: int) -> Tensor:
+    """Tensors [heads, n, d] of different n → [rows, heads, width, d], zeros on the left."""
+    made = rows[0].new_zeros(len(rows), rows[0].shape[0], width, rows[0].shape[2])
+    for i, row in enumerate(rows):
+        made[i, :, width - row.shape[1] :] = row
+    return made
 
 
 def pick(logits: Tensor, samplings: Sequence[Sampling], draws: Tensor) -> Tensor:
