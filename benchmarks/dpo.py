@@ -2,8 +2,8 @@
 
 Reads a model and preference pairs. Every side gets the same token ids and the same pairs in
 each optimiser step, takes the adapter switched off as the reference and finds its
-log-probabilities in the same run, and is timed over its training loop alone. See
-benchmarks/training.py for what is common.
+log-probabilities in the same run, and is timed over its training loop alone.
+benchmarks/training.py has what the sides share, benchmarks/duel.py the course of a run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, training
-from benchmarks.training import Job, Plan
+from benchmarks import common, duel, training
+from benchmarks.duel import Plan
+from benchmarks.training import Job
 from openbezoar.chat import Formatter
 from openbezoar.forest import Scorer, Tree
 from openbezoar.progress import PlainProgress
@@ -72,7 +73,11 @@ def _scores(scorer: Scorer, model: Any, trees: Sequence[Tree]) -> list[float]:
 
 
 def trl(job: Job) -> dict[str, Any]:
-    """TRL's trainer on the same ids. Its reference is the adapter switched off; its padding_free is switched off in 1.16."""
+    """TRL's trainer on the same ids, the adapter switched off as its reference.
+
+    It has no padding-free mode in 1.16. Finding the reference's log-probabilities beforehand
+    takes the same passes when each pair is seen once, so that option is left alone.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -160,11 +165,11 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole benchmark."""
-    sizes = training.micros(options)
-    trl_settings: list[dict[str, Any]] = [{"mode": "padded", "micro": m} for m in sizes]
-    trl_settings += [{"mode": "padded", "micro": sizes[len(sizes) // 2], "autocast": True}]
-    return training.run(Plan("dpo", trl_settings, [{"micro": m} for m in sizes], [{"mode": "padded", "micro": 2}]), options)
+    sizes = duel.micros(options)
+    settings: list[dict[str, Any]] = [{"mode": "padded", "micro": m} for m in sizes]
+    settings += [{**setting, "autocast": True} for setting in settings]
+    return duel.run(Plan("dpo", settings, [{"micro": m} for m in sizes], [{"mode": "padded", "micro": 2}]), options)
 
 
 if __name__ == "__main__":
-    sys.exit(common.main(training.parser("dpo", __doc__.splitlines()[0], 16, "pairs"), work, run))
+    sys.exit(common.main(duel.parser("dpo", __doc__.splitlines()[0], 16, "pairs"), work, run))

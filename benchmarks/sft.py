@@ -2,7 +2,8 @@
 
 Reads a model and instruction rows. Every side gets the same token ids, the same loss mask and
 the same rows in each optimiser step, and is timed over its training loop alone: loading,
-rendering and tokenising are outside. See benchmarks/training.py for what is common.
+rendering and tokenising are outside. benchmarks/training.py has what the sides share,
+benchmarks/duel.py the course of a run.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, training
-from benchmarks.training import Job, Plan
+from benchmarks import common, duel, training
+from benchmarks.duel import Plan
+from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Sft
@@ -124,14 +126,14 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole benchmark."""
-    sizes = training.micros(options)
-    trl_settings = [{"mode": "padded", "micro": m} for m in sizes]
-    trl_settings += [{"mode": "padding_free", "micro": m} for m in sizes if m > 1]
-    trl_settings += [{"mode": "packing", "micro": 1}]
-    trl_settings += [{"mode": "padded", "micro": sizes[len(sizes) // 2], "autocast": True}]
+    settings: list[dict[str, Any]] = []
+    for micro in duel.micros(options):
+        settings += [{"mode": "padded", "micro": micro}] + ([{"mode": "padding_free", "micro": micro}] if micro > 1 else [])
+    settings.insert(2, {"mode": "packing", "micro": 1})
+    settings += [{**setting, "autocast": True} for setting in settings]
     modes = [{"mode": "padded", "micro": 2}, {"mode": "padding_free", "micro": 2}, {"mode": "packing", "micro": 1}]
-    return training.run(Plan("sft", trl_settings, [{"micro": m} for m in sizes], modes), options)
+    return duel.run(Plan("sft", settings, [{"micro": m} for m in duel.micros(options)], modes), options)
 
 
 if __name__ == "__main__":
-    sys.exit(common.main(training.parser("sft", __doc__.splitlines()[0], 32, "rows"), work, run))
+    sys.exit(common.main(duel.parser("sft", __doc__.splitlines()[0], 32, "rows"), work, run))

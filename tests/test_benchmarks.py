@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import openbezoar
-from benchmarks import common, page, score, training
+from benchmarks import common, duel, page, score, training
 from benchmarks.common import BenchmarkError
 from openbezoar.recipe import Sft
 
@@ -90,10 +91,10 @@ def test_a_worker_that_fails_is_reported_with_the_end_of_its_stderr() -> None:
 def test_losses_must_agree_absolutely_and_gradient_norms_relatively() -> None:
     ours = {"loss": 2.0, "gradient_norm": 100.0, "logprobs": [-50.0, -1.0]}
     near = {"loss": 2.0009, "gradient_norm": 100.09, "logprobs": [-50.0009, -1.0]}
-    assert training.agreement(ours, near)["same"]
-    assert not training.agreement(ours, {**near, "loss": 2.0011})["same"]
-    assert not training.agreement(ours, {**near, "gradient_norm": 100.2})["same"]
-    assert not training.agreement(ours, {**near, "logprobs": [-50.0011, -1.0]})["same"]
+    assert duel.agreement(ours, near)["same"]
+    assert not duel.agreement(ours, {**near, "loss": 2.0011})["same"]
+    assert not duel.agreement(ours, {**near, "gradient_norm": 100.2})["same"]
+    assert not duel.agreement(ours, {**near, "logprobs": [-50.0011, -1.0]})["same"]
 
 
 def test_the_peer_gets_our_steps_with_the_longest_rows_first(tmp_path: Path, tiny: Path) -> None:
@@ -145,6 +146,13 @@ def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: 
     assert "| mmlu 5 | 2 | 1.0 (1.0 to 1.0) | 4.0 (4.0 to 4.0) | 8 | 4.0 |" in text
     assert "**Same result: no**" in text
     assert "| sft | 7 |" in text
+
+
+def test_the_search_begins_with_middling_micro_batches_that_divide_the_batch() -> None:
+    options = argparse.Namespace(micro=[1, 2, 3, 4, 8, 16], batch=16)
+    assert duel.micros(options) == [4, 2, 8, 1, 16]
+    with pytest.raises(BenchmarkError, match="--micro"):
+        duel.micros(argparse.Namespace(micro=[3], batch=16))
 
 
 def test_the_package_never_imports_a_peer_that_only_benchmarks_need() -> None:
