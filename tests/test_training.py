@@ -157,7 +157,7 @@ def test_warm_up_and_schedules() -> None:
 
 
 def test_one_pass_of_eight_rows_gives_the_gradient_of_eight_passes_of_one(tiny: Path) -> None:
-    from openbezoar.training.fit import sft_objective, supervised_tokens
+    from openbezoar.training.objectives import sft_objective, supervised_tokens
 
     model, _ = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
     trees = [tree[:1] for seed in range(2) for tree in random_paths(seed)]
@@ -315,7 +315,7 @@ def test_a_merge_adds_scale_times_b_times_a(write_recipe: Callable[..., Path], t
 
 
 def test_dpo_refuses_to_start_when_the_reference_is_another_model() -> None:
-    from openbezoar.training.fit import checked_first_loss
+    from openbezoar.training.objectives import checked_first_loss
 
     check = checked_first_loss(math.log(2))
     check({"loss": math.log(2) + 1e-5})

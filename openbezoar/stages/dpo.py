@@ -8,11 +8,8 @@ reference exactly. Reads preference pairs. Writes ``adapter/`` (PEFT), ``model.j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
@@ -21,12 +18,10 @@ from openbezoar.recipe import LOSS_SETTINGS, Dpo
 from openbezoar.records import to_pair
 from openbezoar.training import distributed
 from openbezoar.training.data import training_trees
-from openbezoar.training.fit import Bench, checked_first_loss, fit, one, renderer_of, set_up
-from openbezoar.training.loop import Objective
-from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings, PairScores, PreferenceLoss, answer_sums, answer_tokens, reward_metrics
+from openbezoar.training.fit import Bench, fit, renderer_of, set_up
+from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
+from openbezoar.training.objectives import Reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
-
-Reference = Callable[[Sequence[Tree]], Tensor]
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
@@ -38,7 +33,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     if row.whole_batch:
         _check_one_pass(step, bench, trees)
     reference = _reference(step, context, bench, trees, heldout) if row.needs_reference else None
-    numbers = fit(step, context, bench, trees, preference_objective(row, LossSettings.of(step), bench, heldout, reference))
+    numbers = fit(step, context, bench, trees, preference_objective(row, LossSettings.of(step), bench.scorer, heldout, reference))
     return {
         **numbers,
         "heldout_rows": len(heldout),
@@ -66,19 +61,9 @@ def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
 
 
 def _reference(step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tree], heldout: Sequence[Tree]) -> Reference:
-    """Summed log-probabilities [pairs, 2] of the model as given: adapter off, dropout off, no gradients."""
-    scorer, model = bench.scorer, bench.model
-
-    @torch.no_grad()
-    def same_pass(chosen: Sequence[Tree]) -> Tensor:
-        training = model.training
-        model.eval()
-        try:
-            with model.disable_adapter():
-                return answer_sums(scorer.score(chosen))
-        finally:
-            model.train(training)
-
+    """As the recipe asks: in each pass, or computed before the first and kept."""
+    scorer = bench.scorer
+    same_pass = same_pass_reference(scorer)
     if step.reference == "same pass":
         return same_pass
     key = reference_key(bench.checkpoint, bench.formatter, step, scorer.device, context.seed, trees, heldout)
@@ -92,36 +77,3 @@ def _reference(step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tr
 
     cache.values = distributed.from_first(filled)
     return lambda chosen: cache(chosen, scorer.device)
-
-
-def preference_objective(row: PreferenceLoss, settings: LossSettings, bench: Bench, heldout: Sequence[Tree], reference: Reference | None) -> Objective:
-    """The mean loss of an optimiser step's pairs; ``reference`` is None for the losses without one."""
-    scorer, model = bench.scorer, bench.model
-
-    def scored(trees: Sequence[Tree]) -> PairScores:
-        given = None if reference is None else reference(trees)
-        return PairScores.of(answer_sums(scorer.score(trees)), answer_tokens(trees, scorer.device), given)
-
-    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
-        assert not row.whole_batch or len(trees) == whole, "a loss over the whole batch was given a part of it"
-        scores = scored(trees)
-        metrics = reward_metrics(scores, settings)
-        return row.function(scores, settings).sum() / whole, {name: value / whole for name, value in metrics.items()}
-
-    @torch.no_grad()
-    def measure() -> dict[str, float]:
-        model.eval()
-        parts = [scored([heldout[i] for i in group]) for group in scorer.batches(heldout)]
-        scores = PairScores.joined(parts)
-        metrics = reward_metrics(scores, settings)
-        sums = {"loss": float(row.function(scores, settings).sum()), "margin": metrics["rewards/margins"], "accuracy": metrics["rewards/accuracies"]}
-        return {name: value / len(heldout) for name, value in sums.items()}
-
-    return Objective(one, loss, measure, _first_check(row, settings))
-
-
-def _first_check(row: PreferenceLoss, settings: LossSettings) -> Callable[[dict[str, float]], None]:
-    if row.at_start is None:
-        return lambda metrics: None
-    expected = row.at_start(settings)
-    return checked_first_loss(expected, 1e-3 * max(1.0, expected))

@@ -12,7 +12,8 @@ from openbezoar.context import StepContext
 from openbezoar.recipe import Sft
 from openbezoar.records import to_example
 from openbezoar.training.data import training_trees
-from openbezoar.training.fit import fit, renderer_of, set_up, sft_objective
+from openbezoar.training.fit import fit, renderer_of, set_up
+from openbezoar.training.objectives import sft_objective
 
 
 def run(step: Sft, context: StepContext) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
-from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Training
@@ -73,44 +71,3 @@ def _write(step: Training, context: StepContext, bench: Bench) -> None:
     dtype = given.dtype if step.dtype == "float32" else step.dtype
     made = Checkpoint(context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence)
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
-
-
-def sft_objective(scorer: Scorer, heldout: Sequence[Tree]) -> Objective:
-    """Mean negative log-likelihood of the supervised tokens of an optimiser step."""
-
-    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
-        total = torch.stack([path.sum() for tree in scorer.score(trees) for path in tree]).sum()
-        return -total / whole, {}
-
-    def measure() -> dict[str, float]:
-        scores = scorer.logprobs(heldout)
-        tokens = sum(len(path) for tree in scores for path in tree)
-        return {"loss": -float(sum(path.double().sum() for tree in scores for path in tree)) / tokens}
-
-    def check(metrics: dict[str, float]) -> None:
-        return None
-
-    return Objective(supervised_tokens, loss, measure, check)
-
-
-def supervised_tokens(tree: Tree) -> float:
-    """Tokens of a tree that carry loss."""
-    return float(sum(path.n_scored for path in tree))
-
-
-def one(tree: Tree) -> float:
-    """A pair's weight."""
-    return 1.0
-
-
-def checked_first_loss(expected: float, tolerance: float = 1e-3) -> Callable[[dict[str, float]], None]:
-    """A check that the loss before the first update is what policy = reference gives."""
-
-    def check(metrics: dict[str, float]) -> None:
-        if abs(metrics["loss"] - expected) > tolerance:
-            raise ModelError(
-                f"the loss before the first update is {metrics['loss']:.6f}, where policy and reference are the same model and it must be {expected:.6f}; "
-                "the reference is not the model as given (please report this)"
-            )
-
-    return check

@@ -1,0 +1,163 @@
+"""docs/benchmarks.md from the benchmarks' JSON: ``python -m benchmarks.page --results FOLDER --out FILE``.
+
+Reads sft.json, dpo.json and score.json, whichever are there. Any other JSON file of the folder
+with ``title``, ``text`` and ``rows`` (a list of objects with the same keys) becomes a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = Mapping[str, Any]
+GIB = 2**30
+
+HEAD = """# Benchmarks
+
+Written by `python -m benchmarks.page` from the JSON files in `{results}`; `make bench` measures
+and writes both again.
+
+Both sides get the same token ids, the same adapter (r=16 on q, k, v), the same rows in each
+optimiser step and the same precision. Each measurement is a process of its own; the sides take
+turns within one run; times are medians (least to greatest) without loading, memory is the
+high-water mark of the whole process (of the GPU's allocations where there is one). The peer runs
+with the settings that were fastest in a search on the same machine. "Same result" means that in
+fp32, dropout off, both sides' loss and gradient norm of the first step, or log-probabilities of
+every answer, agree to 1e-3. The share of the matmul rate counts only the work that is needed (no
+token twice, no padding, the vocabulary head at scored positions only) over what this machine
+reaches in a square matrix product. torch.compile was not tried, for either side.
+"""
+
+
+def page(results: Mapping[str, Result], folder: str) -> str:
+    """The page's text. results: by file name without its ending."""
+    parts = [HEAD.format(results=folder)]
+    if not results:
+        parts.append("Nothing has been measured yet.\n")
+    machines = {_machine(r["machine"]) for r in results.values() if "machine" in r}
+    parts += [f"Machine: {text}\n" for text in sorted(machines)]
+    for name, title in (("sft", "Supervised fine-tuning"), ("dpo", "Direct preference optimisation")):
+        if name in results:
+            parts.append(f"## {title}\n\n{_training(results[name])}")
+    if "score" in results:
+        parts.append(f"## Scoring benchmarks\n\n{_score(results['score'])}")
+    for result in results.values():
+        if "rows" in result and "title" in result:
+            parts.append(f"## {result['title']}\n\n{result.get('text', '')}\n\n{_rows(result['rows'])}")
+    return "\n".join(parts)
+
+
+def _machine(about: Result) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    device = "" if about["device"] == "cpu" else f", {about['device']}"
+    return f"{about['processor']}{device}, {about['threads']} threads of {about['cores']} cores, load {about['load_before']} before the run; {versions}."
+
+
+def _training(result: Result) -> str:
+    unit = result["unit"]
+    lines = []
+    for arm, found in result["arms"].items():
+        sides = [
+            ("OpenBezoar", found["ours"], "", 1.0),
+            (result["peer_name"], found["peer"], _setting(found["search"]["trl"]), found["ratio"]),
+            (result["second_peer_name"], found["second_peer"], _setting(found["search"]["plain"]), found["second_ratio"]),
+        ]
+        for name, side, setting, ratio in sides:
+            lines.append(
+                [
+                    arm,
+                    name,
+                    setting,
+                    _seconds(side["seconds"]),
+                    f"{side[f'{unit}_per_second']:.2f}",
+                    f"{ratio:.1f}",
+                    f"{peak(side):.1f}",
+                    f"{100 * side['matmul_share']:.0f} %",
+                ]
+            )
+    head = ["base", "tool", "its best setting", "seconds", f"{unit}/s", "our speed over it", "peak GiB", "of the matmul rate"]
+    text = (
+        f"{result['rows']} {unit} of `{result['data']}` ({result['tokens']:,} tokens written out, {result['distinct_tokens']:,} distinct), model `{result['model']}`, "
+        f"{result['batch']} {unit} an optimiser step, {result['rounds']} rounds.\n\n{_table(head, lines)}\n\n{_verdict(result)}"
+    )
+    return text + "".join(f"\n{line}" for arm, found in result["arms"].items() for line in _notes(arm, found)) + "\n"
+
+
+def _setting(found: Result) -> str:
+    return ", ".join(str(v) if isinstance(v, str) else f"{k} {v}" for k, v in found["best"].items())
+
+
+def _notes(arm: str, found: Result) -> list[str]:
+    notes = []
+    for side, check in found["checks"].items():
+        if not check["same"]:
+            notes.append(f"- {arm}: {side} did not compute the same and was left out: {json.dumps({k: v for k, v in check.items() if k != 'same'})}")
+    for side, search in found["search"].items():
+        if search["untried"]:
+            notes.append(f"- {arm}: {len(search['untried'])} settings of {side} were not tried for lack of time: {json.dumps(search['untried'])}")
+        notes += [f"- {arm}: {side} failed with {json.dumps(t['setting'])}: {t['error'][:200]}" for t in search["tried"] if t.get("error")]
+    return notes
+
+
+def _score(result: Result) -> str:
+    parts = [f"{result['n']} questions a task (MMLU: whole subjects) of `{result['data']}`, model `{result['model']}`, {result['rounds']} rounds."]
+    for arm, found in result["arms"].items():
+        lines = [
+            [name, str(t["questions"]), _seconds(t["ours"]), _seconds(t["peer"]), str(t["batch_size"]), f"{t['ratio']:.1f}"]
+            for name, t in found["tasks"].items()
+        ]
+        questions = sum(t["questions"] for t in found["tasks"].values())
+        whole = [_seconds(found[side]["seconds"]) for side in ("ours", "peer")]
+        lines.append(["**all**", str(questions), *whole, "", f"**{found['ratio']:.1f}**"])
+        head = ["task, examples", "questions", "OpenBezoar, s", f"{result['peer_name']}, s", "its batch size", "our speed over it"]
+        ours, peer = (found[side] for side in ("ours", "peer"))
+        memory = (
+            f"Peak memory {peak(ours):.1f} GiB against {peak(peer):.1f} GiB; "
+            f"{100 * ours['matmul_share']:.0f} % and {100 * peer['matmul_share']:.0f} % of the matmul rate."
+        )
+        parts.append(f"### {arm}\n\n{_table(head, lines)}\n\n{memory}")
+    check = result["check"]
+    parts.append(f"Check in fp32: {check['questions']} questions, largest difference {check['largest_difference']:.1e}, {len(check['differences'])} differ.")
+    return "\n\n".join([*parts, _verdict(result)]) + "\n"
+
+
+def peak(side: Result) -> float:
+    """Median peak in GiB."""
+    return float(side["peak_memory"]["median"]) / GIB
+
+
+def _verdict(result: Result) -> str:
+    same = "Same result: yes." if result["same"] else "**Same result: no**; the ratios mean nothing until that is explained."
+    return f"Worse of the two ({result['worst_arm']}): {result['ratio']:.1f} times as fast, {result['memory_ratio']:.2f} of the peak memory. {same}"
+
+
+def _seconds(found: Result) -> str:
+    return f"{found['median']:.1f} ({found['min']:.1f} to {found['max']:.1f})"
+
+
+def _rows(rows: Sequence[Result]) -> str:
+    head = list(rows[0]) if rows else []
+    return _table(head, [[str(row.get(key, "")) for key in head] for row in rows]) + "\n"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def main() -> int:
+    """Write the page."""
+    arguments = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__.splitlines()[0])
+    arguments.add_argument("--results", type=Path, default=Path("docs/benchmarks"))
+    arguments.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    options = arguments.parse_args()
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.results.glob("*.json"))}
+    options.out.write_text(page(results, options.results.as_posix()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

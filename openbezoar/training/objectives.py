@@ -1,0 +1,107 @@
+"""What the loop minimises: the answer's log-likelihood (sft), or a preference loss (dpo)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbezoar.errors import ModelError
+from openbezoar.forest import Scorer, Tree
+from openbezoar.training.loop import Objective
+from openbezoar.training.losses import LossSettings, PairScores, PreferenceLoss, answer_sums, answer_tokens, reward_metrics
+
+Reference = Callable[[Sequence[Tree]], Tensor]
+"""Pairs → summed reference log-probabilities [pairs, 2]."""
+
+
+def sft_objective(scorer: Scorer, heldout: Sequence[Tree]) -> Objective:
+    """Mean negative log-likelihood of the supervised tokens of an optimiser step."""
+
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+        total = torch.stack([path.sum() for tree in scorer.score(trees) for path in tree]).sum()
+        return -total / whole, {}
+
+    def measure() -> dict[str, float]:
+        scores = scorer.logprobs(heldout)
+        tokens = sum(len(path) for tree in scores for path in tree)
+        return {"loss": -float(sum(path.double().sum() for tree in scores for path in tree)) / tokens}
+
+    def check(metrics: dict[str, float]) -> None:
+        return None
+
+    return Objective(supervised_tokens, loss, measure, check)
+
+
+def supervised_tokens(tree: Tree) -> float:
+    """Tokens of a tree that carry loss."""
+    return float(sum(path.n_scored for path in tree))
+
+
+def one(tree: Tree) -> float:
+    """A pair's weight."""
+    return 1.0
+
+
+def checked_first_loss(expected: float, tolerance: float = 1e-3) -> Callable[[dict[str, float]], None]:
+    """A check that the loss before the first update is what policy = reference gives."""
+
+    def check(metrics: dict[str, float]) -> None:
+        if abs(metrics["loss"] - expected) > tolerance:
+            raise ModelError(
+                f"the loss before the first update is {metrics['loss']:.6f}, where policy and reference are the same model and it must be {expected:.6f}; "
+                "the reference is not the model as given (please report this)"
+            )
+
+    return check
+
+
+def same_pass_reference(scorer: Scorer) -> Reference:
+    """Summed log-probabilities [pairs, 2] of the model as given: adapter off, dropout off, no gradients."""
+    model: Any = scorer.model
+
+    @torch.no_grad()
+    def reference(trees: Sequence[Tree]) -> Tensor:
+        training = model.training
+        model.eval()
+        try:
+            with model.disable_adapter():
+                return answer_sums(scorer.score(trees))
+        finally:
+            model.train(training)
+
+    return reference
+
+
+def preference_objective(row: PreferenceLoss, settings: LossSettings, scorer: Scorer, heldout: Sequence[Tree], reference: Reference | None) -> Objective:
+    """The mean loss of an optimiser step's pairs; ``reference`` is None for the losses without one."""
+
+    def scored(trees: Sequence[Tree]) -> PairScores:
+        given = None if reference is None else reference(trees)
+        return PairScores.of(answer_sums(scorer.score(trees)), answer_tokens(trees, scorer.device), given)
+
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+        assert not row.whole_batch or len(trees) == whole, "a loss over the whole batch was given a part of it"
+        scores = scored(trees)
+        metrics = reward_metrics(scores, settings)
+        return row.function(scores, settings).sum() / whole, {name: value / whole for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def measure() -> dict[str, float]:
+        scorer.model.eval()
+        parts = [scored([heldout[i] for i in group]) for group in scorer.batches(heldout)]
+        scores = PairScores.joined(parts)
+        metrics = reward_metrics(scores, settings)
+        sums = {"loss": float(row.function(scores, settings).sum()), "margin": metrics["rewards/margins"], "accuracy": metrics["rewards/accuracies"]}
+        return {name: value / len(heldout) for name, value in sums.items()}
+
+    return Objective(one, loss, measure, _first_check(row, settings))
+
+
+def _first_check(row: PreferenceLoss, settings: LossSettings) -> Callable[[dict[str, float]], None]:
+    if row.at_start is None:
+        return lambda metrics: None
+    expected = row.at_start(settings)
+    return checked_first_loss(expected, 1e-3 * max(1.0, expected))

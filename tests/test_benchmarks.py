@@ -1,0 +1,173 @@
+"""The benchmarks' shared parts: order, medians, the search for the peer's best, fields, the page. No peer runs here."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import openbezoar
+from benchmarks import common, duel, page, score, training
+from benchmarks.common import BenchmarkError
+from openbezoar.recipe import Sft
+
+PEERS = {"trl", "benchmarks"}
+
+
+def test_sides_take_turns_in_every_round() -> None:
+    assert [side for _, side in common.alternate(["a", "b"], 3)] == ["a", "b", "a", "b", "a", "b"]
+    assert [number for number, _ in common.alternate(["a", "b"], 2)] == [0, 0, 1, 1]
+
+
+def test_a_spread_is_the_median_with_the_least_and_greatest() -> None:
+    assert common.spread([5.0, 1.0, 3.0]) == {"median": 3.0, "min": 1.0, "max": 5.0}
+
+
+def test_ratio_is_the_peer_s_time_over_ours_and_memory_ratio_our_peak_over_the_peer_s() -> None:
+    ours = [{"seconds": 1.0, "peak_memory": 10}, {"seconds": 3.0, "peak_memory": 30}]
+    peer = [{"seconds": 8.0, "peak_memory": 80}, {"seconds": 8.0, "peak_memory": 80}]
+    found = common.compare(ours, peer)
+    assert found["ratio"] == 4.0
+    assert found["memory_ratio"] == 0.25
+    assert found["ratio_by_round"] == {"min": 8 / 3, "max": 8.0}
+
+
+def arm(ratio: float, memory: float, same: bool) -> dict[str, Any]:
+    side = {"seconds": common.spread([1.0]), "peak_memory": common.spread([1.0])}
+    peer = {"seconds": common.spread([ratio]), "peak_memory": common.spread([1.0])}
+    return {"ours": side, "peer": peer, "ratio": ratio, "memory_ratio": memory, "same": same}
+
+
+def test_the_headline_reports_the_worse_ratio_and_holds_only_if_every_arm_is_the_same() -> None:
+    found = common.headline("sft", {"bf16": arm(9.0, 0.3, True), "nf4": arm(7.0, 0.2, True)})
+    assert (found["ratio"], found["peer"], found["memory_ratio"], found["worst_arm"], found["same"]) == (7.0, 7.0, 0.3, "nf4", True)
+    assert not common.headline("sft", {"bf16": arm(9.0, 0.3, True), "nf4": arm(7.0, 0.2, False)})["same"]
+    assert set(common.REQUIRED) <= set(found)
+
+
+def test_a_result_is_written_with_its_fields(tmp_path: Path) -> None:
+    common.write(tmp_path / "deep" / "sft.json", common.headline("sft", {"bf16": arm(2.0, 1.0, True)}))
+    assert set(common.REQUIRED) <= set(json.loads((tmp_path / "deep" / "sft.json").read_text()))
+    with pytest.raises(AssertionError, match="same"):
+        common.write(tmp_path / "x.json", {"benchmark": "sft", "ours": 1, "peer": 1, "ratio": 1, "memory_ratio": 1})
+
+
+def test_the_search_finds_the_peer_s_fastest_setting_and_tells_each_pilot_when_it_has_lost() -> None:
+    seconds, limits = {1: 5.0, 2: 3.0, 4: None, 8: 4.0}, []
+
+    def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        limits.append(limit)
+        return {"seconds": seconds[setting["micro"]]}
+
+    found = common.search([{"micro": m} for m in seconds], run, minutes=1)
+    assert found["best"] == {"micro": 2}
+    assert limits == [None, 5.0, 3.0, 3.0]
+    assert [s["micro"] for s in common.fastest_first(found)] == [2, 8, 1, 4]
+
+
+def test_the_search_lists_what_it_had_no_time_for_and_what_failed() -> None:
+    def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        if setting["micro"] == 1:
+            raise BenchmarkError("out of memory")
+        return {"seconds": 1.0}
+
+    found = common.search([{"micro": 1}, {"micro": 2}, {"micro": 4}], run, minutes=0)
+    assert found["best"] == {"micro": 2}
+    assert found["untried"] == [{"micro": 4}]
+    assert found["tried"][0]["error"] == "out of memory"
+    with pytest.raises(BenchmarkError, match="none of its settings"):
+        common.search([{"micro": 1}], run, minutes=0)
+
+
+def test_a_worker_that_fails_is_reported_with_the_end_of_its_stderr() -> None:
+    with pytest.raises(BenchmarkError, match="nothing_of_this_name"):
+        common.run_worker("benchmarks.nothing_of_this_name", {})
+
+
+def test_losses_must_agree_absolutely_and_gradient_norms_relatively() -> None:
+    ours = {"loss": 2.0, "gradient_norm": 100.0, "logprobs": [-50.0, -1.0]}
+    near = {"loss": 2.0009, "gradient_norm": 100.09, "logprobs": [-50.0009, -1.0]}
+    assert duel.agreement(ours, near)["same"]
+    assert not duel.agreement(ours, {**near, "loss": 2.0011})["same"]
+    assert not duel.agreement(ours, {**near, "gradient_norm": 100.2})["same"]
+    assert not duel.agreement(ours, {**near, "logprobs": [-50.0011, -1.0]})["same"]
+
+
+def test_the_peer_gets_our_steps_with_the_longest_rows_first(tmp_path: Path, tiny: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"instruction": f"Say {i}.", "response": "word " * (1 + i % 5)}) + "\n" for i in range(10)))
+    job = training.Job("time", "ours", str(tiny), str(rows), 7, 4, 512, "none", "float32", {})
+    trees = training.read_trees(job, pairs=False)
+    steps = training.in_our_order(trees, job.settings(Sft, sft="rows"))
+    assert len(trees) == 7
+    assert [len(step) for step in steps] == [4, 3]
+    assert all(lengths == sorted(lengths, reverse=True) for lengths in ([len(tree[0].ids) for tree in step] for step in steps))
+    assert sorted(map(id, training.flat(steps))) == sorted(map(id, trees))
+
+
+def test_a_check_s_adapter_is_the_same_on_both_sides_and_has_no_zeros(tiny: Path) -> None:
+    import torch
+
+    job = training.Job("check", "ours", str(tiny), "", 4, 4, 512, "none", "float32", {})
+    first, second = training.load_ours(job), training.load_ours(job)
+    for model in (first, second):
+        training.fill_adapter(model)
+    pairs = list(zip(first.named_parameters(), second.named_parameters(), strict=True))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+    assert all(bool(p.any()) for _, p in first.named_parameters() if p.requires_grad)
+    assert job.lora.dropout == 0.0
+
+
+def test_scores_agree_only_if_every_item_and_every_argmax_does() -> None:
+    def result(values: list[float]) -> dict[str, Any]:
+        return {"tasks": {"piqa 0": {"answers": {"piqa 0": values}}}}
+
+    assert score.agreement(result([-1.0, -2.0]), result([-1.0005, -2.0]))["same"]
+    assert not score.agreement(result([-1.0, -2.0]), result([-1.0, -2.002]))["same"]
+    turned = score.agreement(result([-1.0, -1.0004]), result([-1.0004, -1.0]))
+    assert not turned["same"]
+    assert turned["differences"][0]["question"] == "piqa 0"
+
+
+def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: Path) -> None:
+    side = {"seconds": common.spread([1.0]), "peak_memory": common.spread([2.0**30]), "matmul_share": 0.5}
+    task = {"questions": 2, "ours": common.spread([1.0]), "peer": common.spread([4.0]), "ratio": 4.0, "batch_size": 8}
+    found = {
+        **common.headline("score", {"bf16": arm(4.0, 0.5, False)}),
+        "peer_name": "HFLM", "n": 2, "data": "d", "model": "m", "rounds": 1,
+        "check": {"questions": 2, "largest_difference": 0.5, "differences": [{}]},
+        "arms": {"bf16": {"ours": side, "peer": side, "ratio": 4.0, "tasks": {"mmlu 5": task}}},
+    }  # fmt: skip
+    text = page.page({"score": found, "size": {"title": "Full size", "text": "One step.", "rows": [{"step": "sft", "GiB": 7}]}}, "docs/benchmarks")
+    assert "| mmlu 5 | 2 | 1.0 (1.0 to 1.0) | 4.0 (4.0 to 4.0) | 8 | 4.0 |" in text
+    assert "**Same result: no**" in text
+    assert "| sft | 7 |" in text
+
+
+def test_the_search_begins_with_middling_micro_batches_that_divide_the_batch() -> None:
+    options = argparse.Namespace(micro=[1, 2, 3, 4, 8, 16], batch=16)
+    assert duel.micros(options) == [4, 2, 8, 1, 16]
+    with pytest.raises(BenchmarkError, match="--micro"):
+        duel.micros(argparse.Namespace(micro=[3], batch=16))
+
+
+def test_the_package_never_imports_a_peer_that_only_benchmarks_need() -> None:
+    for file in Path(openbezoar.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & PEERS, file
+            assert not any("lm_eval.models.huggingface" in name for name in names), file
+
+
+def test_importing_the_benchmarks_imports_no_peer() -> None:
+    for file in Path(common.__file__).parent.glob("*.py"):
+        top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not {"trl", "lm_eval", "datasets", "peft"} & {name.split(".")[0] for node in top for name in _names(node)}, file
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
