@@ -36,7 +36,7 @@ RUNS = Path("runs")
 
 def _graph(recipe: Path, overrides: list[str] | None, runs: Path) -> Any:
     from openbezoar import graph
-    from openbezoar.recipe import load
+    from openbezoar.recipe_file import load
 
     return graph.build(load(recipe, overrides or []), recipe, runs)
 

@@ -21,7 +21,8 @@ from openbezoar import __version__, prompts
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.progress import Progress, Silent
-from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, Training, _one_line, references, verb_of
+from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, Training, references, verb_of
+from openbezoar.recipe_file import one_line
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
@@ -159,7 +160,7 @@ def scheme_options(step: Generate, where: str) -> BaseModel:
     try:
         return options.model_validate(step.options)
     except ValidationError as error:
-        raise RecipeError(_one_line(error, where, options)) from None
+        raise RecipeError(one_line(error, where, options)) from None
 
 
 def _data_file(recipe: Recipe, path: Path, name: str, key: str, text: str) -> Path | None:

@@ -12,15 +12,10 @@ a source is this project's.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from openbezoar.errors import RecipeError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
@@ -432,115 +427,6 @@ def references(step: Step) -> Iterator[tuple[str, str, str]]:
         for name, ref in getattr(step, key, {}).items():
             for spec in data_specs(ref):
                 yield f"{key}.{name}", "data", spec.data
-
-
-def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe in a file, with ``a.b=value`` overrides applied to its YAML.
-
-    Raises RecipeError with one line naming the key and what to do.
-    """
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with name, models and steps")
-    for override in overrides:
-        _apply(tree, override)
-    return parse(tree, str(path))
-
-
-def parse(tree: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain data; ``where`` names it in errors."""
-    steps = tree.get("steps")
-    if not isinstance(steps, dict) or not steps:
-        raise RecipeError(f"{where}: steps: expected a mapping from names to steps, at least one")
-    defaults = tree.get("defaults") or {}
-    _check_defaults(defaults, where)
-    parsed = {str(name): _parse_step(str(name), step, defaults, where) for name, step in steps.items()}
-    try:
-        return Recipe.model_validate({**tree, "steps": parsed})
-    except ValidationError as error:
-        raise RecipeError(_one_line(error, where, Recipe)) from None
-
-
-def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
-    if not isinstance(step, dict):
-        raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
-    verb = verb_of(step)
-    if not verb:
-        found = [v for v in VERBS if v in step]
-        hint = f"two verbs ({', '.join(found)}); a step has one" if found else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
-        raise RecipeError(f"{where}: steps.{name}: {hint}")
-    kind = VERBS[verb]
-    common = defaults.get(verb, {}) if isinstance(defaults, dict) else {}
-    if verb == "generate" and isinstance(common, dict):  # options of one scheme must not reach another
-        common = {k: v for k, v in common.items() if k in Generate.model_fields}
-    try:
-        return kind.model_validate({**(common or {}), **step})
-    except ValidationError as error:
-        raise RecipeError(_one_line(error, f"{where}: steps.{name}", kind)) from None
-
-
-def _check_defaults(defaults: Any, where: str) -> None:
-    if not isinstance(defaults, dict):
-        raise RecipeError(f"{where}: defaults: expected a mapping from verbs to settings")
-    for verb, settings in defaults.items():
-        if verb not in VERBS:
-            raise RecipeError(f"{where}: defaults.{verb}: not a verb{_suggest([verb], VERBS)}; expected one of {', '.join(VERBS)}")
-        for key in settings or {}:
-            if key not in VERBS[verb].model_fields:
-                raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}")
-
-
-def _suggest(given: Any, known: Any) -> str:
-    for key in given:
-        if close := difflib.get_close_matches(str(key), list(known), n=1):
-            return f" (did you mean '{close[0]}' for '{key}'?)"
-    return ""
-
-
-def _one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    place = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "str", "DataSpec", "ServerModel", "LocalModel", "TaskSpec"))
-    )
-    if first["type"] == "extra_forbidden":
-        fields: set[str] = set(kind.model_fields)
-        for extra in (Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel):
-            fields |= set(extra.model_fields)
-        key = str(first["loc"][-1])
-        return f"{where}: {place}: unknown key{_suggest([key], fields)}; see docs/recipe-reference.md or remove it"
-    if first["type"] == "missing":
-        return f"{where}: {place}: missing; add it"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {first.get('input')!r})"
-    return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    path, sign, text = override.partition("=")
-    if not sign or not path:
-        raise RecipeError(f"--set {override}: expected key.path=value, such as steps.dpo.beta=0.2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    node: Any = tree
-    *parents, last = path.split(".")
-    for part in parents:
-        if not isinstance(node, dict):
-            raise RecipeError(f"--set {override}: '{part}' lies inside a value that has no keys")
-        if part not in node and node is tree.get("steps"):
-            raise RecipeError(f"--set {override}: no step '{part}'{_suggest([part], node)}")
-        node = node.setdefault(part, {})
-    if not isinstance(node, dict):
-        raise RecipeError(f"--set {override}: '{parents[-1]}' is a plain value, it has no key '{last}'")
-    node[last] = value
 
 
 def json_schema() -> dict[str, Any]:

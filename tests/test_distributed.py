@@ -22,7 +22,7 @@ from openbezoar import graph
 from openbezoar.errors import RunError
 from openbezoar.forest import Path as TokenPath
 from openbezoar.progress import Silent
-from openbezoar.recipe import load
+from openbezoar.recipe_file import load
 from openbezoar.training import distributed
 
 EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}

@@ -10,7 +10,8 @@ import pytest
 
 from openbezoar import graph
 from openbezoar.estimates import estimate, learn, learnt_rates, lora_parameters, parameters, training_memory
-from openbezoar.recipe import LocalModel, Sft, load
+from openbezoar.recipe import LocalModel, Sft
+from openbezoar.recipe_file import load
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,7 +16,8 @@ import openbezoar.training.load as load_module  # noqa: E402
 from openbezoar.context import StepContext  # noqa: E402
 from openbezoar.errors import DataError, RecipeError  # noqa: E402
 from openbezoar.progress import PlainProgress  # noqa: E402
-from openbezoar.recipe import Evaluate, Recipe, parse  # noqa: E402
+from openbezoar.recipe import Evaluate, Recipe  # noqa: E402
+from openbezoar.recipe_file import parse  # noqa: E402
 from openbezoar.runs import RunFolder  # noqa: E402
 from openbezoar.stages.evaluate import run  # noqa: E402
 

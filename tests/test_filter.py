@@ -14,7 +14,8 @@ from openbezoar.judging.prompting import ask, expected_rating
 from openbezoar.judging.quality import RULES, Candidate, repeated_share, screen
 from openbezoar.llm import Completion, Sampling
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Filter, Rules, parse
+from openbezoar.recipe import Filter, Rules
+from openbezoar.recipe_file import parse
 from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
 from openbezoar.runs import RunFolder
 from openbezoar.stages import filter as stage

@@ -17,7 +17,8 @@ from openbezoar.forest import Path as TokenPath
 from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint
 from openbezoar.progress import Silent
-from openbezoar.recipe import Lora, PromptSpec, Sft, parse
+from openbezoar.recipe import Lora, PromptSpec, Sft
+from openbezoar.recipe_file import parse
 from openbezoar.training import loop
 from openbezoar.training.load import load_for_training
 from openbezoar.training.loop import best_of, out_of_patience, train

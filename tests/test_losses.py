@@ -25,7 +25,8 @@ from openbezoar.errors import RecipeError
 from openbezoar.forest import Path as TokenPath
 from openbezoar.models import Checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import LOSS_SETTINGS, WITHOUT_REFERENCE, Dpo, PromptSpec, load
+from openbezoar.recipe import LOSS_SETTINGS, WITHOUT_REFERENCE, Dpo, PromptSpec
+from openbezoar.recipe_file import load
 from openbezoar.training import reference as reference_module
 from openbezoar.training.load import load_tokenizer
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings, PairScores, answer_tokens, reward_metrics

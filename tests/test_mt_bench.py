@@ -14,7 +14,8 @@ from openbezoar.errors import DataError
 from openbezoar.judging.scores import answer_numbers, score_table, summary_line
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import MtBench, parse
+from openbezoar.recipe import MtBench
+from openbezoar.recipe_file import parse
 from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
 from openbezoar.runs import RunFolder
 from openbezoar.stages import mt_bench as stage

@@ -15,7 +15,8 @@ import yaml
 from openbezoar import graph
 from openbezoar.cli import main
 from openbezoar.errors import RecipeError
-from openbezoar.recipe import json_schema, load
+from openbezoar.recipe import json_schema
+from openbezoar.recipe_file import load
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

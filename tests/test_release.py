@@ -12,7 +12,8 @@ from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import PromptSpec, Recipe, Release, parse
+from openbezoar.recipe import PromptSpec, Recipe, Release
+from openbezoar.recipe_file import parse
 from openbezoar.records import Turn, read_jsonl
 from openbezoar.reporting.licences import Source, derive, normal, of_data_file
 from openbezoar.runs import RunFolder, file_digest

@@ -11,7 +11,8 @@ import pytest
 from openbezoar.context import StepContext
 from openbezoar.errors import RunError
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Report, parse
+from openbezoar.recipe import Report
+from openbezoar.recipe_file import parse
 from openbezoar.reporting.figures import Series, graph_picture, line_chart
 from openbezoar.reporting.page import write_report
 from openbezoar.reporting.table import Table, checkpoint_table

@@ -21,7 +21,8 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError, ModelError, RecipeError, RunError
 from openbezoar.llm import Completion, Sampling
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Generate, parse
+from openbezoar.recipe import Generate
+from openbezoar.recipe_file import parse
 from openbezoar.records import Row, Turn, read_jsonl, to_example, write_jsonl
 from openbezoar.runs import RunFolder
 from openbezoar.schemes import SCHEMES, elimination, evol_instruct, lamini, orca

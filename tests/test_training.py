@@ -22,7 +22,8 @@ from openbezoar.forest import Path as TokenPath
 from openbezoar.forest import Scorer
 from openbezoar.models import Checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Lora, PromptSpec, Sft, Training, load
+from openbezoar.recipe import Lora, PromptSpec, Sft, Training
+from openbezoar.recipe_file import load
 from openbezoar.records import Counts, Example, Turn
 from openbezoar.training.data import Renderer, split_heldout
 from openbezoar.training.load import keep_4bit_layout, load_for_training
