@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 # Modules are compiled when they are first imported, which few of them ever are.
 PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 
@@ -18,22 +19,25 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; call make with PYTHON=python3.11" >&2; exit 2; }
 	@test -e $(READY) || rm -rf $(VENV)
 	@test -x $(BIN)/python || { echo "Setting up $(VENV) (a few minutes, once)"; $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install $(PIP) torch==2.13.0
+	$(BIN)/python -m pip install $(PIP) torch==2.13.0 --editable '.[all]'
+	@touch $@
+
+$(TOOLS): $(READY)
 	$(BIN)/python -m pip install $(PIP) --editable '.[all,dev]'
 	@touch $@
 
-setup: $(READY)
+setup: $(TOOLS)
 
 demo: $(READY)
 	$(BIN)/openbezoar run recipes/demo.yaml
 
-test: $(READY)
+test: $(TOOLS)
 	$(BIN)/python -m pytest
 
-test-distributed: $(READY)
+test-distributed: $(TOOLS)
 	$(BIN)/python -m pytest -m distributed tests/test_distributed.py
 
-check: $(READY)
+check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -119,7 +119,7 @@ def flat(batches: Iterable[Sequence[Tree]]) -> list[Tree]:
 
 def load_ours(job: Job) -> Any:
     """The model as the package's own training steps load it."""
-    return load_for_training(checkpoint(job.model), job.lora, job.quantize, job.dtype, False, SEED)[0]  # type: ignore[arg-type]
+    return load_for_training(checkpoint(job.model), job.lora, job.quantize, job.dtype, False, SEED)  # type: ignore[arg-type]
 
 
 def load_peer(job: Job) -> Any:

@@ -56,7 +56,7 @@ def run(tiny: Path) -> Train:
     def trained(out: Path, given: Sft, losses: Iterator[float] | None = None, dropout: float = 0.1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         out.mkdir(exist_ok=True)
         checkpoint = Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec())
-        model, _ = load_for_training(checkpoint, Lora(r=4, dropout=dropout), given.quantize, given.dtype, False, 0)
+        model = load_for_training(checkpoint, Lora(r=4, dropout=dropout), given.quantize, given.dtype, False, 0)
         scorer = Scorer(model, given.tokens)
         objective = sft_objective(scorer, trees(4, seed=1))
         if losses is not None:
@@ -199,7 +199,7 @@ def test_optimisers_of_bitsandbytes_go_on_from_a_checkpoint_on_a_gpu(run: Train,
 def test_the_work_of_a_pass_is_counted_from_the_model_s_own_matrices(tiny: Path) -> None:
     checkpoint = Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec())
     for quantize in ("none", "nf4"):  # packed weights count as what they stand for
-        model, _ = load_for_training(checkpoint, Lora(r=4), quantize, "float32", False, 0)  # type: ignore[arg-type]
+        model = load_for_training(checkpoint, Lora(r=4), quantize, "float32", False, 0)  # type: ignore[arg-type]
         scorer = Scorer(model)
         frozen = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
         adapter = 2 * 4 * ((64 + 64) + 2 * (64 + 32))
@@ -220,7 +220,7 @@ def test_the_pace_is_a_fraction_of_the_measured_rate() -> None:
 
 
 def test_one_pass_of_many_rows_and_many_passes_of_one_give_the_same_gradients_to_a_millionth(tiny: Path) -> None:
-    model, _ = load_for_training(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
+    model = load_for_training(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
     rows, found = trees(8), []
     whole = float(sum(path.n_scored for tree in rows for path in tree))
     for tokens in (1, 10_000):

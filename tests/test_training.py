@@ -160,7 +160,7 @@ def test_warm_up_and_schedules() -> None:
 def test_one_pass_of_eight_rows_gives_the_gradient_of_eight_passes_of_one(tiny: Path) -> None:
     from openbezoar.training.objectives import sft_objective, supervised_tokens
 
-    model, _ = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
+    model = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
     trees = [tree[:1] for seed in range(2) for tree in random_paths(seed)]
     gradients = []
     for tokens in (1, 10_000):
@@ -177,7 +177,7 @@ def test_one_pass_of_eight_rows_gives_the_gradient_of_eight_passes_of_one(tiny: 
 
 
 def test_evaluation_between_two_steps_leaves_nf4_gradients_bit_identical(tiny: Path) -> None:
-    model, _ = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.1), "nf4", "bfloat16", False, 0, "packed")
+    model = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.1), "nf4", "bfloat16", False, 0, "packed")
     scorer, trees = Scorer(model), [tree[:1] for tree in random_paths(3)]
 
     def gradients() -> dict[str, torch.Tensor]:
@@ -199,7 +199,7 @@ def test_evaluation_between_two_steps_leaves_nf4_gradients_bit_identical(tiny: P
 
 
 def test_without_the_guard_bitsandbytes_would_repack_or_the_guard_is_idle(tiny: Path) -> None:
-    model, _ = load_for_training(checkpoint(tiny), Lora(r=4), "nf4", "bfloat16", False, 0, "packed")
+    model = load_for_training(checkpoint(tiny), Lora(r=4), "nf4", "bfloat16", False, 0, "packed")
     flags = [layer.support_avx512bf16_for_cpu for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
     assert flags and not any(flags)
     keep_4bit_layout(model)

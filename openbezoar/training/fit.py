@@ -45,7 +45,7 @@ def set_up(step: Training, context: StepContext, continues: bool, renderer: Rend
     checkpoint = context.checkpoint(step.model)
     continues = continues and bool(checkpoint.adapters)
     renderer = renderer or renderer_of(step, context)
-    model, _ = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
+    model = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
     return Bench(model, Scorer(model, step.tokens), renderer.formatter, renderer, checkpoint, continues)
 
 

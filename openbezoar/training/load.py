@@ -231,15 +231,14 @@ def load_for_training(
     continues: bool,
     seed: int,
     nf4: Literal["auto", "packed", "unpacked"] = "auto",
-) -> tuple[Any, Any]:
-    """(PEFT model with one trainable fp32 adapter, tokenizer).
+) -> Any:
+    """PEFT model with one trainable fp32 adapter.
 
     continues: train the checkpoint's last adapter further rather than put a new one on top
     of it. seed: for the new adapter's initial values. nf4: how a quantised base is held.
     """
     from peft import LoraConfig, get_peft_model
 
-    tokenizer = load_tokenizer(checkpoint.folder())
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
     if quantize == "nf4" and (nf4 == "unpacked" or (nf4 == "auto" and _unpacked_fits(checkpoint, dtype))):
         model = load_base(checkpoint, older, "none", dtype)
@@ -266,7 +265,7 @@ def load_for_training(
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return peft, tokenizer
+    return peft
 
 
 def free() -> None:
