@@ -208,6 +208,10 @@ class Training(Strict):
     heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
     heldout_rows: int = Field(64, ge=1, description="Most rows held out.")
     tokens: int = Field(2048, ge=64, description="Token budget of one forward pass.")
+    checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="Recompute activations in the backward pass: less memory, a third more arithmetic, the same bits. auto: where keeping them takes over 12 GB.",
+    )
     save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
 
 

@@ -16,6 +16,7 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Training
 from openbezoar.runs import step_seed
+from openbezoar.training import checkpointing
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import free, load_for_training
 from openbezoar.training.loop import Objective, train
@@ -38,6 +39,7 @@ def set_up(step: Training, context: StepContext, continues: bool) -> Bench:
     checkpoint = context.checkpoint(step.model)
     continues = continues and bool(checkpoint.adapters)
     model, tokenizer = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"))
+    checkpointing.apply(model, step)
     formatter = Formatter(tokenizer, checkpoint.prompt, context.recipe_folder)
     renderer = Renderer(formatter, step.max_length, step.too_long, context.counts)
     return Bench(model, Scorer(model, step.tokens), formatter, renderer, checkpoint, continues)

@@ -1,0 +1,1 @@
+"""What the project costs, measured; run as ``python -m benchmarks.NAME``."""

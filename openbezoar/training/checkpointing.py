@@ -1,0 +1,39 @@
+"""Activation checkpointing: a layer keeps its input only, and is run again in the backward pass.
+
+About a third more arithmetic for a fraction of the memory. The random state is restored for
+the second run, so gradients are the same bits, dropout included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openbezoar.errors import ModelError
+from openbezoar.memory import checkpoints
+from openbezoar.recipe import Shape, Training
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape in a model's config."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return Shape(
+        hidden=text.hidden_size, layers=text.num_hidden_layers, heads=text.num_attention_heads, kv_heads=getattr(text, "num_key_value_heads", None),
+        head_dim=getattr(text, "head_dim", None), mlp=text.intermediate_size, vocabulary=text.vocab_size, tied_head=bool(text.tie_word_embeddings),
+    )  # fmt: skip
+
+
+def apply(model: Any, step: Training) -> bool:
+    """Switch checkpointing on where the step wants it; whether it is on.
+
+    Raises ModelError where the step asks for it and the model has none.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not checkpoints(shape_of(base.config), step):
+        return False
+    if not base.supports_gradient_checkpointing:
+        if step.checkpointing == "auto":
+            return False
+        raise ModelError(f"{type(base).__name__} has no activation checkpointing; set checkpointing to off and lower tokens")
+    # Not the reentrant kind: it needs an input that requires gradients, and a frozen embedding's does not.
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return True
