@@ -248,13 +248,19 @@ def stage(name: str, folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
 
 
 def estimates(folder: Path) -> dict[str, int | None]:
-    """What ``plan`` says of the same steps."""
+    """What ``plan`` says of the same steps, and its term for loading."""
     from openbezoar import graph
     from openbezoar.estimates import estimate
+    from openbezoar.memory import load_memory
+    from openbezoar.recipe import LocalModel, Sft
     from openbezoar.recipe import load as load_recipe
 
     path = folder / "recipe.json"
-    return {name: made.memory_bytes for name, made in estimate(graph.build(load_recipe(path), path, folder / "plan")).items()}
+    built = graph.build(load_recipe(path), path, folder / "plan")
+    base, sft = built.recipe.models["base"], built.recipe.steps["sft"]
+    assert isinstance(base, LocalModel) and base.shape and isinstance(sft, Sft)
+    loading = load_memory(base.shape, sft)
+    return {"load": loading, "remerge": loading} | {name: made.memory_bytes for name, made in estimate(built).items()}
 
 
 def compare(results: dict[str, Any], layers: int, planned: dict[str, int | None]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node
-from openbezoar.memory import merge_memory, parameters, training_memory
+from openbezoar.memory import merge_memory, parameters, step_memory
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
     DataRef,
@@ -174,7 +174,7 @@ class _Book:
         tokens = seen * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)
-        made = Estimate(rows, int(tokens), 0, None, training_memory(shape, step).peak if shape else None)
+        made = Estimate(rows, int(tokens), 0, None, step_memory(shape, step) if shape else None)
         return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:

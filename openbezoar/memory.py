@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openbezoar.recipe import Shape, Training
+from openbezoar.recipe import Dpo, Shape, Training
 
 # The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
 PROCESS_BYTES = 460 << 20
@@ -60,47 +60,43 @@ class TrainingMemory:
     adapter: int  # fp32 values, gradients and AdamW's two moments
     kept: int  # for the backward pass, by all layers
     layer: int  # what one layer holds while it is passed backward, beyond what is kept
-    scratch: int  # one weight made 16-bit again, or one chunk of the head
 
     @property
     def peak(self) -> int:
-        return self.process + self.weights + self.adapter + self.kept + self.layer + self.scratch
+        return self.process + self.weights + self.adapter + self.kept + self.layer
 
 
 def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
     """Bytes that one token leaves in one decoder layer for its backward pass.
 
-    Two norms (their input in fp32 and the normalised value); q, k, v before and after
-    rotation; attention's output; the MLP's gate, its activation, up and their product. A
-    frozen linear layer keeps nothing of its input. An adapter keeps its input in fp32, with
-    dropout also the dropped-out one and its mask, and x A.
+    The two norms' inputs in fp32; q, k and v after rotation and attention's output; the MLP's
+    gate, its activation and its up projection. A frozen linear layer keeps nothing of its
+    input. An adapter keeps its input in fp32, dropped out, and with dropout its mask, in fp32 too.
     """
     head = shape.head_dim or shape.hidden // shape.heads
     q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
-    norms = 2 * shape.hidden * (4 + 2 * width)
-    attention = width * (2 * (q + kv) + kv + q)
-    mlp = width * 4 * shape.mlp
+    norms = 2 * 4 * shape.hidden
+    attention = width * 2 * (q + kv)
+    mlp = width * 3 * shape.mlp
     sizes = _targets(shape)
-    adapters = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets) * ((4 + 4 + 1) if step.lora.dropout else 4)
+    adapters = (8 if step.lora.dropout else 4) * sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets)
     return norms + attention + mlp + adapters
 
 
 def _memory(shape: Shape, step: Training, checkpointing: bool) -> TrainingMemory:
     width = 4 if step.dtype == "float32" else 2
-    tokens = max(step.tokens, step.max_length)
+    tokens = max(step.tokens, step.max_length * (2 if isinstance(step, Dpo) else 1))  # a pair is one tree of two paths
     a_layer = tokens * kept_of_a_layer(shape, step, width)
-    boundary = tokens * shape.hidden * width
-    # Gradients on the way back through the MLP: of the product, the gate, the up projection and the input.
-    back = tokens * width * (3 * shape.mlp + 2 * shape.hidden)
-    largest = shape.mlp * shape.hidden * width
-    head_chunk = 2 * (64 << 20)
+    # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
+    # the down projection's weight made 16-bit again.
+    wide, weight = tokens * shape.mlp * width, shape.mlp * shape.hidden * width
+    back = max(3 * wide, wide + (weight if step.quantize == "nf4" else 0)) + 2 * tokens * shape.hidden * width
     return TrainingMemory(
         process=PROCESS_BYTES,
         weights=weight_bytes(shape, step.quantize, width),
         adapter=lora_parameters(shape, step) * 16,
-        kept=shape.layers * boundary if checkpointing else shape.layers * a_layer,
+        kept=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
         layer=(a_layer if checkpointing else 0) + back,
-        scratch=max(largest if step.quantize == "nf4" else 0, head_chunk),
     )
 
 
@@ -114,6 +110,22 @@ def checkpoints(shape: Shape, step: Training) -> bool:
 def training_memory(shape: Shape, step: Training) -> TrainingMemory:
     """The peak of a training step, for a pass of ``tokens`` tokens."""
     return _memory(shape, step, checkpoints(shape, step))
+
+
+def load_memory(shape: Shape, step: Training) -> int:
+    """Peak bytes while a base and its adapter are loaded.
+
+    For NF4 the last large weight is still in the making beside all others: in 16 bits and in
+    fp32, with the scaled values and their codes, or a product, in four bytes each.
+    """
+    width = 4 if step.dtype == "float32" else 2
+    making = shape.mlp * shape.hidden * (width + 12) if step.quantize == "nf4" else 0
+    return PROCESS_BYTES + weight_bytes(shape, step.quantize, width) + 4 * lora_parameters(shape, step) + making
+
+
+def step_memory(shape: Shape, step: Training) -> int:
+    """Peak bytes of an sft or dpo step: loading, or training."""
+    return max(load_memory(shape, step), training_memory(shape, step).peak)
 
 
 def merge_memory(shape: Shape) -> int:
