@@ -69,14 +69,15 @@ class TrainingMemory:
 def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
     """Bytes that one token leaves in one decoder layer for its backward pass.
 
-    The two norms' inputs in fp32; q, k and v after rotation and attention's output; the MLP's
-    gate, its activation and its up projection. A frozen linear layer keeps nothing of its
+    The two norms' inputs in fp32; q, k and v after rotation, k and v again where a segment has
+    them beside its prefix's, and attention's output; the MLP's gate, its activation and its up
+    projection. A frozen linear layer keeps nothing of its
     input. An adapter keeps its input in fp32, dropped out, and with dropout its mask, in fp32 too.
     """
     head = shape.head_dim or shape.hidden // shape.heads
     q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
     norms = 2 * 4 * shape.hidden
-    attention = width * 2 * (q + kv)
+    attention = width * (2 * (q + kv) + 2 * kv)
     mlp = width * 3 * shape.mlp
     sizes = _targets(shape)
     adapters = (8 if step.lora.dropout else 4) * sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets)
@@ -129,5 +130,5 @@ def step_memory(shape: Shape, step: Training) -> int:
 
 
 def merge_memory(shape: Shape) -> int:
-    """Peak bytes of a merge: one model in 16 bits while the drift is measured; a shard in the making is less."""
-    return PROCESS_BYTES + 2 * sum(parameters(shape)) + 2 * (64 << 20)
+    """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making; the shards are written with less."""
+    return PROCESS_BYTES + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)
