@@ -62,7 +62,10 @@ def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path) -> None
     assert made["hh-sft"].rows == 100_000
     assert (made["lamini-kept"].money or 0) > 1
     assert (made["answers"].money or 0) > 1
-    assert made["dpo"].memory_bytes is not None and 3e9 < made["dpo"].memory_bytes < 24e9
+    # What benchmarks/full_size.py holds against the measured peaks of the same steps.
+    assert {name: round((made[name].memory_bytes or 0) / 1e9, 1) for name in ("sft-lamini", "hh-sft", "dpo", "OpenBezoar-SFT")} == {
+        "sft-lamini": 3.5, "hh-sft": 3.5, "dpo": 3.5, "OpenBezoar-SFT": 7.7,
+    }  # fmt: skip
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
