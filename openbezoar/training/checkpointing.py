@@ -37,7 +37,9 @@ def apply(model: Any, step: Training) -> bool:
             return False
         raise ModelError(f"{type(base).__name__} has no activation checkpointing; set checkpointing to off and lower tokens")
     # Not the reentrant kind: it needs an input that requires gradients, and a frozen embedding's does not.
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # its older name
+    enable({"use_reentrant": False})
+    base.disable_input_require_grads()  # switched on for the reentrant kind; it would carry gradients to the embeddings
     give_back_large_blocks()
     return True
 
