@@ -15,6 +15,7 @@ from typing import Any
 
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node
+from openbezoar.memory import merge_memory, parameters, step_memory
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
     WITHOUT_REFERENCE,
@@ -31,7 +32,6 @@ from openbezoar.recipe import (
     Sft,
     Shape,
     TaskSpec,
-    Training,
     data_specs,
 )
 from openbezoar.records import JsonLines, read_jsonl
@@ -55,36 +55,6 @@ class Estimate:
     seconds: float | None = None
     assumed: bool = True  # the time is from no measurement
     flops: float | None = None  # of the work on a model in this process
-
-
-def parameters(shape: Shape) -> tuple[int, int]:
-    """(parameters of the linear layers inside the trunk, parameters of embeddings and head)."""
-    head = shape.head_dim or shape.hidden // shape.heads
-    kv = (shape.kv_heads or shape.heads) * head
-    layer = shape.hidden * (2 * shape.heads * head + 2 * kv) + 3 * shape.hidden * shape.mlp
-    return shape.layers * layer, (1 if shape.tied_head else 2) * shape.vocabulary * shape.hidden
-
-
-def lora_parameters(shape: Shape, step: Training) -> int:
-    """Trainable parameters of the step's adapter."""
-    head = shape.head_dim or shape.hidden // shape.heads
-    q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
-    sizes = {"q_proj": (shape.hidden, q), "k_proj": (shape.hidden, kv), "v_proj": (shape.hidden, kv), "o_proj": (q, shape.hidden),
-             "gate_proj": (shape.hidden, shape.mlp), "up_proj": (shape.hidden, shape.mlp), "down_proj": (shape.mlp, shape.hidden)}  # fmt: skip
-    return shape.layers * step.lora.r * sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets)
-
-
-def training_memory(shape: Shape, step: Training) -> int:
-    """Peak bytes of a training step: weights as held, adapter with AdamW's state, activations, one chunk of the head."""
-    linear, outer = parameters(shape)
-    width = 4 if step.dtype == "float32" else 2
-    # NF4 with double quantisation: 4 + 0.127 bits a weight [QLoRA].
-    weights = (linear * 4.127 / 8 if step.quantize == "nf4" else linear * width) + outer * width
-    adapter = lora_parameters(shape, step) * 16
-    # Kept for the backward pass of a layer, in units of the hidden width: norms, q k v, attention, residuals (about 14), and the MLP's four.
-    activations = step.tokens * shape.layers * (14 * shape.hidden + 4 * shape.mlp) * width
-    largest = shape.mlp * shape.hidden * width
-    return int(weights + adapter + activations + 2 * largest + (192 << 20))
 
 
 def estimate(graph: Graph) -> dict[str, Estimate]:
@@ -112,7 +82,7 @@ class _Book:
             return self._train(step)
         if isinstance(step, Merge):
             shape = self.shape(step.merge)
-            return Estimate(rows=step.drift_rows, memory_bytes=4 * sum(parameters(shape)) if shape else None)
+            return Estimate(rows=step.drift_rows, memory_bytes=merge_memory(shape) if shape else None)
         if isinstance(step, Evaluate):
             return self._evaluate(step)
         if isinstance(step, MtBench):
@@ -206,7 +176,7 @@ class _Book:
         tokens = seen * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)
-        made = Estimate(rows, int(tokens), 0, None, training_memory(shape, step) if shape else None)
+        made = Estimate(rows, int(tokens), 0, None, step_memory(shape, step) if shape else None)
         return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:

@@ -190,7 +190,8 @@ class Scorer:
         one's share of the loss before the next. ``greedy``: as in ``forward``, path by path.
         """
         if not self.checked:
-            self._check(max(trees, key=lambda tree: (len(tree[0].ids) <= 512, len(tree), len(tree[0].ids)))[:4])
+            short = [tree for tree in trees if len(tree[0].ids) <= 128] or [min(trees, key=lambda tree: len(tree[0].ids))]
+            self._check(max(short, key=lambda tree: (len(tree), len(tree[0].ids)))[:4])
         scores = iter(self.forward([path for tree in trees for path in tree], greedy) if self.plain else self.forest(trees, greedy))
         return [[next(scores) for _ in tree] for tree in trees]
 

@@ -1,17 +1,22 @@
 """``merge``: adapters into their base, added in fp32 and then cast; the drift is measured.
 
-Writes ``model/`` (safetensors, config, tokenizer) and ``model.json``. The drift compares
-the unmerged model, as it was trained, with the merged one on held-out rows: the loss of
-both, the mean KL of the next-token distributions, and the greatest difference of an answer
-token's log-probability.
+Writes ``model/`` (safetensors, config, tokenizer) and ``model.json``. Tensors are merged and
+written one after another; then the unmerged model, as it was trained, is compared with the
+one that was written, loaded again, on held-out rows: the loss of both, the mean KL of the
+next-token distributions, and the greatest difference of an answer token's log-probability.
+One model is in memory at a time, in 16 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
@@ -19,8 +24,9 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Dpo, Merge, Sft
 from openbezoar.records import Example
+from openbezoar.training import shards
 from openbezoar.training.data import Renderer
-from openbezoar.training.load import DTYPES, dequantize_nf4, free, load_base, load_for_inference, merge_into
+from openbezoar.training.load import DTYPES, device, free, load_base, load_for_inference
 
 
 def run(step: Merge, context: StepContext) -> dict[str, Any]:
@@ -30,22 +36,24 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     unmerged, tokenizer = load_for_inference(checkpoint)
     renderer = Renderer(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), 1024, "truncate", context.counts)
     trees = renderer.examples(rows)
-    before = list(_distributions(unmerged, trees))
-    unmerged_loss = _loss(before)
+    before = _Answers.of(unmerged, trees)
+    unmerged_loss = before.loss()
     del unmerged
     free()
 
     tried: dict[str, dict[str, Any]] = {}
     for onto in ("original", "dequantized") if step.onto == "best" and checkpoint.quantize == "nf4" else ("original",) if step.onto == "best" else (step.onto,):
-        merged = _merged(onto, checkpoint).to(DTYPES[step.dtype])
-        tried[onto] = _drift(before, merged.eval(), trees)
-        if min(tried, key=lambda name: tried[name]["loss"]) == onto:
-            merged.config.dtype = DTYPES[step.dtype]
-            merged.save_pretrained(str(context.out / "model"))
-        del merged
+        folder = context.out / f"model-{onto}"
+        shutil.rmtree(folder, ignore_errors=True)
+        _write(onto, checkpoint, step, folder)
+        tokenizer.save_pretrained(str(folder))
+        tried[onto] = _drift(before, Checkpoint(onto, str(folder.resolve()), (), "none", step.dtype, checkpoint.prompt), trees)
         free()
+        for worse in [name for name in tried if tried[name]["loss"] > min(d["loss"] for d in tried.values())]:
+            shutil.rmtree(context.out / f"model-{worse}", ignore_errors=True)
     chosen = min(tried, key=lambda name: tried[name]["loss"])
-    tokenizer.save_pretrained(str(context.out / "model"))
+    shutil.rmtree(context.out / "model", ignore_errors=True)
+    (context.out / f"model-{chosen}").rename(context.out / "model")
     made = Checkpoint(context.name, str(context.out / "model"), (), "none", step.dtype, checkpoint.prompt, checkpoint.licence)
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
     losses = ", ".join(f"{tried[name]['loss']:.3f} merged onto {name}" for name in tried)
@@ -60,17 +68,24 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     }
 
 
-def _merged(onto: str, checkpoint: Checkpoint) -> Any:
-    """The base in fp32 with all adapters added, the last one onto the base that was asked for."""
-    older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1:]
+def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> None:
+    """The base with all adapters added, the last one onto the base that was asked for, as shards with their config."""
+    from transformers import GenerationConfig
+
+    older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1]
+    source, dtype = checkpoint.folder(), DTYPES[step.dtype]
     # What the training step quantised is the 16-bit model, so that is where NF4's values come from.
-    model: Any = load_base(checkpoint, older, "none", checkpoint.dtype)
-    if onto == "dequantized" and checkpoint.quantize == "nf4":
-        dequantize_nf4(model)
-    model = model.float()
-    for adapter in last:
-        merge_into(model, adapter)
-    return model
+    nf4 = onto == "dequantized" and checkpoint.quantize == "nf4"
+    model = shards.skeleton(source)
+    weights = shards.weights_of(source, DTYPES[checkpoint.dtype], device(), older, last, dtype, nf4)
+    shards.write(shards.of_model(weights, model), folder)
+    model.config.dtype = dtype
+    model.config.save_pretrained(str(folder))
+    try:
+        generation = GenerationConfig.from_pretrained(str(source))
+    except OSError:  # the base has none
+        generation = model.generation_config
+    generation.save_pretrained(str(folder))
 
 
 def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
@@ -84,39 +99,61 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     return context.examples(trained.sft if isinstance(trained, Sft) else trained.dpo, step.drift_rows, trained.heldout_every)
 
 
-Distributions = Iterable[tuple[torch.Tensor, torch.Tensor]]
+@dataclass
+class _Answers:
+    """What a model says at the answers' positions, as hidden states: its head makes the distributions again when they are needed.
+
+    Row by row, hidden states [tokens, hidden] and the answer's ids [tokens]. A row's
+    distributions take vocabulary / hidden times as much, and all rows' can pass the model's own size.
+    """
+
+    scorer: Scorer
+    rows: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any, trees: Sequence[Tree]) -> _Answers:
+        scorer = Scorer(model, plain=True)
+        rows = []
+        for (path,) in trees:
+            start = list(path.scored).index(True)
+            ids = torch.tensor([path.ids], device=scorer.device)
+            hidden = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, start - 1 : -1]
+            rows.append((hidden.clone(), ids[0, start:]))
+        scorer.model = scorer.trunk = nn.Identity()  # only the head is still needed; the rest can go
+        return cls(scorer, rows)
+
+    @torch.no_grad()
+    def distributions(self, row: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float32 log-distributions [tokens, vocabulary] and ids, a few tokens at a time."""
+        hidden, ids = self.rows[row]
+        for part, wanted in zip(torch.split(hidden, self.scorer.chunk), torch.split(ids, self.scorer.chunk), strict=True):
+            yield self.scorer.logits(part).log_softmax(-1), wanted
+
+    def loss(self) -> float:
+        """Mean negative log-likelihood of an answer token."""
+        picked = torch.cat([log.gather(1, ids[:, None])[:, 0] for row in range(len(self.rows)) for log, ids in self.distributions(row)])
+        return -float(picked.mean())
 
 
 @torch.no_grad()
-def _distributions(model: Any, trees: Sequence[Tree]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Row by row: float32 log-distributions at the answer's positions [tokens, vocabulary], and the answer's ids."""
-    scorer = Scorer(model, plain=True)
-    for (path,) in trees:
-        start = list(path.scored).index(True)
-        ids = torch.tensor([path.ids], device=scorer.device)
-        hidden = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, start - 1 : -1]
-        yield scorer.logits(hidden).log_softmax(-1).cpu(), ids[0, start:].cpu()
-
-
-def _loss(rows: Distributions) -> float:
-    """Mean negative log-likelihood of an answer token."""
-    picked = torch.cat([log.gather(1, ids[:, None])[:, 0] for log, ids in rows])
-    return -float(picked.mean())
-
-
-def _drift(before: Distributions, merged: Any, trees: Sequence[Tree]) -> dict[str, Any]:
+def _drift(before: _Answers, merged: Checkpoint, trees: Sequence[Tree]) -> dict[str, Any]:
     """Loss of the merged model, mean KL(unmerged ‖ merged) per position, and differences of the answer tokens' log-probabilities."""
-    kl, tokens, greatest, total, loss, rows = 0.0, 0, 0.0, 0.0, 0.0, 0
-    for (p, ids), (q, _) in zip(before, _distributions(merged, trees), strict=True):
-        kl += float((p.exp() * (p - q)).sum())
-        difference = (p - q).gather(1, ids[:, None]).abs()
-        loss -= float(q.gather(1, ids[:, None]).sum())
-        greatest, total, tokens, rows = max(greatest, float(difference.max())), total + float(difference.sum()), tokens + len(ids), rows + 1
+    model: Any = load_base(merged, (), "none", merged.dtype)
+    after = _Answers.of(model.eval(), trees)
+    del model
+    kl, tokens, greatest, total, loss = 0.0, 0, 0.0, 0.0, 0.0
+    for row in range(len(trees)):
+        for (p, ids), (q, _) in zip(before.distributions(row), after.distributions(row), strict=True):
+            kl += float((p.exp() * (p - q)).sum())
+            difference = (p - q).gather(1, ids[:, None]).abs()
+            loss -= float(q.gather(1, ids[:, None]).sum())
+            greatest, total, tokens = max(greatest, float(difference.max())), total + float(difference.sum()), tokens + len(ids)
     return {
         "loss": loss / tokens,
         "kl": kl / tokens,
         "max_logprob_difference": greatest,
         "mean_logprob_difference": total / tokens,
-        "rows": rows,
+        "rows": len(trees),
         "tokens": tokens,
     }

@@ -14,7 +14,7 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Training
 from openbezoar.runs import step_seed
-from openbezoar.training import distributed
+from openbezoar.training import checkpointing, distributed
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import free, load_for_training, load_tokenizer
 from openbezoar.training.loop import Objective, train
@@ -46,6 +46,7 @@ def set_up(step: Training, context: StepContext, continues: bool, renderer: Rend
     continues = continues and bool(checkpoint.adapters)
     renderer = renderer or renderer_of(step, context)
     model = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
+    checkpointing.apply(model, step)
     return Bench(model, Scorer(model, step.tokens), renderer.formatter, renderer, checkpoint, continues)
 
 

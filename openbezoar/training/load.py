@@ -6,20 +6,23 @@ stays an adapter. The base is then held as it was when that adapter was trained 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
-import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from openbezoar.errors import ModelError
+from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora
 from openbezoar.training.lora import fast_lora
+from openbezoar.training.shards import Weight, nf4_values, quantised_layers, skeleton, weights_of
 
 # bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -69,8 +72,9 @@ def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
         )
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"]) -> nn.Module:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"], weights: Mapping[str, Weight] | None = None) -> nn.Module:
+    """The model in a folder; with ``weights``, these instead of the folder's own, each made when it is its turn."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
@@ -83,7 +87,13 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
+            if weights is None:
+                model: nn.Module = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
+            else:
+                blank = skeleton(folder)
+                model = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
+                with contextlib.suppress(OSError):  # a base may have none; the model's config gave it one then
+                    model.generation_config = GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]})") from None
     keep_4bit_layout(model)
@@ -103,76 +113,27 @@ def keep_4bit_layout(model: nn.Module) -> None:
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  no such attribute is declared
 
 
-def adapter_deltas(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A PEFT LoRA folder as {module name: (A, B, scale)}; the update is scale * B @ A, in fp32."""
-    import json
-
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for unknown in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
-        if config.get(unknown):
-            raise ModelError(f"{folder}: adapters with {unknown} cannot be merged here; merge with PEFT first")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
-    deltas = {}
-    for name, a in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight").removeprefix("base_model.model.")
-            deltas[module] = (a.float(), tensors[name.replace(".lora_A.", ".lora_B.")].float(), scale)
-    if not deltas:
-        raise ModelError(f"{folder}: no LoRA weights in adapter_model.safetensors")
-    return deltas
-
-
-@torch.no_grad()
-def merge_into(model: nn.Module, adapter: Path) -> None:
-    """Add an adapter to a 16- or 32-bit model's weights: W + scale * B A in fp32, then the weight's own dtype."""
-    modules = dict(model.named_modules())
-    for name, (a, b, scale) in adapter_deltas(adapter).items():
-        if name not in modules:
-            raise ModelError(f"{adapter}: the model has no module '{name}'; the adapter belongs to another model")
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
-        weight.copy_((weight.float() + scale * (b.to(weight.device) @ a.to(weight.device))).to(weight.dtype))
-
-
 def dequantize_nf4(model: nn.Module) -> None:
     """Replace every linear layer's weight by what NF4 with double quantisation makes of it, in place.
 
     The output head and embeddings stay, as bitsandbytes leaves them.
     """
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    for layer in model.modules():
-        if type(layer) is nn.Linear and layer is not head:
-            packed, state = quantize_4bit(layer.weight.data, quant_type="nf4", compress_statistics=True)
-            layer.weight.data = dequantize_4bit(packed, state).to(layer.weight.dtype)
+    for name in quantised_layers(model):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        layer.weight.data = nf4_values(layer.weight.data)
 
 
 def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str) -> nn.Module:
     """The base with ``adapters`` merged in, held as asked for.
 
-    Merging before quantising needs the merged weights as a folder, so they pass through a
-    temporary one when both are wanted.
+    Each tensor is read, merged, cast and quantised before the next one is read, so an NF4
+    base is never whole in 16 bits.
     """
     folder = checkpoint.folder()
-    if not adapters:
+    if quantize == "none" and not adapters:
         return _from_pretrained(folder, DTYPES[dtype], quantize)
-    model = _from_pretrained(folder, DTYPES[dtype], "none")
-    for adapter in adapters:
-        merge_into(model, adapter)
-    if quantize == "none":
-        return model
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="openbezoar-") as scratch:
-        model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[assignment]  # each process reads its own folder
-        model.save_pretrained(scratch)  # type: ignore[operator]
-        del model
-        gc.collect()
-        return _from_pretrained(Path(scratch), DTYPES[dtype], quantize)
+    return _from_pretrained(folder, DTYPES[dtype], quantize, weights_of(folder, DTYPES[dtype], device(), adapters))
 
 
 def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
@@ -183,34 +144,16 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """
     tokenizer = load_tokenizer(checkpoint.folder())
     older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1:]
-    model: Any = load_base(checkpoint, older, "none", checkpoint.dtype)
+    if last and checkpoint.quantize == "nf4":
+        folder, dtype = checkpoint.folder(), DTYPES[checkpoint.dtype]
+        model: Any = _from_pretrained(folder, dtype, "none", weights_of(folder, dtype, device(), older, nf4=True))
+    else:
+        model = load_base(checkpoint, older, "none", checkpoint.dtype)
     if last:
-        if checkpoint.quantize == "nf4":
-            dequantize_nf4(model)
         model = wrap(model, last[0], trainable=False)
     model.eval()
     model.requires_grad_(False)
     return model, tokenizer
-
-
-def _unpacked_fits(checkpoint: Checkpoint, dtype: str) -> bool:
-    """On a CPU, whether the weights at the dtype's width take at most a quarter of the memory that is free now."""
-    if device().type != "cpu":
-        return False
-    stored = sum(path.stat().st_size for path in checkpoint.folder().glob("*.safetensors"))  # in 16 bits
-    free = _free_memory()
-    return stored * (2 if dtype == "float32" else 1) <= free / 4
-
-
-def _free_memory() -> int:
-    """Bytes that can be allocated without swapping; without Linux's /proc, half of all memory."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
@@ -240,9 +183,9 @@ def load_for_training(
     from peft import LoraConfig, get_peft_model
 
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
-    if quantize == "nf4" and (nf4 == "unpacked" or (nf4 == "auto" and _unpacked_fits(checkpoint, dtype))):
-        model = load_base(checkpoint, older, "none", dtype)
-        dequantize_nf4(model)
+    folder = checkpoint.folder()
+    if quantize == "nf4" and unpacks(sum(file.stat().st_size for file in folder.glob("*.safetensors")), nf4, dtype):
+        model = _from_pretrained(folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), older, nf4=True))
     else:
         model = load_base(checkpoint, older, quantize, dtype)
     if continues:

@@ -1,0 +1,168 @@
+"""How much memory a model of a given shape takes: parameters, weights as held, what a training step keeps.
+
+From first principles: each term is a count of values times their width. The two constants
+are measured and say of what. Nothing here imports torch, so that ``plan`` can use it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from openbezoar.recipe import Dpo, Shape, Training
+
+# The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
+PROCESS_BYTES = 460 << 20
+# Without being told, activations are kept whole where the step then stays within an 8 GB card.
+AUTO_BYTES = 7_500_000_000
+# 'plan' does not import torch, so a GPU is known by its driver's file.
+GPU = Path("/dev/nvidiactl")
+
+
+def parameters(shape: Shape) -> tuple[int, int]:
+    """(parameters of the linear layers inside the trunk, parameters of embeddings and head)."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    kv = (shape.kv_heads or shape.heads) * head
+    layer = shape.hidden * (2 * shape.heads * head + 2 * kv) + 3 * shape.hidden * shape.mlp
+    return shape.layers * layer, (1 if shape.tied_head else 2) * shape.vocabulary * shape.hidden
+
+
+def _targets(shape: Shape) -> dict[str, tuple[int, int]]:
+    """(values in, values out) of each linear layer that can carry an adapter."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
+    return {
+        "q_proj": (shape.hidden, q),
+        "k_proj": (shape.hidden, kv),
+        "v_proj": (shape.hidden, kv),
+        "o_proj": (q, shape.hidden),
+        "gate_proj": (shape.hidden, shape.mlp),
+        "up_proj": (shape.hidden, shape.mlp),
+        "down_proj": (shape.mlp, shape.hidden),
+    }
+
+
+def lora_parameters(shape: Shape, step: Training) -> int:
+    """Trainable parameters of the step's adapter."""
+    sizes = _targets(shape)
+    return shape.layers * step.lora.r * sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets)
+
+
+def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
+    """The base as held while it is trained on: NF4 with double quantisation is 4 + 8/64 + 32/(64·256) bits a weight [QLoRA]."""
+    linear, outer = parameters(shape)
+    return int((linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 if quantize == "nf4" else linear * width) + outer * width)
+
+
+def unpacks(in_16_bits: int, nf4: str, dtype: str) -> bool:
+    """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the free memory of a machine without a GPU."""
+    if nf4 != "auto":
+        return nf4 == "unpacked"
+    return not GPU.exists() and in_16_bits * (2 if dtype == "float32" else 1) <= free_bytes() / 4
+
+
+def free_bytes() -> int:
+    """Bytes that can be allocated without swapping; without Linux's /proc, half of all memory."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _held(shape: Shape, step: Training) -> str:
+    """'nf4' if the base lies packed in memory."""
+    if step.quantize == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype):
+        return "none"
+    return step.quantize
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of a training step at its peak, term by term."""
+
+    process: int  # the interpreter and its libraries
+    weights: int  # the base as held
+    adapter: int  # fp32 values, gradients and AdamW's two moments
+    kept: int  # for the backward pass, by all layers
+    layer: int  # what one layer holds while it is passed backward, beyond what is kept
+
+    @property
+    def peak(self) -> int:
+        return self.process + self.weights + self.adapter + self.kept + self.layer
+
+
+def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
+    """Bytes that one token leaves in one decoder layer for its backward pass.
+
+    The two norms' inputs in fp32; q, k, v and attention's output in fp32 (as on a CPU; a GPU
+    keeps half), k and v again where a segment has them beside its prefix's; the MLP's gate,
+    its activation and its up projection. A frozen linear layer keeps nothing of its input; an
+    adapter does, once for those that share it, and with dropout a byte a value for its own mask.
+    """
+    head = shape.head_dim or shape.hidden // shape.heads
+    q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
+    norms = 2 * 4 * shape.hidden
+    attention = 4 * (2 * q + 2 * kv + 2 * kv)
+    mlp = width * 3 * shape.mlp
+    sizes = _targets(shape)
+    inputs = {INPUTS.get(t, t): sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets}
+    masks = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets) if step.lora.dropout else 0
+    return norms + attention + mlp + width * sum(inputs.values()) + masks
+
+
+INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
+"""Linear layers that are given the same tensor."""
+
+
+def _memory(shape: Shape, step: Training, checkpointing: bool) -> TrainingMemory:
+    width, held = 4 if step.dtype == "float32" else 2, _held(shape, step)
+    tokens = max(step.tokens, step.max_length * (2 if isinstance(step, Dpo) else 1))  # a pair is one tree of two paths
+    a_layer = tokens * kept_of_a_layer(shape, step, width)
+    # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
+    # the down projection's weight made 16-bit again.
+    wide, weight = tokens * shape.mlp * width, shape.mlp * shape.hidden * width
+    back = max(3 * wide, wide + (weight if held == "nf4" else 0)) + 2 * tokens * shape.hidden * width
+    return TrainingMemory(
+        process=PROCESS_BYTES,
+        weights=weight_bytes(shape, held, width),
+        adapter=lora_parameters(shape, step) * 16,
+        kept=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
+        layer=(a_layer if checkpointing else 0) + back,
+    )
+
+
+def checkpoints(shape: Shape, step: Training) -> bool:
+    """Whether the step recomputes activations: as the recipe says; with ``auto``, where keeping them would take more than 7.5 GB."""
+    if step.checkpointing != "auto":
+        return step.checkpointing
+    return _memory(shape, step, checkpointing=False).peak > AUTO_BYTES
+
+
+def training_memory(shape: Shape, step: Training) -> TrainingMemory:
+    """The peak of a training step, for a pass of ``tokens`` tokens."""
+    return _memory(shape, step, checkpoints(shape, step))
+
+
+def load_memory(shape: Shape, step: Training) -> int:
+    """Peak bytes while a base and its adapter are loaded.
+
+    For NF4 the last large weight is still in the making beside all others: in 16 bits and in
+    fp32, with the scaled values and their codes, or a product, in four bytes each.
+    """
+    width = 4 if step.dtype == "float32" else 2
+    making = shape.mlp * shape.hidden * (width + 12) if step.quantize == "nf4" else 0
+    return PROCESS_BYTES + weight_bytes(shape, _held(shape, step), width) + 4 * lora_parameters(shape, step) + making
+
+
+def step_memory(shape: Shape, step: Training) -> int:
+    """Peak bytes of an sft or dpo step: loading, or training."""
+    return max(load_memory(shape, step), training_memory(shape, step).peak)
+
+
+def merge_memory(shape: Shape) -> int:
+    """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making; the shards are written with less."""
+    return PROCESS_BYTES + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)

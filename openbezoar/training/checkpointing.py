@@ -1,0 +1,61 @@
+"""Activation checkpointing: a layer keeps its input only, and is run again in the backward pass.
+
+About a third more arithmetic for a fraction of the memory. The random state is restored for
+the second run, so gradients are the same bits, dropout included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+from openbezoar.errors import ModelError
+from openbezoar.memory import checkpoints
+from openbezoar.recipe import Shape, Training
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape in a model's config."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return Shape(
+        hidden=text.hidden_size, layers=text.num_hidden_layers, heads=text.num_attention_heads, kv_heads=getattr(text, "num_key_value_heads", None),
+        head_dim=getattr(text, "head_dim", None), mlp=text.intermediate_size, vocabulary=text.vocab_size, tied_head=bool(text.tie_word_embeddings),
+    )  # fmt: skip
+
+
+def apply(model: Any, step: Training) -> bool:
+    """Switch checkpointing on where the step wants it; whether it is on.
+
+    Raises ModelError where the step asks for it and the model has none.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not checkpoints(shape_of(base.config), step):
+        return False
+    if not base.supports_gradient_checkpointing:
+        if step.checkpointing == "auto":
+            return False
+        raise ModelError(f"{type(base).__name__} has no activation checkpointing; set checkpointing to off and lower tokens")
+    # Not the reentrant kind: it needs an input that requires gradients, and a frozen embedding's does not.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # its older name
+    enable({"use_reentrant": False})
+    base.disable_input_require_grads()  # switched on for the reentrant kind; it would carry gradients to the embeddings
+    give_back_large_blocks()
+    return True
+
+
+M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+
+
+def give_back_large_blocks(size: int = 1 << 20) -> None:
+    """Have glibc return blocks of ``size`` bytes or more to the system when they are freed; elsewhere nothing happens.
+
+    Left alone it keeps blocks of up to 32 MB in a heap of holes once one was freed, and a
+    step of a large model on the CPU holds twice what its tensors take.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        libc.mallopt(ctypes.c_int(M_MMAP_THRESHOLD), ctypes.c_int(size))
+        libc.malloc_trim(ctypes.c_size_t(0))  # what loading left behind

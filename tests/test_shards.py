@@ -1,0 +1,238 @@
+"""Merging and quantising tensor by tensor: the same bits as whole, and never more than one large tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from openbezoar.errors import ModelError
+from openbezoar.forest import Path as TokenPath
+from openbezoar.forest import Scorer
+from openbezoar.models import Checkpoint
+from openbezoar.recipe import Lora, PromptSpec, Sft
+from openbezoar.training import checkpointing, shards
+from openbezoar.training.load import dequantize_nf4, load_base, load_for_inference, load_for_training
+
+CPU = torch.device("cpu")
+
+
+def checkpoint(folder: Path, adapters: tuple[Path, ...] = (), quantize: str = "nf4", dtype: str = "bfloat16") -> Checkpoint:
+    return Checkpoint("base", str(folder), adapters, quantize, dtype, PromptSpec())  # type: ignore[arg-type]
+
+
+def save_adapter(base: Path, out: Path, seed: int, targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")) -> Path:
+    """A PEFT adapter with random A and B."""
+    model, _ = load_for_training(checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", "float32", False, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0.0, 0.2, generator=generator)
+    model.save_pretrained(str(out), save_embedding_layers=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return save_adapter(tiny, folder / "first", 1), save_adapter(tiny, folder / "second", 2)
+
+
+def whole(folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).requires_grad_(False)
+
+
+def merge_whole(model: Any, adapter: Path) -> None:
+    """The arithmetic on a whole model: W + scale B A in float32, then the weight's own dtype."""
+    modules = dict(model.named_modules())
+    for name, update in shards.adapter_deltas(adapter).items():
+        weight = modules[name].weight
+        weight.copy_((weight.float() + update.scale * (update.b @ update.a)).to(weight.dtype))
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype and torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("nf4", [False, True], ids=["onto the original", "onto the dequantized"])
+def test_a_merge_by_shards_gives_the_bits_of_a_merge_of_the_whole(tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, nf4: bool) -> None:
+    first, second = adapters
+    weights = shards.weights_of(tiny, torch.bfloat16, CPU, (first,), second, torch.bfloat16, nf4)
+    shards.write(weights, tmp_path, most=100_000)
+    index = json.loads((tmp_path / shards.INDEX).read_text())
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(file.stat().st_size < 110_000 for file in files)
+    written = {name: value for file in files for name, value in load_file(file).items()}
+    assert {name: name in load_file(tmp_path / file) for name, file in index["weight_map"].items()} == dict.fromkeys(written, True)
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in written.values())
+
+    model = whole(tiny, torch.bfloat16)
+    merge_whole(model, first)
+    if nf4:
+        dequantize_nf4(model)
+    model = model.float()
+    merge_whole(model, second)
+    same(written, model.to(torch.bfloat16).state_dict())
+    assert not torch.equal(written["model.layers.0.mlp.down_proj.weight"], load_file(tiny / shards.WHOLE)["model.layers.0.mlp.down_proj.weight"].bfloat16())
+
+
+def packed(model: Any) -> dict[str, torch.Tensor]:
+    """Bytes and both levels of scales of each 4-bit weight, and every other tensor as it is."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        found[name] = parameter.data
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            found |= {f"{name}.scales": state.absmax, f"{name}.scales of scales": state.state2.absmax, f"{name}.offset": state.offset}
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, count: int) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    ours = load_base(checkpoint(tiny), adapters[:count], "nf4", "bfloat16")
+    model = whole(tiny, torch.bfloat16)
+    for adapter in adapters[:count]:
+        merge_whole(model, adapter)
+    model.save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"})
+    same(packed(ours), packed(theirs))
+    four_bit = [name for name in packed(ours) if name.endswith(".scales")]
+    assert len(four_bit) == 2 * 7
+    assert {name.removesuffix(".weight.scales") for name in four_bit} == set(shards.quantised_layers(shards.skeleton(tiny)))
+
+
+def test_for_inference_the_base_has_the_values_that_nf4_gave_it_in_training(tiny: Path, adapters: tuple[Path, Path]) -> None:
+    first, second = adapters
+    model, _ = load_for_inference(checkpoint(tiny, (first, second)))
+    base = whole(tiny, torch.bfloat16)
+    merge_whole(base, first)
+    dequantize_nf4(base)
+    ours = model.get_base_model().state_dict()
+    for name, value in base.state_dict().items():
+        held = ours.get(name, ours.get(name.replace(".weight", ".base_layer.weight")))
+        assert held is not None and torch.equal(held, value), name
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the greatest tensor that any operation makes, and the most that are alive of large ones."""
+
+    def __init__(self, large: int) -> None:
+        super().__init__()
+        self.large, self.greatest, self.most_alive = large, 0, 0
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        import weakref
+
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                storage = tensor.untyped_storage()
+                self.greatest = max(self.greatest, storage.nbytes())
+                if storage.nbytes() >= self.large and storage.data_ptr() not in self.alive:
+                    place = storage.data_ptr()
+                    self.alive[place] = storage.nbytes()
+                    weakref.finalize(tensor, self.alive.pop, place, None)
+                    self.most_alive = max(self.most_alive, sum(self.alive.values()))
+        return out
+
+
+def test_no_more_than_one_weight_s_work_is_alive_while_a_model_is_made_tensor_by_tensor(tiny: Path, adapters: tuple[Path, Path]) -> None:
+    weights = shards.weights_of(tiny, torch.bfloat16, CPU, adapters[:1], adapters[1], torch.bfloat16, nf4=True)
+    elements = max(torch.Size(weight.shape()).numel() for weight in weights.values())
+    with Largest(large=8192) as seen:
+        for weight in weights.values():
+            weight[...]
+    # One weight in float32 at most, and of those the stored one, the sum and its terms, and what quantising it takes.
+    assert 0 < seen.greatest <= 4 * elements
+    assert seen.most_alive <= 6 * 4 * elements
+    assert sum(4 * torch.Size(weight.shape()).numel() for weight in weights.values()) > 2 * seen.most_alive
+
+
+def test_old_rotary_tables_are_left_out_and_everything_is_kept_where_names_differ(tiny: Path) -> None:
+    weights, model = shards.weights_of(tiny, torch.bfloat16, CPU), shards.skeleton(tiny)
+    extra = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": weights["model.norm.weight"]}
+    assert shards.of_model(extra, model).keys() == weights.keys()
+    renamed = {f"language_model.{name}": weight for name, weight in weights.items()}
+    assert shards.of_model(renamed, model).keys() == renamed.keys()
+
+
+def test_an_adapter_of_another_model_is_refused_by_name(tiny: Path, tiny_gemma: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny, tmp_path / "adapter", 3)
+    content = load_file(adapter / "adapter_model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({name.replace("layers.1.", "layers.7."): value for name, value in content.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"no weight 'model\.layers\.7\.[a-z_.]+weight'; the adapter belongs to another model"):
+        load_base(checkpoint(tiny), (adapter,), "nf4", "bfloat16")
+
+
+def test_pickled_weights_and_absent_shards_are_refused(tiny: Path, tmp_path: Path) -> None:
+    for file in tiny.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({"x": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"expected a model folder with safetensors"):
+        shards.weights_of(tmp_path, torch.bfloat16, CPU)
+    with pytest.raises(ModelError, match=r"it has \.bin weights only"):
+        load_base(checkpoint(tmp_path), (), "nf4", "bfloat16")
+    (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(ModelError, match=r"names 'model-00001-of-00002\.safetensors', which is not there"):
+        shards.weights_of(tmp_path, torch.bfloat16, CPU)
+
+
+# ------------------------------------------------------------------------ activation checkpointing
+
+
+def trees() -> Iterator[tuple[TokenPath, ...]]:
+    generator = torch.Generator().manual_seed(5)
+    for n in (30, 12, 40):
+        ids = torch.randint(3, 400, (n,), generator=generator).tolist()
+        yield TokenPath.of(ids[: n // 2], ids[n // 2 :]), TokenPath.of(ids[: n // 2], ids[: n // 3])
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("model_fixture", ["tiny", "tiny_gemma"])
+def test_checkpointing_leaves_gradients_bit_identical_dropout_included(model_fixture: str, quantize: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(model_fixture)
+    found = []
+    for on in (False, True):
+        dtype = "bfloat16" if quantize == "nf4" else "float32"
+        model, _ = load_for_training(checkpoint(folder), Lora(r=4, dropout=0.3), quantize, dtype, False, 3)  # type: ignore[arg-type]
+        assert checkpointing.apply(model, Sft(sft="x", model="base", checkpointing=on)) is on
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first, and A's gradient with it
+                parameter.data.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+        model.train()
+        runs, layer = [], model.get_base_model().model.layers[0].self_attn
+        layer.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        scorer, batch = Scorer(model), list(trees())
+        scorer.checked = True
+        torch.manual_seed(11)
+        torch.stack([path.sum() for tree in scorer.score(batch) for path in tree]).sum().backward()
+        assert len(runs) == (2 if on else 1)
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(float(gradient.abs().max()) > 0 for gradient in found[0].values())
+    same(found[1], found[0])
+
+
+def test_checkpointing_is_no_part_of_a_step_s_key(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    from openbezoar import graph
+    from openbezoar.recipe import load
+
+    path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
+    keys = {graph.build(load(path, [f"steps.a.checkpointing={value}"]), path, tmp_path / "runs").nodes["a"].key for value in ("auto", "on", "off")}
+    assert len(keys) == 1
