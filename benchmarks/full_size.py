@@ -183,7 +183,7 @@ def load(folder: Path, adapters: tuple[Path, ...]) -> dict[str, Any]:
     from openbezoar.training.load import load_for_training
 
     checkpoint = Checkpoint("base", str(folder / "base"), adapters, "nf4", "bfloat16", PromptSpec())
-    model, _ = load_for_training(checkpoint, Lora.model_validate(LORA), "nf4", "bfloat16", False, 0)
+    model = load_for_training(checkpoint, Lora.model_validate(LORA), "nf4", "bfloat16", False, 0)
     return {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad), "held": status()["resident"]}
 
 
@@ -191,7 +191,7 @@ def run_step(folder: Path, name: str) -> dict[str, Any]:
     """One step of the recipe, through the package's own graph; its manifest's numbers."""
     from openbezoar import graph
     from openbezoar.progress import PlainProgress
-    from openbezoar.recipe import load as load_recipe
+    from openbezoar.recipe_file import load as load_recipe
 
     path = folder / "recipe.json"
     shutil.rmtree(folder / "runs/full" / name, ignore_errors=True)
@@ -238,7 +238,7 @@ def estimates(folder: Path) -> dict[str, int | None]:
     from openbezoar.estimates import estimate
     from openbezoar.memory import load_memory
     from openbezoar.recipe import LocalModel, Sft
-    from openbezoar.recipe import load as load_recipe
+    from openbezoar.recipe_file import load as load_recipe
 
     path = folder / "recipe.json"
     built = graph.build(load_recipe(path), path, folder / "plan")

@@ -29,7 +29,7 @@ def checkpoint(folder: Path, adapters: tuple[Path, ...] = (), quantize: str = "n
 
 def save_adapter(base: Path, out: Path, seed: int, targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")) -> Path:
     """A PEFT adapter with random A and B."""
-    model, _ = load_for_training(checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", "float32", False, seed)
+    model = load_for_training(checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", "float32", False, seed)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -211,7 +211,7 @@ def test_checkpointing_leaves_gradients_bit_identical_dropout_included(model_fix
     found = []
     for on in (False, True):
         dtype = "bfloat16" if quantize == "nf4" else "float32"
-        model, _ = load_for_training(checkpoint(folder), Lora(r=4, dropout=0.3), quantize, dtype, False, 3)  # type: ignore[arg-type]
+        model = load_for_training(checkpoint(folder), Lora(r=4, dropout=0.3), quantize, dtype, False, 3)  # type: ignore[arg-type]
         assert checkpointing.apply(model, Sft(sft="x", model="base", checkpointing=on)) is on
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, and A's gradient with it
@@ -231,7 +231,7 @@ def test_checkpointing_leaves_gradients_bit_identical_dropout_included(model_fix
 
 def test_checkpointing_is_no_part_of_a_step_s_key(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     from openbezoar import graph
-    from openbezoar.recipe import load
+    from openbezoar.recipe_file import load
 
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     keys = {graph.build(load(path, [f"steps.a.checkpointing={value}"]), path, tmp_path / "runs").nodes["a"].key for value in ("auto", "on", "off")}
