@@ -11,6 +11,9 @@ TOOLS := $(VENV)/.tools
 # Modules are compiled when they are first imported, which few of them ever are.
 PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 
+# Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-distributed check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
