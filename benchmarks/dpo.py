@@ -9,22 +9,18 @@ benchmarks/training.py has what the sides share, benchmarks/duel.py the course o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks import common, duel, training
 from benchmarks.duel import Plan
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
-from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Dpo
-from openbezoar.training.loop import train
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import preference_objective, same_pass_reference
 
@@ -44,19 +40,7 @@ def ours(job: Job) -> dict[str, Any]:
         # The filled adapter is not zero, so policy and reference differ at the first step.
         objective = replace(objective, check_first=lambda metrics: None)
         extra = {"logprobs": _scores(scorer, model, training.flat(training.in_our_order(trees, settings)))}
-    loaded = common.resident_peak()
-    with tempfile.TemporaryDirectory() as folder:
-        with common.Stopwatch() as watch:
-            train(model, scorer, trees, objective, settings, Path(folder), PlainProgress(quiet=True), training.SEED)
-        first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
-    return {
-        "seconds": watch.seconds,
-        "peak_memory": common.peak_memory(),
-        "loaded_memory": loaded,
-        "loss": first["loss"],
-        "gradient_norm": first["gradient_norm"],
-        **extra,
-    }
+    return {**training.time_ours(model, scorer, trees, objective, settings), **extra}
 
 
 def _scores(scorer: Scorer, model: Any, trees: Sequence[Tree]) -> list[float]:

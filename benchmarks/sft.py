@@ -9,21 +9,17 @@ benchmarks/duel.py the course of a run.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks import common, duel, training
 from benchmarks.duel import Plan
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
-from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Sft
-from openbezoar.training.loop import train
 from openbezoar.training.objectives import sft_objective
 
 
@@ -36,18 +32,7 @@ def ours(job: Job) -> dict[str, Any]:
         training.fill_adapter(model)
     scorer = Scorer(model, settings.tokens)
     objective = replace(sft_objective(scorer, []), heldout=lambda: {"loss": 0.0})
-    loaded = common.resident_peak()
-    with tempfile.TemporaryDirectory() as folder:
-        with common.Stopwatch() as watch:
-            train(model, scorer, trees, objective, settings, Path(folder), PlainProgress(quiet=True), training.SEED)
-        first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
-    return {
-        "seconds": watch.seconds,
-        "peak_memory": common.peak_memory(),
-        "loaded_memory": loaded,
-        "loss": first["loss"],
-        "gradient_norm": first["gradient_norm"],
-    }
+    return training.time_ours(model, scorer, trees, objective, settings)
 
 
 def trl(job: Job) -> dict[str, Any]:

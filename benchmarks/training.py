@@ -7,6 +7,8 @@ length, which spares them padding that a random order would cost.
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +20,15 @@ from benchmarks import common
 from benchmarks.common import Spec
 from openbezoar.chat import Formatter
 from openbezoar.errors import DataError, RowError
-from openbezoar.forest import Tree
+from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.layout import in_order
 from openbezoar.models import Checkpoint, open_checkpoint
+from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Lora, PromptSpec, Training
 from openbezoar.records import Counts, Example, Pair, read_jsonl, to_example, to_pair
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import DTYPES, device, load_for_training, load_tokenizer
-from openbezoar.training.loop import batch_of
+from openbezoar.training.loop import Objective, batch_of, train
 
 ARMS = {"bf16": "none", "nf4": "nf4"}  # how the base is held
 TARGETS = ["q_proj", "k_proj", "v_proj"]
@@ -120,6 +123,22 @@ def flat(batches: Iterable[Sequence[Tree]]) -> list[Tree]:
 def load_ours(job: Job) -> Any:
     """The model as the package's own training steps load it."""
     return load_for_training(checkpoint(job.model), job.lora, job.quantize, job.dtype, False, SEED)  # type: ignore[arg-type]
+
+
+def time_ours(model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training) -> dict[str, Any]:
+    """The package's loop under the clock: seconds, peak memory, and the first step's loss and gradient norm."""
+    loaded = common.resident_peak()
+    with tempfile.TemporaryDirectory() as folder:
+        with common.Stopwatch() as watch:
+            train(model, scorer, trees, objective, settings, Path(folder), PlainProgress(quiet=True), SEED)
+        first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
+    return {
+        "seconds": watch.seconds,
+        "peak_memory": common.peak_memory(),
+        "loaded_memory": loaded,
+        "loss": first["loss"],
+        "gradient_norm": first["gradient_norm"],
+    }
 
 
 def load_peer(job: Job) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node
-from openbezoar.memory import merge_memory, parameters, step_memory
+from openbezoar.memory import merge_memory, parameters, shape_of, step_memory
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
     WITHOUT_REFERENCE,
@@ -229,11 +229,7 @@ def _shape_on_disk(model: str, folder: Path) -> Shape | None:
     """The shape in a config.json that is already here, nothing fetched."""
     place = cache_folder() / f"pypi-{model.removeprefix('pypi:').replace('==', '-')}" if model.startswith("pypi:") else folder / Path(model).expanduser()
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        return Shape(
-            hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"], kv_heads=config.get("num_key_value_heads"),
-            head_dim=config.get("head_dim"), mlp=config["intermediate_size"], vocabulary=config["vocab_size"], tied_head=config.get("tie_word_embeddings", False),
-        )  # fmt: skip
+        return shape_of(json.loads((place / "config.json").read_text(encoding="utf-8")))
     except (OSError, KeyError, ValueError):
         return None
 

@@ -7,8 +7,10 @@ are measured and say of what. Nothing here imports torch, so that ``plan`` can u
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openbezoar.recipe import Dpo, Shape, Training
 
@@ -18,6 +20,14 @@ PROCESS_BYTES = 460 << 20
 AUTO_BYTES = 7_500_000_000
 # 'plan' does not import torch, so a GPU is known by its driver's file.
 GPU = Path("/dev/nvidiactl")
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape in a model's config, as in config.json. Raises KeyError for one of another kind of model."""
+    return Shape(
+        hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"], kv_heads=config.get("num_key_value_heads"),
+        head_dim=config.get("head_dim"), mlp=config["intermediate_size"], vocabulary=config["vocab_size"], tied_head=config.get("tie_word_embeddings", False),
+    )  # fmt: skip
 
 
 def parameters(shape: Shape) -> tuple[int, int]:

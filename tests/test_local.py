@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
 from openbezoar.llm.local import Local, pick
 from openbezoar.models import Checkpoint
@@ -28,6 +29,14 @@ def test_greedy_answers_equal_generate_token_for_token(local: Local) -> None:
         ids = torch.tensor([local.tokenizer(prompt).input_ids])
         theirs = local.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
         assert answer.text == local.tokenizer.decode(theirs, skip_special_tokens=True).strip()
+
+
+def test_a_model_that_ignores_the_layout_is_found_before_it_answers(tiny: Path) -> None:
+    local = Local(Checkpoint("m", str(tiny), (), "none", "float32", PromptSpec()))
+    trunk = local.scorer.trunk.forward
+    local.scorer.trunk.forward = lambda forest=None, attention_mask=None, **rest: trunk(**rest)
+    with pytest.raises(ModelError, match="not supported"):
+        local.complete(PROMPTS, Sampling(4), [0, 0, 0])
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_in_fp32(local: Local) -> None:

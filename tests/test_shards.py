@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openbezoar.errors import ModelError
@@ -18,9 +19,17 @@ from openbezoar.forest import Scorer
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora, PromptSpec, Sft
 from openbezoar.training import checkpointing, shards
-from openbezoar.training.load import dequantize_nf4, load_base, load_for_inference, load_for_training
+from openbezoar.training.load import load_base, load_for_inference, load_for_training
 
 CPU = torch.device("cpu")
+
+
+def dequantize_nf4(model: nn.Module) -> None:
+    """The oracle: a whole model in memory, each quantised layer's weight replaced by what NF4 makes of it."""
+    for name in shards.quantised_layers(model):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        layer.weight.data = shards.nf4_values(layer.weight.data)
 
 
 def checkpoint(folder: Path, adapters: tuple[Path, ...] = (), quantize: str = "nf4", dtype: str = "bfloat16") -> Checkpoint:

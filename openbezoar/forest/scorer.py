@@ -150,6 +150,7 @@ class Scorer:
 
         Returns the hidden states that predict those tokens [paths, hidden], and each path's places in the row.
         """
+        self._check_once(trees)
         layout = lay_out(trees, self.device)
         return self._row(layout, cache)[layout.rows], layout.places
 
@@ -189,20 +190,31 @@ class Scorer:
         A caller that trains takes the passes of ``batches`` and calls ``backward`` on each
         one's share of the loss before the next. ``greedy``: as in ``forward``, path by path.
         """
-        if not self.checked:
-            short = [tree for tree in trees if len(tree[0].ids) <= 128] or [min(trees, key=lambda tree: len(tree[0].ids))]
-            self._check(max(short, key=lambda tree: (len(tree), len(tree[0].ids)))[:4])
+        self._check_once(trees)
         scores = iter(self.forward([path for tree in trees for path in tree], greedy) if self.plain else self.forest(trees, greedy))
         return [[next(scores) for _ in tree] for tree in trees]
 
+    def _check_once(self, trees: Sequence[Tree]) -> None:
+        """At first use, score a short one of the trees both ways."""
+        if not self.checked:
+            short = [tree for tree in trees if len(tree[0].ids) <= 128] or [min(trees, key=lambda tree: len(tree[0].ids))]
+            self._check(max(short, key=lambda tree: (len(tree), len(tree[0].ids)))[:4])
+
     @torch.no_grad()
     def _check(self, tree: Tree) -> None:
-        """Score one real tree both ways, beside a copy of itself; a model whose attention ignores the layout is found here."""
+        """Score one real tree both ways, beside two paths made of it; a model whose attention ignores the layout is found here.
+
+        One path goes off halfway and one begins elsewhere: a tree of one path by itself, or
+        beside a copy, would be plain causal attention, which every model does.
+        """
         self.checked = True
+        ids = tuple(tree[0].ids)
+        beside = [(*ids[: len(ids) // 2], *ids[len(ids) // 2 + 1 :]), ids[1:]]
+        made = tuple(Path(other, (False,) + (True,) * (len(other) - 1)) for other in beside if len(other) > 1)
         training = self.model.training
         self.model.eval()
         try:
-            shared, apart = torch.cat(self.forest((tree, tree))), torch.cat(self.forward([*tree, *tree]))
+            shared, apart = torch.cat(self.forest((tree, made))), torch.cat(self.forward([*tree, *made]))
         finally:
             self.model.train(training)
         # In 16 bits two orders of summation differ by some hundredths; a wrong mask differs by whole units.

@@ -11,17 +11,8 @@ import sys
 from typing import Any
 
 from openbezoar.errors import ModelError
-from openbezoar.memory import checkpoints
-from openbezoar.recipe import Shape, Training
-
-
-def shape_of(config: Any) -> Shape:
-    """The shape in a model's config."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return Shape(
-        hidden=text.hidden_size, layers=text.num_hidden_layers, heads=text.num_attention_heads, kv_heads=getattr(text, "num_key_value_heads", None),
-        head_dim=getattr(text, "head_dim", None), mlp=text.intermediate_size, vocabulary=text.vocab_size, tied_head=bool(text.tie_word_embeddings),
-    )  # fmt: skip
+from openbezoar.memory import checkpoints, shape_of
+from openbezoar.recipe import Training
 
 
 def apply(model: Any, step: Training) -> bool:
@@ -30,7 +21,7 @@ def apply(model: Any, step: Training) -> bool:
     Raises ModelError where the step asks for it and the model has none.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not checkpoints(shape_of(base.config), step):
+    if not checkpoints(shape_of(base.config.get_text_config().to_dict()), step):
         return False
     if not base.supports_gradient_checkpointing:
         if step.checkpointing == "auto":

@@ -22,7 +22,7 @@ from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora
 from openbezoar.training.lora import fast_lora
-from openbezoar.training.shards import Weight, nf4_values, quantised_layers, skeleton, weights_of
+from openbezoar.training.shards import Weight, skeleton, weights_of
 
 # bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -113,17 +113,6 @@ def keep_4bit_layout(model: nn.Module) -> None:
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  no such attribute is declared
 
 
-def dequantize_nf4(model: nn.Module) -> None:
-    """Replace every linear layer's weight by what NF4 with double quantisation makes of it, in place.
-
-    The output head and embeddings stay, as bitsandbytes leaves them.
-    """
-    for name in quantised_layers(model):
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        layer.weight.data = nf4_values(layer.weight.data)
-
-
 def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str) -> nn.Module:
     """The base with ``adapters`` merged in, held as asked for.
 
@@ -136,6 +125,12 @@ def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Lite
     return _from_pretrained(folder, DTYPES[dtype], quantize, weights_of(folder, DTYPES[dtype], device(), adapters))
 
 
+def load_unpacked(checkpoint: Checkpoint, adapters: tuple[Path, ...], dtype: str) -> nn.Module:
+    """The base with ``adapters`` merged in and the values that NF4 gives it, held in ``dtype``, tensor by tensor."""
+    folder = checkpoint.folder()
+    return _from_pretrained(folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), adapters, nf4=True))
+
+
 def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """(model, tokenizer), the model in evaluation mode and without gradients.
 
@@ -145,8 +140,7 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(checkpoint.folder())
     older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1:]
     if last and checkpoint.quantize == "nf4":
-        folder, dtype = checkpoint.folder(), DTYPES[checkpoint.dtype]
-        model: Any = _from_pretrained(folder, dtype, "none", weights_of(folder, dtype, device(), older, nf4=True))
+        model: Any = load_unpacked(checkpoint, older, checkpoint.dtype)
     else:
         model = load_base(checkpoint, older, "none", checkpoint.dtype)
     if last:
@@ -183,9 +177,9 @@ def load_for_training(
     from peft import LoraConfig, get_peft_model
 
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
-    folder = checkpoint.folder()
-    if quantize == "nf4" and unpacks(sum(file.stat().st_size for file in folder.glob("*.safetensors")), nf4, dtype):
-        model = _from_pretrained(folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), older, nf4=True))
+    stored = sum(file.stat().st_size for file in checkpoint.folder().glob("*.safetensors"))
+    if quantize == "nf4" and unpacks(stored, nf4, dtype):
+        model = load_unpacked(checkpoint, older, dtype)
     else:
         model = load_base(checkpoint, older, quantize, dtype)
     if continues:
