@@ -12,7 +12,7 @@ ROOT = Path(openbezoar.__file__).parent
 
 # A module may import from its own rank (not for stages) and from lower ones.
 RANKS = [
-    {"errors", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
+    {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "memory", "gguf_models", "chat", "forest", "prompts"},
     {"context", "llm", "training", "judging", "schemes", "harness", "reporting"},
     {"stages"},

@@ -6,11 +6,10 @@ the second run, so gradients are the same bits, dropout included.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 from openbezoar.errors import ModelError
+from openbezoar.heap import give_back_large_blocks
 from openbezoar.memory import checkpoints, shape_of
 from openbezoar.recipe import Training
 
@@ -33,20 +32,3 @@ def apply(model: Any, step: Training) -> bool:
     base.disable_input_require_grads()  # switched on for the reentrant kind; it would carry gradients to the embeddings
     give_back_large_blocks()
     return True
-
-
-M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-
-
-def give_back_large_blocks(size: int = 1 << 20) -> None:
-    """Have glibc return blocks of ``size`` bytes or more to the system when they are freed; elsewhere nothing happens.
-
-    Left alone it keeps blocks of up to 32 MB in a heap of holes once one was freed, and a
-    step of a large model on the CPU holds twice what its tensors take.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
-        libc.mallopt(ctypes.c_int(M_MMAP_THRESHOLD), ctypes.c_int(size))
-        libc.malloc_trim(ctypes.c_size_t(0))  # what loading left behind

@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from openbezoar.errors import ModelError
+from openbezoar.heap import keep_freed_blocks
 from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora
+from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
 from openbezoar.training.shards import Weight, skeleton, weights_of
 
@@ -97,6 +99,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]})") from None
     keep_4bit_layout(model)
+    lean_layers(model)
     model.requires_grad_(False)  # only adapters are ever trained
     return model if quantize == "nf4" else model.to(device())
 
@@ -147,6 +150,7 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
         model = wrap(model, last[0], trainable=False)
     model.eval()
     model.requires_grad_(False)
+    keep_freed_blocks()
     return model, tokenizer
 
 
@@ -202,6 +206,7 @@ def load_for_training(
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    keep_freed_blocks()
     return peft
 
 
