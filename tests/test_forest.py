@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from openbezoar.forest import Path, Scorer, Tree, flex
 from openbezoar.forest.attention import TOGETHER, _calls, _segments
 from openbezoar.forest.layout import lay_out
 
+KERNEL: Any = flex._kernel
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6, "max_position_embeddings": 512}
 GROUPED = {**SHAPE, "num_key_value_heads": 2, "head_dim": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -153,6 +154,28 @@ def test_flex_attention_s_masks_and_scores_say_what_the_segments_do(
         found.append([out.detach(), *torch.autograd.grad(out, inputs, upstream)])
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5 * float(1 + theirs.abs().max()))
+
+
+def test_flex_attention_is_compiled_once_for_all_lengths_and_windows(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    compiled = partial(torch.compile, backend="aot_eager")  # all but the kernel itself, which a CPU has for inference only
+    monkeypatch.setattr(flex, "_kernel", cache(KERNEL.__wrapped__))
+    monkeypatch.setattr(torch, "compile", compiled)
+    torch._dynamo.reset()
+    kinds = []
+    for window, cap in ((None, None), (50, None), (20, None), (None, 2.0), (40, 2.0)):
+        counters.clear()
+        for n in (100, 200, 333):
+            layout = lay_out([(Path.of(range(n // 3), range(n)), Path.of(range(n // 3), range(5, n // 2)), Path.of((3,), range(9)))], torch.device("cpu"))
+            inputs = [torch.randn(1, heads, len(layout.ids), 16, requires_grad=True) for heads in (6, 2, 2)]
+            out, wanted = (way(layout, *inputs, None, window, cap) for way in (flex.attend, _segments))
+            assert torch.allclose(out, wanted, atol=1e-5)
+            gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in (out, wanted)]
+            assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*gradients, strict=True))
+        kinds.append(counters["stats"]["unique_graphs"])
+    assert max(kinds[0], kinds[1], kinds[3], kinds[4]) <= 2  # torch may take a first length for a fixed one
+    assert kinds[2] == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

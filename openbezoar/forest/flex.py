@@ -139,15 +139,14 @@ def _gap(query: Tensor, key: Tensor, longest: int, window: int | None, cap: floa
     def drawn(heads: int) -> Tensor:
         return torch.randn(1, heads, len(layout.ids), query.shape[3], generator=generator).to(query.device, query.dtype)
 
-    given = [drawn(query.shape[1]), drawn(key.shape[1]), drawn(key.shape[1]), drawn(query.shape[1])]
+    q, k, v, upstream = drawn(query.shape[1]), drawn(key.shape[1]), drawn(key.shape[1]), drawn(query.shape[1])
     found = []
     for way, dtype in ((attend, query.dtype), (segments, torch.float32)):
-        *inputs, upstream = (x.to(dtype) for x in given)
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
         with torch.enable_grad():
-            leaves = [x.clone().requires_grad_() for x in inputs]
-            out = way(layout, *leaves, None, window, cap)
-            found.append([out.detach(), *torch.autograd.grad(out, leaves, upstream)])
+            out = way(layout, leaves[0], leaves[1], leaves[2], None, window, cap)
+            found.append([out.detach(), *torch.autograd.grad(out, leaves, upstream.to(dtype))])
     with torch.no_grad():
-        found[0].append(attend(layout, *given[:3], None, window, cap))
+        found[0].append(attend(layout, q, k, v, None, window, cap))
         found[1].append(found[1][0])
     return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
