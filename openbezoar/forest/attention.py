@@ -66,8 +66,9 @@ def attend(
         raise ModelError(
             f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the forest; score this model with plain passes"
         )
-    long = query.shape[2] >= flex.BLOCK
-    way = flex.attend if flex.usable(query, key, window, cap, _segments) and long else _segments
+    # Asked whatever the length, so that probing is over with the self-check, before activation checkpointing watches what is saved.
+    usable = flex.usable(query, key, window, cap, _segments)
+    way = flex.attend if usable and query.shape[2] >= flex.BLOCK else _segments
     return way(layout, query, key, value, scaling, window, cap).transpose(1, 2).contiguous(), None
 
 

@@ -34,9 +34,9 @@ def questions() -> str:
 
 @cache
 def pairs_job() -> Job:
-    """Eight of HH-RLHF's pairs where they are, else of the demo's; in fp32, dropout off."""
+    """Six of HH-RLHF's pairs where they are, else of the demo's; in fp32, dropout off."""
     given = DATA / "hh_rlhf_train.jsonl.gz"
-    return Job("check", "ours", model(), str(given if given.is_file() else DEMO_PAIRS), 8, 8, 320, "none", "float32", {"micro": 8})
+    return Job("check", "ours", model(), str(given if given.is_file() else DEMO_PAIRS), 6, 6, 256, "none", "float32", {"micro": 6})
 
 
 @cache
