@@ -25,9 +25,9 @@ def assert_equal(made: Any, trees: list[Tree]) -> None:
         scores = []
         # The plain oracle runs each path alone, so padding cannot help it.
         for group in [trees] if scorer is forest else [[(path,)] for tree in trees for path in tree]:
-            made = [path for tree in scorer.score(group) for path in tree]
-            torch.stack([(path * torch.linspace(0.5, 1.5, len(path), device=path.device)).sum() for path in made]).sum().backward()
-            scores += [path.detach() for path in made]
+            paths = [path for tree in scorer.score(group) for path in tree]
+            torch.stack([(path * torch.linspace(0.5, 1.5, len(path), device=path.device)).sum() for path in paths]).sum().backward()
+            scores += [path.detach() for path in paths]
         found.append((torch.cat(scores), gradients(made)))
     (ours, our_gradients), (theirs, their_gradients) = found
     gap, relative = float((ours - theirs).abs().max()), furthest(our_gradients, their_gradients)

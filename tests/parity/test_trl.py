@@ -49,7 +49,7 @@ def test_loss_rewards_and_gradients_are_trl_s(loss: str, tmp_path: Path) -> None
         f"\n{loss}: loss {float(value.detach()):.6f} and TRL's {peer_loss:.6f}, rewards differ by {max(far.values()):.1e} at most, gradients by {relative:.1e}"
     )
     assert float(value.detach()) == pytest.approx(peer_loss, abs=1e-4)
-    assert max(far.values()) <= 1e-4
+    assert max(far.values()) <= 1e-4 * max(1.0, settings.beta)  # beta times a sum's fp32 rounding
     assert relative <= 1e-4
     for name in ("logps/chosen", "logps/rejected"):
         assert metrics[name] == pytest.approx(peer_metrics[name], rel=1e-5)
