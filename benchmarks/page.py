@@ -32,6 +32,9 @@ token twice, no padding, the vocabulary head at scored positions only) over what
 reaches in a square matrix product. torch.compile was not tried, for either side.
 """
 
+NO_GPU = """Nothing was timed on a GPU. What runs there only (FlexAttention, float16 with loss scaling, NF4 on CUDA) has tests, which skip without one.
+"""
+
 
 def page(results: Mapping[str, Result], folder: str) -> str:
     """The page's text. results: by file name without its ending."""
@@ -40,6 +43,8 @@ def page(results: Mapping[str, Result], folder: str) -> str:
         parts.append("Nothing has been measured yet.\n")
     machines = {_machine(r["machine"]) for r in results.values() if "machine" in r}
     parts += [f"Machine: {text}\n" for text in sorted(machines)]
+    if all(r["machine"]["device"] == "cpu" for r in results.values() if "machine" in r):
+        parts.append(NO_GPU)
     for name, title in (("sft", "Supervised fine-tuning"), ("dpo", "Direct preference optimisation")):
         if name in results:
             parts.append(f"## {title}\n\n{_training(results[name])}")

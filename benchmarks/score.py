@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import common
 from openbezoar.errors import DataError
+from openbezoar.forest import Tree
 from openbezoar.forest.layout import in_order
 from openbezoar.harness.run import FEWSHOT_SEED, quiet
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
@@ -152,14 +153,12 @@ def _first(value: Any) -> Any:
     return value
 
 
-def needed(job: Job) -> dict[str, Any]:
-    """The work that is needed: distinct tokens of each task and FLOPs of the linear layers, nothing twice and no position unasked."""
+def asked(job: Job, model: Any, tokenizer: Any) -> dict[str, list[Tree]]:
+    """By task, the trees that this package's model class makes of the requests; none is computed."""
     from lm_eval.evaluator import evaluate
 
     from openbezoar.harness.forest_lm import ForestLM
 
-    model, tokenizer = load_for_inference(replace(open_checkpoint(job.model), dtype="bfloat16"))
-    trunk, head = common.linear_parameters(model)
     lm, seen = ForestLM(model, tokenizer), []
 
     def instead(trees: Any, done: Any = None, greedy: Any = None) -> Any:
@@ -170,14 +169,24 @@ def needed(job: Job) -> dict[str, Any]:
         return [[torch.zeros(1) for _ in tree] for tree in trees]
 
     lm.scorer.logprobs = instead  # type: ignore[method-assign]
-    work = {}
+    found = {}
     for benchmark in open_tasks(job):
         seen.clear()
         with quiet():
             evaluate(lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=False)
-        tokens, scored = sum(cost for _, cost in in_order(seen)), sum(path.n_scored for tree in seen for path in tree)
-        written_out = sum(len(path.ids) for tree in seen for path in tree)
-        work[benchmark.name] = {"tokens": written_out, "distinct_tokens": tokens, "scored_tokens": scored, "flops": 2.0 * (tokens * trunk + scored * head)}
+        found[benchmark.name] = list(seen)
+    return found
+
+
+def needed(job: Job) -> dict[str, Any]:
+    """The work that is needed: distinct tokens of each task and FLOPs of the linear layers, nothing twice and no position unasked."""
+    model, tokenizer = load_for_inference(replace(open_checkpoint(job.model), dtype="bfloat16"))
+    trunk, head = common.linear_parameters(model)
+    work = {}
+    for name, trees in asked(job, model, tokenizer).items():
+        tokens, scored = sum(cost for _, cost in in_order(trees)), sum(path.n_scored for tree in trees for path in tree)
+        written_out = sum(len(path.ids) for tree in trees for path in tree)
+        work[name] = {"tokens": written_out, "distinct_tokens": tokens, "scored_tokens": scored, "flops": 2.0 * (tokens * trunk + scored * head)}
     return {"tasks": work, "rate": {arm: common.matmul_rate(dtype) for arm, dtype in ARMS.items()}}
 
 

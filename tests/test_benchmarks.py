@@ -143,6 +143,7 @@ def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: 
         "arms": {"bf16": {"ours": side, "peer": side, "ratio": 4.0, "tasks": {"mmlu 5": task}}},
     }  # fmt: skip
     text = page.page({"score": found, "size": {"title": "Full size", "text": "One step.", "rows": [{"step": "sft", "GiB": 7}]}}, "docs/benchmarks")
+    assert "Nothing was timed on a GPU" in text
     assert "| mmlu 5 | 2 | 1.0 (1.0 to 1.0) | 4.0 (4.0 to 4.0) | 8 | 4.0 |" in text
     assert "**Same result: no**" in text
     assert "| sft | 7 |" in text

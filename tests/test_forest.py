@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from openbezoar.errors import ModelError
-from openbezoar.forest import Path, Scorer, Tree
-from openbezoar.forest.attention import TOGETHER, _calls
+from openbezoar.forest import Path, Scorer, Tree, flex
+from openbezoar.forest.attention import TOGETHER, _calls, _segments
 from openbezoar.forest.layout import lay_out
 
+KERNEL: Any = flex._kernel
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6, "max_position_embeddings": 512}
-GROUPED = {**SHAPE, "num_key_value_heads": 2}
+GROUPED = {**SHAPE, "num_key_value_heads": 2, "head_dim": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**GROUPED, "tie_word_embeddings": False},
     "qwen2": {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-    "qwen3": {**GROUPED, "head_dim": 8},
-    "gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
-    "gemma3_text": {**GROUPED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "qwen3": GROUPED,
+    "gemma2": {**GROUPED, "sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
+    "gemma3_text": {**GROUPED, "sliding_window": 6, "query_pre_attn_scalar": 8},
 }
 
 
 @cache
-def model_of(family: str) -> nn.Module:
+def model_of(family: str, device: str = "cpu") -> nn.Module:
     """A random model in fp32; two of its matrices collect gradients, as an adapter's would."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]), dtype=torch.float32).eval().requires_grad_(False)
@@ -42,21 +43,21 @@ def model_of(family: str) -> nn.Module:
         layer.self_attn.q_proj.weight.requires_grad_(True)
         layer.self_attn.k_proj.weight.requires_grad_(True)
         layer.self_attn.v_proj.weight.requires_grad_(True)
-    return model
+    return model.to(device)
 
 
 def measured(scorer: Scorer, trees: list[Tree]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Scores path by path, and the gradients of their weighted sum."""
     scores = [path for tree in scorer.score(trees) for path in tree]
-    total = sum((path * torch.linspace(0.5, 1.5, len(path))).sum() * (1 + k % 3) for k, path in enumerate(scores))
+    total = sum((path * torch.linspace(0.5, 1.5, len(path), device=path.device)).sum() * (1 + k % 3) for k, path in enumerate(scores))
     parameters = [p for p in scorer.model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(total, parameters)  # type: ignore[arg-type]
     return [s.detach() for s in scores], list(gradients)
 
 
-def agree(family: str, trees: list[Tree]) -> None:
+def agree(family: str, trees: list[Tree], device: str = "cpu") -> None:
     """Forest and plain passes: log-probabilities to 1e-4 absolute, gradients to 1e-4 of the greatest."""
-    model = model_of(family)
+    model = model_of(family, device)
     forest = Scorer(model)
     forest.checked = True  # the self-check is what is tested here
     ours, our_gradients = measured(forest, trees)
@@ -67,7 +68,7 @@ def agree(family: str, trees: list[Tree]) -> None:
         for path in tree:
             (score,) = plain.forward([path])
             assert torch.allclose(ours[place], score.detach(), atol=1e-4), family
-            weighted = (score * torch.linspace(0.5, 1.5, len(score))).sum() * (1 + place % 3)
+            weighted = (score * torch.linspace(0.5, 1.5, len(score), device=score.device)).sum() * (1 + place % 3)
             for total, gradient in zip(sums, torch.autograd.grad(weighted, [p for p in model.parameters() if p.requires_grad]), strict=True):
                 total += gradient
             place += 1
@@ -121,6 +122,104 @@ def test_short_siblings_go_side_by_side_and_long_ones_alone() -> None:
 
 @pytest.mark.parametrize(("family", "settings", "name"), [("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux")])
 def test_an_unknown_feature_of_attention_is_refused_by_name(family: str, settings: dict[str, Any], name: str) -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**GROUPED, **settings}, head_dim=8), dtype=torch.float32).requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**GROUPED, **settings}), dtype=torch.float32).requires_grad_(False)
     with pytest.raises(ModelError, match=name):
         Scorer(model).score([(Path.of(range(3, 9), range(9, 12)),)])
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention on a CPU: its plain arithmetic on the same masks and scores. torch refuses gradients there, which the arithmetic has."""
+    from torch.nn.attention import flex_attention as module
+
+    monkeypatch.setattr(module, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(flex, "_kernel", lambda: module.flex_attention)
+
+
+@pytest.mark.parametrize(("window", "cap", "scaling", "kv_heads"), [(None, None, None, 2), (4, None, 0.5, 2), (None, 1.5, None, 6), (7, 0.8, 0.3, 3)])
+@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shapes=st.lists(SHAPES.map(lambda s: s if len(s) > 1 else [s[0] + 1]), min_size=1, max_size=3), seed=st.integers(0, 9))
+def test_flex_attention_s_masks_and_scores_say_what_the_segments_do(
+    uncompiled: None, window: int | None, cap: float | None, scaling: float | None, kv_heads: int, shapes: list[Any], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layout = lay_out([tuple(tree_of(shape, generator, ())) for shape in shapes], torch.device("cpu"))
+    n = len(layout.ids)
+    inputs = [torch.randn(1, heads, n, 16, generator=generator, requires_grad=True) for heads in (6, kv_heads, kv_heads)]
+    upstream = torch.randn(1, 6, n, 16, generator=generator)
+    found = []
+    for way in (flex.attend, _segments):
+        out = way(layout, *inputs, scaling, window, cap)
+        found.append([out.detach(), *torch.autograd.grad(out, inputs, upstream)])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5 * float(1 + theirs.abs().max()))
+
+
+def test_flex_attention_is_compiled_once_for_all_lengths_and_windows(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    compiled = partial(torch.compile, backend="aot_eager")  # all but the kernel itself, which a CPU has for inference only
+    monkeypatch.setattr(flex, "_kernel", cache(KERNEL.__wrapped__))
+    monkeypatch.setattr(torch, "compile", compiled)
+    torch._dynamo.reset()
+    kinds = []
+    for window, cap in ((None, None), (50, None), (20, None), (None, 2.0), (40, 2.0)):
+        counters.clear()
+        for n in (100, 200, 333):
+            layout = lay_out([(Path.of(range(n // 3), range(n)), Path.of(range(n // 3), range(5, n // 2)), Path.of((3,), range(9)))], torch.device("cpu"))
+            inputs = [torch.randn(1, heads, len(layout.ids), 16, requires_grad=True) for heads in (6, 2, 2)]
+            out, wanted = (way(layout, *inputs, None, window, cap) for way in (flex.attend, _segments))
+            assert torch.allclose(out, wanted, atol=1e-5)
+            gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in (out, wanted)]
+            assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*gradients, strict=True))
+        kinds.append(counters["stats"]["unique_graphs"])
+    assert max(kinds[0], kinds[1], kinds[3], kinds[4]) <= 2  # torch may take a first length for a fixed one
+    assert kinds[2] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_over_flex_attention_scores_and_learns_like_plain_passes(uncompiled: None, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    calls = []
+    monkeypatch.setattr(flex, "usable", lambda *kind: calls.append(kind) is None)
+    monkeypatch.setattr(flex, "BLOCK", 16)
+    shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
+    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
+    assert calls
+
+
+def test_the_probe_of_flex_attention_passes_what_agrees_and_names_what_does_not(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = torch.empty(1, 4, 1, 16), torch.empty(1, 2, 1, 16)
+    before = torch.get_rng_state()
+    assert flex._fault(query, key, 100, 2.0, _segments) == ""
+    assert flex._fault(query.half(), key.half(), None, None, _segments) == ""
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(flex, "last_of", lambda layout: torch.full_like(layout.ids, len(layout.ids)))  # everything before is seen
+    assert "results differ" in flex._fault(query, key, None, None, _segments)
+    monkeypatch.setattr(flex, "_kernel", lambda: 1 / 0)
+    assert "ZeroDivisionError" in flex._fault(query, key, None, None, _segments)
+
+
+def test_flex_attention_is_asked_once_for_each_kind_and_never_of_a_device_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OnGpu:
+        """As much of a tensor as is looked at."""
+
+        device, dtype = torch.device("cuda", 0), torch.bfloat16
+
+        def __init__(self, heads: int) -> None:
+            self.shape = (1, heads, 200, 64)
+
+    asked: list[Any] = []
+    query: Any = OnGpu(9)
+    key: Any = OnGpu(3)
+    monkeypatch.setattr(flex, "_usable", {})
+    monkeypatch.setattr(flex, "_fault", lambda *kind: asked.append(kind) or "no kernel")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not flex.usable(query, key, None, None, _segments) and not asked
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert [flex.usable(query, key, window, None, _segments) for window in (None, None, 16, 32)] == [False] * 4
+    assert len(asked) == 2
+    assert capsys.readouterr().err.count("(no kernel)") == 2
+    assert not flex.usable(torch.empty(1, 9, 200, 64), torch.empty(1, 3, 200, 64), None, None, _segments) and len(asked) == 2

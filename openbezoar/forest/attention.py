@@ -3,6 +3,7 @@
 The layout travels as a keyword of the forward call, so activation checkpointing and several
 micro-batches stay right. Each segment's queries attend to its ancestors and to itself: the
 exact work of a forest, in torch's own kernels on any device, with autograd doing the rest.
+Where FlexAttention compiles and agrees with that, it takes its place (``flex``).
 Without a layout it is transformers' own SDPA.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from openbezoar.errors import ModelError
+from openbezoar.forest import flex
 from openbezoar.forest.layout import Layout
 
 NAME = "openbezoar_forest"
@@ -64,6 +66,14 @@ def attend(
         raise ModelError(
             f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the forest; score this model with plain passes"
         )
+    # Asked whatever the length, so that probing is over with the self-check, before activation checkpointing watches what is saved.
+    usable = flex.usable(query, key, window, cap, _segments)
+    way = flex.attend if usable and query.shape[2] >= flex.BLOCK else _segments
+    return way(layout, query, key, value, scaling, window, cap).transpose(1, 2).contiguous(), None
+
+
+def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
+    """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d], a call of torch's attention for each segment."""
     dtype, (_, heads, n, d), shared = query.dtype, query.shape, key.shape[1]
     if query.device.type == "cpu":
         # The CPU kernel's backward pass is two to three times faster in fp32 at these lengths, and more exact.
@@ -83,8 +93,7 @@ def attend(
             parts.append(_capped(queries[i], k, v, mask, scaling, cap))
         else:
             parts.append(scaled_dot_product_attention(queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
-    out = torch.cat(parts, 2).view(1, heads, n, d).to(dtype)
-    return out.transpose(1, 2).contiguous(), None
+    return torch.cat(parts, 2).view(1, heads, n, d).to(dtype)
 
 
 def _plain_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float) -> Tensor:

@@ -9,7 +9,7 @@ chunks, and its backward never holds [tokens × vocabulary].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -240,10 +240,11 @@ class Scorer:
         try:
             for chosen in self.batches(trees):
                 flags: list[Tensor] | None = None if greedy is None else []
-                for i, scores in zip(chosen, self.score([trees[i] for i in chosen], flags), strict=True):
-                    results[i] = [score.cpu() for score in scores]
+                found = _on_cpu([path for tree in self.score([trees[i] for i in chosen], flags) for path in tree])
+                for i in chosen:
+                    results[i] = [next(found) for _ in trees[i]]
                 if greedy is not None and flags is not None:
-                    hits = iter(flags)
+                    hits = _on_cpu(flags)
                     for i in chosen:
                         greedy[i] = [bool(next(hits).all()) for _ in trees[i]]
                 if done is not None:
@@ -251,6 +252,12 @@ class Scorer:
         finally:
             self.model.train(training)
         return results
+
+
+def _on_cpu(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Vectors as they are, brought over together: each copy would wait for the device."""
+    whole: Iterator[Tensor] = iter(torch.cat(list(parts)).cpu().split([len(part) for part in parts]))  # type: ignore[no-untyped-call]
+    return whole
 
 
 def _knows(config: Any) -> bool:

@@ -138,8 +138,9 @@ class Local:
             row = [x for layer in filled.layers for x in (layer.keys[0], layer.values[0])]
             for k, i in enumerate(chosen):
                 hidden[i] = after[k]
+                at = torch.tensor(places[k], device=self.device)
                 for slot, one in zip(held, row, strict=True):
-                    slot[i] = one[:, places[k]]
+                    slot[i] = one[:, at]
         for number, layer in enumerate(cache.layers):
             layer.update(_left_padded(held[2 * number], width), _left_padded(held[2 * number + 1], width))
         return torch.stack(hidden), cache, mask

@@ -220,14 +220,15 @@ def reward_metrics(scores: PairScores, settings: LossSettings) -> dict[str, floa
     chosen, rejected = scores.means() if scores.reference_chosen is None else scores.ratios()
     chosen, rejected = settings.reward_scale * chosen, settings.reward_scale * rejected
     margin = chosen - rejected
-    return {
-        "rewards/chosen": float(chosen.sum()),
-        "rewards/rejected": float(rejected.sum()),
-        "rewards/margins": float(margin.sum()),
-        "rewards/accuracies": float((margin > 0).sum()),
-        "logps/chosen": float(scores.chosen.sum()),
-        "logps/rejected": float(scores.rejected.sum()),
+    sums = {
+        "rewards/chosen": chosen.sum(),
+        "rewards/rejected": rejected.sum(),
+        "rewards/margins": margin.sum(),
+        "rewards/accuracies": (margin > 0).sum(dtype=margin.dtype),
+        "logps/chosen": scores.chosen.sum(),
+        "logps/rejected": scores.rejected.sum(),
     }
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # one wait for the device
 
 
 def answer_sums(scores: list[list[Tensor]]) -> Tensor:

@@ -1,0 +1,152 @@
+"""Attention over a forest's row in one call of torch's FlexAttention, on GPUs whose compiler makes a kernel of it.
+
+Token i sees token j exactly if j <= i <= last[j], where last[j] ends the subtree of j's segment;
+blocks of tokens that no path connects are never computed. A sliding window counts along the path.
+Whether it is used is decided once for each kind of attention: by the device, and by a probe that
+compares values and gradients with attention over segments.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbezoar.forest.layout import Layout, Path, lay_out
+
+CAPABILITY = (8, 0)
+"""Least compute capability: older GPUs (a T4 is 7.5) have no kernels worth the name."""
+BLOCK = 128
+"""Rows shorter than a block of the mask have nothing to skip, and torch would compile another kernel for them."""
+KERNELS = 64
+"""Variants that torch may compile: masks with and without windows, with and without gradients, for each shape of heads."""
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Segments = Callable[[Layout, Tensor, Tensor, Tensor, float | None, int | None, float | None], Tensor]
+_usable: dict[tuple[Any, ...], bool] = {}
+
+
+def usable(query: Tensor, key: Tensor, window: int | None, cap: float | None, segments: Segments) -> bool:
+    """Whether this kind of attention is for FlexAttention; finding out compiles kernels and runs them, once.
+
+    segments: the function to agree with. Where the device is able but the probe fails, a line on stderr says why.
+    """
+    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < CAPABILITY:
+        return False
+    name = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], window is None, cap)
+    if name not in _usable:
+        reason = _fault(query, key, window, cap, segments)
+        _usable[name] = not reason
+        if reason:
+            print(f"  attention by segments: FlexAttention does not work here ({reason})", file=sys.stderr, flush=True)
+    return _usable[name]
+
+
+def attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
+    """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d]."""
+    usual = query.shape[3] ** -0.5
+    if scaling is not None and scaling != usual:
+        query = query * (scaling / usual)  # a scale of its own would be one more thing that kernels are compiled for
+    grouped = query.shape[1] != key.shape[1]
+    out: Tensor = _kernel()(query, key, value, score_mod=_capped(cap, query.device), block_mask=_blocks(layout, window), enable_gqa=grouped)
+    return out
+
+
+@cache
+def _kernel() -> Callable[..., Any]:
+    """FlexAttention compiled for rows of any length. More variants than ``KERNELS`` raise rather than run uncompiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch._dynamo.config.recompile_limit = max(KERNELS, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+
+def _blocks(layout: Layout, window: int | None) -> Any:
+    """The row's block mask; layers with the same window share it."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    name = ("flex", window)
+    if name not in layout.kept:
+        n = len(layout.ids)
+        layout.kept[name] = create_block_mask(rule(layout, window), None, None, n, n, device=str(layout.ids.device), BLOCK_SIZE=BLOCK)
+    return layout.kept[name]
+
+
+def rule(layout: Layout, window: int | None) -> Rule:
+    """Which key a query sees, by their places in the row. Numbers travel as tensors, so that no kernel is compiled for their values."""
+    last, positions = last_of(layout), layout.positions
+
+    def on_path(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (i <= last[j])
+
+    if window is None:
+        return on_path
+    beyond = positions - window
+
+    def near(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (i <= last[j]) & (positions[j] > beyond[i])
+
+    return near
+
+
+def last_of(layout: Layout) -> Tensor:
+    """For each token the last one of the subtree below its segment, itself included: int64 [n]."""
+    ends: dict[int, int] = {}
+    for segment in layout.segments:  # depth first, so that the last descendant comes last
+        for start in (segment.start, *(start for start, _ in segment.before)):
+            ends[start] = segment.end - 1
+    sizes = torch.tensor([segment.end - segment.start for segment in layout.segments])
+    return torch.tensor([ends[segment.start] for segment in layout.segments]).repeat_interleave(sizes).to(layout.ids.device)
+
+
+@cache
+def _capped(cap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
+    """Scores s as cap * tanh(s / cap) (Gemma 2)."""
+    if cap is None:
+        return None
+    most = torch.tensor(cap, device=device)
+
+    def capped(score: Tensor, _batch: Tensor, _head: Tensor, _i: Tensor, _j: Tensor) -> Tensor:
+        return most * torch.tanh(score / most)
+
+    return capped
+
+
+def _fault(query: Tensor, key: Tensor, window: int | None, cap: float | None, segments: Segments) -> str:
+    """Why this kind of attention does not work; empty if it does. Draws nothing from torch's generators."""
+    allowed = 1e-3 if query.dtype == torch.float32 else 3e-2
+    try:
+        for longest in (BLOCK, 3 * BLOCK):
+            gap = _gap(query, key, longest, None if window is None else min(window, BLOCK // 2), cap, segments)
+            if not gap <= allowed:
+                return f"its results differ by {gap:.0e} of the largest"
+    except Exception as error:  # the compiler, its kernels and the driver raise many kinds
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return ""
+
+
+def _gap(query: Tensor, key: Tensor, longest: int, window: int | None, cap: float | None, segments: Segments) -> float:
+    """Greatest difference from fp32 attention over segments on a made tree, of output and gradients, each against its greatest value."""
+    stem = range(longest // 3)
+    paths = (Path.of((*stem, 1), range(longest)), Path.of((*stem, 2), range(longest // 2)), Path.of(stem, range(3, longest)), Path.of((9,), range(7)))
+    layout = lay_out([paths], query.device)
+    generator = torch.Generator().manual_seed(longest)
+
+    def drawn(heads: int) -> Tensor:
+        return torch.randn(1, heads, len(layout.ids), query.shape[3], generator=generator).to(query.device, query.dtype)
+
+    q, k, v, upstream = drawn(query.shape[1]), drawn(key.shape[1]), drawn(key.shape[1]), drawn(query.shape[1])
+    found = []
+    for way, dtype in ((attend, query.dtype), (segments, torch.float32)):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
+        with torch.enable_grad():
+            out = way(layout, leaves[0], leaves[1], leaves[2], None, window, cap)
+            found.append([out.detach(), *torch.autograd.grad(out, leaves, upstream.to(dtype))])
+    with torch.no_grad():
+        found[0].append(attend(layout, q, k, v, None, window, cap))
+        found[1].append(found[1][0])
+    return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))

@@ -1,0 +1,47 @@
+"""Forests of real pairs and real questions against plain passes, a row a path: log-probabilities and the adapter's gradients in fp32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+from real import adapted, furthest, gradients, model, pairs, questions
+
+from benchmarks import score, training
+from openbezoar.forest import Scorer, Tree
+
+pytestmark = pytest.mark.parity
+
+
+def assert_equal(made: Any, trees: list[Tree]) -> None:
+    """Each asked-for token to 1e-4, each tensor's gradient to 1e-4 of its norm."""
+    forest, plain = Scorer(made.eval()), Scorer(made, plain=True)
+    found = []
+    for scorer in (forest, plain):
+        scores = []
+        # The plain oracle runs each path alone, so padding cannot help it.
+        for group in [trees] if scorer is forest else [[(path,)] for tree in trees for path in tree]:
+            paths = [path for tree in scorer.score(group) for path in tree]
+            torch.stack([(path * torch.linspace(0.5, 1.5, len(path), device=path.device)).sum() for path in paths]).sum().backward()
+            scores += [path.detach() for path in paths]
+        found.append((torch.cat(scores), gradients(made)))
+    (ours, our_gradients), (theirs, their_gradients) = found
+    gap, relative = float((ours - theirs).abs().max()), furthest(our_gradients, their_gradients)
+    print(f"\n{len(trees)} trees, {len(ours)} log-probabilities: differ by {gap:.1e} at most, gradients by {relative:.1e}")
+    assert gap <= 1e-4
+    assert relative <= 1e-4
+
+
+def test_pairs_score_and_learn_as_their_paths_do_one_by_one() -> None:
+    assert_equal(adapted(), pairs()[:4])
+
+
+@pytest.mark.parametrize("task", ["hellaswag 0", "winogrande 5", "openbookqa 0", "mmlu 5"])
+def test_questions_score_and_learn_as_their_paths_do_one_by_one(task: str) -> None:
+    job, made = score.Job("work", "ours", model(), questions(), 3, "float32", [task], {}), adapted()
+    tokenizer = training.load_tokenizer(training.checkpoint(model()).folder())
+    assert_equal(made, score.asked(job, made, tokenizer)[task][:3])
