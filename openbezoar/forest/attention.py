@@ -9,6 +9,7 @@ Without a layout it is transformers' own SDPA.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,26 +75,80 @@ def attend(
 
 def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
     """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d], a call of torch's attention for each segment."""
-    dtype, (_, heads, n, d), shared = query.dtype, query.shape, key.shape[1]
-    if query.device.type == "cpu":
-        # The CPU kernel's backward pass is two to three times faster in fp32 at these lengths, and more exact.
-        query, key, value = query.float(), key.float(), value.float()
-    # The heads that share keys become the heads of one batch entry, whose keys are then seen by all of them uncopied.
-    query = query.view(shared, heads // shared, n, d)
-    key, value = key.view(shared, 1, n, d), value.view(shared, 1, n, d)
     calls = _calls(layout)
-    # Split, not sliced: the gradient of a slice is a whole row of zeros around it, one for each part.
-    queries, keys, values = (torch.split(x, [sum(call.sizes) for call in calls], 2) for x in (query, key, value))
+    if query.device.type == "cpu" and cap is None and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        masks = [_mask(layout, i, call, window, torch.float32, query.device) for i, call in enumerate(calls)]
+        lean: Tensor = _OnCpu.apply(query, key, value, calls, masks, scaling)  # type: ignore[no-untyped-call]
+        return lean
+    queries, keys, values = _parts(calls, query, key, value)
     parts = []
     for i, call in enumerate(calls):
-        k, v = (torch.cat([x[j] for j in call.reads], 2) if len(call.reads) > 1 else x[i] for x in (keys, values))
-        k, v = k.expand(-1, heads // shared, -1, -1), v.expand(-1, heads // shared, -1, -1)
-        mask = _mask(layout, i, call, k.shape[2], window, query)
+        k, v = _read(call, keys), _read(call, values)
+        mask = _mask(layout, i, call, window, query.dtype, query.device)
         if cap is not None:
             parts.append(_capped(queries[i], k, v, mask, scaling, cap))
         else:
+            heads = queries[i].shape[1]
+            k, v = k.expand(-1, heads, -1, -1), v.expand(-1, heads, -1, -1)
             parts.append(scaled_dot_product_attention(queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
-    return torch.cat(parts, 2).view(1, heads, n, d).to(dtype)
+    return torch.cat(parts, 2).view(query.shape)
+
+
+def _parts(calls: Sequence[_Call], query: Tensor, *keys_and_values: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each tensor in the calls' parts: queries [kv heads, heads a kv head, m, d], keys and values [kv heads, 1, m, d].
+
+    The heads that share keys become the heads of one batch entry, whose keys are then seen by all of them uncopied.
+    """
+    shared, sizes = keys_and_values[0].shape[1], [sum(call.sizes) for call in calls]
+    # Split, not sliced: the gradient of a slice is a whole row of zeros around it, one for each part.
+    return [torch.split(x.reshape(shared, -1, *x.shape[2:]), sizes, 2) for x in (query, *keys_and_values)]
+
+
+def _read(call: _Call, parts: Sequence[Tensor]) -> Tensor:
+    """The keys (or values) that a call sees, along its path."""
+    return torch.cat([parts[j] for j in call.reads], 2) if len(call.reads) > 1 else parts[call.reads[0]]
+
+
+class _OnCpu(torch.autograd.Function):
+    """The calls of a pass through the CPU's flash kernels in fp32, keeping query, key, value and result in the model's own precision.
+
+    The kernel's backward pass is two to three times faster in fp32 than in bf16 at these lengths, and more exact; but a
+    pass through autograd would keep everything in fp32, and every key once more for each segment that sees it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, calls: Sequence[_Call], masks: Sequence[Tensor | None], scaling: float | None) -> Tensor:
+        queries, keys, values = _parts(calls, query.float(), key.float(), value.float())
+        outs, sums = [], []
+        for q, call, mask in zip(queries, calls, masks, strict=True):
+            k, v = (_read(call, x).expand(-1, q.shape[1], -1, -1) for x in (keys, values))
+            out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scaling)
+            outs.append(out)
+            sums.append(total)
+        out = torch.cat(outs, 2).view(query.shape).to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.calls, ctx.masks, ctx.scaling = calls, masks, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, *sums = ctx.saved_tensors
+        above, queries, outs = (_parts(ctx.calls, x.float(), key)[0] for x in (grads[0], query, out))
+        _, keys, values = _parts(ctx.calls, query, key.float(), value.float())
+        grad_keys, grad_values = ([torch.zeros_like(part) for part in x] for x in (keys, values))
+        grad_queries = []
+        for i, (call, mask) in enumerate(zip(ctx.calls, ctx.masks, strict=True)):
+            q = queries[i]
+            k, v = (_read(call, x).expand(-1, q.shape[1], -1, -1) for x in (keys, values))
+            grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                above[i], q, k, v, outs[i], sums[i], 0.0, mask is None, attn_mask=mask, scale=ctx.scaling
+            )
+            grad_queries.append(grad_q)
+            for held, grad in ((grad_keys, grad_k), (grad_values, grad_v)):
+                for j, part in zip(call.reads, grad.sum(1, keepdim=True).split([held[j].shape[2] for j in call.reads], 2), strict=True):
+                    held[j] += part
+        whole = (torch.cat(x, 2).view(like.shape).to(like.dtype) for x, like in ((grad_queries, query), (grad_keys, key), (grad_values, value)))
+        return (*whole, None, None, None)
 
 
 def _plain_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float) -> Tensor:
@@ -150,12 +205,12 @@ def _calls(layout: Layout) -> list[_Call]:
     return calls
 
 
-def _mask(layout: Layout, i: int, call: _Call, whole: int, window: int | None, like: Tensor) -> Tensor | None:
-    """What is added to the scores [queries, keys]: 0 or minus infinity; None if plain causal attention says the same."""
-    n = sum(call.sizes)
+def _mask(layout: Layout, i: int, call: _Call, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """What is added to the scores [queries, keys] of the i-th call: 0 or minus infinity; None if plain causal attention says the same."""
+    n, whole = sum(call.sizes), sum(sum(_calls(layout)[j].sizes) for j in call.reads)
     if whole == n and len(call.sizes) == 1 and (window is None or n <= window):
         return None
-    name = (i, None if window is None or whole <= window else window, like.dtype)
+    name = (i, None if window is None or whole <= window else window, dtype)
     if name not in layout.kept:
         before = whole - n
         sizes = torch.tensor(call.sizes)
@@ -166,7 +221,7 @@ def _mask(layout: Layout, i: int, call: _Call, whole: int, window: int | None, l
         seen[:, before:] &= branch[:, None] == branch
         if window is not None:
             seen &= place[:, None] - of < window
-        layout.kept[name] = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, -torch.inf).to(like.device)
+        layout.kept[name] = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
     mask: Tensor = layout.kept[name]
     return mask
 
