@@ -108,16 +108,15 @@ class TrainingMemory:
 def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
     """Bytes that one token leaves in one decoder layer for its backward pass.
 
-    The two norms' inputs in fp32; q, k, v and attention's output in fp32 (as on a CPU; a GPU
-    keeps half), k and v again where a segment has them beside its prefix's; the MLP's gate,
-    its activation and its up projection. A frozen linear layer keeps nothing of its input; an
-    adapter does, once for those that share it, and with dropout a byte a value for its own mask.
+    The two norms' inputs; q, k, v and attention's output; the MLP's gate and up projection
+    (training/layers.py, forest/attention.py). A frozen linear layer keeps nothing of its input;
+    an adapter does, once for those that share it, and with dropout a byte a value for its own mask.
     """
     head = shape.head_dim or shape.hidden // shape.heads
     q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
-    norms = 2 * 4 * shape.hidden
-    attention = 4 * (2 * q + 2 * kv + 2 * kv)
-    mlp = width * 3 * shape.mlp
+    norms = width * 2 * shape.hidden
+    attention = width * (2 * q + 2 * kv)
+    mlp = width * 2 * shape.mlp
     sizes = _targets(shape)
     inputs = {INPUTS.get(t, t): sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets}
     masks = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets) if step.lora.dropout else 0

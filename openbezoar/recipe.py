@@ -216,7 +216,7 @@ class Training(Strict):
         description="Optimiser steps between held-out measurements; default: only before and after. With it the adapter with the lowest held-out loss is kept.",
     )
     patience: int | None = Field(None, ge=1, description="Stop after this many measurements without a better held-out loss. Needs evaluate_every.")
-    tokens: int = Field(2048, ge=64, description="Token budget of one forward pass.")
+    tokens: int = Field(1024, ge=64, description="Token budget of one forward pass; a longer row or pair is a pass by itself.")
     checkpointing: Literal["auto"] | bool = Field(
         "auto",
         description="Recompute activations in the backward pass: less memory, a third more arithmetic, the same bits. auto: where keeping them takes over 7.5 GB.",
