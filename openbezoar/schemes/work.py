@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from openbezoar import prompts
 from openbezoar.errors import RunError
 from openbezoar.llm import LLM, Completion, Sampling
+from openbezoar.recipe import DataRef
 from openbezoar.records import Counts, Row, Turn
 from openbezoar.runs import Journal, digest, step_seed
 
@@ -77,7 +78,7 @@ class Work:
             self._loaded[name] = prompts.load(name, self.texts)
         return prompts.fill(self._loaded[name], **values)
 
-    def rows_of(self, ref: str) -> list[Row]:
+    def rows_of(self, ref: DataRef) -> list[Row]:
         """Rows of data that an option names."""
         return self.context.rows(ref)
 
@@ -236,8 +237,8 @@ def row_id(scheme: str, number: int) -> str:
 
 
 def normal(text: str) -> str:
-    """A text as it is compared with others: without regard to case and white space."""
-    return " ".join(text.casefold().split())
+    """A text as it is compared with others: without regard to case, white space and how it ends (full stop or question mark)."""
+    return " ".join(text.casefold().split()).rstrip(" .!?")
 
 
 def unquoted(text: str) -> str:
