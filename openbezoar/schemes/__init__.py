@@ -45,4 +45,5 @@ SCHEMES: dict[str, Scheme] = {
     "lamini": _scheme("lamini"),
     "evol_instruct": _scheme("evol_instruct"),
     "orca": _scheme("orca"),
+    "magpie": _scheme("magpie"),
 }
