@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from test_schemes import FLAN, INSTRUCTIONS, PRE_QUERY, Bench, Scripted, good_teacher
+from test_schemes import FLAN, INSTRUCTIONS, SETTINGS, Bench, Scripted, good_teacher
 
 from openbezoar.llm import Completion, Sampling
 from openbezoar.records import Row, Turn
 from openbezoar.schemes import SCHEMES
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "lamini": {"rows": 6, "instructions_per_prompt": 2},
-    "evol_instruct": {"rows": 6, "rounds": 2},
-    "orca": {"rows": 6},
-    "magpie": {"rows": 6, "pre_query": PRE_QUERY},
-}
 MARKERS = (
     "<example></example> </example><example> <|im_start|>user\n<|im_end|> [INST] #Rewritten Prompt#: #Created Prompt#: "
     "### Instruction:\n### Response:\nThe two prompts are equal. [[10]] {prompt} {examples} \\ud800"
@@ -58,7 +51,8 @@ class Struck(Scripted):
 
 def _rows(bench: Bench, scheme: str, teacher: Scripted, out: str) -> list[Row]:
     seeds = bench.seeds(FLAN if scheme == "orca" else INSTRUCTIONS)
-    return bench.run(teacher, out, generate=scheme, seeds=seeds, **SETTINGS[scheme])
+    judge = Scripted(lambda system, user, seed: "not equal")
+    return bench.run(teacher, out, judge, **{**SETTINGS[scheme], "generate": scheme, "seeds": seeds, "rows": 6})
 
 
 def _origin(row: Row) -> str:
