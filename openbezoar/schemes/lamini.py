@@ -40,7 +40,11 @@ class Options(Strict):
     topics_per_prompt: int = Field(3, ge=1, description="Topics named in a topic-guided prompt.")
     topic_share: float = Field(0.5, ge=0, le=1, description="Share of prompts that are topic-guided. This project's.")
     instruction_tokens: int = Field(1024, ge=16, description="Most tokens of a reply that holds instructions. This project's.")
-    begun: bool = Field(True, description="Let models in this process begin their reply with <example>; weak ones keep the format better. This project's.")
+    begun: bool = Field(
+        True,
+        description="Let the reply begin with <example> where the teacher's prompt can be written out (in this process, or by 'wrapper'); weak ones keep the format "
+        "better. This project's.",
+    )
     max_prompts: int | None = Field(None, ge=1, description="Give up after this many prompts; default: as many as rows, but at least 20. This project's.")
 
 
@@ -74,7 +78,7 @@ def make(options: Options, work: Work) -> list[Row]:
 
 def _ask(options: Options, work: Work, texts: list[str], seeds: list[int], sampling: Sampling) -> list[Completion]:
     """Replies to prompts for instructions, begun with a tag where the model's prompt can be written out."""
-    if options.begun and hasattr(work.llm(work.teacher), "formatter"):
+    if options.begun and work.written([Turn("user", BEGIN)], work.teacher) is not None:
         replies = work.begun("instructions", texts, [BEGIN] * len(texts), seeds, sampling, work.teacher, bar=False)
         return [Completion(BEGIN + r.text, r.finish, r.prompt_tokens, r.tokens) for r in replies]
     return work.chat("instructions", [[Turn("user", text)] for text in texts], seeds, sampling=sampling, bar=False)

@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion, Sampling
-from openbezoar.llm.server import wrapped
 from openbezoar.recipe import Strict
 from openbezoar.records import Row, Turn
 from openbezoar.schemes.gathering import Found, gather
@@ -57,7 +56,8 @@ def make(options: Options, work: Work) -> list[Row]:
     counted. Raises ModelError if none is, or if the teacher's template cannot be had.
     """
     before, end = user_turn(options, work)
-    sampling = Sampling(options.instruction_tokens, options.instruction_temperature, options.instruction_top_p, (end,) if end else ())
+    stop = tuple(text for text in (end, "\n" if options.lines == "first" else "") if text)
+    sampling = Sampling(options.instruction_tokens, options.instruction_temperature, options.instruction_top_p, stop)
     found = Found(work)
 
     def ask(numbers: range) -> None:
@@ -79,17 +79,9 @@ def user_turn(options: Options, work: Work) -> tuple[str, str]:
     """
     if options.pre_query is not None:
         return options.pre_query, options.end or ""
-    llm: Any = work.llm(work.teacher)
     turns = [Turn("system", options.system)] if options.system is not None else []
-    turns.append(Turn("user", PROBE))
-    formatter, wrapper = getattr(llm, "formatter", None), getattr(getattr(llm, "spec", None), "wrapper", None)
-    if formatter is not None:
-        text = formatter.prompt_text(turns)
-        if formatter.adds_bos:  # raw completion puts it in front itself
-            text = text.removeprefix(llm.tokenizer.bos_token)
-    elif wrapper is not None:
-        text = wrapped(wrapper, turns)
-    else:
+    text = work.written([*turns, Turn("user", PROBE)], work.teacher)
+    if text is None:
         raise ModelError(
             f"teacher '{work.teacher}': a chat server does not tell its template, and magpie has to begin the user's turn in it; "
             "set pre_query (such as '<|im_start|>user\\n'), the model's 'wrapper', or name a model that runs in this process"
@@ -98,7 +90,7 @@ def user_turn(options: Options, work: Work) -> tuple[str, str]:
     if not found:
         raise ModelError(f"teacher '{work.teacher}': its chat template does not show a user's words as they are; set pre_query and end")
     # A space at the end would split off from the first word, unlike in any text that the teacher was tuned on.
-    return before.rstrip(" "), options.end if options.end is not None else _end(after, getattr(llm, "tokenizer", None))
+    return before.rstrip(" "), options.end if options.end is not None else _end(after, getattr(work.llm(work.teacher), "tokenizer", None))
 
 
 def _end(after: str, tokenizer: Any) -> str:
@@ -113,7 +105,7 @@ def _end(after: str, tokenizer: Any) -> str:
 def _take(reply: Completion, options: Options, found: Found) -> None:
     """Add the turn to what was found, or count why not."""
     text, over = reply.text, reply.finish == "stop"
-    if options.lines == "first" and "\n" in text:
+    if options.lines == "first" and "\n" in text:  # a server need not heed the stop string
         text, over = text.partition("\n")[0].rstrip(), True
     if reply.finish == "error":
         return  # counted where it came in

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from test_schemes import INSTRUCTIONS, Bench, Scripted, evol_teacher
 
+from openbezoar.context import StepContext
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion
+from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
 from openbezoar.schemes import elimination, evol_instruct
 
@@ -210,6 +212,15 @@ def test_a_local_judge_is_made_to_begin_with_the_sentence(bench: Bench) -> None:
     bench.run(Scripted(evol_teacher), judge=judge, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=2, equality_judge="judge")
     text = judge.asked[0][0].content
     assert text.startswith("[user]Here are two prompts") and text.endswith("[assistant]The two prompts are")
+
+
+def test_a_raw_completion_server_begins_its_reply_too_by_its_wrapper(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: ")
+    monkeypatch.setattr(StepContext, "model_spec", lambda self, name: spec)
+    teacher = Scripted(evol_teacher)
+    bench.run(teacher, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=1)
+    text = teacher.asked[0][0].content
+    assert text.startswith("<human>: Your job is") and text.endswith(("<bot>: #Rewritten Prompt#:", "<bot>: #Created Prompt#:"))
 
 
 def test_long_seeds_are_cut_and_counted(bench: Bench) -> None:

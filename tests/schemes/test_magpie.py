@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from test_schemes import INSTRUCTIONS, PRE_QUERY, Bench, Scripted, magpie_teacher
 
+from openbezoar.context import StepContext
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.estimates import estimate
 from openbezoar.graph import Graph, build
@@ -84,9 +85,9 @@ def test_a_template_without_a_token_of_its_own_ends_the_turn_with_its_next_line(
         assert teacher.raw[0].endswith(before) and teacher.raw[1].stop == (end,)
 
 
-def test_a_server_s_wrapper_tells_where_the_user_s_turn_begins(bench: Bench) -> None:
+def test_a_server_s_wrapper_tells_where_the_user_s_turn_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = Listening(lambda system, user, seed: f"What is {seed}?")
-    teacher.spec = ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: ")  # type: ignore[attr-defined]
+    monkeypatch.setattr(StepContext, "model_spec", lambda self, name: ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: "))
     bench.run(teacher, generate="magpie", rows=1)
     assert teacher.raw[0] == "<human>:" and teacher.raw[1].stop == ("<bot>:",)
 
