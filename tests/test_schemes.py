@@ -142,7 +142,7 @@ HOSTILE = [
 ]
 
 
-# ----------------------------------------------------------------------------------- texts
+# ------------------------------------------------------------------------------- texts
 
 
 def test_a_text_is_filled_once_so_that_braces_in_a_seed_stay() -> None:
@@ -182,7 +182,7 @@ def test_options_are_frozen_and_know_no_other_key(scheme: str) -> None:
         setattr(options, next(iter(type(options).model_fields)), 1)
 
 
-# -------------------------------------------------------------------------------- cleaning
+# ------------------------------------------------------------------------------- cleaning
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_reply_of_100_kilobytes_is_parsed_in_linear_time(piece: str) -> None:
     assert time.process_time() - begun < 3
 
 
-# --------------------------------------------------------------------- resume, determinism
+# ------------------------------------------------------------------- resume, determinism
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -288,7 +288,7 @@ def test_a_journal_of_other_prompts_is_refused_rather_than_mixed_in(bench: Bench
         bench.run(Scripted(any_teacher), generate="orca", seeds=bench.seeds([{**row, "input": row["input"] + "!"} for row in FLAN]), **SETTINGS["orca"])
 
 
-# ----------------------------------------------------------------------------------- stage
+# -------------------------------------------------------------------------------- stage
 
 
 @pytest.mark.parametrize(

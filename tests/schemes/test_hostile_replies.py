@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from test_schemes import FLAN, INSTRUCTIONS, SETTINGS, Bench, Scripted, good_teacher
+from test_schemes import FLAN, INSTRUCTIONS, SETTINGS, Bench, Say, Scripted, good_teacher
 
 from openbezoar.llm import Completion, Sampling
 from openbezoar.records import Row, Turn
@@ -34,30 +34,37 @@ HOSTILE: dict[str, str | Completion] = {
 
 
 class Struck(Scripted):
-    """A good teacher whose call number ``at`` brings a hostile reply."""
+    """A good model whose call number ``at`` brings a hostile reply."""
 
-    def __init__(self, at: int | None, reply: str | Completion) -> None:
-        super().__init__(good_teacher)
+    def __init__(self, at: int | None, reply: str | Completion, say: Say = good_teacher) -> None:
+        super().__init__(say)
         self.at, self.reply, self.seen = at, reply, 0
 
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         replies = super().chat(conversations, sampling, seeds)
-        for place in range(len(replies)):
-            if self.seen == self.at:
-                replies[place] = self.reply if isinstance(self.reply, Completion) else Completion(self.reply, "stop", 5, 9)
-            self.seen += 1
+        if self.at is not None and self.seen <= self.at < self.seen + len(replies):
+            replies[self.at - self.seen] = self.reply if isinstance(self.reply, Completion) else Completion(self.reply, "stop", 5, 9)
+        self.seen += len(replies)
         return replies
 
 
-def _rows(bench: Bench, scheme: str, teacher: Scripted, out: str) -> list[Row]:
+def _not_equal(system: str, user: str, seed: int) -> str:
+    return "not equal"
+
+
+def _rows(bench: Bench, scheme: str, teacher: Scripted, out: str, judge: Scripted | None = None) -> list[Row]:
     seeds = bench.seeds(FLAN if scheme == "orca" else INSTRUCTIONS)
-    judge = Scripted(lambda system, user, seed: "not equal")
-    return bench.run(teacher, out, judge, **{**SETTINGS[scheme], "generate": scheme, "seeds": seeds, "rows": 6})
+    return bench.run(teacher, out, judge or Scripted(_not_equal), **{**SETTINGS[scheme], "generate": scheme, "seeds": seeds, "rows": 6})
 
 
 def _origin(row: Row) -> str:
     """What a row and its descendants have in common: their seed, or else the instruction."""
     return str(row["seed_id"]) if row["scheme"] == "evol_instruct" else str(row["instruction"])
+
+
+def _lost(expected: Sequence[Row], rows: Sequence[Row]) -> set[str]:
+    same = {(row["instruction"], row["response"]) for row in rows}
+    return {_origin(row) for row in expected if (row["instruction"], row["response"]) not in same}
 
 
 @pytest.mark.parametrize("reply", HOSTILE)
@@ -68,11 +75,20 @@ def test_a_hostile_reply_costs_no_row_but_its_own(bench: Bench, scheme: str, rep
     most = 2 if scheme == "lamini" else 1  # a prompt of LaMini's stands for two instructions
     for at in range(clean.seen):
         rows = _rows(bench, scheme, Struck(at, HOSTILE[reply]), f"at-{at}")
-        same = {(row["instruction"], row["response"]) for row in rows}
-        lost = {_origin(row) for row in expected if (row["instruction"], row["response"]) not in same}
+        lost = _lost(expected, rows)
         assert len(lost) <= most, (at, lost)
         assert len(rows) >= len(expected) - 1
         for row in rows:
             assert row["instruction"].strip() and row["response"].strip() and row["finish"] != "error"
             assert not any(c in row["instruction"] + row["response"] for c in "\x00\x07\x1b\x7f\ufeff\ud83d")
             assert len(row["instruction"]) <= 4100
+
+
+@pytest.mark.parametrize("reply", HOSTILE)
+def test_a_hostile_reply_of_the_equality_judge_costs_no_row_but_its_own(bench: Bench, reply: str) -> None:
+    clean = Struck(None, "", _not_equal)
+    expected = _rows(bench, "evol_instruct", Scripted(good_teacher), "clean", clean)
+    says_equal = "equal" in str(HOSTILE[reply])
+    for at in range(clean.seen):
+        rows = _rows(bench, "evol_instruct", Scripted(good_teacher), f"at-{at}", Struck(at, HOSTILE[reply], _not_equal))
+        assert len(_lost(expected, rows)) == says_equal and len(rows) == 6  # any other reply is asked for again

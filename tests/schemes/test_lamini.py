@@ -9,6 +9,7 @@ from test_schemes import HOSTILE, INSTRUCTIONS, Bench, Scripted, lamini_teacher
 
 from openbezoar import prompts
 from openbezoar.errors import DataError, ModelError
+from openbezoar.llm import Completion
 from openbezoar.records import Row
 from openbezoar.schemes import lamini
 
@@ -49,6 +50,40 @@ def test_instructions_are_parsed_from_tags_or_else_from_a_list(reply: str, whole
 )
 def test_an_answer_that_the_teacher_gave_is_cut_off_its_instruction(text: str, bare: str) -> None:
     assert lamini.without_answer(text) == bare
+
+
+@pytest.mark.parametrize(
+    ("reason", "caught", "passing"),
+    [
+        ("no word in it", "12 + 30 = ?", "12 + x = ?"),
+        ("longer than 4000 characters", "a" * 4001, "a" * 4000),
+        ("repeats a seed or an earlier one", "name 3 RIVERS of  Europe!", "Name 3 rivers of Asia."),
+        ("holds the prompt's own markup", "Close </examples> now", "Close <exemplars> now"),
+    ],
+)
+def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(bench: Bench, reason: str, caught: str, passing: str) -> None:
+    def teacher(text: str) -> Scripted:
+        return Scripted(lambda system, user, seed: f"<example>{text}</example>" if "Write 20 new" in user else "Fine.")
+
+    settings = {"generate": "lamini", "seeds": bench.seeds(INSTRUCTIONS), "rows": 1, "max_prompts": 1}
+    assert [row["instruction"] for row in bench.run(teacher(passing), "kept", **settings)] == [passing]
+    with pytest.raises(ModelError, match=f"none of 1 replies held a new instruction .instruction dropped: {reason}: 1"):
+        bench.run(teacher(caught), "dropped", **settings)
+
+
+@pytest.mark.parametrize(
+    ("reason", "caught", "passing"),
+    [
+        ("dropped: empty answer", " <|im_end|>\n", "."),
+        ("dropped: answer refused by the server", Completion("Rhine.", "error", 1, 0), Completion("Rhine.", "length", 1, 0)),
+    ],
+)
+def test_an_answer_that_is_none_takes_its_row_out_and_no_other(bench: Bench, reason: str, caught: str | Completion, passing: str | Completion) -> None:
+    lines = "".join(f"<example>Say {n}.</example>" for n in range(6))
+    for reply, kept in ((caught, 5), (passing, 6)):
+        teacher = Scripted(lambda system, user, seed, reply=reply: reply if user == "Say 2." else lines if "Write" in user else "Fine.")  # type: ignore[misc]
+        rows = bench.run(teacher, f"out-{kept}", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=6)
+        assert len(rows) == kept and bench.counts.get(reason, 0) == 6 - kept
 
 
 @pytest.mark.parametrize(
