@@ -34,8 +34,9 @@ class Found:
         self.seen.add(normal(text))
         self.texts.append((text, source))
 
-    def rows(self, scheme: str) -> list[Row]:
+    def rows(self) -> list[Row]:
         """The wanted number of rows, or as many as there are, still without answers."""
+        scheme = self.work.scheme
         return [
             {"id": row_id(scheme, n), "scheme": scheme, "system": None, "instruction": text, "response": "", "finish": "", "source": source}
             for n, (text, source) in enumerate(self.texts[: self.work.rows], 1)

@@ -68,7 +68,7 @@ def make(options: Options, work: Work) -> list[Row]:
     # Half of what is asked for, until it is known how many a reply holds.
     gather(found, options.max_prompts or max(20, work.rows), options.instructions_per_prompt / 2, ask, remedy)
     system = Turn("system", work.text("lamini_answer_system"))
-    rows = found.rows("lamini")
+    rows = found.rows()
     replies = work.chat("answers", [[system, Turn("user", row["instruction"])] for row in rows], [work.seed("answer", 0, n) for n in range(len(rows))])
     return answered(work, rows, replies)
 

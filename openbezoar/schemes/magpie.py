@@ -67,7 +67,7 @@ def make(options: Options, work: Work) -> list[Row]:
 
     remedy = "expected a chat-tuned teacher in its own template: set its prompt to {template: own}, raise instruction_tokens, or set lines: first"
     gather(found, options.max_prompts or max(20, 4 * work.rows), 0.8, ask, remedy)
-    rows = found.rows("magpie")
+    rows = found.rows()
     replies = work.chat("answers", [[Turn("user", row["instruction"])] for row in rows], [work.seed("answer", n) for n in range(len(rows))])
     return answered(work, rows, replies)
 
