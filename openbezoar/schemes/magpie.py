@@ -62,7 +62,11 @@ def make(options: Options, work: Work) -> list[Row]:
 
     def ask(numbers: range) -> None:
         seeds = [work.seed("instruction", n) for n in numbers]
-        for reply in work.complete("instructions", [before] * len(numbers), seeds, sampling=sampling, bar=False):
+        try:
+            replies = work.complete("instructions", [before] * len(numbers), seeds, sampling=sampling, bar=False)
+        except ModelError as error:
+            raise ModelError(f"{error}; magpie needs raw completions (/v1/completions of a server)") from None
+        for reply in replies:
             _take(reply, options, found)
 
     remedy = "expected a chat-tuned teacher in its own template: set its prompt to {template: own}, raise instruction_tokens, or set lines: first"

@@ -98,6 +98,16 @@ def test_a_chat_server_without_pre_query_is_refused_with_one_line_that_says_what
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_without_raw_completions_fails_with_one_line_that_says_so(bench: Bench) -> None:
+    class ChatOnly(Scripted):
+        def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+            raise ModelError("model 'fake' (m at http://x/v1): it refuses the request with 404: Not Found")
+
+    with pytest.raises(ModelError, match=r"404: Not Found; magpie needs raw completions .*completions of a server") as caught:
+        bench.run(ChatOnly(magpie_teacher), **SETTINGS)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_template_that_changes_the_user_s_words_is_refused(bench: Bench) -> None:
     class Shouting(Template):
         def prompt_text(self, turns: Sequence[Turn]) -> str:
