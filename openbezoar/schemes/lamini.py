@@ -154,7 +154,7 @@ _TAG = re.compile(r"(?:<|&lt;)/?\s*example(?:\s*\d{1,3})?\s*(?:>|&gt;)", re.IGNO
 _LABEL = r"(?:example|instruction|question|task|command)[ \t]*\d{0,3}[ \t]*:"
 _LISTED = re.compile(rf"[ \t]*(?:\*\*)?(?:\(?\d{{1,3}}[.):]|[-*•]|{_LABEL})(?:\*\*)?[ \t]+(\S.*)", re.IGNORECASE)
 _HEAD = re.compile(rf"(?:\*\*)?(?:{_LABEL}|\(?\d{{1,3}}[.)])(?:\*\*)?[ \t]*", re.IGNORECASE)
-_ANSWER = re.compile(r"^[ \t]*(?:\*\*)?(?:answer|response|output|solution)[ \t]*\d{0,3}[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(r"^[ \t]*(?:\*\*)?(?:the[ \t]+)?(?:answer|response|output|solution)(?:[ \t]+is)?[ \t]*\d{0,3}[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _MARKUP = re.compile(r"(?:<|&lt;)/?\s*examples?\b", re.IGNORECASE)
 
 

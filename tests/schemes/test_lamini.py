@@ -44,6 +44,8 @@ def test_instructions_are_parsed_from_tags_or_else_from_a_list(reply: str, whole
     [
         ("Name a fish.\nAnswer: cod", "Name a fish."),
         ("Name a fish.\n\n**Response:** cod\nand more", "Name a fish."),
+        ("Name a fish.\n\nThe answer is: cod", "Name a fish."),
+        ("Say what\nthe answer is to this.", "Say what\nthe answer is to this."),
         ("What does 'Answer: 42' mean?", "What does 'Answer: 42' mean?"),
         ("Answer: yes or no?", "Answer: yes or no?"),
     ],
