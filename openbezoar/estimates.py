@@ -145,7 +145,7 @@ class _Book:
     # ---- verbs
 
     def _generate(self, step: Generate) -> Estimate:
-        _, mean = self.rows(step.seeds)
+        _, mean = self.rows(step.seeds) if step.seeds is not None else (0, 0.0)
         seed_tokens = mean / CHARACTERS_A_TOKEN
         answer = step.max_new_tokens * 0.6
         made = {"lamini": (step.rows / 6, 3 * seed_tokens * 0.4 + 200, 300.0), "evol_instruct": (step.rows * 1.8, seed_tokens + 200, 90.0)}

@@ -21,7 +21,22 @@ from openbezoar import __version__, prompts
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.progress import Progress, Silent
-from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, Training, references, verb_of
+from openbezoar.recipe import (
+    Evaluate,
+    Filter,
+    Generate,
+    LocalModel,
+    MtBench,
+    Recipe,
+    Release,
+    Report,
+    Step,
+    TaskSpec,
+    Training,
+    data_specs,
+    references,
+    verb_of,
+)
 from openbezoar.recipe_file import one_line
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
@@ -147,8 +162,8 @@ def _generate_refs(recipe: Recipe, path: Path, name: str) -> list[tuple[str, str
     for key, field in type(options).model_fields.items():
         value = getattr(options, key)
         kind = (field.json_schema_extra or {}).get("refers_to") if isinstance(field.json_schema_extra, dict) else None
-        if kind and isinstance(value, str):
-            refs.append((str(kind), value))
+        if kind and value is not None:
+            refs += [(str(kind), spec.data) for spec in data_specs(value)]
     return refs
 
 
@@ -157,6 +172,8 @@ def scheme_options(step: Generate, where: str) -> BaseModel:
     if step.generate not in SCHEMES:
         raise RecipeError(f"{where}: generate: no scheme '{step.generate}'; there are {', '.join(SCHEMES)}")
     options = SCHEMES[step.generate].Options
+    if step.seeds is None and (fields := SCHEMES[step.generate].seed_fields):
+        raise RecipeError(f"{where}: seeds: missing; {step.generate} needs rows with {', '.join(fields)}: name a file or a step")
     try:
         return options.model_validate(step.options)
     except ValidationError as error:

@@ -124,9 +124,12 @@ class Generate(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    generate: str = Field(description="The scheme: lamini, evol_instruct or orca.")
+    generate: str = Field(description="The scheme; the options of each are below.")
     teacher: str = Field(description="Name of a model.")
-    seeds: DataRef = Field(description="Seed rows: instructions (lamini, evol_instruct) or tasks with a 'submix' (orca).")
+    seeds: DataRef | None = Field(
+        None,
+        description="Seed rows: instructions (lamini, evol_instruct) or tasks with a 'submix' (orca); a scheme that needs none (magpie) only avoids repeating them.",
+    )
     rows: int = Field(gt=0, description="How many rows to make.")
     max_new_tokens: int = Field(512, gt=0, description="Most tokens of an answer.")
     temperature: float = Field(0.8, ge=0, description="0.8 is the co-author's setting for Evol-Instruct.")

@@ -93,4 +93,12 @@ def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a generate step in a folder of its own, with scripted models."""
+    from test_schemes import Bench
+
+    return Bench(tmp_path, monkeypatch)
+
+
 FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3}

@@ -76,3 +76,14 @@ def test_the_package_never_reads_pickles_or_runs_a_hub_s_code() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert "weights_only=True" in ast.unparse(node)
+
+
+def test_the_code_that_the_how_to_pages_show_is_the_code() -> None:
+    code = {line.strip() for file in (ROOT / "schemes").glob("*.py") for line in file.read_text().splitlines()}
+    shown = [
+        line.strip()
+        for page in (ROOT.parent / "docs/how-to").glob("add-a-scheme.md")
+        for block in page.read_text().split("```python")[1:]
+        for line in block.split("```")[0].splitlines()
+    ]
+    assert len(shown) > 20 and [line for line in shown if line not in code and line != "..."] == []

@@ -89,7 +89,7 @@ class Local:
             _Row(i, drawn, torch.rand(drawn.max_new_tokens, generator=torch.Generator().manual_seed(seed)))
             for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
         ]
-        ends = self.formatter.stop_ids()
+        ends = (*self.formatter.stop_ids(), *self._stop_tokens(sampling, len(prompts)))
         hidden, cache, mask = self._prefilled(prompts)
         positions = mask.sum(-1, keepdim=True)
         ids, live = positions, rows
@@ -113,6 +113,11 @@ class Local:
                 cache.batch_select_indices(index)
                 ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
         return [self._completion(row, len(prompts[row.place]), ends) for row in rows]
+
+    def _stop_tokens(self, sampling: Samplings, n: int) -> set[int]:
+        """Stop strings that are tokens of their own. Decoding leaves special ones out, so they would never be found in the text."""
+        added = self.tokenizer.get_added_vocab()
+        return {added[stop] for drawn in each(sampling, n) for stop in drawn.stop if stop in added}
 
     def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""

@@ -1,31 +1,33 @@
 """How synthetic instruction data is made: one module a scheme, all of them in ``SCHEMES``.
 
-A new scheme is one file with ``Options`` and ``make``, and one line here. See
-``schemes/work.py`` for what ``make`` is given and why a killed run goes on by itself.
+A new scheme is one file and one line below (docs/how-to/add-a-scheme.md). Its module has
+``Options``, ``make``, ``PROMPTS`` and ``SEED_FIELDS``; see ``schemes/work.py`` for what
+``make`` is given and why a killed run goes on by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel
 
 from openbezoar.records import Row
-from openbezoar.schemes import evol_instruct, lamini, orca
 from openbezoar.schemes.work import Work
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to make rows.
+    """A way to make rows, by the names that its module gives to the parts.
 
     Options: the recipe's keys that are the scheme's own; a field that names data or a model
     is marked ``json_schema_extra={"refers_to": "data"}`` (or ``"model"``).
     make: the rows, from checked options and what the stage offers.
-    prompts: names of the texts it sends, which a recipe may replace.
-    seed_fields: what every seed row must hold as non-empty text.
+    prompts (PROMPTS): names of the texts it sends, which a recipe may replace.
+    seed_fields (SEED_FIELDS): what every seed row must hold as non-empty text; a scheme
+    without any needs no seeds.
     """
 
     Options: type[BaseModel]
@@ -34,8 +36,14 @@ class Scheme:
     seed_fields: tuple[str, ...]
 
 
+def _scheme(name: str) -> Scheme:
+    module = import_module(f"{__name__}.{name}")
+    return Scheme(module.Options, module.make, module.PROMPTS, module.SEED_FIELDS)
+
+
 SCHEMES: dict[str, Scheme] = {
-    "lamini": Scheme(lamini.Options, lamini.make, lamini.PROMPTS, ("instruction",)),
-    "evol_instruct": Scheme(evol_instruct.Options, evol_instruct.make, evol_instruct.PROMPTS, ("instruction",)),
-    "orca": Scheme(orca.Options, orca.make, orca.PROMPTS, ("submix", "task", "input")),
+    "lamini": _scheme("lamini"),
+    "evol_instruct": _scheme("evol_instruct"),
+    "orca": _scheme("orca"),
+    "magpie": _scheme("magpie"),
 }

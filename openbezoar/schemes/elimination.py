@@ -7,6 +7,7 @@ reply, the others only the texts.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from openbezoar.schemes.work import normal
 
@@ -26,7 +27,7 @@ _FUNCTION_WORDS = """
     with won't would wouldn't you you'd you'll you're you've your yours yourself yourselves
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-_WORD = re.compile(r"\w+(?:'\w+)*")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def words(text: str) -> list[str]:
@@ -35,7 +36,7 @@ def words(text: str) -> list[str]:
 
 
 def same_as_source(source: str, evolved: str) -> bool:
-    """Nothing changed but case and white space."""
+    """Nothing changed but case, white space and the mark at the end."""
     return normal(source) == normal(evolved)
 
 
@@ -50,16 +51,14 @@ def says_nothing(answer: str) -> bool:
 
 
 def leaks_prompt(evolved: str) -> bool:
-    """Rule 4: words of the evolving prompt in its result, in any case."""
-    text = evolved.lower()
+    """Rule 4: words of the evolving prompt in its result, in any case and with any white space between them."""
+    text = " ".join(evolved.lower().split())
     return any(phrase in text for phrase in PROMPT_WORDS)
 
 
 def gains_information(reply: str) -> bool | None:
     """Rule 1, from what follows "The two prompts are": True if not equal, False if equal, None if it says neither."""
-    text = reply.lower()
-    if "not equal" in text:
+    said = words(reply)
+    if ("not", "equal") in pairwise(said):
         return True
-    if "equal" in words(text):
-        return False
-    return None
+    return False if "equal" in said else None

@@ -26,6 +26,7 @@ OPERATIONS = ("add-constraints", "deepening", "concretizing", "increase-reasonin
 COMPLICATE = "complicate-input"
 DEPTH, BREADTH = "in-depth", "in-breadth"
 ASKS = 6  # of the equality judge, as in the co-author's rewrite
+LONGER = 4000  # characters; the prompts allow 20 words, so this is a reply that ran away
 PROMPTS = (
     "evol_in_depth",
     "evol_in_breadth",
@@ -33,6 +34,7 @@ PROMPTS = (
     "evol_equality",
     "evol_equality_start",
 )
+SEED_FIELDS = ("instruction",)
 
 
 class Options(Strict):
@@ -87,6 +89,8 @@ def make(options: Options, work: Work) -> list[Row]:
 
     Stops when enough rows are kept, or when the rounds are over; a shortfall is counted.
     """
+    if options.equality_judge is None:
+        work.say("no equality_judge is named, so that rule 1 (information gained) is not applied")
     pool = [_item(n, seed, options, work) for n, seed in enumerate(work.seeds)]
     rows: list[Row] = []
     done = tried = 0
@@ -126,6 +130,7 @@ def _round(number: int, items: Sequence[_Item], wanted: int, options: Options, w
     tries = _without(tries, "refused by the server", lambda t: t.finish == "error", work)
     tries = _without(tries, "no text", lambda t: not any(c.isalnum() for c in t.text), work)
     tries = _without(tries, "not finished", lambda t: t.finish == "length", work)
+    tries = _without(tries, f"more than {LONGER} characters added", lambda t: len(t.text) > len(t.item.text) + LONGER, work)
     tries = _without(tries, "same as the source", lambda t: rules.same_as_source(t.item.text, t.text), work)
     tries = _without(tries, "rule 4, leaks the prompt's words", lambda t: rules.leaks_prompt(t.text), work)
     if len(tries) > wanted:

@@ -1,7 +1,8 @@
 """Orca: the teacher answers FLAN queries under one of 16 system messages.
 
 After Orca (arXiv 2306.02707). Seeds: FLAN rows with ``submix`` (cot, niv2, t0 or
-flan2021), ``task``, ``input``, and optionally ``target`` and ``multiple_choice``.
+flan2021), ``task``, ``input``, and optionally ``target``, ``multiple_choice`` and FLAN's
+``template_type``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pydantic import Field, field_validator
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.recipe import Strict
 from openbezoar.records import Row, Turn
-from openbezoar.schemes.work import Work, answered, row_id, shares
+from openbezoar.schemes.work import CHARACTERS_A_TOKEN, Work, answered, normal, row_id, shares
 
 Submix = Literal["cot", "niv2", "t0", "flan2021"]
 PROMPTS = ("orca_system_messages",)
+SEED_FIELDS = ("submix", "task", "input")
 
 # Which messages go with which sub-collection, by their numbers in Orca's Table 2.
 MESSAGES: dict[str, tuple[int, ...]] = {
@@ -29,6 +31,9 @@ MESSAGES: dict[str, tuple[int, ...]] = {
     "flan2021": (3, 4, 7),
 }
 FOR_MULTIPLE_CHOICE: dict[str, tuple[int, ...]] = {"flan2021": (8, 10)}
+# Where Orca draws a task first and then a query of it; of CoT and the capped NIV2 it takes (nearly) everything,
+# of which a part is best drawn query by query.
+BY_TASK = ("t0", "flan2021")
 
 
 class Options(Strict):
@@ -39,6 +44,7 @@ class Options(Strict):
         description="Weights of the FLAN sub-collections. Default: millions of rows in Orca; a sub-collection that the seeds lack is left out.",
     )
     niv2_per_task: int = Field(300, ge=1, description="Most queries of one NIV2 task. Orca: 300.")
+    query_tokens: int = Field(1024, ge=16, description="Longer queries are not drawn, four characters counting as a token. This project's.")
 
     @field_validator("submixes")
     @classmethod
@@ -94,14 +100,16 @@ def _submix(seed: Row) -> str:
 
 
 def _queries(options: Options, work: Work) -> list[Row]:
-    """The queries to answer, mixed: by weight over sub-collections, by task within one."""
+    """The queries to answer, mixed: by weight over sub-collections, and within T0 and Flan2021 by task."""
     given: dict[str, float] = {name: weight for name, weight in options.submixes.items() if weight > 0}
     tasks: dict[str, dict[str, list[Row]]] = {}
+    seen: set[str] = set()
     for seed in work.seeds:
         submix = _submix(seed)
-        if submix not in given:
-            work.counts.add(f"seeds of a sub-collection without weight: {submix if submix in MESSAGES else 'unknown'}")
+        if reason := _unfit(seed, submix, given, seen, options):
+            work.counts.add(reason)
         else:
+            seen.add(normal(seed["input"]))
             tasks.setdefault(submix, {}).setdefault(seed["task"], []).append(seed)
     weights = {name: weight for name, weight in given.items() if name in tasks or "submixes" in options.model_fields_set}
     if absent := [name for name in weights if name not in tasks]:
@@ -118,9 +126,25 @@ def _queries(options: Options, work: Work) -> list[Row]:
     available = {name: sum(map(len, by_task.values())) for name, by_task in tasks.items()}
     chosen: list[Row] = []
     for name, wanted in shares(work.rows, weights, available).items():
-        chosen += draw_queries(tasks[name], wanted, random.Random(work.seed("queries", 0, name)))
+        draw = random.Random(work.seed("queries", 0, name))
+        if name in BY_TASK:
+            chosen += draw_queries(tasks[name], wanted, draw)
+        else:
+            chosen += draw.sample([query for queries in tasks[name].values() for query in queries], wanted)
     random.Random(work.seed("order", 0, 0)).shuffle(chosen)
     return chosen
+
+
+def _unfit(seed: Row, submix: str, weights: Mapping[str, float], seen: set[str], options: Options) -> str | None:
+    """Why a seed is not drawn from, or None."""
+    if submix not in weights:
+        return f"seeds of a sub-collection without weight: {submix if submix in MESSAGES else 'unknown'}"
+    # FLAN's own mark of a query with examples in it; Orca's queries are zero-shot. Rows without the field are taken as such.
+    if str(seed.get("template_type", "")).lower().startswith("fs"):
+        return "seeds with few-shot examples"
+    if len(seed["input"]) > options.query_tokens * CHARACTERS_A_TOKEN:
+        return f"seeds longer than {options.query_tokens} tokens"
+    return "seeds that repeat a query" if normal(seed["input"]) in seen else None
 
 
 def draw_queries(tasks: Mapping[str, Sequence[Row]], wanted: int, draw: random.Random) -> list[Row]:

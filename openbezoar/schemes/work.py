@@ -13,13 +13,15 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openbezoar import prompts
 from openbezoar.errors import RunError
 from openbezoar.llm import LLM, Completion, Sampling
+from openbezoar.llm.server import wrapped, wrapper_stop
+from openbezoar.recipe import DataRef, ServerModel
 from openbezoar.records import Counts, Row, Turn
 from openbezoar.runs import Journal, digest, step_seed
 
@@ -77,7 +79,7 @@ class Work:
             self._loaded[name] = prompts.load(name, self.texts)
         return prompts.fill(self._loaded[name], **values)
 
-    def rows_of(self, ref: str) -> list[Row]:
+    def rows_of(self, ref: DataRef) -> list[Row]:
         """Rows of data that an option names."""
         return self.context.rows(ref)
 
@@ -135,6 +137,17 @@ class Work:
         drawn = sampling or self.sampling
         return self._replies(name, texts, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).complete(part, drawn, s))
 
+    def written(self, turns: Sequence[Turn], model: str) -> str | None:
+        """A conversation as the text that the model is sent, for ``complete``; None where only the server knows its format."""
+        spec = self.context.model_spec(model)
+        if isinstance(spec, ServerModel):
+            return wrapped(spec.wrapper, turns) if spec.wrapper is not None else None
+        llm: Any = self.llm(model)
+        if (formatter := getattr(llm, "formatter", None)) is None:
+            return None
+        # Raw completion puts the beginning-of-sequence token in front itself.
+        return str(formatter.prompt_text(turns)).removeprefix(llm.tokenizer.bos_token if formatter.adds_bos else "")
+
     def begun(
         self, name: str, questions: Sequence[str], starts: Sequence[str], seeds: Sequence[int], sampling: Sampling, model: str, bar: bool = True
     ) -> list[Completion]:
@@ -143,13 +156,12 @@ class Work:
         Where a model's prompt cannot be written out (a chat server), the question itself has
         to ask for that start; a reply that repeats it has it taken off.
         """
-        llm = self.llm(model)
-        formatter: Any = getattr(llm, "formatter", None)
-        if formatter is not None:
-            # Raw completion puts the beginning-of-sequence token in front itself.
-            own = llm.tokenizer.bos_token if getattr(formatter, "adds_bos", False) else ""  # type: ignore[attr-defined]
-            texts = [formatter.prompt_text([Turn("user", question)]).removeprefix(own) + start for question, start in zip(questions, starts, strict=True)]
-            return self.complete(name, texts, seeds, sampling=sampling, model=model, bar=bar)
+        texts = [(self.written([Turn("user", question)], model), start) for question, start in zip(questions, starts, strict=True)]
+        begun = [text + start for text, start in texts if text is not None]
+        if len(begun) == len(texts):
+            spec = self.context.model_spec(model)
+            ends = wrapper_stop(spec.wrapper) if isinstance(spec, ServerModel) and spec.wrapper else ()
+            return self.complete(name, begun, seeds, sampling=replace(sampling, stop=(*sampling.stop, *ends)), model=model, bar=bar)
         replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model, bar=bar)
         heads = [re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE) for start in starts]
         return [
@@ -236,8 +248,8 @@ def row_id(scheme: str, number: int) -> str:
 
 
 def normal(text: str) -> str:
-    """A text as it is compared with others: without regard to case and white space."""
-    return " ".join(text.casefold().split())
+    """A text as it is compared with others: without regard to case, white space and how it ends (full stop or question mark)."""
+    return " ".join(text.casefold().split()).rstrip(" .!?")
 
 
 def unquoted(text: str) -> str:

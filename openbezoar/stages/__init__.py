@@ -18,7 +18,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "generate": Stage("openbezoar.stages.generate", 1),
+    "generate": Stage("openbezoar.stages.generate", 2),
     "filter": Stage("openbezoar.stages.filter", 1),
     "sft": Stage("openbezoar.stages.sft", 1),
     "merge": Stage("openbezoar.stages.merge", 1),

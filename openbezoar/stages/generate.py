@@ -35,7 +35,7 @@ def run(step: Generate, context: StepContext) -> dict[str, Any]:
         context=context,
         open=lambda name: open_llm(name, context),
         teacher=step.teacher,
-        seeds=seed_rows(step.seeds, scheme.seed_fields, context),
+        seeds=seed_rows(step.seeds, scheme.seed_fields, context) if step.seeds is not None else [],
         rows=step.rows,
         sampling=Sampling(step.max_new_tokens, step.temperature, step.top_p),
         batch=step.batch,
