@@ -18,6 +18,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from openbezoar import __version__, prompts
+from openbezoar.cleaning import contamination
+from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.progress import Progress, Silent
@@ -81,6 +83,8 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
     for name in _order(inputs, recipe_path):
         step = recipe.steps[name]
         parts = _parts(recipe, recipe_path, name, {i: nodes[i].key for i in inputs[name]})
+        if isinstance(step, Filter):
+            parts |= _filter_parts(recipe, recipe_path, run, name, step)
         key = digest(parts)
         state, why = _state(run, name, key, parts)
         nodes[name] = Node(name, verb_of(step), step, inputs[name], parts, key, state, why)
@@ -246,6 +250,13 @@ def _texts(step: Step, where: str) -> dict[str, str]:
     return {name: digest(prompts.load(name, {})) for name in used}
 
 
+def _filter_parts(recipe: Recipe, path: Path, run: RunFolder, name: str, step: Filter) -> dict[str, Any]:
+    """What a filter depends on besides its inputs: a person's reviews, and the benchmarks that it keeps out of the data."""
+    reviews = Reviews(run.path, name).digest
+    benchmarks = contamination.digests(recipe, path.parent) if step.rules.decontaminate else {}
+    return {group: value for group, value in (("reviews", reviews), ("benchmarks", benchmarks)) if value}
+
+
 def _task_files(recipe: Recipe, path: Path, name: str, step: Evaluate) -> dict[str, str]:
     files: dict[str, str] = {}
     if step.data is not None:
@@ -297,6 +308,10 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     words += [f"file {f} changed" for f in new["files"] if old.get("files", {}).get(f) != new["files"][f]]
     words += [f"text {t} changed" for t in new["texts"] if old.get("texts", {}).get(t) != new["texts"][t]]
     words += [f"model {m} changed" for m in new["models"] if old.get("models", {}).get(m) != new["models"][m]]
+    before, after = old.get("benchmarks", {}), new.get("benchmarks", {})
+    words += [f"benchmark {b} changed" for b in {**before, **after} if before.get(b) != after.get(b)]
+    if old.get("reviews") != new.get("reviews"):
+        words.append("reviews changed")
     if old.get("seed") != new["seed"]:
         words.append("seed changed")
     if old.get("version") != new["version"]:

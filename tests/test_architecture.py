@@ -14,7 +14,7 @@ ROOT = Path(openbezoar.__file__).parent
 RANKS = [
     {"errors", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "memory", "gguf_models", "chat", "forest", "prompts"},
-    {"context", "llm", "training", "judging", "schemes", "harness", "reporting"},
+    {"context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
     {"stages"},
     {"graph"},
     {"estimates", "reference"},

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from openbezoar.cleaning.contamination import Overlap
+from openbezoar.cleaning.rules import ACROSS_ROWS, NAMES, RULES, Candidate, Drop, Screen, repeated_share
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.prompting import ask, expected_rating
-from openbezoar.judging.quality import RULES, Candidate, repeated_share, screen
 from openbezoar.llm import Completion, Sampling
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Filter, Rules
@@ -90,7 +91,18 @@ def written(context: StepContext, name: str) -> list[Row]:
 
 # ------------------------------------------------------------------------------ the rules
 
+
+def screened(*candidates: Candidate, rules: Rules | None = None, overlap: Overlap | None = None) -> list[str | None]:
+    screen = Screen(rules or Rules(), overlap)
+    return [None if drop is None else drop.rule for drop in map(screen, candidates)]
+
+
 CAUGHT_AND_NOT = {
+    "another_language": (
+        Candidate("Erkläre, was ein Fluss ist und wie er entsteht.", "Ein Fluss ist ein Gewässer, das von der Quelle zu der Mündung fließt."),
+        Candidate("Translate to German: a river is water.", "Ein Fluss ist Wasser, das von der Quelle zu der Mündung fließt und nicht steht."),
+    ),
+    "no_words": (Candidate("Tell a story.", "... !"), Candidate("What is two and two?", "= 4")),
     "instruction_too_short": (Candidate("Go", GOOD), Candidate("Go on", GOOD)),
     "instruction_too_long": (Candidate("word " * 601, GOOD), Candidate("word " * 600, GOOD)),
     "response_too_short": (Candidate("Name a colour.", "Red"), Candidate("Name a colour.", "Red, say")),
@@ -108,7 +120,6 @@ CAUGHT_AND_NOT = {
         Candidate("Explain what rivers do.", "Explaining what rivers do takes one line: they flow."),
     ),
     "repetition": (Candidate("Tell a story.", "and so it went on and " * 20), Candidate("Tell a story.", GOOD)),
-    "duplicate": (Candidate("Tell a story.", GOOD, seen=True), Candidate("Tell a story.", GOOD)),
 }
 
 
@@ -121,23 +132,72 @@ def test_a_rule_catches_its_row_and_only_it(name: str) -> None:
     caught, spared = CAUGHT_AND_NOT[name]
     assert RULES[name](caught, Rules())
     assert not RULES[name](spared, Rules())
-    assert screen([spared], Rules()) == [None]
+    assert screened(spared) == [None]
 
 
-@pytest.mark.parametrize("name", RULES)
+LOOSE = Rules(
+    language="any",
+    min_instruction_words=0,
+    max_instruction_words=9999,
+    min_response_words=0,
+    max_response_words=9999,
+    drop_unfinished=False,
+    drop_refusals=False,
+    drop_echoes=False,
+    drop_repetition=1,
+    drop_duplicates=False,
+    near_duplicates=None,
+)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n != "no_words"])
 def test_a_rule_can_be_loosened(name: str) -> None:
-    loose = Rules(
-        min_instruction_words=0,
-        max_instruction_words=9999,
-        min_response_words=0,
-        max_response_words=9999,
-        drop_unfinished=False,
-        drop_refusals=False,
-        drop_echoes=False,
-        drop_repetition=1,
-        drop_duplicates=False,
-    )
-    assert not RULES[name](CAUGHT_AND_NOT[name][0], loose)
+    assert not RULES[name](CAUGHT_AND_NOT[name][0], LOOSE)
+
+
+QUESTION = "Which of these four animals sleeps through the winter in a cave of the high mountains?"
+BEGIN = Candidate("Write a short story of two pages about an old sailor who has lost his way home in a storm.", GOOD, id="first")
+ACROSS = {
+    "contaminated": (
+        Candidate("Explain this.", f"One is asked: {QUESTION.upper()} And so on."),
+        Candidate("Explain this.", "Which of these four animals sleeps through the winter in a house of the low plains?"),
+    ),
+    "duplicate": (
+        Candidate("Write a short story of two pages about an old SAILOR who has lost  his way home in a storm.", "Another answer, then."),
+        Candidate("Write a short story of three hundred words on a young farmer who has found his way out of a maze.", GOOD),
+    ),
+    "near_duplicate": (
+        Candidate("Write a short story of two pages about an old sailor who has lost his way home in a fog!", "Another answer, then."),
+        Candidate("Write a short story of two pages about a young farmer who has found his way home in a fog!", "Another answer, then."),
+    ),
+}
+
+
+def benchmark() -> Overlap:
+    overlap = Overlap(13)
+    overlap.add("scores: animals", [{"id": "q1", "question": QUESTION, "choices": ["bear", "fox"]}])
+    return overlap
+
+
+def test_every_rule_across_rows_has_a_row_it_catches_and_one_it_does_not() -> None:
+    assert list(ACROSS) == list(ACROSS_ROWS)
+    assert (*RULES, *ACROSS_ROWS) == NAMES
+
+
+@pytest.mark.parametrize("name", ACROSS_ROWS)
+def test_a_rule_across_rows_catches_its_row_and_only_it(name: str) -> None:
+    caught, spared = ACROSS[name]
+    assert screened(BEGIN, spared, caught, overlap=benchmark()) == [None, None, name]
+    assert screened(BEGIN, caught, rules=LOOSE) == [None, None]
+
+
+def test_a_drop_across_rows_says_on_what_evidence() -> None:
+    screen = Screen(Rules(), benchmark())
+    screen(BEGIN)
+    drops = {name: screen(caught) for name, (caught, _) in ACROSS.items()}
+    assert drops["duplicate"] == Drop("duplicate", "of first")
+    assert drops["near_duplicate"] == Drop("near_duplicate", "of first, 0.89 alike")
+    assert drops["contaminated"] == Drop("contaminated", "scores: animals, row q1: which of these four animals sleeps through the winter in a cave of")
 
 
 def test_an_apology_of_79_words_is_a_refusal() -> None:
@@ -160,8 +220,8 @@ def test_the_share_of_repeated_4_grams_by_hand(text: str, share: float) -> None:
 
 def test_a_duplicate_is_of_a_row_that_passed_case_and_spaces_aside() -> None:
     first, again = Candidate("Tell a story.", GOOD), Candidate("  TELL a\nstory. ", GOOD)
-    assert screen([first, again, again], Rules()) == [None, "duplicate", "duplicate"]
-    assert screen([Candidate("Tell a story.", ""), again], Rules()) == ["response_too_short", None]
+    assert screened(first, again, again) == [None, "duplicate", "duplicate"]
+    assert screened(Candidate("Tell a story.", ""), again) == ["no_words", None]
 
 
 def test_rows_with_other_contexts_are_no_duplicates(filtered: Any) -> None:
@@ -177,7 +237,8 @@ def test_without_a_judge_the_rules_decide_and_everything_is_counted(filtered: An
     numbers, context = filtered(data)
     assert (numbers["rows_in"], numbers["kept"], numbers["unscored"]) == (10, 4, 0)
     assert numbers["rejected_by_rule"] == {"refusal": 5, "duplicate": 1}
-    assert numbers["examples"] == {"duplicate": ["again"], "refusal": ["s0", "s1", "s2"]}
+    assert {rule: [e["id"] for e in shown] for rule, shown in numbers["examples"].items()} == {"duplicate": ["again"], "refusal": ["s0", "s1", "s2"]}
+    assert numbers["examples"]["duplicate"][0]["why"] == "of r0"
     assert numbers["funnel"] == [["read", 10], ["refusal", 5], ["duplicate", 4]]
     assert numbers["summary"] == "4 of 10 kept, 6 rejected by rules, 0 by the judge, 0 unscored"
     assert context.counts.by_reason == {"duplicate": 1, "refusal": 5}
@@ -188,7 +249,7 @@ def test_without_a_judge_the_rules_decide_and_everything_is_counted(filtered: An
 
 
 def test_nothing_kept_is_an_error_with_the_funnel_and_the_remedy(filtered: Any) -> None:
-    with pytest.raises(DataError, match=r"no row is kept \(read 2 → response_too_short 0\); loosen 'rules' \(most fell to response_too_short\)"):
+    with pytest.raises(DataError, match=r"no row is kept \(read 2 → no_words 0\); loosen 'rules' \(most fell to no_words\)"):
         filtered([{**row, "response": ""} for row in rows(2)])
     with pytest.raises(DataError, match=r"read 2 → unscored 2 → judge 0\); lower 'min_rating' \(now 5\)"):
         filtered(rows(2), Scripted(lambda *_: "Status: accept\nRating: 2"))
