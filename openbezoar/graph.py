@@ -25,6 +25,7 @@ from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, MtBench, Recipe, Release, Report, Step, TaskSpec, Training, references, verb_of
 from openbezoar.recipe_file import one_line
+from openbezoar.reporting.policy import check_open, stated_for_data
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
@@ -79,10 +80,15 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
     """
     run = RunFolder(runs / recipe.name)
     inputs = {name: _inputs(recipe, recipe_path, name) for name in recipe.steps}
+    if recipe.policy == "open":
+        check_open(recipe, recipe_path, {name: _generate_refs(recipe, recipe_path, name) for name in recipe.steps})
     nodes: dict[str, Node] = {}
     for name in _order(inputs, recipe_path):
         step = recipe.steps[name]
         parts = _parts(recipe, recipe_path, name, {i: nodes[i].key for i in inputs[name]})
+        if isinstance(step, Release):
+            stated = [*stated_for_data(recipe), *((model, spec.licence) for model, spec in recipe.models.items() if spec.licence)]
+            parts |= {"licences": digest(stated)} if stated else {}
         if isinstance(step, Filter):
             parts |= _filter_parts(recipe, recipe_path, run, name, step)
         key = digest(parts)
@@ -203,7 +209,7 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = step.model_dump(mode="json", exclude={"checkpointing"})  # changes memory and time, no bit of the result
+    settings = _without_licences(step.model_dump(mode="json", exclude={"checkpointing"}))  # neither changes a bit of the result
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -233,6 +239,12 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
         "version": STAGES[verb_of(step)].version,
         "texts": _texts(step, f"{path}: steps.{name}"),
     }
+
+
+def _without_licences(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {key: _without_licences(value) for key, value in settings.items() if key != "licence"}
+    return [_without_licences(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _texts(step: Step, where: str) -> dict[str, str]:
@@ -310,8 +322,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     words += [f"model {m} changed" for m in new["models"] if old.get("models", {}).get(m) != new["models"][m]]
     before, after = old.get("benchmarks", {}), new.get("benchmarks", {})
     words += [f"benchmark {b} changed" for b in {**before, **after} if before.get(b) != after.get(b)]
-    if old.get("reviews") != new.get("reviews"):
-        words.append("reviews changed")
+    words += [f"{group} changed" for group in ("reviews", "licences") if old.get(group) != new.get(group)]
     if old.get("seed") != new["seed"]:
         words.append("seed changed")
     if old.get("version") != new["version"]:

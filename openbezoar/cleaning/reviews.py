@@ -46,8 +46,9 @@ class Reviews:
         self.path = run / FOLDER / f"{step}.jsonl"
         self._made: list[Decision] = []  # in force and superseded, oldest first
         if self.path.is_file():
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
-                self._replay(line, number)
+            for number, line in enumerate(self.path.read_text(encoding="utf-8").split("\n"), 1):
+                if line.strip():
+                    self._replay(line, number)
 
     @property
     def in_force(self) -> dict[str, Decision]:
