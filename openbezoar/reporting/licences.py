@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openbezoar.models import cache_folder
+
 UNKNOWN = "unknown"
 
 # Terms of data sets and models that recipes name, as their publishers state them.
@@ -156,6 +158,15 @@ def of_model_folder(folder: Path) -> str | None:
         if stated:
             return str(stated)
     return _front_matter(folder / "README.md")
+
+
+def cached_licence(reference: str) -> str | None:
+    """What a fetched model or a model's folder says of itself, if it is on disk; fetches nothing."""
+    folder = cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}" if reference.startswith("pypi:") else Path(reference).expanduser()
+    try:
+        return of_model_folder(folder) or of_reference(reference)
+    except (OSError, json.JSONDecodeError):
+        return of_reference(reference)
 
 
 def of_reference(reference: str) -> str | None:

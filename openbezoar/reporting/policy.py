@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import RecipeError
-from openbezoar.models import cache_folder
 from openbezoar.recipe import Dpo, Filter, Generate, LocalModel, Recipe, ServerModel, Sft, data_specs
-from openbezoar.reporting.licences import UNKNOWN, is_open, non_commercial, normal, of_data_file, of_model_folder, of_reference, strictest
+from openbezoar.reporting.licences import UNKNOWN, cached_licence, is_open, non_commercial, normal, of_data_file, of_reference, strictest
 from openbezoar.sources import resolve_path
 
 Use = tuple[str, str, str]  # what it is to the step ("teacher", "judge", "seeds", ...), "model" or "data", its name
@@ -66,11 +65,8 @@ def licence_of_model(recipe: Recipe, name: str, folder: Path) -> str | None:
     if isinstance(spec, ServerModel):
         return strictest(of_reference(spec.model), spec.licence)
     assert isinstance(spec, LocalModel)
-    if spec.model.startswith("pypi:"):
-        on_disk = cache_folder() / f"pypi-{spec.model.removeprefix('pypi:').replace('==', '-')}"
-    else:
-        on_disk = resolve_path(spec.model, folder, recipe.data)
-    return strictest(of_model_folder(on_disk), of_reference(spec.model), spec.licence)
+    on_disk = spec.model if spec.model.startswith("pypi:") else str(resolve_path(spec.model, folder, recipe.data))
+    return strictest(cached_licence(on_disk), of_reference(spec.model), spec.licence)
 
 
 def licence_of_data(recipe: Recipe, name: str, folder: Path) -> str | None:
