@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openbezoar import graph
 from openbezoar.cleaning.contamination import Overlap, benchmarks, digests, read_benchmarks
 from openbezoar.cleaning.duplicates import NearDuplicates, likeness, shingles
 from openbezoar.cleaning.language import foreign
 from openbezoar.cleaning.text import CLEANERS, clean_row
 from openbezoar.errors import DataError
 from openbezoar.recipe import CleanerName, Recipe
-from openbezoar.recipe_file import parse
+from openbezoar.recipe_file import load, parse
 
 ALL = list(CLEANERS)
 
@@ -207,6 +208,9 @@ def test_all_texts_of_a_row_are_looked_for_but_not_those_of_fewshot_rows() -> No
     long = "one two three four five six seven eight"
     overlap.add("b", [{"split": "fewshot", "question": long + " nine"}, {"mc1": {"choices": ["x", long]}}])
     assert overlap.rows == {"b": 1} and overlap.find(long) is not None
+    again = Overlap(13)
+    again.add("b", [{"question": "one two three four five six seven"}])
+    assert again.find("one two three four five six seven") is None
     assert overlap.find("two three four five six seven eight nine") is None
     overlap.add("w", [{"sentence": "the cup did not fit into the _ since it was big", "choices": ["bag", "box"]}])
     assert overlap.find("the cup did not fit into the box since it was big") is not None
@@ -266,3 +270,21 @@ def test_the_digest_of_benchmarks_changes_with_their_bytes_and_with_what_is_take
     (folder / "own.jsonl").unlink()
     with pytest.raises(DataError, match=r"scores: mine: no file .*own.jsonl, which 'decontaminate' needs"):
         digests(recipe(), folder)
+
+
+def test_a_filter_that_decontaminates_depends_on_the_benchmarks_and_on_no_checkpoint(folder: Path) -> None:
+    def node(decontaminate: bool) -> graph.Node:
+        steps = {
+            "kept": {"filter": "data.jsonl", "rules": {"decontaminate": decontaminate}},
+            "scores": {"evaluate": ["m"], "tasks": [{"task": "arc_easy", "file": "tasks/arc_easy.jsonl"}]},
+        }
+        (folder / "r.yaml").write_text(json.dumps({"name": "r", "models": {"m": "x"}, "steps": steps}))
+        return graph.build(load(folder / "r.yaml"), folder / "r.yaml", folder / "runs").nodes["kept"]
+
+    before, alone = node(True), node(False)
+    assert before.inputs == () and list(before.parts["benchmarks"]) == ["scores: arc_easy"] and "benchmarks" not in alone.parts
+    (folder / "tasks/arc_easy.jsonl").write_text('{"question": "other", "choices": ["x", "y"], "gold": 1}\n')
+    assert node(True).key != before.key and node(False).key == alone.key
+    assert graph._difference(before.parts, node(True).parts) == "benchmark scores: arc_easy changed"
+    without = {name: part for name, part in before.parts.items() if name != "benchmarks"}
+    assert "benchmark scores: arc_easy changed" in graph._difference(before.parts, without)
