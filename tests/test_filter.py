@@ -306,7 +306,7 @@ def test_texts_are_cleaned_before_the_rules_look_and_every_change_is_counted(fil
     assert context.counts.by_reason == {"duplicate": 1, "cleaned_line_ends": 1, "cleaned_markers": 1, "cleaned_quotes": 1, "cleaned_whitespace": 1}
     assert numbers["cleaned"]["markers"] == {
         "rows": 1,
-        "examples": [{"id": "m", "field": "response", "before": f"### Response:\n{GOOD}\n", "after": f"{GOOD}\n"}],
+        "examples": [{"id": "m", "field": "response", "before": f"### Response:\n{GOOD}"[:60], "after": f"{GOOD}\n"}],
     }
     assert written(context, "rejected")[0]["cleaned"] == ["line_ends", "markers", "quotes", "whitespace"]
     assert filtered(data, clean=[], rules={"drop_duplicates": False, "near_duplicates": None})[0]["kept"] == 3
