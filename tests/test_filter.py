@@ -200,6 +200,10 @@ def test_a_drop_across_rows_says_on_what_evidence() -> None:
     assert drops["contaminated"] == Drop("contaminated", "scores: animals, row q1: which of these four animals sleeps through the winter in a cave of")
 
 
+def test_an_answer_in_pictograms_is_an_answer() -> None:
+    assert not RULES["no_words"](Candidate("Say it with pictograms: a cat in love.", "🐱💕"), Rules())
+
+
 def test_an_apology_of_79_words_is_a_refusal() -> None:
     assert RULES["refusal"](Candidate("Tell a story.", "She was sorry. " + "word " * 76), Rules())
 

@@ -10,6 +10,7 @@ that it must and must not catch in ``tests/test_filter.py``.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,8 +63,8 @@ def another_language(c: Candidate, rules: Rules) -> bool:
 
 
 def no_words(c: Candidate, rules: Rules) -> bool:
-    """Not one letter or digit."""
-    return not (_WORD.search(c.instruction) and _WORD.search(c.response))
+    """Nothing but punctuation: not one letter, digit or pictogram."""
+    return not all(any(char.isalnum() or unicodedata.category(char) == "So" for char in text) for text in (c.instruction, c.response))
 
 
 def instruction_too_short(c: Candidate, rules: Rules) -> bool:
