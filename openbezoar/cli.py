@@ -254,6 +254,22 @@ def score(
 
 
 @app.command()
+def report(run_path: RunPath, out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report.")] = None) -> None:
+    """Write a run's report again from its manifests: report.html and report.md.
+
+    Example: openbezoar report runs/demo
+    """
+    from openbezoar.graph import open_run
+    from openbezoar.reporting.page import write_report
+
+    folder = open_run(run_path)
+    target = out or folder.step("report")
+    target.mkdir(parents=True, exist_ok=True)
+    write_report(folder, target)
+    print(target / "report.html")
+
+
+@app.command()
 def review(
     run_path: RunPath,
     step: Annotated[str, typer.Argument(metavar="STEP", help="A filter step.")],
@@ -293,22 +309,6 @@ def _typed(prompt: str) -> Iterator[str]:
             yield input(prompt if sys.stdin.isatty() else "")
         except EOFError:
             return
-
-
-@app.command()
-def report(run_path: RunPath, out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report.")] = None) -> None:
-    """Write a run's report again from its manifests: report.html and report.md.
-
-    Example: openbezoar report runs/demo
-    """
-    from openbezoar.graph import open_run
-    from openbezoar.reporting.page import write_report
-
-    folder = open_run(run_path)
-    target = out or folder.step("report")
-    target.mkdir(parents=True, exist_ok=True)
-    write_report(folder, target)
-    print(target / "report.html")
 
 
 @app.command()

@@ -209,7 +209,7 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = _without_licences(step.model_dump(mode="json", exclude={"checkpointing"}))  # neither changes a bit of the result
+    settings = step.model_dump(mode="json", exclude={"checkpointing"})  # changes memory and time, no bit of the result
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -230,7 +230,7 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
     prompt = recipe.prompt.model_dump(mode="json")
     return {
         "name": name,
-        "settings": settings,
+        "settings": _without_licences(settings),
         "inputs": input_keys,
         "files": files,
         "models": models,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openbezoar.cleaning.contamination import Overlap
+from openbezoar.cleaning.reviews import Decision, Reviews, row_hash
 from openbezoar.cleaning.rules import ACROSS_ROWS, NAMES, RULES, Candidate, Drop, Screen, repeated_share
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
@@ -364,6 +365,23 @@ def test_a_reply_that_cannot_be_read_is_asked_for_again_with_another_seed_and_th
     assert [t > 0 for t, _ in asked] == [False, True, True]
     assert len({s for _, s in asked}) == 3
     assert judge.opened == judge.closed == 1
+
+
+def test_reviews_change_nothing_that_the_judge_is_asked(filtered: Any, tmp_path: Path) -> None:
+    judges = [Scripted(by_number), Scripted(by_number)]
+    filtered(rows(8), judges[0])
+    reviews = Reviews(tmp_path / "run", "kept")
+    reviews.add(Decision(row_hash(rows(8)[0]), "accept", "r0"))
+    reviews.add(Decision(row_hash(rows(8)[6]), "edit", "r6", {"instruction": "Another one.", "response": "Another answer."}))
+    reviews.add(Decision(row_hash(rows(8)[7]), "reject", "r7"))
+    for file in (tmp_path / "out").iterdir():
+        file.unlink()
+    numbers, context = filtered(rows(8), judges[1])
+    assert judges[0].asked == judges[1].asked
+    assert [r["id"] for r in written(context, "rows")] == ["r0", "r4", "r5", "r6"]
+    assert numbers["rejected_by_judge"] == 4 and numbers["summary"].endswith("; 3 reviewed by hand")
+    edited = written(context, "rows")[-1]
+    assert (edited["response"], edited["rating"], edited["review"]) == ("Another answer.", 7.0, "edit")
 
 
 def test_errors_and_cut_off_replies_have_reasons_of_their_own(filtered: Any) -> None:
