@@ -57,22 +57,22 @@ def test_open_sources_pass_and_a_base_is_not_asked_for(recipe: Make) -> None:
     [
         (
             {"models": {"teacher": {"server": "https://api.example.com/v1", "model": "big"}}},
-            "teacher 'teacher' (no licence is stated; if it is open, state it as models.teacher.licence)",
+            "teacher 'teacher' (no licence is stated)",
         ),
         (
             {"models": {"judge": {"server": "https://x/v1", "model": "big", "licence": "Proprietary"}}},
-            "judge 'judge' (proprietary, no open licence that is recognised)",
+            "judge 'judge' (proprietary, not a known open licence)",
         ),
-        ({"models": {"teacher": {"model": "teacher", "licence": "llama 2"}}}, "teacher 'teacher' (llama2, no open licence"),
+        ({"models": {"teacher": {"model": "teacher", "licence": "llama 2"}}}, "teacher 'teacher' (llama2, not a known open licence)"),
         ({"readme": "CC BY-NC 4.0"}, "seeds 'data/seeds.jsonl' (cc-by-nc-4.0, non-commercial)"),
-        ({"readme": ""}, "seeds 'data/seeds.jsonl' (no licence is stated; if it is open, state it as 'licence' beside its 'data'"),
+        ({"readme": ""}, "seeds 'data/seeds.jsonl' (no licence is stated)"),
         ({"seeds": {"data": "data/seeds.jsonl", "licence": "CC BY-NC-SA 4.0"}}, "seeds 'data/seeds.jsonl' (cc-by-nc-sa-4.0, non-commercial)"),
-        ({"seeds": "hub:org/closed[train]"}, "seeds 'hub:org/closed[train]' (no licence"),
+        ({"seeds": "hub:org/closed[train]"}, "seeds 'hub:org/closed[train]' (no licence is stated)"),
         (
             {"evol": {"generate": "evol_instruct", "teacher": "teacher", "seeds": "data/rows.jsonl", "rows": 2, "equality_judge": "base"}},
-            "judge 'base' (no licence",
+            "judge 'base' (no licence is stated)",
         ),
-        ({"talks": {"mt_bench": ["base"], "questions": "data/rows.jsonl", "judge": "base"}}, "judge 'base' (no licence"),
+        ({"talks": {"mt_bench": ["base"], "questions": "data/rows.jsonl", "judge": "base"}}, "judge 'base' (no licence is stated)"),
         ({"more": {"dpo": {"data": "data/seeds.jsonl", "licence": "cc-by-nc-4.0"}, "model": "base"}}, "seeds.jsonl' (cc-by-nc-4.0, non-commercial)"),
     ],
 )

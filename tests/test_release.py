@@ -256,7 +256,7 @@ def test_the_data_card_tells_how_rows_were_cleaned_filtered_and_reviewed(finishe
     card = (out / "data/README.md").read_text()
     assert "- kept, texts cleaned: markers: 2." in card and "- kept, rules: language en, drop_echoes yes, decontaminate_words 13." in card
     assert "- kept, judge: big-teacher (behind a server), by text; kept from a rating of 5.0 of 10." in card
-    assert "- kept: compared with scores: arc: 9 rows by runs of 13 words; 1 rows dropped." in card
+    assert "- kept: compared with scores: arc: 9 rows by runs of 13 words; 1 row dropped." in card
     assert "- kept, decided by a person: reject: 1." in card and "a person read some of them" in card
 
 

@@ -337,7 +337,7 @@ def test_the_way_through_a_filter_is_told_rule_by_rule(run: RunFolder, tmp_path:
     assert "| echo | -1 | 3 |" in markdown and "| judge | -1 | 1 |" in markdown and "| read | — | 4 |" in markdown
     assert "Decided by hand: edit: 1." in markdown
     assert (
-        "kept: compared with scores: passages: 48 rows by runs of 13 words; 1 rows dropped. Not compared, because their rows were not local: scores: far."
+        "kept: compared with scores: passages: 48 rows by runs of 13 words; 1 row dropped. Not compared, because their rows were not local: scores: far."
         in markdown
     )
     assert "| lamini-00007 | scores: passages, row 12: the words |" in markdown

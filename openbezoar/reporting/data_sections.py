@@ -100,7 +100,7 @@ def contamination_line(step: StepFacts) -> str | None:
     words = (step.settings.get("rules") or {}).get("decontaminate_words")
     dropped = (step.numbers.get("rejected_by_rule") or {}).get("contaminated", 0)
     missing = f" Not compared, because their rows were not local: {', '.join(compared['not_compared'])}." if compared.get("not_compared") else ""
-    return f"{step.name}: compared with {tally(compared.get('benchmark_rows') or {})} rows by runs of {words} words; {dropped} rows dropped.{missing}"
+    return f"{step.name}: compared with {tally(compared.get('benchmark_rows') or {})} rows by runs of {words} words; {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
 
 
 def _contamination(step: StepFacts) -> Iterator[Block]:

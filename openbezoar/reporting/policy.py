@@ -28,22 +28,22 @@ def check_open(recipe: Recipe, recipe_path: Path, options: dict[str, list[tuple[
     for step_name in recipe.steps:
         for role, kind, name in _uses(recipe, step_name, options.get(step_name, [])):
             if kind == "model" and name in recipe.models:
-                stated, remedy = licence_of_model(recipe, name, recipe_path.parent), f"models.{name}.licence"
+                licence = normal(licence_of_model(recipe, name, recipe_path.parent))
             elif kind == "data" and name not in recipe.steps:
-                stated, remedy = licence_of_data(recipe, name, recipe_path.parent), "'licence' beside its 'data', or in a README.md beside the file"
+                licence = normal(licence_of_data(recipe, name, recipe_path.parent))
             else:
                 continue
-            licence = normal(stated)
             if not is_open(licence):
-                refused[f"{role} '{name}' {_why(licence, remedy)}"] = None
+                refused[f"{role} '{name}' ({_why(licence)})"] = None
     if refused:
-        raise RecipeError(f"{recipe_path}: policy: open refuses {'; '.join(refused)}; name others, or take the policy out")
+        remedy = "where a licence is open, state it as 'licence' of the model or beside the 'data'; else name another"
+        raise RecipeError(f"{recipe_path}: policy: open refuses {', '.join(refused)}; {remedy}")
 
 
-def _why(licence: str, remedy: str) -> str:
+def _why(licence: str) -> str:
     if licence == UNKNOWN:
-        return f"(no licence is stated; if it is open, state it as {remedy})"
-    return f"({licence}, non-commercial)" if non_commercial(licence) else f"({licence}, no open licence that is recognised)"
+        return "no licence is stated"
+    return f"{licence}, non-commercial" if non_commercial(licence) else f"{licence}, not a known open licence"
 
 
 def _uses(recipe: Recipe, step_name: str, options: Iterable[tuple[str, str]]) -> Iterator[Use]:
