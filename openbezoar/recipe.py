@@ -148,7 +148,7 @@ class Rules(Strict):
     """Cheap rules before the judge; each drop is counted under the rule's name."""
 
     language: Literal["en", "any"] = Field(
-        "en", description="'en': drop rows in another language; an answer may be in one if its instruction speaks of a language."
+        "en", description="'en': drop rows that are not English, unless the instruction speaks of a language, as translations do."
     )
     min_instruction_words: int = Field(2, ge=0)
     max_instruction_words: int = Field(600, ge=1)

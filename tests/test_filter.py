@@ -201,6 +201,18 @@ def test_a_drop_across_rows_says_on_what_evidence() -> None:
     assert drops["contaminated"] == Drop("contaminated", "scores: animals, row q1: which of these four animals sleeps through the winter in a cave of")
 
 
+@pytest.mark.parametrize(
+    ("instruction", "response", "dropped"),
+    [
+        ("Translate this French text: Le fleuve est une eau qui va de la source à la mer.", GOOD, False),
+        ("Say what a river is.", "Le fleuve est une eau qui va de la source à la mer.", True),
+        ("Le fleuve, est-ce une eau qui va de la source à la mer ?", GOOD, True),
+    ],
+)
+def test_a_row_may_hold_another_language_if_its_instruction_speaks_of_one(instruction: str, response: str, dropped: bool) -> None:
+    assert RULES["another_language"](Candidate(instruction, response), Rules()) == dropped
+
+
 def test_an_answer_in_pictograms_is_an_answer() -> None:
     assert not RULES["no_words"](Candidate("Say it with pictograms: a cat in love.", "🐱💕"), Rules())
 

@@ -56,10 +56,8 @@ def _plain(text: str) -> list[str]:
 
 
 def another_language(c: Candidate, rules: Rules) -> bool:
-    """The instruction is not English, or the answer is not and was not asked to be in another language."""
-    if rules.language == "any":
-        return False
-    return foreign(c.instruction) or (foreign(c.response) and not names_a_language(c.instruction))
+    """Instruction or answer is not English, and the instruction does not speak of a language, as translations and the like do."""
+    return rules.language == "en" and (foreign(c.instruction) or foreign(c.response)) and not names_a_language(c.instruction)
 
 
 def no_words(c: Candidate, rules: Rules) -> bool:
