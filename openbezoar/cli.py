@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,6 +211,7 @@ def chat(
     from openbezoar.llm import Sampling
     from openbezoar.llm.local import Local
     from openbezoar.models import open_checkpoint
+    from openbezoar.progress import printable
     from openbezoar.records import Turn
 
     local = Local(open_checkpoint(model))
@@ -225,11 +227,6 @@ def chat(
         (answer,) = local.chat([turns], Sampling(max_new_tokens, temperature, 0.95), [seed + len(turns)])
         print(printable(answer.text), flush=True)
         turns.append(Turn("assistant", answer.text))
-
-
-def printable(text: str) -> str:
-    """Model output made harmless for a terminal: control characters other than tab and line feed are shown, not sent."""
-    return "".join(c if c in "\t\n" or (c.isprintable() and c != "\x9b") else repr(c)[1:-1] for c in text)
 
 
 @app.command()
@@ -270,6 +267,48 @@ def report(run_path: RunPath, out: Annotated[Path | None, typer.Option("--out", 
     target.mkdir(parents=True, exist_ok=True)
     write_report(folder, target)
     print(target / "report.html")
+
+
+@app.command()
+def review(
+    run_path: RunPath,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A filter step.")],
+    only: Annotated[str, typer.Option("--only", metavar="WHICH", help="kept, rejected, unscored or all.")] = "all",
+    undo: Annotated[str | None, typer.Option("--undo", metavar="WHAT", help="Take decisions back: last, all, or a row's id or hash.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the decisions in force.")] = False,
+) -> None:
+    """Look at a filter's rows by hand: accept, reject or edit them. The next run lays the decisions over the verdicts.
+
+    Example: openbezoar review runs/demo lamini-kept --only rejected
+    """
+    from openbezoar import review as reviewing
+    from openbezoar.cleaning.reviews import Reviews
+    from openbezoar.graph import open_run
+    from openbezoar.progress import printable
+
+    run = open_run(run_path)
+    reviewing.entries(run, step, only)
+    if undo is not None:
+        with run.lock():
+            for decision in reviewing.undo(run, step, undo):
+                print(printable(f"taken back: {decision.verdict} {decision.id}"))
+        return
+    if not listed:
+        session = reviewing.review(run, step, only, _typed("a r e u v n b g q ?> "), print)
+        print(f"\n{len(session.made)} decisions made", file=sys.stderr)
+    decisions = Reviews(run.path, step).in_force
+    for decision in decisions.values() if listed else ():
+        print(printable(f"{decision.verdict:7} {decision.row} {decision.id}"))
+    print(f"{len(decisions)} in force for {step}; 'openbezoar run RECIPE' puts them to work", file=sys.stderr)
+
+
+def _typed(prompt: str) -> Iterator[str]:
+    """Lines from standard input, with a prompt if it is a terminal, until it ends."""
+    while True:
+        try:
+            yield input(prompt if sys.stdin.isatty() else "")
+        except EOFError:
+            return
 
 
 @app.command()

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from openbezoar import __version__, prompts
+from openbezoar.cleaning import contamination
+from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.progress import Progress, Silent
@@ -38,6 +40,7 @@ from openbezoar.recipe import (
     verb_of,
 )
 from openbezoar.recipe_file import one_line
+from openbezoar.reporting.policy import check_open, stated_for_data
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
@@ -92,10 +95,17 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
     """
     run = RunFolder(runs / recipe.name)
     inputs = {name: _inputs(recipe, recipe_path, name) for name in recipe.steps}
+    if recipe.policy == "open":
+        check_open(recipe, recipe_path, {name: _generate_refs(recipe, recipe_path, name) for name in recipe.steps})
     nodes: dict[str, Node] = {}
     for name in _order(inputs, recipe_path):
         step = recipe.steps[name]
         parts = _parts(recipe, recipe_path, name, {i: nodes[i].key for i in inputs[name]})
+        if isinstance(step, Release):
+            stated = [*stated_for_data(recipe), *((model, spec.licence) for model, spec in recipe.models.items() if spec.licence)]
+            parts |= {"licences": digest(stated)} if stated else {}
+        if isinstance(step, Filter):
+            parts |= _filter_parts(recipe, recipe_path, run, name, step)
         key = digest(parts)
         state, why = _state(run, name, key, parts)
         nodes[name] = Node(name, verb_of(step), step, inputs[name], parts, key, state, why)
@@ -237,7 +247,7 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
     prompt = recipe.prompt.model_dump(mode="json")
     return {
         "name": name,
-        "settings": settings,
+        "settings": _without_licences(settings),
         "inputs": input_keys,
         "files": files,
         "models": models,
@@ -246,6 +256,12 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
         "version": STAGES[verb_of(step)].version,
         "texts": _texts(step, f"{path}: steps.{name}"),
     }
+
+
+def _without_licences(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {key: _without_licences(value) for key, value in settings.items() if key != "licence"}
+    return [_without_licences(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _texts(step: Step, where: str) -> dict[str, str]:
@@ -261,6 +277,13 @@ def _texts(step: Step, where: str) -> dict[str, str]:
         if name not in used:
             raise RecipeError(f"{where}.prompts: no text '{name}'; this step sends {', '.join(used)}")
     return {name: digest(prompts.load(name, {})) for name in used}
+
+
+def _filter_parts(recipe: Recipe, path: Path, run: RunFolder, name: str, step: Filter) -> dict[str, Any]:
+    """What a filter depends on besides its inputs: a person's reviews, and the benchmarks that it keeps out of the data."""
+    reviews = Reviews(run.path, name).digest
+    benchmarks = contamination.digests(recipe, path.parent) if step.rules.decontaminate else {}
+    return {group: value for group, value in (("reviews", reviews), ("benchmarks", benchmarks)) if value}
 
 
 def _task_files(recipe: Recipe, path: Path, name: str, step: Evaluate) -> dict[str, str]:
@@ -314,6 +337,9 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     words += [f"file {f} changed" for f in new["files"] if old.get("files", {}).get(f) != new["files"][f]]
     words += [f"text {t} changed" for t in new["texts"] if old.get("texts", {}).get(t) != new["texts"][t]]
     words += [f"model {m} changed" for m in new["models"] if old.get("models", {}).get(m) != new["models"][m]]
+    before, after = old.get("benchmarks", {}), new.get("benchmarks", {})
+    words += [f"benchmark {b} changed" for b in {**before, **after} if before.get(b) != after.get(b)]
+    words += [f"{group} changed" for group in ("reviews", "licences") if old.get(group) != new.get(group)]
     if old.get("seed") != new["seed"]:
         words.append("seed changed")
     if old.get("version") != new["version"]:

@@ -131,3 +131,8 @@ def for_terminal(quiet: bool = False) -> Progress:
     if quiet or not sys.stderr.isatty():
         return PlainProgress(quiet)
     return RichProgress()
+
+
+def printable(text: str) -> str:
+    """Foreign text made harmless for a terminal: control characters other than tab and line feed are shown, not sent."""
+    return "".join(c if c in "\t\n" or (c.isprintable() and c != "\x9b") else repr(c)[1:-1] for c in text)

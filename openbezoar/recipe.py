@@ -105,6 +105,7 @@ class DataSpec(Strict):
     shuffle: bool = Field(False, description="Shuffle by the recipe's seed before offset and limit.")
     offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)
+    licence: str | None = Field(None, description="The rows' licence, where no README.md beside the file states it.")
 
 
 DataRef = str | DataSpec | list[str | DataSpec]
@@ -143,9 +144,15 @@ class Generate(BaseModel):
         return dict(self.model_extra or {})
 
 
+CleanerName = Literal["line_ends", "control_characters", "unicode_form", "run_on", "markers", "quotes", "whitespace", "unclosed_fence"]
+
+
 class Rules(Strict):
     """Cheap rules before the judge; each drop is counted under the rule's name."""
 
+    language: Literal["en", "any"] = Field(
+        "en", description="'en': drop rows that are not English, unless the instruction speaks of a language, as translations do."
+    )
     min_instruction_words: int = Field(2, ge=0)
     max_instruction_words: int = Field(600, ge=1)
     min_response_words: int = Field(2, ge=0)
@@ -154,13 +161,23 @@ class Rules(Strict):
     drop_refusals: bool = Field(True, description="Drop short apologies ('sorry' in under 80 words).")
     drop_echoes: bool = Field(True, description="Drop answers that repeat their instruction.")
     drop_repetition: float = Field(0.5, ge=0, le=1, description="Drop answers whose share of repeated 4-grams is above this.")
+    decontaminate: bool = Field(
+        False,
+        description="Drop rows that share a run of words with the local rows of the recipe's evaluate and mt_bench steps. "
+        "The filter then depends on those rows, and runs again when they change.",
+    )
+    decontaminate_words: int = Field(13, ge=4, description="Length of that run. GPT-3, appendix C: 13; shorter texts count whole from 8 words on.")
     drop_duplicates: bool = Field(True, description="Drop rows whose instruction equals an earlier one, case and spaces aside.")
+    near_duplicates: float | None = Field(
+        0.7, gt=0, le=1, description="Drop rows whose instruction is at least this like an earlier one (Jaccard index of word 3-grams); null: none."
+    )
 
 
 class Filter(Strict):
-    """Keep the good rows: rules first, then a judge that gives status, rating and reason."""
+    """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason, and 'openbezoar review' has the last word."""
 
     filter: DataRef
+    clean: list[CleanerName] = Field(list(get_args(CleanerName)), description="What is put right in a row's texts before the rules; counted under these names.")
     judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
     mode: Literal["text", "probability"] = Field(
         "text",
@@ -387,6 +404,9 @@ class Recipe(Strict):
     description: str = ""
     data: str | None = Field(None, description="A folder of data; paths that begin with $data/ lie in it. Relative to the recipe's own file.")
     seed: int = Field(0, ge=0, description="All randomness comes from it and the step's name.")
+    policy: Literal["any", "open"] = Field(
+        "any", description="'open': teachers, judges, seeds and training rows must have an open licence that is stated and is not non-commercial."
+    )
     prompt: PromptSpec = PromptSpec()
     models: dict[str, Annotated[ServerModel | LocalModel, Field(union_mode="left_to_right")]]
     defaults: dict[str, dict[str, Any]] = Field(default={}, description="Settings by verb, for all steps of that verb that do not set them.")

@@ -181,7 +181,8 @@ def _open(path: Path) -> IO[bytes]:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows, one compact object a line; returns how many."""
     n = 0
-    with path.open("w", encoding="utf-8") as out:
+    # A lone surrogate in a text, which UTF-8 cannot hold, becomes JSON's own escape of it.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             n += 1

@@ -151,7 +151,7 @@ class Journal:
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it into place."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as out:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())

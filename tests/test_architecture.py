@@ -14,10 +14,10 @@ ROOT = Path(openbezoar.__file__).parent
 RANKS = [
     {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "memory", "gguf_models", "chat", "forest", "prompts"},
-    {"context", "llm", "training", "judging", "schemes", "harness", "reporting"},
+    {"context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
     {"stages"},
     {"graph"},
-    {"estimates", "reference"},
+    {"estimates", "reference", "review"},
     {"cli", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}

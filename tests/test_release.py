@@ -234,6 +234,32 @@ def test_kept_rows_carry_the_verdicts_of_every_filter(finished: Finished) -> Non
     assert numbers["data"]["lamini.jsonl"]["rows"] == 1 and "| lamini | rules (filter) | 3 | 1 | 2 | 0 | echo: 2 |" in card
 
 
+def test_the_data_card_tells_how_rows_were_cleaned_filtered_and_reviewed(finished: Finished) -> None:
+    _, out = finished.release()
+    card = (out / "data/README.md").read_text()
+    assert "no person read them" in card and "kept: not compared with any benchmark." in card
+    numbers = {
+        "cleaned": {"markers": {"rows": 2, "examples": []}},
+        "contamination": {"benchmark_rows": {"scores: arc": 9}, "not_compared": []},
+        "rejected_by_rule": {"contaminated": 1},
+        "reviewed": {"reject": 1},
+    }
+    settings = {
+        "filter": "rules",
+        "judge": "teacher",
+        "mode": "text",
+        "min_rating": 5.0,
+        "rules": {"language": "en", "drop_echoes": True, "decontaminate_words": 13},
+    }
+    manifest(finished.run, "kept", "filter", settings, ["rules"], numbers=numbers, models={"teacher": {"model": "big-teacher", "server": "http://x/v1"}})
+    _, out = finished.release()
+    card = (out / "data/README.md").read_text()
+    assert "- kept, texts cleaned: markers: 2." in card and "- kept, rules: language en, drop_echoes yes, decontaminate_words 13." in card
+    assert "- kept, judge: big-teacher (behind a server), by text; kept from a rating of 5.0 of 10." in card
+    assert "- kept: compared with scores: arc: 9 rows by runs of 13 words; 1 row dropped." in card
+    assert "- kept, decided by a person: reject: 1." in card and "a person read some of them" in card
+
+
 def test_a_killed_release_can_be_made_again(finished: Finished) -> None:
     finished.release()
     numbers, out = finished.release()

@@ -60,6 +60,20 @@ def task(value: float, low: float, high: float, n: int | None = 48) -> dict[str,
     return {"task": "boolq", "fewshot": 0, "n": n, "metrics": {"acc": {"value": value, "low": low, "high": high}}, "main": "acc", "items": []}
 
 
+FUNNEL: dict[str, Any] = {
+    "rows_in": 4,
+    "funnel": [["read", 4], ["echo", 3], ["contaminated", 2], ["unscored", 2], ["judge", 1], ["review", 1]],
+    "rejected_by_rule": {"echo": 1, "contaminated": 1},
+    "reviewed": {"edit": 1},
+    "contamination": {"benchmark_rows": {"scores: passages": 48}, "not_compared": ["scores: far"]},
+    "cleaned": {"control_characters": {"rows": 2, "examples": [{"id": "lamini-00003", "field": "response", "before": "a\x1b[2Jb|" + "</td>", "after": "ab"}]}},
+    "examples": {
+        "rejected_by_judge": [{"id": "lamini-00009", "instruction": "Say hello", "response": EVIL, "why": "rated 2: wrong <b>and</b> rude"}],
+        "unscored_unparsable": [{"id": "lamini-00001", "instruction": "Say hello", "response": "Hello", "why": "dunno"}],
+    },
+}
+
+
 def evaluation() -> dict[str, Any]:
     def checkpoint(shift: float) -> dict[str, Any]:
         return {
@@ -110,11 +124,26 @@ def run(tmp_path: Path) -> RunFolder:
         counts={"dropped: empty answer": 1},
         models=base,
     )
-    rejected = [{**row, "rule": "echo"}, {**row, "id": "lamini-00009", "response": EVIL, "status": "reject", "rating": 2, "reason": "wrong <b>and</b> rude"}]
+    hit = {**row, "id": "lamini-00007", "rule": "contaminated", "why": "scores: passages, row 12: " + "the words"}
+    rejected = [
+        {**row, "rule": "echo"},
+        hit,
+        {**row, "id": "lamini-00009", "response": EVIL, "status": "reject", "rating": 2, "reason": "wrong <b>and</b> rude"},
+    ]
     unscored = [{**row, "unscored": "unparsable", "reply": "dunno"}]
     filtered = {"rows.jsonl": [row], "rejected.jsonl": rejected, "unscored.jsonl": unscored}
     counts = {"echo": 1, "rejected_by_judge": 1, "unscored_unparsable": 1}
-    step(path, "kept", "filter", {"filter": "lamini", "judge": "base"}, ["lamini"], filtered, 2, counts=counts, numbers={"rows_in": 4})
+    step(
+        path,
+        "kept",
+        "filter",
+        {"filter": "lamini", "judge": "base", "rules": {"decontaminate_words": 13}},
+        ["lamini"],
+        filtered,
+        2,
+        counts=counts,
+        numbers=FUNNEL,
+    )
     log = [{"step": i, "loss": 2.0 / i, "rewards/chosen": 0.1 * i, "rewards/rejected": -0.1 * i, "rewards/margins": 0.2 * i} for i in range(1, 6)]
     held = [{"step": 0, "loss": 2.5}, {"step": 5, "loss": 1.25}]
     trained = {
@@ -303,10 +332,23 @@ def test_html_is_whole_by_itself_with_graph_curves_and_answers(run: RunFolder, t
     assert page.tags.count("html") == 1 and 'name="viewport"' in html and "prefers-color-scheme: dark" in html
 
 
+def test_the_way_through_a_filter_is_told_rule_by_rule(run: RunFolder, tmp_path: Path) -> None:
+    markdown, html = pages(run, tmp_path)
+    assert "| echo | -1 | 3 |" in markdown and "| judge | -1 | 1 |" in markdown and "| read | — | 4 |" in markdown
+    assert "Decided by hand: edit: 1." in markdown
+    assert (
+        "kept: compared with scores: passages: 48 rows by runs of 13 words; 1 row dropped. Not compared, because their rows were not local: scores: far."
+        in markdown
+    )
+    assert "| lamini-00007 | scores: passages, row 12: the words |" in markdown
+    assert "| control_characters | 2 | lamini-00003: response |" in markdown and "\\u001b[2Jb" in html
+    assert not any(c in markdown + html for c in "\x1b\x07")
+
+
 def test_funnels_count_every_row_by_its_reason(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
     rows = [line for line in markdown.splitlines() if line.startswith("| lamini |")]
-    assert [[c.strip() for c in row.strip("|").split("|")][2:6] for row in rows[:2]] == [["5", "4", "—", "—"], ["4", "1", "2", "1"]]
+    assert [[c.strip() for c in row.strip("|").split("|")][2:6] for row in rows[:2]] == [["5", "4", "—", "—"], ["4", "1", "3", "1"]]
     assert "echo: 1, rejected_by_judge: 1, unscored_unparsable: 1" in rows[1]
     assert "Row lamini-00009: rejected_by_judge" in markdown and "Row lamini-00001: unscored_unparsable" in markdown
 

@@ -106,7 +106,8 @@ def find_local(task: str) -> Local:
     raise RecipeError(f"tasks: '{task}' cannot be fed from local rows{hint}; known tasks: {', '.join(LOCAL)}, mmlu_SUBJECT")
 
 
-def _file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable[[str], Path]) -> Path:
+def task_file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable[[str], Path]) -> Path:
+    """The file of a task's local rows: its own, or the task's in the folder ``data``. Raises DataError if that holds none."""
     if spec.file is not None:
         return resolve(spec.file)
     assert data is not None
@@ -137,7 +138,7 @@ def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
 
 def _open_local(spec: TaskSpec, data: Path | None, resolve: Callable[[str], Path], fewshot: int | None, limit: int | None) -> Benchmark:
     local = find_local(spec.task)
-    path = _file(spec, local, data, resolve)
+    path = task_file(spec, local, data, resolve)
     examples, questions = read_rows(path, local)
     if local.columns is not c.mmlu:
         parts = {local.task or spec.task: (examples, questions)}

@@ -82,23 +82,36 @@ _FIELD = re.compile(
     r"(?:^[ \t>*#_\-\"'{,]*+|[{,;|]\s*+[*\"']*+)(status|verdict|rating|score|reason)\b[ \t*_\"']*+[:=][ \t*]*+",
     re.IGNORECASE | re.MULTILINE,
 )
+_LOOSE_FIELD = re.compile(
+    r"(?<![\w/])(status|verdict|decision|rating|score|reason)\b[ \t*_\"']*+(?:[:=：|>]|-(?=\s)|is\s)[ \t*|\"']*+",
+    re.IGNORECASE,
+)
+_OF_TEN = re.compile(r"\s*+\(?+\s*+(?:out\s++)?of\s++(?:10|ten)\b\s*+\)?+", re.IGNORECASE)
 _OBJECTS_TRIED = 32
-_FIELD_NAMES = {"verdict": "status", "score": "rating"}
+_FIELD_NAMES = {"verdict": "status", "decision": "status", "score": "rating"}
 
 
 def parse_filter_reply(text: str) -> tuple[Status, float, str] | None:
     """Status, rating and reason in a filter judge's reply; None if status or rating cannot be read.
 
     Understands a JSON object anywhere in the reply, or lines "Status: …", "Rating: …",
-    "Reason: …" in any order and dress; where a field is given twice the last counts. The
-    reason may be missing ("" then) and may run over several lines.
+    "Reason: …" in any order and dress, or, where that fails, the three words anywhere, in a
+    sentence, a table or tags; where a field is given twice the last counts. What stands in
+    <think> is no verdict. The reason may be missing ("" then) and may run over several lines.
     """
-    for fields in (*_json_objects(text or ""), _labelled(text or "")):
+    text = _spoken(text or "")
+    for fields in (*_json_objects(text), _labelled(text, _FIELD), _labelled(text, _LOOSE_FIELD)):
         status, rating = _status(fields.get("status")), _field_rating(fields.get("rating"))
         if status is not None and rating is not None:
             reason = fields.get("reason")
             return status, rating, reason.strip() if isinstance(reason, str) else ""
     return None
+
+
+def _spoken(text: str) -> str:
+    """A reply without what a reasoning model thought aloud; nothing is left of thoughts that were cut off."""
+    _, end, answer = text.rpartition("</think>")
+    return answer if end else text.partition("<think>")[0]
 
 
 def _json_objects(text: str) -> list[dict[str, Any]]:
@@ -115,8 +128,8 @@ def _json_objects(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _labelled(text: str) -> dict[str, Any]:
-    matches = list(_FIELD.finditer(text))
+def _labelled(text: str, field: re.Pattern[str]) -> dict[str, Any]:
+    matches = list(field.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
     return _named({match[1].lower(): text[match.end() : end].strip() for match, end in zip(matches, ends, strict=False)})
 
@@ -149,10 +162,10 @@ def _field_rating(value: Any) -> float | None:
 
 
 def _leading_rating(line: str) -> float | None:
-    """The number a line begins with; None if more numbers follow, as in "7-8" or "1 to 10"."""
+    """The number a line begins with; None if more numbers follow, as in "7-8" or "1 to 10", other than the scale's ten."""
     line = line.lstrip("\"'* ")
     match = _RATING.match(line)
-    if not match or any(c.isdigit() for c in line[match.end() :]):
+    if not match or any(c.isdigit() for c in _OF_TEN.sub("", line[match.end() :], count=1)):
         return None
     return _rating(match[0])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openbezoar.judging.quality import repeated_share
+from openbezoar.cleaning.rules import repeated_share
 from openbezoar.judging.statistics import mean_interval, paired_difference
 from openbezoar.records import Row
 from openbezoar.runs import step_seed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import DataError
-from openbezoar.reporting.data_sections import funnel_table, funnels
+from openbezoar.reporting.data_sections import contamination_line, funnel_table, funnels
 from openbezoar.reporting.document import template
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.licences import Licence, Source
@@ -20,7 +20,7 @@ from openbezoar.reporting.page import reference_of
 from openbezoar.reporting.scores import differences, graded
 from openbezoar.reporting.table import Table, scores_table
 from openbezoar.reporting.training_sections import merge_section, preference_table, settings_table, training_table
-from openbezoar.reporting.wording import NOTHING, size
+from openbezoar.reporting.wording import NOTHING, size, tally
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
 
@@ -197,10 +197,31 @@ def data_card(facts: RunFacts, title: str, files: Sequence[DataFile], licence: L
         files=table,
         teachers=_teachers(made),
         funnels=funnel_table(funnels(made)),
+        filters=[line for step in made.of("filter") for line in filter_lines(step, made)],
+        reviewed=any(step.numbers.get("reviewed") for step in made.of("filter")),
         licence=licence,
         sources=sources,
         verdicts=any("status" in f.columns for f in files),
     )
+
+
+def filter_lines(step: StepFacts, facts: RunFacts) -> list[str]:
+    """What a filter did to the rows and by which settings, a sentence each."""
+    rules = step.settings.get("rules") or {}
+    said = [f"{step.name}, texts cleaned: {tally({name: changed['rows'] for name, changed in (step.numbers.get('cleaned') or {}).items()})}."]
+    if rules:
+        said.append(f"{step.name}, rules: {', '.join(f'{name} {_setting(value)}' for name, value in rules.items())}.")
+    if judge := step.settings.get("judge"):
+        reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
+        said.append(f"{step.name}, judge: {reference}, by {step.settings.get('mode')}; kept from a rating of {step.settings.get('min_rating')} of 10.")
+    said.append(contamination_line(step) or f"{step.name}: not compared with any benchmark.")
+    if reviewed := step.numbers.get("reviewed"):
+        said.append(f"{step.name}, decided by a person: {tally(reviewed)}.")
+    return said
+
+
+def _setting(value: Any) -> str:
+    return {True: "yes", False: "no", None: "none"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def check_card(text: str, where: str, kind: str) -> None:

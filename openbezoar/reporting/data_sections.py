@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
-from openbezoar.records import Row
 from openbezoar.reporting.document import Block, Fold, Grid, Paragraph, Section, Texts
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.table import Table
-from openbezoar.reporting.wording import NOTHING, shorten, tally
-
-EXAMPLES = 6  # rejected rows shown a filter step, one a reason
-LIMIT = 1500  # characters of a text shown
+from openbezoar.reporting.wording import NOTHING, tally
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def _in_out(step: StepFacts) -> tuple[str, str, str, str]:
 
 
 def data_section(facts: RunFacts) -> Section | None:
-    """Funnels and examples of rejected rows; None if no step made or filtered data."""
+    """Funnels, what was cleaned, and examples of dropped rows; None if no step made or filtered data."""
     found = funnels(facts)
     if not found:
         return None
@@ -78,33 +73,58 @@ def data_section(facts: RunFacts) -> Section | None:
     ]
     for funnel in found:
         for step in funnel.steps:
-            if examples := list(_rejected(step)):
-                blocks.append(Fold(f"{step.name}: examples of rejected rows", tuple(examples)))
+            if inside := [*_way(step), *_contamination(step), *_cleaned(step)]:
+                blocks.append(Fold(f"{step.name}: rows left after each rule, and what was cleaned", tuple(inside)))
+            if examples := list(_dropped(step)):
+                blocks.append(Fold(f"{step.name}: examples of dropped rows", tuple(examples)))
     return Section("Data", tuple(blocks))
 
 
-def _rejected(step: StepFacts) -> Iterator[Block]:
-    """The first row of each reason."""
-    first: dict[str, Row] = {}
-    for name in ("rejected.jsonl", "unscored.jsonl"):
-        for row in step.rows(name):
-            first.setdefault(_short_reason(row, name), row)
-    for reason, row in islice(first.items(), EXAMPLES):
-        yield Paragraph(f"Row {row.get('id', NOTHING)}: {reason}")
-        texts = [("instruction", str(row.get("instruction", ""))), ("response", str(row.get("response", "")))]
-        if verdict := _verdict(row):
-            texts.append(("verdict", verdict))
-        yield Texts(tuple((label, shorten(text, LIMIT)) for label, text in texts))
+def _way(step: StepFacts) -> Iterator[Block]:
+    """Rows left after each rule, the judge and the review by hand."""
+    rows, before = [], None
+    for name, left in step.numbers.get("funnel") or ():
+        rows.append((str(name), NOTHING if before is None else f"{left - before:+d}", str(left)))
+        before = left
+    if rows:
+        yield Grid(Table(("rule", "rows", "rows left"), tuple(rows)))
+    if reviewed := step.numbers.get("reviewed"):
+        yield Paragraph(f"Decided by hand: {tally(reviewed)}.")
 
 
-def _short_reason(row: Mapping[str, Any], file: str) -> str:
-    """The reason under which filter counts the row."""
-    if file == "unscored.jsonl":
-        return f"unscored_{row.get('unscored', 'no reason given')}"
-    if row.get("rule"):
-        return str(row["rule"])
-    return "rejected_by_judge" if row.get("status") == "reject" else "below_min_rating"
+def contamination_line(step: StepFacts) -> str | None:
+    """What a filter's rows were compared with, and how many fell; None if with nothing."""
+    compared = step.numbers.get("contamination")
+    if not compared:
+        return None
+    words = (step.settings.get("rules") or {}).get("decontaminate_words")
+    dropped = (step.numbers.get("rejected_by_rule") or {}).get("contaminated", 0)
+    missing = f" Not compared, because their rows were not local: {', '.join(compared['not_compared'])}." if compared.get("not_compared") else ""
+    return f"{step.name}: compared with {tally(compared.get('benchmark_rows') or {})} rows by runs of {words} words; {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key}: {row[key]}" for key in ("status", "rating", "reason", "reply") if row.get(key) is not None)
+def _contamination(step: StepFacts) -> Iterator[Block]:
+    """The rows that share a run of words with a benchmark, all of them."""
+    if line := contamination_line(step):
+        yield Paragraph(line)
+        if hits := [(str(row.get("id")), str(row.get("why"))) for row in step.rows("rejected.jsonl") if row.get("rule") == "contaminated"]:
+            yield Grid(Table(("row", "benchmark, its row and the words in common"), tuple(hits)))
+
+
+def _cleaned(step: StepFacts) -> Iterator[Block]:
+    rows = []
+    for name, changed in (step.numbers.get("cleaned") or {}).items():
+        for number, example in enumerate(changed["examples"]):
+            before, after = (json.dumps(example[key], ensure_ascii=True) for key in ("before", "after"))
+            rows.append((name if number == 0 else "", str(changed["rows"]) if number == 0 else "", f"{example['id']}: {example['field']}", before, after))
+    if rows:
+        yield Grid(Table(("cleaned", "rows", "example", "before", "after"), tuple(rows)))
+
+
+def _dropped(step: StepFacts) -> Iterator[Block]:
+    """The first rows that each reason took away, as the manifest has them."""
+    for reason, rows in (step.numbers.get("examples") or {}).items():
+        for row in rows:
+            if isinstance(row, Mapping):
+                yield Paragraph(f"Row {row.get('id', NOTHING)}: {reason}")
+                yield Texts(tuple((label, str(row[label])) for label in ("instruction", "response", "why") if label in row))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openbezoar.models import cache_folder
+
 UNKNOWN = "unknown"
 
 # Terms of data sets and models that recipes name, as their publishers state them.
@@ -90,6 +92,17 @@ def non_commercial(licence: str) -> bool:
     return "-nc" in licence or "non-commercial" in licence
 
 
+def is_open(licence: str) -> bool:
+    """Whether a licence, as ``normal`` writes it, is a known open one, share-alike included."""
+    return _strictness(licence) <= 2
+
+
+def strictest(*stated: str | None) -> str | None:
+    """Of several statements about one thing the strictest that is recognised; the first one if none is; None if there is none."""
+    recognised = [text for text in stated if text and _strictness(normal(text)) != 4]
+    return max(recognised, key=lambda text: _strictness(normal(text)), default=next((text for text in stated if text), None))
+
+
 PERMISSIVE = ("apache-2.0", "mit", "bsd-", "cc0-", "afl-3.0", "cc-by", "odc-by")
 
 
@@ -122,7 +135,9 @@ def derive(sources: Sequence[Source]) -> Licence:
         versioned = [r for r in restricted if re.search(r"\d$", r)]
         return Licence(versioned[0] if versioned else "cc-by-nc-4.0", None, f"a source is non-commercial, so the release is ({listed})")
     if open_ := [s.name for s in sources if _strictness(s.licence) == 4] or (["any source"] if not sources else []):
-        remedy = "find it out before you publish, and state it as 'licence' of the model in the recipe or in a README.md beside the data file"
+        remedy = (
+            "find it out before you publish, and state it in the recipe as 'licence' of the model or beside the 'data', or in a README.md beside the data file"
+        )
         return Licence("other", UNKNOWN, f"no licence that is recognised is stated for {', '.join(open_)}; {remedy} ({listed})")
     if bound:
         name = None if len(bound) == 1 else "-and-".join(bound)
@@ -143,6 +158,15 @@ def of_model_folder(folder: Path) -> str | None:
         if stated:
             return str(stated)
     return _front_matter(folder / "README.md")
+
+
+def cached_licence(reference: str) -> str | None:
+    """What a fetched model or a model's folder says of itself, if it is on disk; fetches nothing."""
+    folder = cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}" if reference.startswith("pypi:") else Path(reference).expanduser()
+    try:
+        return of_model_folder(folder) or of_reference(reference)
+    except (OSError, json.JSONDecodeError):
+        return of_reference(reference)
 
 
 def of_reference(reference: str) -> str | None:

@@ -7,7 +7,6 @@ pages; Markdown's pictures lie beside it as SVG. No step, no section.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +17,7 @@ from openbezoar.reporting.data_sections import data_section
 from openbezoar.reporting.document import Block, Chart, Grid, Page, Paragraph, Section, write_page
 from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
 from openbezoar.reporting.figures import graph_picture, mermaid
+from openbezoar.reporting.licences import cached_licence
 from openbezoar.reporting.scores import differences
 from openbezoar.reporting.table import Table, noise_sentences, scores_table
 from openbezoar.reporting.training_sections import merge_section, training_section
@@ -143,15 +143,3 @@ def stated_licences(facts: RunFacts) -> dict[str, str]:
         if name not in found and (licence := cached_licence(str(identity.get("model", "")))):
             found[name] = licence
     return found
-
-
-def cached_licence(reference: str) -> str | None:
-    """What the fetched model says of itself, if it is on disk; fetches nothing."""
-    from openbezoar.models import cache_folder
-    from openbezoar.reporting.licences import of_model_folder, of_reference
-
-    folder = cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}" if reference.startswith("pypi:") else Path(reference).expanduser()
-    try:
-        return of_model_folder(folder) or of_reference(reference)
-    except (OSError, json.JSONDecodeError):
-        return of_reference(reference)

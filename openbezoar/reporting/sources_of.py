@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from openbezoar.recipe import LocalModel, ServerModel
 from openbezoar.reporting.cards import hub_datasets
 from openbezoar.reporting.facts import RunFacts, StepFacts
-from openbezoar.reporting.licences import Source, of_data_file, of_model_folder, of_reference
+from openbezoar.reporting.licences import Source, of_model_folder, of_reference, strictest
 from openbezoar.reporting.page import reference_of
+from openbezoar.reporting.policy import licence_of_data, stated_for_data
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext
@@ -42,12 +43,12 @@ def _models(facts: RunFacts, context: StepContext, steps: Sequence[StepFacts]) -
 
 
 def _model_licence(context: StepContext, name: str) -> str | None:
-    """What the source states; else what the recipe says."""
+    """What the source and the recipe state, the strictest of it."""
     spec = context.recipe.models[name]
     if isinstance(spec, ServerModel):
-        return spec.licence
+        return strictest(of_reference(spec.model), spec.licence)
     assert isinstance(spec, LocalModel)
-    return of_model_folder(context.checkpoint(name).folder()) or of_reference(spec.model) or spec.licence
+    return strictest(of_model_folder(context.checkpoint(name).folder()), of_reference(spec.model), spec.licence)
 
 
 def _data(context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:
@@ -58,9 +59,15 @@ def _data(context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:
         for text in step.parts.get("files") or {}:
             if text not in prompts:
                 path = context.path(text)
-                yield Source("data", _shown(text, path), of_data_file(path))
+                yield Source("data", _shown(text, path), licence_of_data(context.recipe, text, context.recipe_folder))
         for name in hub_datasets([step]):
-            yield Source("data", name, of_reference(name))
+            yield Source("data", name, _hub_licence(context, name))
+
+
+def _hub_licence(context: StepContext, name: str) -> str | None:
+    """What is known of a hub data set, and what the recipe states of any part of it."""
+    stated = [licence for data, licence in stated_for_data(context.recipe) if data.startswith(f"hub:{name}")]
+    return strictest(of_reference(name), *stated)
 
 
 def _shown(text: str, path: Path) -> str:

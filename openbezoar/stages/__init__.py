@@ -19,7 +19,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "generate": Stage("openbezoar.stages.generate", 2),
-    "filter": Stage("openbezoar.stages.filter", 1),
+    "filter": Stage("openbezoar.stages.filter", 2),
     "sft": Stage("openbezoar.stages.sft", 1),
     "merge": Stage("openbezoar.stages.merge", 1),
     "dpo": Stage("openbezoar.stages.dpo", 1),

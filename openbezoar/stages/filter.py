@@ -1,10 +1,12 @@
-"""Keep the good rows: cheap rules first, then a judge.
+"""Keep the good rows: texts are cleaned, rules drop, a judge rates, and a person has the last word.
 
-Reads instruction rows (``instruction``, optional ``context``, ``response``). Writes
-``rows.jsonl`` (kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule``
-that dropped the row, or the judge's status, rating and reason) and ``unscored.jsonl`` (rows
-on which the judge could not be understood: neither kept nor rejected; with why and its last
-reply). The judge's verdicts are journalled batch by batch.
+Reads instruction rows (``instruction``, optional ``context``, ``response``), the benchmarks'
+rows if asked to decontaminate, and the run's ``reviews/STEP.jsonl``. Writes ``rows.jsonl``
+(kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule`` that dropped the
+row and ``why``, or the judge's status, rating and reason) and ``unscored.jsonl`` (rows on
+which the judge could not be understood: neither kept nor rejected; with why and its last
+reply). Every row has the ``hash`` that reviews know it by, and ``cleaned`` names what was
+changed in it. The judge's verdicts are journalled batch by batch.
 
 The rating scale and the three columns follow the released data sets (status, rating,
 reason); thresholds and wording are this project's, the paper's are not known.
@@ -12,17 +14,20 @@ reason); thresholds and wording are this project's, the paper's are not known.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from openbezoar.cleaning import funnel
+from openbezoar.cleaning.contamination import Overlap, read_benchmarks
+from openbezoar.cleaning.funnel import Outcome
+from openbezoar.cleaning.reviews import Reviews, row_hash
+from openbezoar.cleaning.rules import Candidate, Screen
+from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.judging.on_demand import OnDemand
 from openbezoar.judging.parsers import parse_filter_reply
 from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, ask, expected_rating, judge_texts
-from openbezoar.judging.quality import RULES, Candidate, screen
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe import Filter
 from openbezoar.records import Row, Turn, instruction_text, write_jsonl
@@ -30,55 +35,71 @@ from openbezoar.runs import step_seed
 
 PROMPTS = {"text": "judge_filter", "probability": "judge_filter_probability"}
 PLACEHOLDERS = ("instruction", "response")
-EXAMPLES = 3  # ids kept a rule
 RETRY_TEMPERATURE = 0.7  # the first ask is greedy, and asking greedily again would give the same reply
-
-
-@dataclass
-class Sorted:
-    """Where each row went."""
-
-    kept: list[Row]
-    by_rule: list[Row]
-    by_judge: list[Row]
-    unscored: list[Row]
-
-    @property
-    def rejected(self) -> list[Row]:
-        return self.by_rule + self.by_judge
 
 
 def run(step: Filter, context: StepContext) -> dict[str, Any]:
     """Filter; returns the numbers for the manifest. Raises DataError if no row is kept."""
-    rows = context.rows(step.filter)
-    candidates = [_candidate(row, number) for number, row in enumerate(rows, 1)]
-    broken = screen(candidates, step.rules)
-    passed = [i for i, rule in enumerate(broken) if rule is None]
-    result = Sorted([], [{**rows[i], "rule": rule} for i, rule in enumerate(broken) if rule is not None], [], [])
-    if step.judge is None:
-        result.kept = [{**rows[i], "status": "accept", "rating": None, "reason": "rules"} for i in passed]
-    else:
+    rows, changes = _cleaned(step, context)
+    overlap, contamination = _benchmarks(step, context)
+    screen = Screen(step.rules, overlap)
+    candidates = [_candidate(row) for row in rows]
+    drops = [screen(candidate) for candidate in candidates]
+    passed = [i for i, drop in enumerate(drops) if drop is None]
+    verdicts: list[Row] = [{"status": "accept", "rating": None, "reason": "rules"}] * len(passed)
+    if step.judge is not None:
         verdicts = _judge(step, context, step.judge, [(i, _asked(rows[i]), candidates[i].response) for i in passed])
-        for i, verdict in zip(passed, verdicts, strict=True):
-            _sort(rows[i], verdict, step.min_rating, result)
-    numbers = _numbers(step, len(rows), result, _examples(rows, broken))
-    _count(context, result)
-    write_jsonl(context.out / "rows.jsonl", result.kept)
-    write_jsonl(context.out / "rejected.jsonl", result.rejected)
-    write_jsonl(context.out / "unscored.jsonl", result.unscored)
-    if not result.kept:
+    by_place = dict(zip(passed, verdicts, strict=True))
+    machine = [
+        funnel.judged(row, by_place[i], step.min_rating) if drop is None else funnel.dropped(row, drop)
+        for i, (row, drop) in enumerate(zip(rows, drops, strict=True))
+    ]
+    outcomes, unmatched = funnel.lay_over(machine, Reviews(context.run.path, context.name).in_force)
+    numbers = {**funnel.numbers(machine, outcomes, step.judge is not None), "cleaned": changes}
+    if overlap is not None:
+        numbers["contamination"] = contamination
+    numbers["summary"] = funnel.summary(numbers)
+    _count(context, numbers, outcomes, unmatched)
+    _write(context, outcomes)
+    if not numbers["kept"]:
         raise DataError(_nothing_left(step, numbers))
     return numbers
 
 
-def _candidate(row: Row, number: int) -> Candidate:
-    response = row.get("response", row.get("output"))
-    for name, value in (("instruction", row.get("instruction")), ("response", response)):
+def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, Any]]:
+    """The rows, named, hashed as they were read and then cleaned; and what the cleaners did."""
+    rows, changed = [], []
+    for number, read in enumerate(context.rows(step.filter), 1):
+        earlier = funnel.COLUMNS if "hash" in read and "status" in read else ()  # an earlier filter's columns; it keeps them in its own folder
+        row = {name: value for name, value in read.items() if name not in earlier}
+        row.setdefault("id", f"row {number}")
+        _check(row)
+        cleaned, changes = clean_row(row, step.clean)
+        rows.append({**cleaned, "hash": row_hash(row)})
+        changed.append((str(row["id"]), changes))
+    return rows, funnel.changes(changed)
+
+
+def _check(row: Row) -> None:
+    for name, value in (("instruction", row.get("instruction")), ("response", row.get("response", row.get("output")))):
         if not isinstance(value, str):
             raise DataError(
-                f"filter: row {row.get('id', number)} has no text in '{name}'; it has {', '.join(map(str, list(row)[:8]))}; name rows with instruction and response"
+                f"filter: row {row['id']} has no text in '{name}'; it has {', '.join(map(str, list(row)[:8]))}; name rows with instruction and response"
             )
-    return Candidate(instruction_text(row), str(response), row.get("finish"))
+
+
+def _candidate(row: Row) -> Candidate:
+    return Candidate(instruction_text(row), str(row.get("response", row.get("output"))), row.get("finish"), str(row["id"]))
+
+
+def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dict[str, Any]]:
+    """The texts that no row may hold, and what is told about them; those that are not on this machine are named."""
+    if not step.rules.decontaminate:
+        return None, {}
+    overlap, elsewhere = read_benchmarks(context.recipe, context.recipe_folder, step.rules.decontaminate_words, context.recipe.seed)
+    if elsewhere:
+        context.progress.say(f"{context.name}: not compared with {', '.join(elsewhere)}, whose rows are not local files")
+    return overlap, {"benchmark_rows": overlap.rows, "not_compared": elsewhere}
 
 
 # ----------------------------------------------------------------------------- the judge
@@ -137,59 +158,22 @@ def _by_text(step: Filter, seed: int, llm: OnDemand, conversations: Sequence[Seq
     return verdicts
 
 
-def _sort(row: Row, verdict: Row, min_rating: float, result: Sorted) -> None:
-    """Kept if the judge does not reject it and rates it ``min_rating`` or more."""
-    if "unscored" in verdict:
-        result.unscored.append({**row, "unscored": verdict["unscored"], "reply": verdict["reply"]})
-        return
-    row = {**row, "status": verdict["status"], "rating": verdict["rating"], "reason": verdict["reason"]}
-    kept = verdict["status"] != "reject" and verdict["rating"] >= min_rating
-    (result.kept if kept else result.by_judge).append(row)
+# ----------------------------------------------------------------------------- the outcome
 
 
-# ------------------------------------------------------------------------------- numbers
+def _count(context: StepContext, numbers: dict[str, Any], outcomes: Sequence[Outcome], unmatched: int) -> None:
+    for outcome in outcomes:
+        if outcome.reason:
+            context.counts.add(outcome.reason)
+    for name, changed in numbers["cleaned"].items():
+        context.counts.add(f"cleaned_{name}", changed["rows"])
+    if unmatched:
+        context.counts.add("reviews_of_other_rows", unmatched)
 
 
-def _examples(rows: Sequence[Row], broken: Sequence[str | None]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for number, (row, rule) in enumerate(zip(rows, broken, strict=True), 1):
-        if rule is not None and len(ids := found.setdefault(rule, [])) < EXAMPLES:
-            ids.append(str(row.get("id", f"row {number}")))
-    return found
-
-
-def _count(context: StepContext, result: Sorted) -> None:
-    for row in result.by_rule:
-        context.counts.add(row["rule"])
-    for row in result.by_judge:
-        context.counts.add("rejected_by_judge" if row["status"] == "reject" else "below_min_rating")
-    for row in result.unscored:
-        context.counts.add(f"unscored_{row['unscored']}")
-
-
-def _numbers(step: Filter, rows_in: int, result: Sorted, examples: dict[str, list[str]]) -> dict[str, Any]:
-    by_rule = Counter(row["rule"] for row in result.by_rule)
-    ratings = [row["rating"] for row in result.kept + result.by_judge if row["rating"] is not None]
-    histogram = Counter(int(rating + 0.5) for rating in ratings)
-    funnel: list[list[Any]] = [["read", rows_in]]
-    for name in RULES:
-        if by_rule[name]:
-            funnel.append([name, funnel[-1][1] - by_rule[name]])
-    if step.judge is not None:
-        funnel.append(["unscored", funnel[-1][1] - len(result.unscored)])
-        funnel.append(["judge", len(result.kept)])
-    return {
-        "rows_in": rows_in,
-        "kept": len(result.kept),
-        "rejected_by_rule": {name: by_rule[name] for name in RULES if by_rule[name]},
-        "rejected_by_judge": len(result.by_judge),
-        "unscored": len(result.unscored),
-        "rating_mean": sum(ratings) / len(ratings) if ratings else None,
-        "rating_histogram": {str(n): histogram[n] for n in range(1, 11)} if ratings else {},
-        "examples": examples,
-        "funnel": funnel,
-        "summary": f"{len(result.kept)} of {rows_in} kept, {len(result.by_rule)} rejected by rules, {len(result.by_judge)} by the judge, {len(result.unscored)} unscored",
-    }
+def _write(context: StepContext, outcomes: Sequence[Outcome]) -> None:
+    for name, bucket in (("rows", "kept"), ("rejected", "rejected"), ("unscored", "unscored")):
+        write_jsonl(context.out / f"{name}.jsonl", [o.row for o in outcomes if o.bucket == bucket])
 
 
 def _nothing_left(step: Filter, numbers: dict[str, Any]) -> str:
