@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. Temperature 0 is greedy."""
+    """How an answer is drawn. Temperature 0 is greedy. min_new_tokens: until then no token ends an answer (models in this process only)."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
 
 
 Samplings = Sampling | Sequence[Sampling]
