@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
+from openbezoar.llm.endpoints import Clock
 from openbezoar.llm.server import Server, pause, wrapped
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
@@ -46,6 +48,22 @@ def error(status: int, message: str, headers: dict[str, str] | None = None, **mo
 
 def echo(n: int, request: Request) -> Reply:
     return chat_reply("echo " + request["messages"][-1]["content"])
+
+
+class FakeClock(Clock):
+    """Waits by moving its hands; notes how long."""
+
+    def __init__(self, pauses: list[float]) -> None:
+        self.pauses, self.skipped, self.lock = pauses, 0.0, threading.Lock()
+
+    def now(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def wait(self, seconds: float, off: threading.Event) -> bool:
+        with self.lock:
+            self.pauses.append(seconds)
+            self.skipped += seconds
+        return off.is_set()
 
 
 class Service:
@@ -100,11 +118,7 @@ class Service:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def client(self, **settings: Any) -> Server:
-        def wait(seconds: float) -> bool:
-            self.pauses.append(seconds)
-            return False
-
-        return Server("teacher", ServerModel(server=settings.pop("server", self.url), model="m", **settings), wait)
+        return Server("teacher", ServerModel(server=settings.pop("server", self.url), model="m", **settings), FakeClock(self.pauses))
 
     def close(self) -> None:
         self.release.set()
@@ -266,7 +280,9 @@ def test_a_missing_key_is_one_line_and_a_key_in_the_recipe_is_not_repeated(servi
     assert KEY not in str(caught.value)
 
 
-def test_one_failure_ends_the_other_requests(service: Service) -> None:
+def test_one_failure_ends_the_other_requests(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbezoar.llm.side_by_side.GRACE", 0.1)
+
     def script(n: int, request: Request) -> Reply:
         if request["messages"][-1]["content"] == "q0":
             return error(403, "no")
