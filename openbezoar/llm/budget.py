@@ -72,12 +72,12 @@ class Purse:
 
     def _fits(self, limit: _Limit, wanted: Spent) -> bool:
         """Whether a call's worst case fits beside what is spent and under way. Raises BudgetError if all is spent."""
-        accounts = self.store.spent(self.spender.run, limit.step)
-        tokens = sum(s.prompt_tokens + s.tokens for s in accounts.values())
-        money = sum(self._money(model, s) for model, s in accounts.items())
+        accounts = [(model, s) for (run, step, model), s in self.store.accounts().items() if run == self.spender.run and limit.step in (None, step)]
+        tokens = sum(s.prompt_tokens + s.tokens for _, s in accounts)
+        money = sum(self._money(model, s) for model, s in accounts)
         budget = limit.budget
         if (budget.tokens is not None and tokens >= budget.tokens) or (budget.money is not None and money >= budget.money):
-            raise BudgetError(self._said(limit, accounts, money))
+            raise BudgetError(self._said(limit, [s for _, s in accounts], money))
         under_way = [*self._held, wanted]
         tokens += sum(s.prompt_tokens + s.tokens for s in under_way)
         money += sum(self._money(self.spender.model, s) for s in under_way)
@@ -87,12 +87,12 @@ class Purse:
         price = self.prices.get(model, Price())
         return (spent.prompt_tokens * price.input + spent.tokens * price.output) / 1e6
 
-    def _said(self, limit: _Limit, accounts: dict[str, Spent], money: float) -> str:
-        read, written = sum(s.prompt_tokens for s in accounts.values()), sum(s.tokens for s in accounts.values())
+    def _said(self, limit: _Limit, accounts: Sequence[Spent], money: float) -> str:
+        read, written = sum(s.prompt_tokens for s in accounts), sum(s.tokens for s in accounts)
         given = [f"{limit.budget.tokens:,} tokens"] if limit.budget.tokens is not None else []
         given += [f"money {limit.budget.money:g}"] if limit.budget.money is not None else []
         return (
-            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts.values()):,} answers, {read + written:,} tokens "
+            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts):,} answers, {read + written:,} tokens "
             f"({read:,} in, {written:,} out), money {money:.4g}; every answer is kept: raise {limit.where} and run again to go on from here"
         )
 

@@ -14,7 +14,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,46 +80,51 @@ class CallStore:
 
     def find(self, keys: Sequence[str]) -> dict[str, list[Completion]]:
         """What is known of these keys."""
-        found: dict[str, list[Completion]] = {}
         with self._lock, self._errors():
-            for first in range(0, len(keys), AT_ONCE):
-                part = keys[first : first + AT_ONCE]
-                marks = ",".join("?" * len(part))
-                for key, text in self._db.execute(f"SELECT key, answers FROM calls WHERE key IN ({marks})", part):
-                    found[key] = _answers(text)
+            return self._find(keys)
+
+    def _find(self, keys: Sequence[str]) -> dict[str, list[Completion]]:
+        found: dict[str, list[Completion]] = {}
+        for first in range(0, len(keys), AT_ONCE):
+            part = keys[first : first + AT_ONCE]
+            query = f"SELECT key, answers FROM calls WHERE key IN ({','.join('?' * len(part))})"
+            found |= {key: _answers(text) for key, text in self._db.execute(query, part)}
         return found
 
-    def keep(self, key: str, answers: Sequence[Completion], spender: Spender) -> list[Completion]:
-        """Put answers on disk and on the spender's account; gives what is on disk now.
+    def keep(self, answers: Mapping[str, Sequence[Completion]], spender: Spender) -> dict[str, list[Completion]]:
+        """Put answers by key on disk, all or none, and on the spender's account; gives what is on disk now.
 
         If another process was first, that is its answer: then all that use the file agree.
         """
-        text = json.dumps([asdict(answer) for answer in answers])  # ASCII: half a surrogate pair stays what it is
+        rows = [row for part in answers.values() for row in part]
         account = (spender.run, spender.step, spender.model)
-        cost = (len(answers), sum(a.prompt_tokens for a in answers), sum(a.tokens for a in answers))
+        cost = (len(rows), sum(row.prompt_tokens for row in rows), sum(row.tokens for row in rows))
+        now = time.time()
+        # ASCII, so that half a surrogate pair stays what it is.
+        values = [(key, spender.model, now, json.dumps([asdict(row) for row in part])) for key, part in answers.items()]
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.execute("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)", (key, spender.model, time.time(), text))
+                self._db.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)", values)
                 self._db.execute(
                     "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET calls = calls + excluded.calls,"
                     " prompt_tokens = prompt_tokens + excluded.prompt_tokens, tokens = tokens + excluded.tokens",
                     (*account, *cost),
                 )
-                (kept,) = self._db.execute("SELECT answers FROM calls WHERE key = ?", (key,)).fetchone()
+                kept = self._find(list(answers))
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
-        return _answers(kept)
+        return kept
 
     # ------------------------------------------------------------------------ accounts
 
-    def spent(self, run: str, step: str | None = None) -> dict[str, Spent]:
-        """By model, what a run (or one of its steps) has had answered that the cache did not know."""
-        query = "SELECT model, sum(calls), sum(prompt_tokens), sum(tokens) FROM spent WHERE run = ? AND (? IS NULL OR step = ?) GROUP BY model"
+    def accounts(self) -> dict[tuple[str, str, str], Spent]:
+        """By run, step and model, what was asked because the cache did not know it."""
         with self._lock, self._errors():
-            return {model: Spent(*numbers) for model, *numbers in self._db.execute(query, (run, step, step))}
+            rows = self._db.execute("SELECT run, step, model, calls, prompt_tokens, tokens FROM spent ORDER BY run, step, model").fetchall()
+        return {(run, step, model): Spent(*numbers) for run, step, model, *numbers in rows}
 
     # ------------------------------------------------------------------------ upkeep
 

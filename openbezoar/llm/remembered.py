@@ -105,48 +105,43 @@ class Remembered:
         keys = [digest([self._identity, plain(call)]) for call in calls]
         if self.unit == "batch" or (self.unit == "row" and calls[0].kind == "choices"):
             key = digest(keys)
-            found = self.store.find([key])
-            answers = found[key] if key in found else self._batch(calls, lambda rows: self._keep(key, rows))
+            known = self.store.find([key]) or self._batch(calls, lambda rows: {key: rows})
             self._tell(len(calls))
-            return answers
-        known = {key: answers[0] for key, answers in self.store.find(keys).items()}
-        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}  # the same call twice is asked once
+            return known[key]
+        found = self.store.find(keys)
+        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}  # the same call twice is asked once
         missing = sorted(places.values())
         self._tell(len(calls) - len(missing))
         if missing and self.unit == "call":
-            known |= self._side_by_side([(keys[place], calls[place]) for place in missing])
+            found |= self._side_by_side([(keys[place], calls[place]) for place in missing])
         elif missing:
-            rows = self._batch([calls[place] for place in missing], lambda rows: [self._keep(keys[p], [row])[0] for p, row in zip(missing, rows, strict=True)])
-            known |= {keys[place]: row for place, row in zip(missing, rows, strict=True)}
+            found |= self._batch([calls[place] for place in missing], lambda rows: {keys[p]: [row] for p, row in zip(missing, rows, strict=True)})
             self._tell(len(missing))
-        return [known[key] for key in keys]
+        return [found[key][0] for key in keys]
 
     def _tell(self, answered: int) -> None:
         if self.heard is not None and answered:
             self.heard(answered)
 
-    def _keep(self, key: str, answers: Sequence[Completion]) -> list[Completion]:
-        return self.store.keep(key, answers, self.purse.spender)
-
-    def _batch(self, calls: Sequence[Call], keep: Callable[[Sequence[Completion]], list[Completion]]) -> list[Completion]:
+    def _batch(self, calls: Sequence[Call], by_key: Callable[[list[Completion]], dict[str, list[Completion]]]) -> dict[str, list[Completion]]:
         """A local model's answers to a batch, kept."""
         with self.purse.reserved(calls):
             llm, begun = self._opened(), time.monotonic()
             answers = ask(llm, calls)
             seconds = round((time.monotonic() - begun) / len(calls), 6)
-            return keep([replace(answer, seconds=seconds) for answer in answers])
+            return self.store.keep(by_key([replace(answer, seconds=seconds) for answer in answers]), self.purse.spender)
 
-    def _side_by_side(self, calls: Sequence[tuple[str, Call]]) -> dict[str, Completion]:
-        """A server's answers by key, each kept when it comes."""
+    def _side_by_side(self, calls: Sequence[tuple[str, Call]]) -> dict[str, list[Completion]]:
+        """A server's answers, each kept when it comes."""
         server = self._opened()
 
-        def one(place: int, off: threading.Event) -> Completion:
+        def one(place: int, off: threading.Event) -> dict[str, list[Completion]]:
             key, call = calls[place]
             with self.purse.reserved([call], off):
-                return self._keep(key, [server.answer(call, off)])[0]
+                return self.store.keep({key: [server.answer(call, off)]}, self.purse.spender)
 
-        answers = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
-        return {key: answer for (key, _), answer in zip(calls, answers, strict=True)}
+        kept = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
+        return {key: answers for part in kept for key, answers in part.items()}
 
 
 def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:

@@ -142,10 +142,7 @@ class Work:
             return self.complete(name, texts, seeds, sampling=sampling, model=model, bar=bar)
         replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model, bar=bar)
         heads = [re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE) for start in starts]
-        return [
-            replace(r, text=head.sub("", r.text, count=1) if head.match(r.text) else r.text)
-            for head, r in zip(heads, replies, strict=True)
-        ]
+        return [replace(r, text=head.sub("", r.text, count=1) if head.match(r.text) else r.text) for head, r in zip(heads, replies, strict=True)]
 
     def _replies(
         self, name: str, items: Sequence[T], seeds: Sequence[int], bar: bool, llm: LLM, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]

@@ -51,7 +51,6 @@ STEPS: dict[str, Any] = {
 # (step, module, function, which call, before or after it)
 MOMENTS = [
     ("made", "openbezoar.llm.calls", "CallStore.keep", 2, "after"),  # a batch kept, not yet used
-    ("made", "openbezoar.llm.calls", "CallStore.keep", 6, "before"),  # inside a batch kept row by row
     ("made", "openbezoar.llm.local", "Local.generate", 2, "after"),  # a batch made, not yet written
     ("kept", "openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),
     ("sft", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints
