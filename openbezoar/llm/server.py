@@ -88,8 +88,9 @@ class Server:
         while True:
             endpoint = self._endpoints.take(off, last)
             begun, busy, gone, asked = self._clock.now(), False, False, None
+            sent = self._limit_name, self._likeliest
             try:
-                completion = self._read(self._send(endpoint.client, call), call)
+                completion = self._read(self._send(endpoint.client, call, *sent), call)
                 return replace(completion, seconds=round(self._endpoints.answer(endpoint, begun, completion.tokens), 6))
             except openai.APIStatusError as error:
                 code = error.status_code
@@ -97,7 +98,7 @@ class Server:
                     self._endpoints.answer(endpoint, begun, 0)
                     if refuses_content(error):
                         return Completion("", "error", 0, 0)
-                    if self._adapts(error):
+                    if self._adapts(error, sent):
                         continue
                     raise ModelError(f"{self.where}: it refuses the request with {code}: {self._said(error)}{_remedy(code, self.spec)}") from None
                 lost, asked, busy = f"{code}: {self._said(error)}", retry_after(error), code in (408, 429, 503)
@@ -118,7 +119,7 @@ class Server:
             if not elsewhere and self._clock.wait(seconds, off):
                 raise CalledOff
 
-    def _send(self, client: Any, call: Call) -> Any:
+    def _send(self, client: Any, call: Call, limit_name: str, likeliest: int) -> Any:
         """One request. A conversation for a wrapped server is sent as text, and begins its answer with the call's prefix."""
         sampling, prompt, wrapper = call.sampling, call.prompt, self.spec.wrapper
         if call.kind == "choices":
@@ -129,11 +130,11 @@ class Server:
             settings["stop"] = [*dict.fromkeys((*sampling.stop, *wrapper_stop(wrapper)))]
         if isinstance(prompt, str):
             if sampling.logprobs:
-                settings["logprobs"] = self._likeliest
+                settings["logprobs"] = likeliest
             return client.completions.create(model=self.spec.model, prompt=prompt, **settings)
         if sampling.logprobs:
-            settings |= {"logprobs": True, "top_logprobs": self._likeliest}
-        settings[self._limit_name] = settings.pop("max_tokens")
+            settings |= {"logprobs": True, "top_logprobs": likeliest}
+        settings[limit_name] = settings.pop("max_tokens")
         return client.chat.completions.create(model=self.spec.model, messages=[turn.as_dict() for turn in prompt], **settings)
 
     def _read(self, reply: Any, call: Call) -> Completion:
@@ -156,16 +157,16 @@ class Server:
     def _no_logprobs(self) -> ModelError:
         return ModelError(f"{self.where}: it tells no log-probabilities of its tokens; use mode: text, or a local model")
 
-    def _adapts(self, error: Any) -> bool:
-        """Whether the request can be put in another way that this server may know; that is used from now on."""
+    def _adapts(self, error: Any, sent: tuple[str, int]) -> bool:
+        """Whether the request can be put in another way than it was sent; that way is used from now on, by all threads."""
         if error.status_code not in (400, 422):
             return False
         if "logprobs" in str(error):
-            if self._likeliest == LIKELIEST[-1]:
+            if sent[1] == LIKELIEST[-1]:
                 raise self._no_logprobs() from None
             self._likeliest = LIKELIEST[-1]
             return True
-        if self._limit_name == "max_tokens" and "max_completion_tokens" in str(error):
+        if sent[0] == "max_tokens" and "max_completion_tokens" in str(error):
             self._limit_name = "max_completion_tokens"
             return True
         return False
