@@ -273,14 +273,25 @@ def cache(
         raise RunError(f"{runs / FILE}: no call cache; expected the folder of runs that 'openbezoar run' was given by --runs")
     store = CallStore(runs)
     gone = None if prune is None else store.prune(prune, model)
-    rows = [{"model": name, "answers": n, "bytes": size} for name, n, size in store.size()]
+    rows = store.size()
     spent = [{"run": run, "step": step, "model": name, **asdict(cost)} for (run, step, name), cost in store.accounts().items()]
     if as_json:
-        print(json.dumps({"file": str(store.path), "bytes": store.path.stat().st_size, "forgotten": gone, "models": rows, "spent": spent}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "file": str(store.path),
+                    "bytes": store.path.stat().st_size,
+                    "forgotten": gone,
+                    "models": [{"model": name, "answers": n, "bytes": size} for name, n, size in rows],
+                    "spent": spent,
+                },
+                indent=1,
+            )
+        )
         return
     print(f"{store.path}  {store.path.stat().st_size / 1e6:.1f} MB" + (f"  {gone} forgotten" if gone is not None else ""))
-    for row in rows:
-        print(f"  {row['model']:20} {row['answers']:8} kept  {row['bytes'] / 1e6:8.1f} MB")
+    for name, n, size in rows:
+        print(f"  {name:20} {n:8} kept  {size / 1e6:8.1f} MB")
     for cost in spent:
         print(f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid, {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out")
 

@@ -17,7 +17,7 @@ RANKS = [
     {"context", "llm", "training", "judging", "schemes", "harness", "reporting"},
     {"stages"},
     {"graph"},
-    {"estimates", "reference"},
+    {"call_estimates", "estimates", "reference"},
     {"cli", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
