@@ -317,8 +317,8 @@ def _short(value: Any) -> str:
 def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str]:
     """Run what is not done, in order; returns the names of the steps that ran.
 
-    A step that fails leaves everything before it in place, and its own finished batches
-    and training checkpoints for the next try.
+    A step that fails leaves everything before it in place, and its own answered calls and
+    training checkpoints for the next try.
     """
     ran = []
     distributed.start()

@@ -187,7 +187,7 @@ class Filter(Strict):
     judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
     mode: Literal["text", "probability"] = Field(
         "text",
-        description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges).",
+        description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges, and servers that tell them).",
     )
     min_rating: float = Field(5.0, ge=1, le=10)
     retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")

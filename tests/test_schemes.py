@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import remembered
 from pydantic import ValidationError
 
 from openbezoar import prompts
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, ModelError, RecipeError
 from openbezoar.llm import Completion, Sampling
-from openbezoar.llm.budget import purse_of
-from openbezoar.llm.calls import CallStore
-from openbezoar.llm.remembered import Remembered
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Generate
 from openbezoar.recipe_file import parse
@@ -72,12 +70,6 @@ class Scripted:
         pass
 
 
-def remembered(llm: Scripted, name: str, context: StepContext) -> Remembered:
-    """A scripted model behind a call cache in the step's folder."""
-    store = CallStore(context.out)
-    return Remembered(name, {"scripted": name}, lambda: llm, store, purse_of(context, name, store), "batch")
-
-
 class Bench:
     """Runs a generate step in a folder of its own, with scripted models."""
 
@@ -94,7 +86,7 @@ class Bench:
         context = StepContext("g", recipe, self.folder, RunFolder(self.folder), work, 11, PlainProgress(quiet=True), ("g",))
         self.monkeypatch.setattr(generate, "open_llm", lambda name, _: judge if name == "judge" else teacher)
         if cached:
-            self.monkeypatch.setattr(generate, "open_llm", lambda name, context: remembered(judge if name == "judge" and judge else teacher, name, context))
+            self.monkeypatch.setattr(generate, "open_llm", lambda name, context: remembered(lambda: judge if name == "judge" else teacher, name, context))
         checked = recipe.steps["g"]
         assert isinstance(checked, Generate)
         self.numbers = generate.run(checked, context)

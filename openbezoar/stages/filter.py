@@ -4,7 +4,7 @@ Reads instruction rows (``instruction``, optional ``context``, ``response``). Wr
 ``rows.jsonl`` (kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule``
 that dropped the row, or the judge's status, rating and reason) and ``unscored.jsonl`` (rows
 on which the judge could not be understood: neither kept nor rejected; with why and its last
-reply). The judge's verdicts are journalled batch by batch.
+reply).
 
 The rating scale and the three columns follow the released data sets (status, rating,
 reason); thresholds and wording are this project's, the paper's are not known.
