@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from openbezoar.cli import main
 from openbezoar.errors import BudgetError, ModelError, RunError
 from openbezoar.llm import Call, Completion, Sampling, samples
 from openbezoar.llm.budget import Purse, _Limit, worst_case
@@ -147,6 +148,23 @@ def test_a_write_that_fails_leaves_neither_answer_nor_cost(tmp_path: Path) -> No
     with pytest.raises(RunError, match="disk full"):
         store.keep({"k": [answer("a")]}, ME)
     assert store.find(["k"]) == {} and store.accounts() == {}
+
+
+def test_the_cache_command_shows_what_is_kept_and_paid_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CallStore(tmp_path).keep({"a": [answer("a")], "b": [answer("b")]}, ME)
+
+    def command(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["cache", "--runs", str(tmp_path), *arguments])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert "m                           2 kept" in command() and "run/step  m: 2 answers paid, 14 tokens in, 6 out" in command()
+    shown = json.loads(command("--json", "--prune", "0", "--model", "m"))
+    assert shown["forgotten"] == 2 and shown["models"] == [] and shown["spent"][0]["tokens"] == 6
+    with pytest.raises(SystemExit) as ended:
+        main(["cache", "--runs", str(tmp_path / "none")])
+    assert ended.value.code == 2 and "no call cache" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------- never twice

@@ -153,7 +153,9 @@ def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
         return llm.chat(prompts, drawn, seeds)
     if first.kind == "complete":
         return llm.complete(prompts, drawn, seeds)
-    return [Completion("", "stop", 0, 0, tuple(row)) for row in llm.choice_logprobs(prompts, first.prefix, first.choices)]
+    formatter: Any = getattr(llm, "formatter", None)  # a local model's: what it read is counted by it
+    read = [len(formatter.prompt_ids(prompt)) if formatter is not None else 0 for prompt in prompts]
+    return [Completion("", "stop", n, 0, tuple(row)) for n, row in zip(read, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)]
 
 
 def plain(call: Call) -> Any:

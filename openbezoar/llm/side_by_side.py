@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
-GRACE = 30.0  # seconds that calls under way are given when another one fails: they may be paid for
+GRACE = 60.0  # seconds that calls under way are given when another one fails: they may be paid for
 
 
 class CalledOff(Exception):
