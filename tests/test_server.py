@@ -314,6 +314,12 @@ def test_finish_is_read_and_missing_text_or_usage_is_no_error(service: Service, 
     assert (completion.text, completion.finish, completion.tokens) == ("", expected, 0)
 
 
+def test_tokens_that_a_server_does_not_count_are_estimated_by_characters(service: Service) -> None:
+    service.script = lambda n, request: chat_reply("An answer of 30 characters, yes", usage=False)
+    completion = ask(service.client())[0]
+    assert completion.tokens == 11 and completion.prompt_tokens == 4 + 16
+
+
 def test_a_server_that_knows_only_the_newer_token_limit_is_served(service: Service) -> None:
     def script(n: int, request: Request) -> Reply:
         if "max_tokens" in request:

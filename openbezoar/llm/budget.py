@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openbezoar.errors import BudgetError
+from openbezoar.errors import BudgetError, RecipeError
 from openbezoar.llm import Call
 from openbezoar.llm.calls import CallStore, Spender, Spent
 from openbezoar.llm.side_by_side import CalledOff
@@ -98,13 +98,15 @@ class Purse:
 
 
 def worst_case(calls: Sequence[Call]) -> Spent:
-    """Most tokens that calls may take, prompts by their characters."""
-    read = written = 0
-    for call in calls:
-        texts = [call.prompt] if isinstance(call.prompt, str) else [turn.content for turn in call.prompt]
-        read += math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN) + TURN_TOKENS * len(texts)
-        written += CHOICE_TOKENS if call.kind == "choices" else call.sampling.max_new_tokens
-    return Spent(len(calls), read, written)
+    """Most tokens that calls may take."""
+    written = sum(CHOICE_TOKENS if call.kind == "choices" else call.sampling.max_new_tokens for call in calls)
+    return Spent(len(calls), sum(map(prompt_tokens, calls)), written)
+
+
+def prompt_tokens(call: Call) -> int:
+    """Tokens of a call's prompt by its characters, for where nobody has counted them."""
+    texts = [call.prompt] if isinstance(call.prompt, str) else [turn.content for turn in call.prompt]
+    return math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN) + TURN_TOKENS * len(texts)
 
 
 def purse_of(context: StepContext, model: str, store: CallStore) -> Purse:
@@ -113,5 +115,8 @@ def purse_of(context: StepContext, model: str, store: CallStore) -> Purse:
     own: Budget | None = getattr(step, "budget", None)
     limits = [_Limit(f"steps.{context.name}.budget", own, context.name)] if own else []
     limits += [_Limit("budget", context.recipe.budget, None)] if context.recipe.budget else []
+    spec = context.recipe.models.get(model)
+    if isinstance(spec, ServerModel) and not (spec.price.input or spec.price.output) and any(limit.budget.money is not None for limit in limits):
+        raise RecipeError(f"models.{model}: no price, but a budget in money; add price: {{input: X, output: Y}} per million tokens, or limit tokens")
     prices = {name: spec.price for name, spec in context.recipe.models.items() if isinstance(spec, ServerModel)}
     return Purse(store, Spender(context.run.name, context.name, model), limits, prices)

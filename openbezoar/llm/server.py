@@ -8,6 +8,7 @@ under way at which address is decided in ``endpoints.py``.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from openbezoar.errors import ModelError, missing_extra
 from openbezoar.llm import Call, Completion, Sampling, Samplings, each
-from openbezoar.llm.budget import CHOICE_TOKENS
+from openbezoar.llm.budget import CHARACTERS_A_TOKEN, CHOICE_TOKENS, prompt_tokens
 from openbezoar.llm.choices import tokens_of, weigh
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
@@ -152,7 +153,9 @@ class Server:
             if text and not any(token.likeliest for token in tokens):
                 raise self._no_logprobs()
             logprobs = tuple(weigh(tokens, "" if self.spec.wrapper else call.prefix, call.choices))
-        return Completion(str(text), finish, getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0, logprobs)
+        if usage is None:  # nobody counted; a budget must not be blind to it
+            return Completion(str(text), finish, prompt_tokens(call), math.ceil(len(text) / CHARACTERS_A_TOKEN), logprobs)
+        return Completion(str(text), finish, usage.prompt_tokens or 0, usage.completion_tokens or 0, logprobs)
 
     def _no_logprobs(self) -> ModelError:
         return ModelError(f"{self.where}: it tells no log-probabilities of its tokens; use mode: text, or a local model")

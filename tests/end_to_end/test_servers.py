@@ -19,7 +19,7 @@ from proxy import Proxy, Upstream
 from test_kill import KILLER
 
 from openbezoar import graph
-from openbezoar.errors import BudgetError
+from openbezoar.errors import BudgetError, RecipeError
 from openbezoar.llm.calls import CallStore
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe_file import load
@@ -156,6 +156,13 @@ def test_a_second_recipe_and_an_edited_filter_pay_for_nothing_again(write: Calla
     run(recipe, tmp_path / "runs", overrides=("steps.kept.min_rating=5", "steps.kept.rules={max_response_words: 15}"))
     assert upstream.served == served
     assert {run for run, _, _ in CallStore(tmp_path / "runs").accounts()} == {"t"}
+
+
+def test_a_budget_in_money_without_prices_is_refused(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
+    recipe = write(f"http://127.0.0.1:{upstream.port}/v1")
+    with pytest.raises(RecipeError, match=r"models\.far: no price, but a budget in money"):
+        run(recipe, tmp_path / "runs", overrides=("steps.lamini.budget={money: 1}",))
+    assert upstream.served == 0
 
 
 def test_a_budget_stops_a_run_which_goes_on_with_more_to_the_same_rows(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
