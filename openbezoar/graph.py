@@ -226,7 +226,7 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = step.model_dump(mode="json", exclude={"checkpointing"})  # changes memory and time, no bit of the result
+    settings = step.model_dump(mode="json", exclude={"checkpointing", "budget"})  # change memory, time and where it stops, no bit of the result
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -307,7 +307,7 @@ def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     """What makes a model the same one: its reference, and for local files their bytes."""
     spec = recipe.models[name]
     if not isinstance(spec, LocalModel):
-        return {"server": spec.server, "model": spec.model, "wrapper": spec.wrapper}
+        return spec.identity()
     identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None}
     folder = resolve_path(spec.model, path.parent, recipe.data)
     if spec.model.startswith("pypi:"):
@@ -360,8 +360,8 @@ def _short(value: Any) -> str:
 def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str]:
     """Run what is not done, in order; returns the names of the steps that ran.
 
-    A step that fails leaves everything before it in place, and its own finished batches
-    and training checkpoints for the next try.
+    A step that fails leaves everything before it in place, and its own answered calls and
+    training checkpoints for the next try.
     """
     ran = []
     distributed.start()

@@ -5,8 +5,7 @@ or ``reference_gpt4``: a list of two answers, one text for the first turn, or nu
 checkpoints of other steps. Writes ``answers.jsonl`` (one row a model and question: model,
 question_id, category, turns, finish, tokens), ``judgments.jsonl`` (one row a model,
 question and turn: the judge's text, the rating or null with the reason in ``unscored``,
-the mode) and ``scores.json``. Answers are journalled a batch at a time for each model, and
-so are judgments.
+the mode) and ``scores.json``.
 
 Protocol: single-answer grading of MT-Bench (arXiv 2306.05685). Temperatures by category,
 which categories are graded against a reference, and greedy judging are FastChat's
@@ -16,7 +15,6 @@ those of FastChat's, so that a recipe may name a file with the original wording.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,8 +43,6 @@ TEMPERATURES = {
 }
 OTHER_TEMPERATURE = 0.7
 REFERENCED = ("math", "reasoning", "coding")  # in MT-Bench's other categories a reference is a note, not an answer
-
-_UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
 
 PROMPTS = {
     "judge_single": ("question", "answer"),
@@ -78,7 +74,7 @@ def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     answers: list[Row] = []
     models = list(dict.fromkeys(step.mt_bench))
     for number, model in enumerate(models, 1):
-        answers += _answer(step, context, f"answers-{number}-{_UNSAFE.sub('-', model)}", model, questions)
+        answers += _answer(step, context, f"answers-{number}-{model}", model, questions)
     write_jsonl(context.out / "answers.jsonl", answers)
     judgments = _judge(step, context, texts, questions, answers)
     write_jsonl(context.out / "judgments.jsonl", judgments)
@@ -122,11 +118,11 @@ def _references(row: Row, category: str) -> tuple[str, str]:
 # ----------------------------------------------------------------------------- answering
 
 
-def _answer(step: MtBench, context: StepContext, journal: str, model: str, questions: Sequence[Question]) -> list[Row]:
+def _answer(step: MtBench, context: StepContext, label: str, model: str, questions: Sequence[Question]) -> list[Row]:
     """A model's answers, in the order of the questions."""
     with OnDemand(lambda: open_llm(model, context)) as llm:
         return context.batched(
-            journal, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
+            label, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
         )
 
 
