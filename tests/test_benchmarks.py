@@ -138,7 +138,7 @@ def test_generation_s_sides_get_the_same_prompts_and_give_the_same_greedy_tokens
     rows.write_text("".join(json.dumps({"instruction": f"Name {n} things.", "response": "ok"}) + "\n" for n in range(5)))
     job = generate.Job("check", "ours", str(tiny), str(rows), 3, 12, "float32")
     ours, *theirs = (generate.work(vars(job) | {"side": side}) for side in ("ours", "single", "batch"))
-    assert ours["tokens"] == 3 * 12 and len({tuple(ids) for ids in ours["made"]}) > 1
+    assert [len(ids) for ids in ours["made"]] == [12] * 3
     assert all(their["made"] == ours["made"] and their["prompt_tokens"] == ours["prompt_tokens"] for their in theirs)
 
 
