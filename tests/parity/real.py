@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import training
 from benchmarks.training import Job
@@ -59,8 +60,14 @@ def gradients(model: Any) -> dict[str, Any]:
     return found
 
 
-def furthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """Greatest difference of two sets of gradients: of a tensor, relative to its norm."""
+def relative(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float]:
+    """Norm of the difference over the norm: (of the adapter's gradient as a whole, of the tensor where it is greatest).
+
+    On three questions of OpenBookQA, plain fp32 passes of SmolLM2-135M were 7.6e-5 from fp64 as a whole and
+    2.6e-4 in one tensor, the forest 3.3e-5 and 1.4e-4; so 1e-4 is asked of the whole and 1e-3 of each tensor.
+    """
     assert ours.keys() == theirs.keys()
-    assert all(float(g.norm()) > 0 for g in theirs.values())
-    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+    norms = torch.stack([g.norm() for g in theirs.values()])
+    gaps = torch.stack([(ours[name] - theirs[name]).norm() for name in theirs])
+    assert float(norms.min()) > 0
+    return float(gaps.norm() / norms.norm()), float((gaps / norms).max())
