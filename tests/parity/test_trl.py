@@ -50,6 +50,6 @@ def test_loss_rewards_and_gradients_are_trl_s(loss: str, tmp_path: Path) -> None
     )
     assert float(value.detach()) == pytest.approx(peer_loss, abs=1e-4)
     assert max(far.values()) <= 1e-4 * max(1.0, settings.beta)  # beta times a sum's fp32 rounding
-    assert whole <= 1e-4 and worst <= 1e-3
+    assert whole <= 1e-4 and worst <= 1e-3  # fp32 leaves 8e-5 in a tensor whose gradient is small
     for name in ("logps/chosen", "logps/rejected"):
         assert metrics[name] == pytest.approx(peer_metrics[name], rel=1e-5)
