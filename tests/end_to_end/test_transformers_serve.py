@@ -33,6 +33,10 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "evol_instruct": {"generate": "evol_instruct", "seeds": str(DEMO / "instructions.jsonl"), **COMMON, "evolved_tokens": 56, "retry_rounds": 20},
     "orca": {"generate": "orca", "seeds": str(DEMO / "flan.jsonl"), **COMMON, "submixes": {"cot": 1, "niv2": 1, "t0": 1, "flan2021": 1}},
+    "magpie": {
+        "generate": "magpie", **COMMON, "instruction_tokens": 64, "lines": "first", "max_prompts": 200,
+        "pre_query": "<|im_start|>user\n", "end": "<|im_end|>",
+    },
 }  # fmt: skip
 
 
