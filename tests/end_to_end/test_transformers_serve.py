@@ -79,7 +79,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         (folder / file.name).symlink_to(file)
     settings = json.loads((model / "generation_config.json").read_text())
     (folder / "generation_config.json").unlink()
-    (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True}))
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True, "_from_model_config": False}))
     serve = Serve(folder)
     serve.wait()
     yield serve
