@@ -157,7 +157,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     if n == 0:
         return 1.0
     if n <= EXACT:
-        return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n)
+        return min(1.0, sum(math.comb(n, k) for k in range(min(up, down) + 1)) * 0.5 ** (n - 1))
     return math.erfc(abs(up - down) / math.sqrt(2 * n))
 
 
