@@ -19,6 +19,7 @@ from openbezoar.memory import merge_memory, parameters, shape_of, step_memory
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
     WITHOUT_REFERENCE,
+    Agreement,
     DataRef,
     Dpo,
     Evaluate,
@@ -87,6 +88,8 @@ class _Book:
             return self._evaluate(step)
         if isinstance(step, MtBench):
             return self._mt_bench(step)
+        if isinstance(step, Agreement):
+            return self._agreement(step)
         return Estimate()
 
     # ---- data
@@ -201,14 +204,42 @@ class _Book:
         return min(n, limit or n)
 
     def _mt_bench(self, step: MtBench) -> Estimate:
-        questions, _ = self.rows(step.questions)
-        answers = questions * 2 * len(step.mt_bench)
-        answer = step.max_new_tokens * 0.6
-        judged_in, judged_out = answers * (answer + 400), answers * (step.judge_max_new_tokens * 0.5 if step.mode == "text" else 0)
-        price = self.price(step.judge)
+        questions = max(1, self.rows(step.questions)[0])
+        others = math.ceil(self.rows(step.answers)[0] / questions) if step.answers is not None else 0
+        models = len(step.mt_bench) + others
+        made, answer = questions * 2 * len(step.mt_bench), step.max_new_tokens * 0.6
+        compared = (models - 1 if step.against else math.comb(models, 2)) if step.grading != "single" else 0
+        judged = questions * 2 * ((models if step.grading != "pairwise" else 0) + 2 * compared)
+        judged_in = questions * 2 * (answer + 400) * ((models if step.grading != "pairwise" else 0) + 4 * compared)
+        return self._judged(
+            step.judge, "mt_bench", made, step.mode, judged, judged_in, step.judge_max_new_tokens, made * 150, made * answer, *step.mt_bench[:1]
+        )
+
+    def _agreement(self, step: Agreement) -> Estimate:
+        rows, mean = self.rows(step.pairs)
+        asked = 2 * rows
+        return self._judged(step.agreement, "agreement", rows, step.mode, asked, asked * (mean / CHARACTERS_A_TOKEN + 250), step.judge_max_new_tokens)
+
+    def _judged(
+        self,
+        judge: str,
+        verb: str,
+        rows: int,
+        mode: str,
+        asked: int,
+        judged_in: float,
+        most: int,
+        answers_in: float = 0,
+        answers_out: float = 0,
+        answering: str | None = None,
+    ) -> Estimate:
+        """What ``asked`` questions to a judge cost, beside the answers that they are about."""
+        judged_out = asked * most * 0.5 if mode == "text" else 0.0
+        price = self.price(judge)
         money = (judged_in * price.input + judged_out * price.output) / 1e6
-        made = Estimate(answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]))
-        return self.timed(made, "mt_bench", step.mt_bench[0], answers * answer + judged_in)
+        timed = answering or judge  # of contestants the first stands for all
+        made = Estimate(rows, int(answers_in + judged_in), int(answers_out + judged_out), money or None, self._resident(timed))
+        return self.timed(made, verb, timed, answers_out + judged_in)
 
     def _resident(self, name: str) -> int | None:
         shape = self.shape(name)
@@ -217,6 +248,9 @@ class _Book:
 
 def node_verb(step: Sft | Dpo) -> str:
     return "sft" if isinstance(step, Sft) else "dpo"
+
+
+TEXTS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")
 
 
 def _characters(row: dict[str, Any], rejected: bool) -> int:

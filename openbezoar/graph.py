@@ -22,8 +22,11 @@ from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
+from openbezoar.judging import gates
+from openbezoar.judging.prompting import PAIR, SINGLE
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
+    Agreement,
     Evaluate,
     Filter,
     Generate,
@@ -125,7 +128,7 @@ def _inputs(recipe: Recipe, path: Path, name: str) -> tuple[str, ...]:
         if other in recipe.steps:
             _check_verb(recipe, path, name, key, other)
             found[other] = None
-        elif kind == "model" and (other not in recipe.models or key in ("merge", "release")):
+        elif kind == "step" or (kind == "model" and (other not in recipe.models or key in ("merge", "release"))):
             raise _unknown(recipe, path, name, key, other)
         elif kind == "data":
             _data_file(recipe, path, name, key, other)
@@ -145,9 +148,9 @@ PRODUCES = {"rows": ("generate", "filter"), "model": ("sft", "merge", "dpo")}
 
 
 def _check_verb(recipe: Recipe, path: Path, name: str, key: str, other: str) -> None:
-    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "release", "teacher", "judge") else "rows"
+    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "release", "teacher", "judge", "agreement") else "rows"
     verb = verb_of(recipe.steps[other])
-    allowed = ("merge",) if key == "release" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
+    allowed = ("merge",) if key == "release" else ("agreement",) if key == "judge_check" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
     if verb not in allowed:
         raise RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a {verb} step and has no {kind}; name one of the verbs {', '.join(allowed)}")
 
@@ -226,7 +229,8 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = step.model_dump(mode="json", exclude={"checkpointing"})  # changes memory and time, no bit of the result
+    # Checkpointing changes memory and time, gates what is done about the result; neither changes a bit of it.
+    settings = step.model_dump(mode="json", exclude={"checkpointing", "gate", "min_agreement"})
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -268,9 +272,8 @@ def _texts(step: Step, where: str) -> dict[str, str]:
     """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an override of no such text."""
     if isinstance(step, Generate):
         used = SCHEMES[step.generate].prompts
-    elif isinstance(step, (Filter, MtBench)):
-        begin = "judge_filter" if isinstance(step, Filter) else "judge_single"
-        used = tuple(n for n in prompts.names() if n.startswith(begin))
+    elif isinstance(step, (Filter, MtBench, Agreement)):
+        used = {Filter: tuple(n for n in prompts.names() if n.startswith("judge_filter")), MtBench: (*SINGLE, *PAIR), Agreement: ("judge_pair",)}[type(step)]
     else:
         return {}
     for name in step.prompts:
@@ -370,12 +373,13 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
         wanted = graph.upto(to)
         for number, node in enumerate(wanted, 1):
-            if node.state == "done":
-                continue
-            progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {node.why})")
-            numbers = _run_step(graph, node, progress)
-            ran.append(node.name)
-            progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+            if node.state != "done":
+                progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {node.why})")
+                numbers = _run_step(graph, node, progress)
+                ran.append(node.name)
+                progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+            for warning in gates.check(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
+                progress.say(warning)
     distributed.announce(None)
     return ran
 

@@ -127,18 +127,19 @@ def proportion_interval(k: int, n: int) -> tuple[float, float]:
 def agreement_of(tables: Array) -> Array:
     """Share on the diagonal of tables of counts [draws, labels, labels]; NaN for an empty one."""
     total = tables.sum(axis=(1, 2))
-    return _ratio(np.trace(tables, axis1=1, axis2=2), total)
+    return ratio(np.trace(tables, axis1=1, axis2=2), total)
 
 
 def kappa_of(tables: Array) -> Array:
     """Cohen's kappa (1960) of tables [draws, labels, labels]: (p_o - p_e) / (1 - p_e); NaN where both raters only ever gave one and the same label."""
     total = tables.sum(axis=(1, 2))
-    chance = _ratio((tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1), total**2)
+    chance = ratio((tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1), total**2)
     # Exactly 1 only if one label has all counts; rounding must not make a kappa of it.
-    return _ratio(agreement_of(tables) - chance, np.where(chance > 1 - 1e-12, 0.0, 1 - chance))
+    return ratio(agreement_of(tables) - chance, np.where(chance > 1 - 1e-12, 0.0, 1 - chance))
 
 
-def _ratio(above: Array, below: Array) -> Array:
+def ratio(above: Array, below: Array) -> Array:
+    """Element by element, NaN where ``below`` is 0."""
     return np.divide(above, below, out=np.full_like(above, np.nan, dtype=np.float64), where=below != 0)
 
 

@@ -24,6 +24,7 @@ STAGES: dict[str, Stage] = {
     "merge": Stage("openbezoar.stages.merge", 1),
     "dpo": Stage("openbezoar.stages.dpo", 1),
     "evaluate": Stage("openbezoar.stages.evaluate", 1),
+    "agreement": Stage("openbezoar.stages.agreement", 1),
     "mt_bench": Stage("openbezoar.stages.mt_bench", 1),
     "report": Stage("openbezoar.stages.report", 1),
     "release": Stage("openbezoar.stages.release", 1),
