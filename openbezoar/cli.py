@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from openbezoar import __version__
-from openbezoar.cli_judge import AsJson, agreement
+from openbezoar.cli_judge import AsJson, agreement, judge
 from openbezoar.errors import RunError, UserError
 
 app = typer.Typer(
@@ -254,6 +254,7 @@ def score(
 
 
 app.command()(agreement)
+app.command()(judge)
 
 
 @app.command()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from openbezoar.judging.statistics import holm, paired_difference, paired_p
 from openbezoar.records import Row
 from openbezoar.runs import step_seed
 
 
-def every_pair(values: Mapping[str, Mapping[Hashable, float]], seed: int, what: Mapping[str, str]) -> list[Row]:
+def every_pair(values: Mapping[str, Mapping[Any, float]], seed: int, what: Mapping[str, str]) -> list[Row]:
     """{a, b, …what, n, difference, low, high, p} for every two names: b's values less a's over the items that both have.
 
     b stands later. n: items. low, high: 95 % bootstrap interval over items. p: of the paired

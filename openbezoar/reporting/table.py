@@ -131,9 +131,10 @@ def noise_sentences(found: Sequence[Difference]) -> list[str]:
     outside = [d for d in found if d.outside_noise]
     within = [d for d in found if not d.outside_noise]
     verb = "is" if len(outside) == 1 else "are"
+    tested = all(d.p is not None for d in found)
+    how = "p below 0.05, corrected for the number of comparisons by Holm's method" if tested else "the 95 % interval excludes 0"
     said = [
-        f"Of {len(found)} paired differences between consecutive checkpoints, {len(outside)} {verb} outside noise (the 95 % interval excludes 0). "
-        "The intervals are not corrected for the number of tests."
+        f"Of {len(found)} paired differences between two checkpoints, {len(outside)} {verb} outside noise ({how}). The 95 % intervals are each by itself, not corrected."
     ]
     if outside:
         said.append(f"Outside noise: {'; '.join(map(str, outside))}.")
