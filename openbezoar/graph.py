@@ -3,7 +3,8 @@
 A step's key is a hash of its settings, its inputs' keys, the bytes of the data files it
 reads, the models it uses and the version of its stage's code. Same key, nothing runs;
 another key, it and what depends on it run again. Resume after a crash, "what would
-change", and re-judging are all this one rule.
+change", and re-judging are all this one rule. Beyond it, a step counts as done only while
+the weights that it wrote, and those that it used, are still the same bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from openbezoar.recipe import (
 )
 from openbezoar.recipe_file import one_line
 from openbezoar.reporting.policy import check_open, stated_for_data
-from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
+from openbezoar.runs import MANIFEST, RunFolder, changed_weights, digest, environment, file_digest, step_seed, weight_marks
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
 from openbezoar.stages import STAGES
@@ -326,9 +327,23 @@ def _state(run: RunFolder, name: str, key: str, parts: dict[str, Any]) -> tuple[
     manifest = run.manifest(name)
     if manifest is None:
         return "missing", "not run yet"
-    if manifest.get("key") == key:
-        return "done", ""
-    return "stale", _difference(manifest.get("parts", {}), parts)
+    if manifest.get("key") != key:
+        return "stale", _difference(manifest.get("parts", {}), parts)
+    if changed := changed_weights(run.step(name), manifest.get("weights", {})):
+        return "stale", f"{changed} is not what the step wrote"
+    # A step made again under the same key may have other weights: arithmetic on a GPU is not always the same to the bit.
+    for used, then in manifest.get("used_weights", {}).items():
+        if then != _weights(run, used):
+            return "stale", f"the weights of {used} are not those it used"
+    return "done", ""
+
+
+def _weights(run: RunFolder, name: str) -> str:
+    """A digest of a finished step's weights and of those it used in its turn; "" if there are none."""
+    manifest = run.manifest(name) or {}
+    own = {file: mark[-1] for file, mark in manifest.get("weights", {}).items()}
+    used = manifest.get("used_weights", {})
+    return digest([own, used]) if own or used else ""
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -373,8 +388,9 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
         wanted = graph.upto(to)
         for number, node in enumerate(wanted, 1):
-            if node.state != "done":
-                progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {node.why})")
+            state, why = _state(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
+            if state != "done":
+                progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {why})")
                 numbers = _run_step(graph, node, progress)
                 ran.append(node.name)
                 progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
@@ -408,7 +424,8 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
 
 
 def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
-    context = _context(graph, node, graph.run.begin(node.name, node.key), progress)
+    used = {i: weights for i in node.inputs if (weights := _weights(graph.run, i))}
+    context = _context(graph, node, graph.run.begin(node.name, digest([node.key, used])), progress)
     if isinstance(node.step, Training):
         distributed.announce(node.name)
     begun = time.time()
@@ -427,6 +444,8 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
         "counts": context.counts.by_reason,
         "numbers": numbers,
         "summary": numbers.pop("summary", ""),
+        "weights": weight_marks(context.out),
+        "used_weights": used,
         "environment": environment(),
         "recipe_version": __version__,
     }
