@@ -24,11 +24,12 @@ from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.judging import gates
-from openbezoar.judging.prompting import PAIR, SINGLE
+from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
     Agreement,
     Evaluate,
+    Failures,
     Filter,
     Generate,
     LocalModel,
@@ -149,7 +150,7 @@ PRODUCES = {"rows": ("generate", "filter"), "model": ("sft", "merge", "dpo")}
 
 
 def _check_verb(recipe: Recipe, path: Path, name: str, key: str, other: str) -> None:
-    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "release", "teacher", "judge", "agreement") else "rows"
+    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "failures", "release", "teacher", "judge", "agreement") else "rows"
     verb = verb_of(recipe.steps[other])
     allowed = ("merge",) if key == "release" else ("agreement",) if key == "judge_check" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
     if verb not in allowed:
@@ -273,8 +274,13 @@ def _texts(step: Step, where: str) -> dict[str, str]:
     """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an override of no such text."""
     if isinstance(step, Generate):
         used = SCHEMES[step.generate].prompts
-    elif isinstance(step, (Filter, MtBench, Agreement)):
-        used = {Filter: tuple(n for n in prompts.names() if n.startswith("judge_filter")), MtBench: (*SINGLE, *PAIR), Agreement: ("judge_pair",)}[type(step)]
+    elif isinstance(step, (Filter, MtBench, Agreement, Failures)):
+        used = {
+            Filter: tuple(n for n in prompts.names() if n.startswith("judge_filter")),
+            MtBench: (*SINGLE, *PAIR),
+            Agreement: ("judge_pair",),
+            Failures: tuple(CHECKS),
+        }[type(step)]
     else:
         return {}
     for name in step.prompts:

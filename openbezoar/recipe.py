@@ -2,7 +2,7 @@
 
 A recipe is YAML. ``models`` names what answers and what is trained; ``steps`` is a mapping
 from a step's name to what it does. A step is recognised by its verb, the one key among
-``generate filter sft merge dpo evaluate agreement mt_bench report release`` that it has. Inputs are
+``generate filter sft merge dpo evaluate agreement mt_bench failures report release`` that it has. Inputs are
 the names of other steps, or data files (relative to the recipe's own file).
 
 Sources of defaults are given as [QLoRA] arXiv 2305.14314 and its scripts, [DPO] arXiv
@@ -423,6 +423,34 @@ class Agreement(Strict):
     prompts: dict[str, str] = {}
 
 
+class Failures(Strict):
+    """What checkpoints get wrong: loops, empty and endless answers, refusals, what the system prompt changes, unsafe and unsupported answers."""
+
+    failures: list[str] = Field(min_length=1, description="Names of models and steps.")
+    instructions: DataRef = Field(description="Rows whose prompts every checkpoint answers, greedily.")
+    harmless: DataRef | None = Field(None, description="Prompts whose answers the judge checks for harm, such as HH-RLHF's harmless-base.")
+    grounded: DataRef | None = Field(None, description="Rows with instruction and context; the judge checks whether the context supports the answer.")
+    judge: str | None = Field(None, description="Needed with 'harmless' and 'grounded'.")
+    mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
+    systems: dict[str, str] = Field(
+        default={"none": "", "wrong": "You are a weather station. You report temperatures and nothing else."},
+        description="System messages that take the place of the trained one, by the name to report.",
+    )
+    rows: int = Field(64, ge=1, description="Most rows of each set.")
+    max_new_tokens: int = Field(256, gt=0)
+    judge_max_new_tokens: int = Field(256, gt=0)
+    batch: int = Field(16, ge=1)
+    prompts: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _checks_have_a_judge(self) -> Failures:
+        if (self.harmless is not None or self.grounded is not None) and self.judge is None:
+            raise ValueError("judge: 'harmless' and 'grounded' are checked by a judge; name one")
+        if "trained" in self.systems:
+            raise ValueError("systems: 'trained' is always asked; give yours another name")
+        return self
+
+
 class Report(Strict):
     """One page about the run."""
 
@@ -445,10 +473,11 @@ VERBS: dict[str, type[BaseModel]] = {
     "evaluate": Evaluate,
     "agreement": Agreement,
     "mt_bench": MtBench,
+    "failures": Failures,
     "report": Report,
     "release": Release,
 }
-Step = Generate | Filter | Sft | Merge | Dpo | Evaluate | Agreement | MtBench | Report | Release
+Step = Generate | Filter | Sft | Merge | Dpo | Evaluate | Agreement | MtBench | Failures | Report | Release
 
 
 class Recipe(Strict):
@@ -500,10 +529,10 @@ def references(step: Step) -> Iterator[tuple[str, str, str]]:
             yield key, "model", name
     if isinstance(step, MtBench) and step.judge_check is not None:
         yield "judge_check", "step", step.judge_check
-    for key in ("evaluate", "mt_bench", "release"):
+    for key in ("evaluate", "mt_bench", "failures", "release"):
         for name in getattr(step, key, None) or []:
             yield key, "model", name
-    for key in ("filter", "sft", "dpo", "seeds", "heldout", "drift", "questions", "answers", "judge_prompts"):
+    for key in ("filter", "sft", "dpo", "seeds", "heldout", "drift", "questions", "answers", "judge_prompts", "instructions", "harmless", "grounded"):
         if (ref := getattr(step, key, None)) is not None:
             for spec in data_specs(ref):
                 yield key, "data", spec.data

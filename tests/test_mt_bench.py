@@ -331,13 +331,14 @@ def test_a_model_that_is_better_in_both_orders_wins_everything(bench: Any) -> No
     found = numbers["pairwise"]
     (pair,) = found["pairs"]
     assert (pair["a"], pair["b"], pair["wins"], pair["losses"], pair["ties"], pair["unscored"]) == ("weak", "strong", 0, 12, 0, 0)
-    assert found["models"]["strong"]["win_rate"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
+    # Six questions without a spread: Wilson's interval, n / (n + z²) = 6 / 9.84.
+    assert found["models"]["strong"]["win_rate"] == {"value": 1.0, "low": pytest.approx(0.60966, abs=1e-4), "high": 1.0, "n": 12}
     assert found["models"]["weak"]["by_category"]["math"]["n"] == 2
     assert found["flips"]["value"] == 0.0
     assert found["first"]["value"] == 0.5
     assert pair["p"] == pair["p_holm"] == pytest.approx(2 / 64, abs=0.005)
     assert found["self_preference"] is None
-    assert numbers["summary"] == "weak wins 0 % (0 to 0), strong wins 100 % (100 to 100); 0 of 12 comparisons unscored"
+    assert numbers["summary"] == "weak wins 0 % (0 to 39), strong wins 100 % (61 to 100); 0 of 12 comparisons unscored"
     rows = written(context, "comparisons")
     assert rows[0]["winner"] == "model_b"
     assert rows[0]["verdicts"] == ["B", "A"]
@@ -427,8 +428,9 @@ def test_a_judge_among_the_contestants_is_shown_with_its_own_scores(bench: Any) 
     llms = {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", reply)}
     numbers, _ = bench(llms, grading="both", judge="strong")
     assert numbers["self_preference"] == {"model": "strong", "mean": 5.0, "low": 5.0, "high": 5.0, "n": 6}
-    assert numbers["pairwise"]["self_preference"] == {"model": "strong", "value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
-    assert numbers["pairwise"]["longer"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}  # "strong" has a letter more
+    own = numbers["pairwise"]["self_preference"]
+    assert (own["model"], own["value"], own["n"]) == ("strong", 1.0, 12)
+    assert (numbers["pairwise"]["longer"]["value"], numbers["pairwise"]["longer"]["n"]) == (1.0, 12)  # "strong" has two letters more
 
 
 def test_official_prompts_are_used_word_for_word(bench: Any, tmp_path: Path) -> None:
@@ -477,10 +479,10 @@ def test_the_look_of_answers_by_hand() -> None:
         {"turns": ["fine", ""], "finish": ["stop", "stop"], "tokens": [2, 1]},
         {"turns": [loop, ""], "finish": ["length", "error"], "tokens": [27, 0]},
     ]
-    assert answer_numbers(rows) == {"turns": 4, "errors": 1, "empty": 1, "ended": 2 / 3, "degenerate": 1 / 3, "mean_tokens": 10.0}
+    assert answer_numbers(rows) == {"turns": 4, "errors": 1, "empty": 1, "ended": 2 / 3, "degenerate": 1 / 3, "refusals": 0.0, "mean_tokens": 10.0}
     assert answer_numbers([])["ended"] is None
     published = answer_numbers([{"turns": ["fine", ""], "finish": [None, "error"], "tokens": [None, None]}])
-    assert published == {"turns": 2, "errors": 1, "empty": 0, "ended": None, "degenerate": 0.0, "mean_tokens": None}
+    assert published == {"turns": 2, "errors": 1, "empty": 0, "ended": None, "degenerate": 0.0, "refusals": 0.0, "mean_tokens": None}
 
 
 # ----------------------------------------------------------------------- users' mistakes

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from openbezoar.errors import DataError
-from openbezoar.judging.statistics import Interval, agreement_of, grouped_intervals, kappa_of
+from openbezoar.judging.statistics import Interval, agreement_of, grouped_intervals, kappa_of, widened
 from openbezoar.records import Row, read_jsonl
 
 PERSONS = "expert_*"
@@ -106,6 +106,7 @@ def agreement_table(judge: Sequence[Vote], people: Sequence[Vote], seed: int = 0
             for pair, votes in compared.items():
                 n, tables = _tables([(q, a, b) for q, t, a, b in votes if t == turn and (setup == "S1" or TIE not in (a, b))], symmetric=pair == "human-human")
                 agreement, kappa = grouped_intervals(tables, (agreement_of, kappa_of), seed)
+                agreement = agreement and widened(agreement, len(tables))
                 rows.append({"setup": setup, "turn": turn, "pair": pair, "n": n, **_numbers("agreement", "", agreement), **_numbers("kappa", "kappa_", kappa)})
     return rows
 

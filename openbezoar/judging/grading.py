@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from openbezoar.judging.on_demand import OnDemand
-from openbezoar.judging.parsers import Verdict, parse_rating, parse_verdict
-from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, VERDICT_CHOICES, VERDICT_PREFIX, expected_rating
+from openbezoar.judging.parsers import Verdict, parse_rating, parse_verdict, parse_yes_no
+from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, VERDICT_CHOICES, VERDICT_PREFIX, YES_NO_CHOICES, expected_rating
 from openbezoar.llm import Sampling
 from openbezoar.records import Row, Turn
 
@@ -54,4 +54,20 @@ def compare(llm: OnDemand, talks: Talks, seeds: Sequence[int], mode: Mode, most:
     for reply in llm().chat(talks, Sampling(most), seeds):
         verdict = None if reply.finish == "error" else parse_verdict(reply.text)
         rows.append({"judgment": reply.text, "verdict": verdict, "logprobs": None, "unscored": UNSCORED[reply.finish] if verdict is None else None})
+    return rows
+
+
+def say_yes_or_no(llm: OnDemand, talks: Talks, seeds: Sequence[int], mode: Mode, most: int) -> list[Row]:
+    """{judgment, yes, unscored} a conversation: whether the judge says yes, or null."""
+    if not talks:
+        return []
+    rows: list[Row] = []
+    if mode == "probability":
+        for yes, no in llm().choice_logprobs(talks, VERDICT_PREFIX, YES_NO_CHOICES):
+            known = math.isfinite(yes) and math.isfinite(no)
+            rows.append({"judgment": None, "yes": yes > no if known else None, "unscored": None if known else NO_PROBABILITY})
+        return rows
+    for reply in llm().chat(talks, Sampling(most), seeds):
+        said = None if reply.finish == "error" else parse_yes_no(reply.text)
+        rows.append({"judgment": reply.text, "yes": said, "unscored": UNSCORED[reply.finish] if said is None else None})
     return rows

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from openbezoar.judging.comparisons import correct
-from openbezoar.judging.statistics import Array, grouped_intervals, random_signs, ratio
+from openbezoar.judging.statistics import Array, grouped_intervals, random_signs, ratio, widened
 from openbezoar.records import Row
 from openbezoar.runs import step_seed
 
@@ -47,15 +47,17 @@ def comparison(what: Row, lengths: tuple[int, int], as_named: Row, swapped: Row)
 
 
 def share(rows: Iterable[Row], value: Callable[[Row], float | None], seed: int, by: str = "question_id") -> dict[str, Any]:
-    """Mean of a value over rows, None left out: {value, low, high, n}; the interval is over groups of rows."""
+    """Mean of a value from 0 to 1 over rows, None left out: {value, low, high, n}; the interval is over groups of rows."""
     groups: dict[Any, list[float]] = {}
     for row in rows:
         if (v := value(row)) is not None:
             groups.setdefault(row[by], []).append(v)
     n = sum(map(len, groups.values()))
     (found,) = grouped_intervals([[sum(g), len(g)] for g in groups.values()], (_mean,), seed)
-    low_high = (None, None, None) if found is None else found
-    return {**dict(zip(("value", "low", "high"), low_high, strict=True)), "n": n}
+    if found is None:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    value, low, high = widened(found, len(groups))
+    return {"value": value, "low": low, "high": high, "n": n}
 
 
 def _mean(tables: Array) -> Array:

@@ -43,6 +43,10 @@ PAIR = {
 }
 """Texts for one answer and for two, with the placeholders that each must hold."""
 
+YES_NO_CHOICES = ("yes]]", "no]]")
+CHECKS = {"judge_unsafe": ("conversation", "answer"), "judge_unsupported": ("context", "question", "answer")}
+"""Texts that ask a judge for yes or no about one answer."""
+
 OFFICIAL = {
     "judge_single": "single-v1",
     "judge_single_reference": "single-math-v1",

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openbezoar.cleaning.rules import repeated_share
 from openbezoar.judging.comparisons import correct, every_pair
+from openbezoar.judging.failures import loops, refuses
 from openbezoar.judging.statistics import mean_interval
 from openbezoar.records import Row
 from openbezoar.runs import step_seed
-
-DEGENERATE = 0.5  # share of repeated 4-grams above which an answer counts as a loop
 
 
 def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
@@ -96,7 +94,8 @@ def answer_numbers(answers: Sequence[Row]) -> dict[str, Any]:
         "errors": len(turns) - len(came),
         "empty": sum(not text.strip() for text, _, _ in came),
         "ended": share(sum(finish == "stop" for _, finish, _ in known), known),
-        "degenerate": share(sum(repeated_share(text) > DEGENERATE for text, _, _ in came)),
+        "degenerate": share(sum(loops(text) for text, _, _ in came)),
+        "refusals": share(sum(refuses(text) for text, _, _ in came)),
         "mean_tokens": share(sum(tokens for _, _, tokens in known), known),
     }
 

@@ -121,6 +121,13 @@ def proportion_interval(k: int, n: int) -> tuple[float, float]:
     return (0.0 if k == 0 else max(0.0, centre - half)), (1.0 if k == n else min(1.0, centre + half))
 
 
+def widened(found: Interval, groups: int) -> Interval:
+    """The interval of a share of yes and no over groups; where it is 0 or 1, drawing again shows no spread, and it is Wilson's over the groups."""
+    if found[0] not in (0.0, 1.0):
+        return found
+    return (found[0], *proportion_interval(int(found[0]) * groups, groups))
+
+
 # ------------------------------------------------------------------------------- agreement
 
 

@@ -16,6 +16,7 @@ from openbezoar.reporting.answers_section import answer_sections
 from openbezoar.reporting.data_sections import data_section
 from openbezoar.reporting.document import Block, Chart, Grid, Page, Paragraph, Section, write_page
 from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
+from openbezoar.reporting.failures_section import failure_sections
 from openbezoar.reporting.figures import graph_picture, mermaid
 from openbezoar.reporting.licences import cached_licence
 from openbezoar.reporting.judge_sections import judge_sections
@@ -47,6 +48,7 @@ def page(facts: RunFacts) -> Page:
         merge_section(facts),
         *judge_sections(facts),
         *answer_sections(facts),
+        *failure_sections(facts),
         _times(facts),
         _environment(facts),
     ]

@@ -16,6 +16,7 @@ from openbezoar.reporting.scores import Difference, Score, checkpoints_of, measu
 from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
 from openbezoar.runs import RunFolder
 
+LISTED = 12  # differences within noise that are listed; scores.json has all
 ORDER = {"task": 0, "loss": 1, "pairs": 2, "rating": 3, "ended": 4}
 
 
@@ -139,5 +140,6 @@ def noise_sentences(found: Sequence[Difference]) -> list[str]:
     if outside:
         said.append(f"Outside noise: {'; '.join(map(str, outside))}.")
     if within:
-        said.append(f"Not outside noise: {'; '.join(map(str, within))}.")
+        named = "; ".join(map(str, within[:LISTED])) + (f"; and {len(within) - LISTED} more" if len(within) > LISTED else "")
+        said.append(f"Not outside noise: {named}.")
     return said

@@ -26,6 +26,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage("openbezoar.stages.evaluate", 1),
     "agreement": Stage("openbezoar.stages.agreement", 1),
     "mt_bench": Stage("openbezoar.stages.mt_bench", 1),
+    "failures": Stage("openbezoar.stages.failures", 1),
     "report": Stage("openbezoar.stages.report", 1),
     "release": Stage("openbezoar.stages.release", 1),
 }
