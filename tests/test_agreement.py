@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,41 @@ def test_a_missing_file_is_the_users_mistake(tmp_path: Path, capsys: pytest.Capt
     code, _, err = run(capsys, "--judge", str(tmp_path / "no.jsonl"), "--human", str(tmp_path / "no.jsonl"))
     assert code == 2
     assert err.count("\n") == 1
+
+
+def slow_table(judge: Rows, people: Rows, setup: str, turn: int, pair: str) -> tuple[int, int]:
+    """(pairs of votes, those that agree), written down as the rule says it."""
+
+    def winner(r: dict[str, Any]) -> str:
+        return "tie" if "tie" in r["winner"] else r[r["winner"]]
+
+    def same_matter(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        return (a["question_id"], {a["model_a"], a["model_b"]}) == (b["question_id"], {b["model_a"], b["model_b"]}) and a["turn"] == b["turn"] == turn
+
+    people = [r for r in people if r["judge"].startswith("expert_")]
+    both = [(a, b) for a in judge for b in people] if pair == "judge-human" else [(a, b) for i, a in enumerate(people) for b in people[:i]]
+    labels = [(winner(a), winner(b)) for a, b in both if same_matter(a, b)]
+    kept = [(a, b) for a, b in labels if setup == "S1" or "tie" not in (a, b)]
+    return len(kept), sum(a == b for a, b in kept)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_other_vote_files_give_what_the_rule_says(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+
+    def votes(judges: list[str], n: int, labels: list[str]) -> Rows:
+        keys = [(q, a, b, t) for q in range(12) for a, b in (("x", "y"), ("y", "x"), ("z", "x"), ("y", "z")) for t in (1, 2)]
+        return [row(q, a, b, draw.choice(labels), draw.choice(judges), t) for q, a, b, t in draw.sample(keys, n)]
+
+    judge = votes(["j"], 40, ["model_a", "model_b", "tie", "tie (inconsistent)"])
+    people = [r for _ in range(3) for r in votes(["expert_1", "expert_22", "author_0"], 60, ["model_a", "model_b", "tie"])]
+    verdicts, _ = read_votes(write(tmp_path / "judge.jsonl", judge))
+    persons, _ = read_votes(write(tmp_path / "people.jsonl", people), "expert_*")
+    for found in agreement_table(verdicts, persons):
+        if found["pair"] != "judge-majority":
+            n, agreed = slow_table(judge, people, found["setup"], found["turn"], found["pair"])
+            assert n > 5
+            assert (found["n"], found["agreement"]) == (n, round(agreed / n, 3))
 
 
 DATA = os.environ.get("OPENBEZOAR_DATA")

@@ -56,8 +56,7 @@ def share(rows: Iterable[Row], value: Callable[[Row], float | None], seed: int, 
     (found,) = grouped_intervals([[sum(g), len(g)] for g in groups.values()], (_mean,), seed)
     if found is None:
         return {"value": None, "low": None, "high": None, "n": 0}
-    value, low, high = widened(found, len(groups))
-    return {"value": value, "low": low, "high": high, "n": n}
+    return {**dict(zip(("value", "low", "high"), widened(found, len(groups)), strict=True)), "n": n}
 
 
 def _mean(tables: Array) -> Array:
