@@ -159,6 +159,11 @@ def test_a_bad_pair_is_named(row: Row, message: str) -> None:
         read_pairs([row], Counts())
 
 
+def test_an_answer_that_is_a_bare_truth_value_is_a_text() -> None:
+    (found,) = read_pairs([pair(1, 1, output_1=True, output_2=7)], Counts())
+    assert found.answers == ("True", "7")
+
+
 # -------------------------------------------------------------------------------- gates
 
 

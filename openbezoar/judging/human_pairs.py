@@ -54,7 +54,7 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
     for number, row in enumerate(rows, 1):
         where = f"pairs: row {row.get('id', number)}"
         texts = [row.get(name) for name in ("instruction", "output_1", "output_2")]
-        if not all(isinstance(t, str) for t in texts):
+        if not all(isinstance(t, str | int | float) for t in texts):  # an answer may be a bare number or truth value, unquoted
             raise DataError(f"{where}: expected the texts 'instruction', 'output_1' and 'output_2'; it has {', '.join(map(str, row))}")
         given = row.get("human_labels") if row.get("human_labels") is not None else [row.get("human_majority")]
         if given == [None]:
