@@ -23,6 +23,7 @@ from openbezoar.recipe import (
     DataRef,
     Dpo,
     Evaluate,
+    Failures,
     Filter,
     Generate,
     LocalModel,
@@ -88,6 +89,8 @@ class _Book:
             return self._evaluate(step)
         if isinstance(step, MtBench):
             return self._mt_bench(step)
+        if isinstance(step, Failures):
+            return self._failures(step)
         if isinstance(step, Agreement):
             return self._agreement(step)
         return Estimate()
@@ -219,6 +222,15 @@ class _Book:
         rows, mean = self.rows(step.pairs)
         asked = 2 * rows
         return self._judged(step.agreement, "agreement", rows, step.mode, asked, asked * (mean / CHARACTERS_A_TOKEN + 250), step.judge_max_new_tokens)
+
+    def _failures(self, step: Failures) -> Estimate:
+        checked = sum(min(step.rows, self.rows(ref)[0]) for ref in (step.harmless, step.grounded) if ref is not None)
+        made = (min(step.rows, self.rows(step.instructions)[0]) * (1 + len(step.systems)) + checked) * len(step.failures)
+        asked, answer = checked * len(step.failures), step.max_new_tokens * 0.6
+        judge = step.judge or step.failures[0]
+        return self._judged(
+            judge, "failures", made, step.mode, asked, asked * (answer + 400), step.judge_max_new_tokens, made * 150, made * answer, step.failures[0]
+        )
 
     def _judged(
         self,

@@ -204,7 +204,8 @@ def run(tmp_path: Path) -> RunFolder:
         "first": half,
         "longer": {**half, "n": 0, "value": None},
     }
-    scores = {"models": table, "differences": [rating], "pairwise": {**pairwise, "self_preference": {"model": "base", **half}}}
+    own = {"model": "base", "mean": 0.3, "low": 0.1, "high": 0.5, "n": 8}
+    scores = {"models": table, "differences": [rating], "self_preference": own, "pairwise": {**pairwise, "self_preference": {"model": "base", **half}}}
     files = {"scores.json": scores, "answers.jsonl": answers, "judgments.jsonl": judged}
     step(path, "talks", "mt_bench", {"mt_bench": ["base", "DPO"], "judge": "base", "mode": "text"}, ["DPO"], files, 8, models=base)
     agreed = {"setup": "S1", "pair": "judge-majority", "n": 40, "agreement": 0.6, "low": 0.44, "high": 0.74, "kappa": 0.31, "kappa_low": 0.1, "kappa_high": 0.5}
@@ -317,6 +318,7 @@ def test_the_report_says_who_won_in_pairs_and_what_order_did_to_the_judge(run: R
     assert "Verdicts that changed when the answers were swapped: 0.190 [0.250, 0.750] n=16." in markdown
     assert "Decided for the longer answer" not in markdown, "no pair was decided by more than its length"
     assert "gives itself a win rate of 0.500" in html
+    assert "rates its own answers 0.30 [0.10, 0.50] n=8 above the mean of the others'" in markdown
 
 
 def test_the_report_holds_the_judge_against_people(run: RunFolder, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from openbezoar.records import Row
 from openbezoar.reporting.document import Block, Fold, Grid, Paragraph, Section, Texts
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.judge_sections import pairwise_blocks
-from openbezoar.reporting.scores import Score, checkpoints_of, graded
+from openbezoar.reporting.scores import SCORES, Score, checkpoints_of, graded, mapping, score_of
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, number, shorten
 
@@ -34,6 +34,13 @@ def _section(step: StepFacts) -> Section:
     blocks: list[Block] = [about]
     if (health := health_table(step)).rows:
         blocks.append(Grid(health))
+    own = mapping(step.read_json(SCORES).get("self_preference"))
+    if (score := score_of(own, key="mean")) is not None:
+        blocks.append(
+            Paragraph(
+                f"The judge is itself a contestant ({own['model']}) and rates its own answers {score.text(2)} above the mean of the others' (n: questions)."
+            )
+        )
     if (groups := group_table(step)).rows:
         blocks.append(Fold("Ratings by turn and category", (Grid(groups),)))
     blocks += pairwise_blocks(step)
