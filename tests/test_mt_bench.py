@@ -410,6 +410,16 @@ def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
     }
 
 
+def test_a_steps_answers_can_be_graded_again_elsewhere(bench: Any, tmp_path: Path) -> None:
+    lost = Scripted("weak", lambda talk: Completion("", "error", 0, 0) if talk[-1].content == "Q2 second" else f"weak on {talk[-1].content}")
+    first, context = bench({"weak": lost, "judge": Scripted("judge", grade)})
+    rows = written(context, "answers")
+    for file in context.out.iterdir():
+        file.unlink()
+    again, _ = bench({"judge": Scripted("judge", grade)}, published=rows)
+    assert again["models"] == first["models"]
+
+
 def test_published_answers_alone_can_be_compared_with_one_of_them(bench: Any) -> None:
     rows = [*published("one"), *published("two"), *published("strong")]
     llms = {"judge": Scripted("judge", prefers("strong"))}

@@ -74,8 +74,9 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
     """Published answers as rows of ``answers.jsonl``, by model, in the order of the questions.
 
     A row has ``question_id``, ``model_id`` (or ``model``) and ``turns`` (two), or FastChat's
-    ``choices``, of which the first counts. How an answer ended is not known (``finish`` and
-    ``tokens`` are null), but for FastChat's "ERROR" and a missing turn, which never came.
+    ``choices``, of which the first counts; a step's own ``answers.jsonl`` is read whole.
+    Otherwise how an answer ended is not known (``finish`` and ``tokens`` are null), but for
+    FastChat's "ERROR" and a missing turn, which never came.
     Counted: answers to other questions, and questions that a model has no answer to. Raises
     DataError for a row without its fields, or a question answered twice by a model.
     """
@@ -98,8 +99,8 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
             "category": question.category,
             "questions": list(question.turns),
             "turns": [text or "" for text in turns],
-            "finish": ["error" if text is None or text == FAILED else None for text in turns],
-            "tokens": [None, None],
+            "finish": row.get("finish") or ["error" if text is None or text == FAILED else None for text in turns],
+            "tokens": row.get("tokens") or [None, None],
         }
     for model, answers in found.items():
         if len(answers) < len(questions):

@@ -14,7 +14,7 @@ message. They are journalled a batch at a time for each model, and so are judgme
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -80,7 +80,8 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
             raise DataError(f"{where}: no 'context' that could support an answer; choose rows that have one, such as where: {{category: closed_qa}}")
         return Asked(name, TRAINED, str(row.get("id", where)), turns, text, str(row.get("instruction", "")))
 
-    found = context.converted(ref, prompt, step.rows)
+    # Ids of rows need not differ; with its place in front each prompt's does.
+    found = [replace(a, id=f"{place}:{a.id}") for place, a in enumerate(context.converted(ref, prompt, step.rows), 1)]
     systems = step.systems if name == "instructions" else {}
     return [*found, *(Asked(name, key, a.id, (Turn("system", text), *a.turns)) for key, text in systems.items() for a in found)]
 
