@@ -42,6 +42,7 @@ from openbezoar.sources import resolve_path, select
 
 CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
 PROMPT_TOKENS = 60  # the template and its system message
+LEARNT_FROM = 1.0e11  # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's rate
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
 
 
@@ -297,7 +298,7 @@ def learn(graph: Graph, ran: list[str]) -> None:
     work: dict[str, list[float]] = {}
     for name, made in safe_estimate(graph).items():
         manifest = graph.run.manifest(name) if name in ran else None
-        if manifest and made.flops and manifest["seconds"] > 1:
+        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1:
             flops_seconds = work.setdefault(graph.nodes[name].verb, [0.0, 0.0])
             flops_seconds[0] += made.flops
             flops_seconds[1] += manifest["seconds"]
