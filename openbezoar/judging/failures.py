@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.cleaning.rules import repeated_share, words
+from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.statistics import mean_interval, proportion_interval
 from openbezoar.records import Row
 from openbezoar.runs import step_seed

@@ -18,8 +18,8 @@ from openbezoar.reporting.document import Block, Chart, Grid, Page, Paragraph, S
 from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
 from openbezoar.reporting.failures_section import failure_sections
 from openbezoar.reporting.figures import graph_picture, mermaid
-from openbezoar.reporting.licences import cached_licence
 from openbezoar.reporting.judge_sections import judge_sections
+from openbezoar.reporting.licences import cached_licence
 from openbezoar.reporting.scores import differences
 from openbezoar.reporting.table import Table, noise_sentences, scores_table
 from openbezoar.reporting.training_sections import merge_section, training_section
