@@ -2,6 +2,7 @@
 # make test   set up .venv and run the tests
 # make test-distributed   what takes several runs under torchrun
 # make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
+# make test-serve         every scheme through transformers serve, minutes
 # make check  ruff, mypy --strict, generated pages fresh
 # make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-distributed test-parity check bench setup clean
+.PHONY: demo test test-distributed test-parity test-serve check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -40,6 +41,10 @@ test: $(TOOLS)
 
 test-distributed: $(TOOLS)
 	$(BIN)/python -m pytest -m distributed tests/test_distributed.py
+
+test-serve: $(TOOLS)
+	$(BIN)/python -m pip install $(PIP) --editable '.[all,dev,serve]'
+	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py
 
 check: $(TOOLS)
 	$(BIN)/ruff check .

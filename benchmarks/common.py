@@ -70,13 +70,13 @@ def say(text: str) -> None:
 # ---------------------------------------------------------------------------- measurements
 
 
-def resident_peak() -> int:
-    """Greatest resident memory of this process so far, in bytes.
+def resident_peak(process: int | None = None) -> int:
+    """Greatest resident memory of this process (or of another, by its number) so far, in bytes.
 
     Linux's VmHWM; ``getrusage`` elsewhere. (On Linux getrusage also counts what the process
     that started this one held before the exec.)
     """
-    status = Path("/proc/self/status")
+    status = Path(f"/proc/{process or 'self'}/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

@@ -1,6 +1,6 @@
 """docs/benchmarks.md from the benchmarks' JSON: ``python -m benchmarks.page --results FOLDER --out FILE``.
 
-Reads sft.json, dpo.json and score.json, whichever are there. Any other JSON file of the folder
+Reads sft.json, dpo.json, score.json and generate.json, whichever are there. Any other JSON file of the folder
 with ``title``, ``text`` and ``rows`` (a list of objects with the same keys) becomes a table.
 """
 
@@ -50,6 +50,8 @@ def page(results: Mapping[str, Result], folder: str) -> str:
             parts.append(f"## {title}\n\n{_training(results[name])}")
     if "score" in results:
         parts.append(f"## Scoring benchmarks\n\n{_score(results['score'])}")
+    if "generate" in results:
+        parts.append(f"## Local generation\n\n{_generate(results['generate'])}")
     for result in results.values():
         if "rows" in result and "title" in result:
             parts.append(f"## {result['title']}\n\n{result.get('text', '')}\n\n{_rows(result['rows'])}")
@@ -128,6 +130,29 @@ def _score(result: Result) -> str:
     check = result["check"]
     parts.append(f"Check in fp32: {check['questions']} questions, largest difference {check['largest_difference']:.1e}, {len(check['differences'])} differ.")
     return "\n\n".join([*parts, _verdict(result)]) + "\n"
+
+
+SIDES = {
+    "ours": "OpenBezoar",
+    "batch": "transformers, one padded batch",
+    "single": "transformers, one at a time",
+    "serve": "transformers serve, all at once over HTTP",
+}
+
+
+def _generate(result: Result) -> str:
+    lines = []
+    for side, rate in result["tokens_per_second"].items():
+        ratio = 1.0 if side == "ours" else result[f"ratio_{side}"]
+        memory = max(m["peak_memory"] for m in result["rounds"][side]) / GIB
+        lines.append([SIDES[side], f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})", f"{ratio:.1f}", f"{memory:.1f}"])
+    same = "yes" if result["same"] else "**no**"
+    return (
+        f"{result['n']} LaMini prompts of {result['prompt_tokens']:.0f} tokens on average ({result['n_single']} one at a time), {result['new_tokens']} new tokens each, "
+        f"temperature {result['temperature']}, top-p {result['top_p']}, bf16, model `{result['model']}`.\n\n"
+        f"{_table(['tool', 'new tokens/s', 'our speed over it', 'peak GiB'], lines)}\n\n"
+        f"Greedy answers in fp32 equal `generate`'s token for token: {same}.\n"
+    )
 
 
 def peak(side: Result) -> float:

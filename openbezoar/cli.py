@@ -258,6 +258,46 @@ app.command()(judge)
 
 
 @app.command()
+def cache(
+    runs: Runs = RUNS,
+    prune: Annotated[float | None, typer.Option("--prune", metavar="DAYS", min=0.0, help="Forget answers that are older; 0 forgets all.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With --prune: only this model's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the call cache of a folder of runs: answers and bytes by model, and what each run has spent.
+
+    Example: openbezoar cache --prune 30
+    """
+    from openbezoar.llm.calls import FILE, CallStore
+
+    if not (runs / FILE).is_file():
+        raise RunError(f"{runs / FILE}: no call cache; expected the folder of runs that 'openbezoar run' was given by --runs")
+    store = CallStore(runs)
+    gone = None if prune is None else store.prune(prune, model)
+    rows = store.size()
+    spent = [{"run": run, "step": step, "model": name, **asdict(cost)} for (run, step, name), cost in store.accounts().items()]
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "file": str(store.path),
+                    "bytes": store.path.stat().st_size,
+                    "forgotten": gone,
+                    "models": [{"model": name, "answers": n, "bytes": size} for name, n, size in rows],
+                    "spent": spent,
+                },
+                indent=1,
+            )
+        )
+        return
+    print(f"{store.path}  {store.path.stat().st_size / 1e6:.1f} MB" + (f"  {gone} forgotten" if gone is not None else ""))
+    for name, n, size in rows:
+        print(f"  {name:20} {n:8} kept  {size / 1e6:8.1f} MB")
+    for cost in spent:
+        print(f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid, {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out")
+
+
+@app.command()
 def report(run_path: RunPath, out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report.")] = None) -> None:
     """Write a run's report again from its manifests: report.html and report.md.
 

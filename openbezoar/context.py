@@ -12,7 +12,7 @@ from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_ste
 from openbezoar.progress import Progress
 from openbezoar.recipe import DataRef, LocalModel, Recipe, ServerModel
 from openbezoar.records import Counts, Example, Pair, Row, to_example, to_pair
-from openbezoar.runs import Journal, RunFolder
+from openbezoar.runs import RunFolder
 from openbezoar.sources import read, resolve_path
 
 T = TypeVar("T")
@@ -87,20 +87,15 @@ class StepContext:
             return checkpoint_of_model(name, spec, self.recipe.prompt, self.recipe_folder)
         return checkpoint_of_step(name, self.run.path)
 
-    def journal(self, name: str) -> Journal:
-        """A file of finished batches that a killed run goes on from."""
-        return Journal(self.out / f"{name}.jsonl")
-
     def batched(self, name: str, items: Sequence[T], size: int, make: Callable[[int, Sequence[T]], list[Row]], unit: str = "rows") -> list[Row]:
-        """Rows made from ``items`` in batches fixed by position, journalled batch by batch.
+        """Rows made from ``items`` in batches fixed by position; ``make(first, batch)`` gets the index of the batch's first item.
 
-        ``make(first, batch)`` gets the index of the batch's first item. A killed run makes
-        an unfinished batch again whole and reads the finished ones back.
+        A killed run makes them all again, from the answers in the call cache.
         """
-        journal, rows = self.journal(f".resume-{name}"), []
+        rows: list[Row] = []
         with self.progress.bar(name, len(items), unit) as bar:
-            for index, first in enumerate(range(0, len(items), size)):
+            for first in range(0, len(items), size):
                 batch = items[first : first + size]
-                rows += journal.batch(index, lambda first=first, batch=batch: make(first, batch))  # type: ignore[misc]
+                rows += make(first, batch)
                 bar.advance(len(batch))
         return rows

@@ -39,6 +39,10 @@ class RunError(UserError):
     """A run folder is in use, or lacks what was asked for."""
 
 
+class BudgetError(UserError):
+    """What a step or a run may spend on models is spent. What was answered is kept."""
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed."""
     return UserError(f"{package} is not installed; this needs it: pip install 'openbezoar[{extra}]'")

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from openbezoar import prompts
+from openbezoar.call_estimates import CHARACTERS_A_TOKEN, filter_tokens, generate_tokens, rows_made
 from openbezoar.errors import UserError
-from openbezoar.graph import Graph, Node
+from openbezoar.graph import Graph, Node, scheme_options
 from openbezoar.memory import merge_memory, parameters, shape_of, step_memory
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
@@ -30,17 +34,17 @@ from openbezoar.recipe import (
     Merge,
     MtBench,
     Price,
+    Recipe,
     ServerModel,
     Sft,
     Shape,
     TaskSpec,
     data_specs,
 )
-from openbezoar.records import JsonLines, read_jsonl
+from openbezoar.records import JsonLines, Row, read_jsonl
 from openbezoar.runs import write_json
-from openbezoar.sources import resolve_path, select
+from openbezoar.sources import ROWS, resolve_path, select
 
-CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
 PROMPT_TOKENS = 60  # the template and its system message
 LEARNT_FROM = 1.0e11  # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's rate
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
@@ -110,7 +114,7 @@ class _Book:
                     numbers = manifest.get("numbers", {})
                     rows = numbers.get("kept", numbers.get("rows", rows))
                 rows = min(max(rows - spec.offset, 0), spec.limit or rows)
-                mean = 900.0
+                mean = self.made(spec.data)[1]
             elif spec.data.startswith("hub:"):
                 rows, mean = spec.limit or 10_000, 1000.0
             else:
@@ -120,6 +124,17 @@ class _Book:
                 mean /= max(1, rows)
             total, characters = total + rows, characters + rows * mean
         return total, characters / max(1, total)
+
+    def made(self, name: str) -> tuple[float, float]:
+        """Of a step's rows the share that is finished, and the mean characters of those: as they are if it is done, else as estimated."""
+        step = self.graph.nodes[name].step
+        if self.graph.nodes[name].state == "done" and (rows := self.seed_rows(name)):
+            whole = [row for row in rows if row.get("finish") != "length"] or rows
+            return len(whole) / len(rows), sum(_characters(row, False) for row in whole) / len(whole)
+        if isinstance(step, Generate):
+            return rows_made(step, self.seed_rows(step.seeds or []), self.text(step))
+        inner = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes] if isinstance(step, Filter) else []
+        return 1.0, self.made(inner[0])[1] if inner else 900.0
 
     # ---- models
 
@@ -152,28 +167,41 @@ class _Book:
     # ---- verbs
 
     def _generate(self, step: Generate) -> Estimate:
-        _, mean = self.rows(step.seeds) if step.seeds is not None else (0, 0.0)
-        seed_tokens = mean / CHARACTERS_A_TOKEN
-        answer = step.max_new_tokens * 0.6
-        made = {"lamini": (step.rows / 6, 3 * seed_tokens * 0.4 + 200, 300.0), "evol_instruct": (step.rows * 1.8, seed_tokens + 200, 90.0)}
-        prompts, length, reply = made.get(step.generate, (0.0, 0.0, 0.0))
-        tokens_in = prompts * length + step.rows * (seed_tokens * 0.5 + PROMPT_TOKENS)
-        tokens_out = prompts * reply + step.rows * answer
-        price = self.price(step.teacher)
-        money = (tokens_in * price.input + tokens_out * price.output) / 1e6
-        cost = Estimate(step.rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.teacher))
-        return self.timed(cost, "generate", step.teacher, tokens_in / 8 + tokens_out)
+        options = scheme_options(step, "plan")
+        seeds = self.seed_rows(step.seeds or [])
+        tokens_in, tokens_out = generate_tokens(step, options, seeds, self.text(step), isinstance(self.spec(step.teacher), LocalModel))
+        ratio_in, ratio_out = (self.rates.get(f"{ratio_name(step, self.recipe)}.{side}", 1.0) for side in ("in", "out"))
+        return self._asked("generate", step.teacher, step.rows, tokens_in * ratio_in, tokens_out * ratio_out)
 
     def _filter(self, step: Filter) -> Estimate:
         rows, mean = self.rows(step.filter)
         if step.judge is None:
             return Estimate(rows)
-        tokens_in = rows * (mean / CHARACTERS_A_TOKEN + 250)
-        tokens_out = rows * (step.max_new_tokens * 0.6 if step.mode == "text" else 0)
-        price = self.price(step.judge)
+        template = self.text(step)("judge_filter" if step.mode == "text" else "judge_filter_probability")
+        names = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes]
+        whole = rows * fmean(self.made(name)[0] for name in names) if names and step.rules.drop_unfinished else rows
+        return self._asked("filter", step.judge, rows, *filter_tokens(step, whole, mean, template))
+
+    def _asked(self, verb: str, model: str, rows: int, tokens_in: float, tokens_out: float) -> Estimate:
+        """Tokens as an estimate with money, memory and time. A model in this process reads faster than it writes."""
+        price = self.price(model)
         money = (tokens_in * price.input + tokens_out * price.output) / 1e6
-        made = Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(step.judge))
-        return self.timed(made, "filter", step.judge, tokens_in + 4 * tokens_out)
+        made = Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(model))
+        return self.timed(made, verb, model, tokens_in / 8 + tokens_out if verb == "generate" else tokens_in + 4 * tokens_out)
+
+    def text(self, step: Generate | Filter) -> Callable[[str], str]:
+        """The texts that a step sends, by name: the project's, or the recipe's own."""
+        own = {name: resolve_path(file, self.folder, self.recipe.data) for name, file in step.prompts.items()}
+        return lambda name: prompts.load(name, own)
+
+    def seed_rows(self, ref: DataRef) -> list[Row]:
+        """Seeds that are on disk; none of a step that has not run, or of the hub."""
+        found: list[Row] = []
+        for spec in data_specs(ref):
+            file = self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
+            if not spec.data.startswith("hub:") and file.is_file():
+                found += select(JsonLines(file), spec, self.recipe.seed)
+        return found
 
     def _train(self, step: Sft | Dpo) -> Estimate:
         rows, mean = self.rows(step.sft, rejected=False) if isinstance(step, Sft) else self.rows(step.dpo)
@@ -286,7 +314,7 @@ def _rates_file() -> Path:
 
 
 def learnt_rates() -> dict[str, float]:
-    """FLOP/s by verb, as ``learn`` kept them on this machine."""
+    """FLOP/s by verb, and ratios of tokens by ``ratio_name``, as ``learn`` kept them on this machine."""
     try:
         return {str(verb): float(rate) for verb, rate in json.loads(_rates_file().read_text(encoding="utf-8")).items() if rate > 0}
     except (OSError, ValueError, AttributeError):
@@ -294,17 +322,30 @@ def learnt_rates() -> dict[str, float]:
 
 
 def learn(graph: Graph, ran: list[str]) -> None:
-    """Keep the rates that the steps which just ran reached: the estimate of their work over the time it took."""
+    """Keep the rates that the steps which just ran reached (the estimate of their work over the time it took), and tokens against those estimated."""
     work: dict[str, list[float]] = {}
+    ratios: dict[str, float] = {}
+    known = learnt_rates()
     for name, made in safe_estimate(graph).items():
         manifest = graph.run.manifest(name) if name in ran else None
+        step, numbers = graph.nodes[name].step, (manifest or {}).get("numbers", {})
+        if isinstance(step, Generate) and numbers.get("tokens") and made.tokens_in and made.tokens_out:
+            for side, real, thought in (("in", numbers["prompt_tokens"], made.tokens_in), ("out", numbers["tokens"], made.tokens_out)):
+                key = f"{ratio_name(step, graph.recipe)}.{side}"
+                ratios[key] = known.get(key, 1.0) * real / thought
         if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1:
             flops_seconds = work.setdefault(graph.nodes[name].verb, [0.0, 0.0])
             flops_seconds[0] += made.flops
             flops_seconds[1] += manifest["seconds"]
-    if work:
+    if work or ratios:
         _rates_file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_rates_file(), learnt_rates() | {verb: flops / seconds for verb, (flops, seconds) in work.items()})
+        write_json(_rates_file(), known | ratios | {verb: flops / seconds for verb, (flops, seconds) in work.items()})
+
+
+def ratio_name(step: Generate, recipe: Recipe) -> str:
+    """Under what the tokens of a scheme with a teacher, against those estimated, are kept."""
+    teacher = recipe.models.get(step.teacher)
+    return f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
 
 
 def safe_estimate(graph: Graph) -> dict[str, Estimate]:

@@ -231,8 +231,8 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    # Checkpointing changes memory and time, gates what is done about the result; neither changes a bit of it.
-    settings = step.model_dump(mode="json", exclude={"checkpointing", "gate", "min_agreement"})
+    # Checkpointing changes memory and time, a budget where it stops, gates what is done about the result; none changes a bit of it.
+    settings = step.model_dump(mode="json", exclude={"checkpointing", "budget", "gate", "min_agreement"})
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -317,7 +317,7 @@ def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     """What makes a model the same one: its reference, and for local files their bytes."""
     spec = recipe.models[name]
     if not isinstance(spec, LocalModel):
-        return {"server": spec.server, "model": spec.model, "wrapper": spec.wrapper}
+        return spec.identity()
     identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None}
     folder = resolve_path(spec.model, path.parent, recipe.data)
     if spec.model.startswith("pypi:"):
@@ -384,8 +384,8 @@ def _short(value: Any) -> str:
 def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str]:
     """Run what is not done, in order; returns the names of the steps that ran.
 
-    A step that fails leaves everything before it in place, and its own finished batches
-    and training checkpoints for the next try.
+    A step that fails leaves everything before it in place, and its own answered calls and
+    training checkpoints for the next try.
     """
     ran = []
     distributed.start()

@@ -40,9 +40,27 @@ class Checkpoint:
         """The base's weights and tokenizer on disk, fetched and converted where need be."""
         return fetch(self.base)
 
+    def identity(self) -> dict[str, Any]:
+        """What makes its answers the same, as plain data: digests of weights, tokenizer and adapters, dtype, quantisation, prompt."""
+        prompt: dict[str, Any] = self.prompt.model_dump(mode="json")
+        if (template := Path(self.prompt.template).expanduser()).is_file():
+            prompt["template"] = file_digest(template)
+        return {
+            "files": _digests(self.folder()),
+            "adapters": [_digests(adapter) for adapter in self.adapters],
+            "dtype": self.dtype,
+            "quantize": self.quantize if self.adapters else "none",
+            "prompt": prompt,
+        }
+
     def with_adapter(self, adapter: Path, quantize: Literal["nf4", "none"], name: str) -> Checkpoint:
         """This model with one more adapter on it."""
         return replace(self, adapters=(*self.adapters, adapter), quantize=quantize, name=name)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a model is read from, by name."""
+    return {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model")}
 
 
 def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, recipe_folder: Path) -> Checkpoint:

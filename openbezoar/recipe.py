@@ -73,19 +73,44 @@ class Price(Strict):
 
 
 class ServerModel(Strict):
-    """A model behind an OpenAI-compatible server."""
+    """A model behind an OpenAI-compatible server, or behind several that serve the same one."""
 
-    server: str = Field(description="Base URL, such as http://localhost:8000/v1.")
+    server: str | list[str] = Field(min_length=1, description="Base URL, such as http://localhost:8000/v1; or a list of them, used side by side.")
     model: str = Field(description="The name the server knows it by.")
+    revision: str | None = Field(
+        None, description="Any text; another one makes it another model for keys and the call cache, as when a server has new weights under an old name."
+    )
     key: str | None = Field(None, description="Name of the environment variable that holds the key. Never the key itself.")
     price: Price = Price()
-    concurrency: int = Field(8, ge=1, description="Most requests under way at once.")
+    concurrency: int = Field(32, ge=1, description="Most requests under way at once at each server; how many are is found by its 429s and latency.")
     timeout: float = Field(600.0, gt=0, description="Seconds before a request counts as lost.")
     retries: int = Field(8, ge=0, description="Further tries after 429, 5xx or a broken connection.")
     wrapper: str | None = Field(
         None, description="For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>: {prompt}\\n<bot>:'."
     )
     licence: str | None = Field(None, description="Terms of the model's outputs, for the data card.")
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The base URLs."""
+        return (self.server,) if isinstance(self.server, str) else tuple(self.server)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it the same model, wherever it is served."""
+        return {"server": True, "model": self.model, "revision": self.revision, "wrapper": self.wrapper}
+
+
+class Budget(Strict):
+    """What may be spent on models, answers from the call cache not counted; a run that reaches it stops and can be continued with more."""
+
+    tokens: int | None = Field(None, gt=0, description="Tokens of prompts and answers together.")
+    money: float | None = Field(None, gt=0, description="By the models' prices.")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Budget:
+        if self.tokens is None and self.money is None:
+            raise ValueError("expected tokens, money or both")
+        return self
 
 
 def _model_entry(value: Any) -> Any:
@@ -137,6 +162,7 @@ class Generate(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1)
     batch: int = Field(32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows.")
     prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the scheme's own, by prompt name.")
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -181,7 +207,7 @@ class Filter(Strict):
     judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
     mode: Literal["text", "probability"] = Field(
         "text",
-        description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges).",
+        description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges, and servers that tell them).",
     )
     min_rating: float = Field(5.0, ge=1, le=10)
     retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
@@ -189,6 +215,7 @@ class Filter(Strict):
     batch: int = Field(32, ge=1)
     rules: Rules = Rules()
     prompts: dict[str, str] = {}
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
 
 
 class Lora(Strict):
@@ -393,6 +420,7 @@ class MtBench(Strict):
     judge_check: str | None = Field(None, description="An agreement step that the judge must have passed before it grades.")
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
 
     @model_validator(mode="after")
     def _something_to_grade(self) -> MtBench:
@@ -421,6 +449,7 @@ class Agreement(Strict):
     judge_prompts: DataRef | None = Field(None, description="As in mt_bench.")
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
 
 
 class Failures(Strict):
@@ -441,6 +470,7 @@ class Failures(Strict):
     judge_max_new_tokens: int = Field(256, gt=0)
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
 
     @model_validator(mode="after")
     def _checks_have_a_judge(self) -> Failures:
@@ -491,6 +521,7 @@ class Recipe(Strict):
         "any", description="'open': teachers, judges, seeds and training rows must have an open licence that is stated and is not non-commercial."
     )
     prompt: PromptSpec = PromptSpec()
+    budget: Budget | None = Field(None, description="What all steps together may spend on models, over all tries of the run.")
     models: dict[str, Annotated[ServerModel | LocalModel, Field(union_mode="left_to_right")]]
     defaults: dict[str, dict[str, Any]] = Field(default={}, description="Settings by verb, for all steps of that verb that do not set them.")
     steps: dict[str, Step]

@@ -2,7 +2,7 @@
 
 A run is a folder, ``RUNS/NAME``; a finished step is a folder in it with a ``manifest.json``
 that was written last. A step in the making lies in ``.work/STEP`` and keeps what it has
-done (finished batches, training checkpoints), so that a killed run goes on from there; it
+done (training checkpoints, finished scores), so that a killed run goes on from there; it
 is renamed into place when it is whole. One process at a time owns a run, by a file lock.
 """
 
@@ -16,14 +16,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import RunError
-from openbezoar.records import Row
 
 MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
@@ -109,43 +108,6 @@ class RunFolder:
                 if target.exists():
                     shutil.rmtree(target)
                 work.rename(target)
-
-
-class Journal:
-    """Batches of rows, each appended whole as one line before the next is begun.
-
-    A line that a kill cut short is dropped when the file is opened, so that its batch is
-    made again whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.batches: list[list[Row]] = []
-        if path.is_file():
-            good = 0
-            with path.open("rb") as lines:
-                for line in lines:
-                    if not line.endswith(b"\n"):
-                        break
-                    self.batches.append(json.loads(line))
-                    good += len(line)
-            if good != path.stat().st_size:
-                with path.open("r+b") as handle:
-                    handle.truncate(good)
-
-    def batch(self, index: int, make: Callable[[], list[Row]]) -> list[Row]:
-        """Batch ``index``: as it was written, or made now and written. Batches come in order."""
-        if index < len(self.batches):
-            return self.batches[index]
-        assert index == len(self.batches), "batches are made in order"
-        rows = make()
-        line = json.dumps(rows, ensure_ascii=False) + "\n"
-        with self.path.open("ab") as handle:
-            handle.write(line.encode("utf-8", "surrogatepass"))
-            handle.flush()
-            os.fsync(handle.fileno())
-        self.batches.append(json.loads(line))
-        return self.batches[-1]
 
 
 def write_text(path: Path, text: str) -> None:

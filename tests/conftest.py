@@ -101,4 +101,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return Bench(tmp_path, monkeypatch)
 
 
+def remembered(opener: Callable[[], Any], name: str, context: Any) -> Any:
+    """A scripted model behind a call cache in the step's folder; ``opener`` is called when it is first asked."""
+    from openbezoar.llm.budget import purse_of
+    from openbezoar.llm.calls import CallStore
+    from openbezoar.llm.remembered import Remembered
+
+    store = CallStore(context.out)
+    return Remembered(name, {"scripted": name}, opener, store, purse_of(context, name, store), "batch")
+
+
 FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3}

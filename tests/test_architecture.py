@@ -17,7 +17,7 @@ RANKS = [
     {"context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
     {"stages"},
     {"graph"},
-    {"estimates", "reference", "review"},
+    {"call_estimates", "estimates", "reference", "review"},
     {"cli", "cli_judge", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}

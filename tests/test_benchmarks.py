@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import openbezoar
-from benchmarks import common, duel, page, score, training
+from benchmarks import common, duel, generate, page, score, training
 from benchmarks.common import BenchmarkError
 from openbezoar.recipe import Sft
 
@@ -131,6 +131,15 @@ def test_scores_agree_only_if_every_item_and_every_argmax_does() -> None:
     turned = score.agreement(result([-1.0, -1.0004]), result([-1.0004, -1.0]))
     assert not turned["same"]
     assert turned["differences"][0]["question"] == "piqa 0"
+
+
+def test_generation_s_sides_get_the_same_prompts_and_give_the_same_greedy_tokens(tmp_path: Path, tiny: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"instruction": f"Name {n} things.", "response": "ok"}) + "\n" for n in range(5)))
+    job = generate.Job("check", "ours", str(tiny), str(rows), 3, 12, "float32")
+    ours, *theirs = (generate.work(vars(job) | {"side": side}) for side in ("ours", "single", "batch"))
+    assert [len(ids) for ids in ours["made"]] == [12] * 3
+    assert all(their["made"] == ours["made"] and their["prompt_tokens"] == ours["prompt_tokens"] for their in theirs)
 
 
 def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: Path) -> None:

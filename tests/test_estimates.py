@@ -94,3 +94,42 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
     after = estimate(built)["a"]
     assert not after.assumed
     assert after.seconds == pytest.approx(4.0)
+
+
+# Tokens that generate steps of recipes/demo.yaml read and wrote with their 135M teacher, by the limit of an answer.
+MEASURED = {
+    (112, "lamini"): 8518 + 5068, (112, "evol"): 21101 + 6733, (112, "orca"): 4748 + 2764,
+    (80, "lamini"): 9685 + 4801, (80, "evol"): 24273 + 6580, (80, "orca"): 4748 + 2290,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "step"), MEASURED)
+def test_tokens_of_a_generate_step_are_within_30_per_cent_of_what_real_runs_took(limit: int, step: str, tmp_path: Path) -> None:
+    path = ROOT / "recipes/demo.yaml"
+    made = estimate(graph.build(load(path, (f"steps.{step}.max_new_tokens={limit}",)), path, tmp_path))[step]
+    assert 0.7 < ((made.tokens_in or 0) + (made.tokens_out or 0)) / MEASURED[limit, step] < 1.3
+
+
+def test_a_filter_s_estimate_leaves_out_answers_that_would_be_cut_off(tmp_path: Path) -> None:
+    path = ROOT / "recipes/demo.yaml"
+
+    def judged(limit: int) -> int:
+        return estimate(graph.build(load(path, (f"steps.evol.max_new_tokens={limit}",)), path, tmp_path))["evol-kept"].tokens_in or 0
+
+    assert judged(40) < judged(400) / 2
+
+
+def test_what_a_teacher_did_in_a_scheme_corrects_the_next_estimate_of_that_scheme(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    step = {"generate": "lamini", "teacher": "base", "seeds": "rows.jsonl", "rows": 20}
+    path = write_recipe({"a": step, "b": {**step, "generate": "evol_instruct"}})
+    built = graph.build(load(path), path, tmp_path / "runs")
+    before = estimate(built)
+    (tmp_path / "runs/t/a").mkdir(parents=True)
+    numbers = {"prompt_tokens": 2 * (before["a"].tokens_in or 0), "tokens": (before["a"].tokens_out or 0) // 2}
+    (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": 0.5, "verb": "generate", "numbers": numbers}))
+    for _ in range(2):  # learning the same twice changes nothing more
+        learn(built, ["a"])
+        after = estimate(built)
+        assert after["a"].tokens_in == pytest.approx(numbers["prompt_tokens"], rel=0.01)
+        assert after["a"].tokens_out == pytest.approx(numbers["tokens"], rel=0.01)
+        assert after["b"] == before["b"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import remembered
 
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.reviews import Decision, Reviews, row_hash
@@ -64,7 +65,7 @@ def rows(n: int) -> list[Row]:
 
 @pytest.fixture
 def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
-    def run(data: list[Row], judge: Scripted | None = None, **settings: Any) -> tuple[dict[str, Any], StepContext]:
+    def run(data: list[Row], judge: Scripted | None = None, cached: bool = False, **settings: Any) -> tuple[dict[str, Any], StepContext]:
         write_jsonl(tmp_path / "data.jsonl", data)
         if judge is not None:
             settings["judge"] = "judge"
@@ -75,6 +76,8 @@ def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
                 return judge
 
             monkeypatch.setattr(stage, "open_llm", opened)
+            if cached:
+                monkeypatch.setattr(stage, "open_llm", lambda name, context: remembered(lambda: opened(name, context), name, context))
         recipe = parse({"name": "t", "models": {"judge": "x"}, "steps": {"kept": {"filter": "data.jsonl", **settings}}}, "t.yaml")
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
@@ -436,17 +439,17 @@ def test_a_killed_run_goes_on_and_gives_the_same(filtered: Any, tmp_path: Path) 
         return f"Status: accept\nRating: {5 + seed % 6}" if seed % 3 else "what?"
 
     with pytest.raises(Kill):
-        filtered(rows(8), Scripted(dies), batch=2)
+        filtered(rows(8), Scripted(dies), cached=True, batch=2)
     second = Scripted(noisy)
-    _, context = filtered(rows(8), second, batch=2)
-    assert not any("thing number 3 " in p for p, _, _ in second.asked), "finished batches are read back"
+    _, context = filtered(rows(8), second, cached=True, batch=2)
+    assert not any("thing number 3 " in p for p, _, _ in second.asked), "what was answered is read back"
     resumed = {name: (context.out / f"{name}.jsonl").read_text() for name in ("rows", "rejected", "unscored")}
     third = Scripted(noisy)
-    filtered(rows(8), third, batch=2)
+    filtered(rows(8), third, cached=True, batch=2)
     assert third.opened == 0
     for file in context.out.iterdir():
         file.unlink()
-    filtered(rows(8), Scripted(noisy), batch=2)
+    filtered(rows(8), Scripted(noisy), cached=True, batch=2)
     assert resumed == {name: (context.out / f"{name}.jsonl").read_text() for name in resumed}
 
 

@@ -64,6 +64,23 @@ def test_a_stop_string_ends_an_answer_and_is_cut_off(local: Local) -> None:
     assert free.startswith(stopped.text)
 
 
+def test_no_token_ends_an_answer_before_its_least_length(local: Local) -> None:
+    prompts = [[3, 4, 5], [6, 7, 8]]
+    ends = local.formatter.stop_ids()
+    drawn = [Sampling(40, 3.0, min_new_tokens=40), Sampling(40, 3.0)]  # so hot that an end is drawn soon
+    rows = [row for seed in range(12) for row in local.sample(prompts, drawn, [seed, 100 + seed])]
+    assert all(len(row.ids) == 40 and not set(ends) & set(row.ids) for row in rows[::2])
+    assert any(set(ends) & set(row.ids) for row in rows[1::2])
+
+
+def test_a_stop_string_that_is_a_token_ends_only_the_rows_that_ask_for_it(local: Local) -> None:
+    name = next(iter(local.tokenizer.get_added_vocab()))
+    token = local.tokenizer.get_added_vocab()[name]
+    assert token in local.sample([[3]], Sampling(1, stop=(name,)), [0])[0].ends
+    asked, other = local.sample([[3], [3]], [Sampling(1, stop=(name,)), Sampling(1)], [0, 0])
+    assert token in asked.ends and other.ends == local.formatter.stop_ids()
+
+
 def test_top_p_draws_follow_the_truncated_distribution() -> None:
     logits = torch.log(torch.tensor([[0.05, 0.5, 0.15, 0.3]]))
     draws = (torch.arange(1000) + 0.5) / 1000

@@ -293,7 +293,9 @@ def reference_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_dpo_step_learns_with_each_loss(name: str, write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]) -> None:
-    path = write_recipe({"d": {**STEP, "loss": name, "max_steps": 3, "warmup": 0.0, "learning_rate": 5e-3, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}})
+    path = write_recipe(
+        {"d": {**STEP, "loss": name, "max_steps": 3, "tokens": 4096, "warmup": 0.0, "learning_rate": 5e-3, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}}
+    )
     numbers = run(path, tmp_path / "runs")
     row, log = PREFERENCE_LOSSES[name], lines(tmp_path / "runs")
     if row.at_start is None:

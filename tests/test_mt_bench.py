@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import remembered
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
@@ -45,6 +46,9 @@ class Scripted:
     def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         raise AssertionError("MT-Bench does not complete raw texts")
 
+    def close(self) -> None:
+        pass
+
     def choice_logprobs(self, conversations: Sequence[Talk], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         assert self.logprobs and list(choices) in ([f"{n}]]" for n in range(1, 11)], ["A]]", "B]]", "C]]"])
         self.prefix = prefix
@@ -79,6 +83,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         questions: list[Row] = QUESTIONS,
         opened: list[str] | None = None,
         published: list[Row] | None = None,
+        cached: bool = False,
         **settings: Any,
     ) -> tuple[dict[str, Any], StepContext]:
         if published is not None:
@@ -99,6 +104,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
             return llms[name]
 
         monkeypatch.setattr(stage, "open_llm", open_llm)
+        if cached:
+            monkeypatch.setattr(stage, "open_llm", lambda name, context: remembered(lambda: open_llm(name, context), name, context))
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         context = StepContext("mt", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("mt",))
@@ -287,9 +294,9 @@ def test_the_probability_mode_rates_by_the_expected_rating(bench: Any) -> None:
 
 def test_models_are_opened_one_after_another_and_a_rerun_opens_none(bench: Any) -> None:
     opened: list[str] = []
-    first, _ = bench(two_models(), opened=opened)
+    first, _ = bench(two_models(), opened=opened, cached=True)
     assert opened == ["weak", "strong", "judge"]
-    again, _ = bench(two_models(), opened=opened)
+    again, _ = bench(two_models(), opened=opened, cached=True)
     assert opened == ["weak", "strong", "judge"]
     assert again == first
 
@@ -304,13 +311,13 @@ def test_a_killed_run_goes_on_and_gives_the_same(bench: Any, tmp_path: Path) -> 
         return grade(talk)
 
     with pytest.raises(Kill):
-        bench({**two_models(), "judge": Scripted("judge", dies)}, batch=2)
+        bench({**two_models(), "judge": Scripted("judge", dies)}, cached=True, batch=2)
     opened: list[str] = []
-    resumed, _ = bench(two_models(), batch=2, opened=opened)
+    resumed, _ = bench(two_models(), cached=True, batch=2, opened=opened)
     assert opened == ["judge"]
     for file in (tmp_path / "out").iterdir():
         file.unlink()
-    assert bench(two_models(), batch=2)[0] == resumed
+    assert bench(two_models(), cached=True, batch=2)[0] == resumed
 
 
 # ------------------------------------------------------------------------------ in pairs

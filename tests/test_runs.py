@@ -1,4 +1,4 @@
-"""Journals, publishing and locks."""
+"""Publishing and locks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,7 @@ from pathlib import Path
 import pytest
 
 from openbezoar.errors import RunError
-from openbezoar.runs import Journal, RunFolder, digest, file_digest, step_seed
-
-
-def test_a_line_cut_short_is_dropped_and_its_batch_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "j.jsonl"
-    first = Journal(path)
-    first.batch(0, lambda: [{"a": 1}])
-    first.batch(1, lambda: [{"a": 2}])
-    whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
-        again = Journal(path)
-        kept = len(again.batches)
-        rows = [again.batch(i, lambda i=i: [{"a": i + 1}]) for i in range(2)]  # type: ignore[misc]
-        assert rows == [[{"a": 1}], [{"a": 2}]]
-        assert path.read_bytes() == whole
-        assert kept == whole[:cut].count(b"\n")
+from openbezoar.runs import RunFolder, digest, file_digest, step_seed
 
 
 def test_publish_replaces_an_old_result_and_drops_what_was_for_resuming(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
+from openbezoar.llm.endpoints import Clock
 from openbezoar.llm.server import Server, pause, wrapped
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
@@ -46,6 +49,22 @@ def error(status: int, message: str, headers: dict[str, str] | None = None, **mo
 
 def echo(n: int, request: Request) -> Reply:
     return chat_reply("echo " + request["messages"][-1]["content"])
+
+
+class FakeClock(Clock):
+    """Waits by moving its hands; notes how long."""
+
+    def __init__(self, pauses: list[float]) -> None:
+        self.pauses, self.skipped, self.lock = pauses, 0.0, threading.Lock()
+
+    def now(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def wait(self, seconds: float, off: threading.Event) -> bool:
+        with self.lock:
+            self.pauses.append(seconds)
+            self.skipped += seconds
+        return off.is_set()
 
 
 class Service:
@@ -100,11 +119,7 @@ class Service:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def client(self, **settings: Any) -> Server:
-        def wait(seconds: float) -> bool:
-            self.pauses.append(seconds)
-            return False
-
-        return Server("teacher", ServerModel(server=settings.pop("server", self.url), model="m", **settings), wait)
+        return Server("teacher", ServerModel(server=settings.pop("server", self.url), model="m", **settings), FakeClock(self.pauses))
 
     def close(self) -> None:
         self.release.set()
@@ -266,7 +281,9 @@ def test_a_missing_key_is_one_line_and_a_key_in_the_recipe_is_not_repeated(servi
     assert KEY not in str(caught.value)
 
 
-def test_one_failure_ends_the_other_requests(service: Service) -> None:
+def test_one_failure_ends_the_other_requests(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbezoar.llm.side_by_side.GRACE", 0.1)
+
     def script(n: int, request: Request) -> Reply:
         if request["messages"][-1]["content"] == "q0":
             return error(403, "no")
@@ -295,6 +312,12 @@ def test_finish_is_read_and_missing_text_or_usage_is_no_error(service: Service, 
     service.script = lambda n, request: chat_reply(None, finish, usage=False)
     completion = ask(service.client())[0]
     assert (completion.text, completion.finish, completion.tokens) == ("", expected, 0)
+
+
+def test_tokens_that_a_server_does_not_count_are_estimated_by_characters(service: Service) -> None:
+    service.script = lambda n, request: chat_reply("An answer of 30 characters, yes", usage=False)
+    completion = ask(service.client())[0]
+    assert completion.tokens == 11 and completion.prompt_tokens == 4 + 16
 
 
 def test_a_server_that_knows_only_the_newer_token_limit_is_served(service: Service) -> None:
@@ -343,9 +366,115 @@ def test_complete_sends_the_text_as_it_stands(service: Service) -> None:
     assert all(r["temperature"] == 0 and "top_p" not in r for _, r, _ in service.requests)
 
 
-def test_a_server_scores_no_given_answers(service: Service) -> None:
-    with pytest.raises(ModelError, match="no log-probabilities"):
-        service.client().choice_logprobs([[Turn("user", "q")]], "", ["a"])
+# ------------------------------------------------------------------------- log-probabilities
+
+
+def tokens_reply(tokens: list[tuple[str, dict[str, float]]], raw: bool = False) -> Reply:
+    """A reply that tells of each token its likeliest ones, given as probabilities; the first of them was written."""
+    text = "".join(token for token, _ in tokens)
+    logs = [{t: math.log(p) for t, p in likeliest.items()} for _, likeliest in tokens]
+    if raw:
+        told = {"tokens": [t for t, _ in tokens], "token_logprobs": [top[t] for (t, _), top in zip(tokens, logs, strict=True)], "top_logprobs": logs}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "text": text, "logprobs": told}
+    else:
+        content = [
+            {"token": t, "logprob": top[t], "bytes": None, "top_logprobs": [{"token": k, "logprob": v, "bytes": None} for k, v in top.items()]}
+            for (t, _), top in zip(tokens, logs, strict=True)
+        ]
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, "logprobs": {"content": content}}
+    body = {"id": "1", "object": "text_completion" if raw else "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    return Reply(200, {**body, "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 0}})
+
+
+PREFIX, CHOICES = "Rating: [[", tuple(f"{n}]]" for n in range(1, 11))
+SEVEN = ("7", {"7": 0.5, "8": 0.3, "1": 0.1, "10": 0.05, "x": 0.05})
+
+
+def weights(service: Service, tokens: list[tuple[str, dict[str, float]]], **settings: Any) -> dict[int, float]:
+    service.script = lambda n, request: tokens_reply(tokens, raw="wrapper" in settings)
+    (row,) = service.client(**settings).choice_logprobs([[Turn("user", "q")]], PREFIX, CHOICES)
+    return {n: round(math.exp(p), 4) for n, p in enumerate(row, 1) if math.isfinite(p)}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [["Rating", ":", " [["], ["Sure. ", "Rating:", " ", "[["], [" [["], ["[["], []],
+    ids=["whole", "preamble", "end of it", "brackets", "none of it"],
+)
+def test_a_rating_is_weighed_where_the_asked_for_beginning_ends(service: Service, before: list[str]) -> None:
+    found = weights(service, [*((t, {t: 1.0}) for t in before), SEVEN, ("]]", {"]]": 1.0})])
+    assert found == {7: 0.5, 8: 0.3, 1: 0.1, 10: 0.05}
+    request = service.requests[0][1]
+    assert request["logprobs"] is True and request["top_logprobs"] == 20 and request["temperature"] == 0
+
+
+def test_a_token_that_the_beginning_shares_and_a_ten_of_two_tokens_are_understood(service: Service) -> None:
+    shared = ("[[7", {"[[7": 0.6, "[[9": 0.3, "[[": 0.1})
+    assert weights(service, [("Rating", {"Rating": 1.0}), (": ", {": ": 1.0}), shared]) == {7: 0.6, 9: 0.3}
+    ten = [("1", {"1": 0.8, "9": 0.2}), ("0", {"0": 0.75, "]]": 0.25})]
+    assert weights(service, [("Rating: [[", {"Rating: [[": 1.0}), *ten]) == {1: 0.2, 9: 0.2, 10: 0.6}
+
+
+def test_a_wrapped_server_is_made_to_begin_its_answer(service: Service) -> None:
+    assert weights(service, [SEVEN], wrapper="<human>: {prompt}\n<bot>:") == {7: 0.5, 8: 0.3, 1: 0.1, 10: 0.05}
+    path, request, _ = service.requests[0]
+    assert path == "/v1/completions" and request["prompt"] == "<human>: q\n<bot>: Rating: [[" and request["logprobs"] == 20
+
+
+def test_a_server_that_tells_fewer_likeliest_tokens_is_asked_for_fewer(service: Service) -> None:
+    def script(n: int, request: Request) -> Reply:
+        return error(400, "top_logprobs must be at most 5") if request["top_logprobs"] > 5 else tokens_reply([SEVEN])
+
+    service.script = script
+    server = service.client()
+    assert server.choice_logprobs([[Turn("user", "q")]] * 2, "", ["7"])[1][0] == pytest.approx(math.log(0.5))
+
+
+@pytest.mark.parametrize("bad", [chat_reply("Rating: [[7]]"), error(400, "logprobs are not supported")], ids=["silent", "refused"])
+def test_a_server_without_log_probabilities_is_named(service: Service, bad: Reply) -> None:
+    service.script = lambda n, request: bad
+    with pytest.raises(ModelError, match="tells no log-probabilities of its tokens; use mode: text, or a local model"):
+        service.client().choice_logprobs([[Turn("user", "q")]], PREFIX, CHOICES)
+
+
+def test_an_answer_s_tokens_come_with_their_log_probabilities_where_they_are_asked_for(service: Service) -> None:
+    service.script = lambda n, request: tokens_reply([("a", {"a": 0.5}), ("b", {"b": 0.25})]) if request.get("logprobs") else echo(n, request)
+    server = service.client()
+    assert ask(server, 1, Sampling(8, logprobs=True))[0].logprobs == pytest.approx((math.log(0.5), math.log(0.25)))
+    assert ask(server, 1, Sampling(8))[0].logprobs is None
+
+
+# ------------------------------------------------------------------------- several addresses
+
+
+@pytest.fixture
+def second() -> Iterator[Service]:
+    service = Service()
+    yield service
+    service.close()
+
+
+def test_several_servers_share_the_work(service: Service, second: Service) -> None:
+    def script(n: int, request: Request) -> Reply:
+        time.sleep(0.005)
+        return echo(n, request)
+
+    service.script = second.script = script
+    answers = ask(service.client(server=[service.url, second.url], concurrency=2), 24)
+    assert [c.text for c in answers] == [f"echo q{n}" for n in range(24)]
+    assert len(service.requests) + len(second.requests) == 24 and min(len(service.requests), len(second.requests)) >= 6
+
+
+def test_a_failing_server_is_left_alone_while_another_one_answers(service: Service, second: Service) -> None:
+    service.script = lambda n, request: error(500, "broken")
+    assert [c.text for c in ask(service.client(server=[service.url, second.url], retries=4), 40)] == [f"echo q{n}" for n in range(40)]
+    assert len(second.requests) == 40 and len(service.requests) < 20
+
+
+def test_when_every_server_is_away_all_are_named_without_their_passwords(service: Service) -> None:
+    with pytest.raises(ModelError, match=r"\(m at http://127.0.0.1:9/v1, http://127.0.0.1:9/v2\): no answer after \d tries") as caught:
+        ask(service.client(server=["http://me:hidden@127.0.0.1:9/v1", "http://127.0.0.1:9/v2?key=hidden"]))
+    assert "hidden" not in str(caught.value)
 
 
 def test_no_prompts_make_no_requests(service: Service) -> None:

@@ -21,6 +21,7 @@ Talks = Sequence[Sequence[Turn]]
 
 VERDICTS: tuple[Verdict, ...] = ("A", "B", "tie")
 NO_PROBABILITY = "no_probability"
+UNLIKELY = -100.0  # log-probability of a choice that a server does not tell, since others are likelier
 
 
 def rate(llm: OnDemand, talks: Talks, seeds: Sequence[int], mode: Mode, most: int) -> list[Row]:
@@ -47,9 +48,10 @@ def compare(llm: OnDemand, talks: Talks, seeds: Sequence[int], mode: Mode, most:
     rows: list[Row] = []
     if mode == "probability":
         for logprobs in llm().choice_logprobs(talks, VERDICT_PREFIX, VERDICT_CHOICES):
-            known = all(math.isfinite(p) for p in logprobs)
-            verdict = VERDICTS[max(range(3), key=logprobs.__getitem__)] if known else None
-            rows.append({"judgment": None, "verdict": verdict, "logprobs": list(logprobs) if known else None, "unscored": None if known else NO_PROBABILITY})
+            known = any(math.isfinite(p) for p in logprobs)
+            kept = [max(p, UNLIKELY) for p in logprobs] if known else None
+            verdict = VERDICTS[max(range(3), key=kept.__getitem__)] if kept else None
+            rows.append({"judgment": None, "verdict": verdict, "logprobs": kept, "unscored": None if known else NO_PROBABILITY})
         return rows
     for reply in llm().chat(talks, Sampling(most), seeds):
         verdict = None if reply.finish == "error" else parse_verdict(reply.text)
@@ -64,7 +66,7 @@ def say_yes_or_no(llm: OnDemand, talks: Talks, seeds: Sequence[int], mode: Mode,
     rows: list[Row] = []
     if mode == "probability":
         for yes, no in llm().choice_logprobs(talks, VERDICT_PREFIX, YES_NO_CHOICES):
-            known = math.isfinite(yes) and math.isfinite(no)
+            known = math.isfinite(yes) or math.isfinite(no)
             rows.append({"judgment": None, "yes": yes > no if known else None, "unscored": None if known else NO_PROBABILITY})
         return rows
     for reply in llm().chat(talks, Sampling(most), seeds):

@@ -1,17 +1,19 @@
 """Who answers a prompt: a model in this process, or a server. One small protocol.
 
-``open_llm`` gives the one that a recipe's name stands for.
+``open_llm`` gives the one that a recipe's name stands for, behind the call cache: every
+answer is on disk before it is used (``llm/remembered.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from openbezoar.errors import ModelError
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
+from openbezoar.runs import step_seed
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext
@@ -19,12 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. Temperature 0 is greedy."""
+    """How an answer is drawn. Temperature 0 is greedy.
+
+    logprobs: also say how likely each token was, where a server offers it. min_new_tokens: until
+    then no token ends an answer (models in this process only).
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+    logprobs: bool = False
 
 
 Samplings = Sampling | Sequence[Sampling]
@@ -38,12 +46,30 @@ def each(sampling: Samplings, n: int) -> list[Sampling]:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. ``finish``: 'stop' if the model ended it (or a stop string did), 'length' at the limit, 'error' if none came."""
+    """One answer. ``finish``: 'stop' if the model ended it (or a stop string did), 'length' at the limit, 'error' if none came.
+
+    logprobs: natural logarithms, one a token, if they were asked for and offered; of a call
+    that weighs choices, one a choice. seconds: its share of the time that answering took.
+    """
 
     text: str
     finish: Literal["stop", "length", "error"]
     prompt_tokens: int
     tokens: int
+    logprobs: tuple[float, ...] | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing asked of a model. kind 'choices': how likely each of ``choices`` is after ``prefix`` in the answer."""
+
+    kind: Literal["chat", "complete", "choices"]
+    prompt: tuple[Turn, ...] | str
+    sampling: Sampling
+    seed: int = 0
+    prefix: str = ""
+    choices: tuple[str, ...] = ()
 
 
 class LLM(Protocol):
@@ -59,22 +85,53 @@ class LLM(Protocol):
         """Continue each text as it stands."""
 
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
-        """Log-probability of each choice as the answer's continuation after ``prefix``. Local models only: a server raises ModelError."""
+        """Log-probability of each choice as the answer's continuation after ``prefix``, [conversations][choices].
+
+        A server gives what it offers: -inf for choices that are not among its likeliest tokens, ModelError if it gives none.
+        """
 
     def close(self) -> None:
         """Give back what the model holds: memory, connections."""
 
 
+def samples(llm: LLM, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int], n: int) -> list[list[Completion]]:
+    """``n`` answers to each conversation, [conversations][n]. Sample 0 is the one that ``chat`` gives; each has a seed of its own."""
+    drawn = each(sampling, len(conversations))
+    rows = [(c, s, step_seed(seed, "sample", k) if k else seed) for c, s, seed in zip(conversations, drawn, seeds, strict=True) for k in range(n)]
+    answers = llm.chat([c for c, _, _ in rows], [s for _, s, _ in rows], [seed for _, _, seed in rows])
+    return [answers[i : i + n] for i in range(0, len(answers), n)]
+
+
 def open_llm(name: str, context: StepContext) -> LLM:
-    """The model behind a name of the recipe: a server's client, or a checkpoint loaded for inference."""
+    """The model behind a name of the recipe, a server's client or a checkpoint, behind the run's call cache and budget.
+
+    Nothing is loaded or connected before the first call that the cache cannot answer.
+    """
+    from openbezoar.llm.budget import purse_of
+    from openbezoar.llm.calls import CallStore
+    from openbezoar.llm.remembered import Remembered
+
+    store = CallStore(context.run.path.parent)
+    purse = purse_of(context, name, store)
     spec = context.model_spec(name)
     if isinstance(spec, ServerModel):
         from openbezoar.llm.server import Server
 
-        return Server(name, spec)
-    from openbezoar.llm.local import Local
+        return Remembered(name, spec.identity(), lambda: Server(name, spec), store, purse, "call")
+    checkpoint = context.checkpoint(name)
 
-    return Local(context.checkpoint(name))
+    def local() -> LLM:
+        from openbezoar.llm.local import Local
+
+        return Local(checkpoint)
+
+    def formatter() -> Any:
+        from openbezoar.chat import Formatter
+        from openbezoar.training.load import load_tokenizer
+
+        return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
+
+    return Remembered(name, checkpoint.identity(), local, store, purse, "row" if checkpoint.dtype == "float32" else "batch", formatter)
 
 
-__all__ = ["LLM", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm"]
+__all__ = ["LLM", "Call", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm", "samples"]

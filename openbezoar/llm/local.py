@@ -26,11 +26,12 @@ CHECK_EVERY = 8  # tokens between looks for a stop string
 
 
 @dataclass
-class _Row:
-    """One answer in the making."""
+class Sampled:
+    """One answer in the making. ends: tokens that end it."""
 
     place: int
     sampling: Sampling
+    ends: tuple[int, ...]
     draws: Tensor  # uniform numbers, one a token
     ids: list[int] = field(default_factory=list)
     finish: str = "length"
@@ -80,16 +81,19 @@ class Local:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answers to prompts of token ids, all in one batch."""
+        return [self._completion(row, len(prompts[row.place])) for row in self.sample(prompts, sampling, seeds)]
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Sampled]:
+        """The token ids drawn after prompts of token ids, all in one batch."""
         if not prompts:
             return []
         rows = [
-            _Row(i, drawn, torch.rand(drawn.max_new_tokens, generator=torch.Generator().manual_seed(seed)))
+            Sampled(i, drawn, self._ends(drawn), torch.rand(drawn.max_new_tokens, generator=torch.Generator().manual_seed(seed)))
             for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
         ]
-        ends = (*self.formatter.stop_ids(), *self._stop_tokens(sampling, len(prompts)))
         hidden, cache, mask = self._prefilled(prompts)
         positions = mask.sum(-1, keepdim=True)
         ids, live = positions, rows
@@ -100,9 +104,13 @@ class Local:
                 ]
                 positions = positions + 1
             # Contiguous: from a strided slice of three dimensions, the head's product would copy its matrix once a row.
-            drawn = pick(self.scorer.logits(hidden.contiguous()), [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
+            logits = self.scorer.logits(hidden.contiguous())
+            for i, row in enumerate(live):
+                if step < row.sampling.min_new_tokens:
+                    logits[i, list(row.ends)] = -torch.inf
+            drawn = pick(logits, [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
             for row, token in zip(live, drawn.tolist(), strict=True):
-                self._take(row, token, ends)
+                self._take(row, token)
             keep = [i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens]
             if not keep:
                 break
@@ -112,12 +120,12 @@ class Local:
                 index = torch.tensor(keep, device=self.device)
                 cache.batch_select_indices(index)
                 ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
-        return [self._completion(row, len(prompts[row.place]), ends) for row in rows]
+        return rows
 
-    def _stop_tokens(self, sampling: Samplings, n: int) -> set[int]:
-        """Stop strings that are tokens of their own. Decoding leaves special ones out, so they would never be found in the text."""
-        added = self.tokenizer.get_added_vocab()
-        return {added[stop] for drawn in each(sampling, n) for stop in drawn.stop if stop in added}
+    def _ends(self, sampling: Sampling) -> tuple[int, ...]:
+        """Tokens that end an answer: the format's, and stop strings that are tokens of their own, which decoding may leave out."""
+        added = self.tokenizer.get_added_vocab() if sampling.stop else {}
+        return (*self.formatter.stop_ids(), *(added[stop] for stop in sampling.stop if stop in added))
 
     def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""
@@ -150,19 +158,19 @@ class Local:
             layer.update(_left_padded(held[2 * number], width), _left_padded(held[2 * number + 1], width))
         return torch.stack(hidden), cache, mask
 
-    def _take(self, row: _Row, token: int, ends: tuple[int, ...]) -> None:
+    def _take(self, row: Sampled, token: int) -> None:
         row.ids.append(token)
         stop = (*row.sampling.stop, *self.formatter.stop)
-        if token in ends:
+        if token in row.ends:
             row.finish = "stop"
         elif stop and (len(row.ids) == row.sampling.max_new_tokens or len(row.ids) % CHECK_EVERY == 0):
             tail = self.tokenizer.decode(row.ids[-4 * CHECK_EVERY :], skip_special_tokens=True)
             if any(s in tail for s in stop):
                 row.finish = "stop"
 
-    def _completion(self, row: _Row, prompt_tokens: int, ends: tuple[int, ...]) -> Completion:
+    def _completion(self, row: Sampled, prompt_tokens: int) -> Completion:
         stop = (*row.sampling.stop, *self.formatter.stop)
-        text = self.tokenizer.decode(row.ids[:-1] if row.ids and row.ids[-1] in ends else row.ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(row.ids[:-1] if row.ids and row.ids[-1] in row.ends else row.ids, skip_special_tokens=True)
         cut = min((text.find(s) for s in stop if s in text), default=-1)
         if cut >= 0:
             text, row.finish = text[:cut], "stop"

@@ -1,152 +1,144 @@
-"""A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, or a hosted one.
+"""A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, transformers serve, or a hosted one.
 
-Sends prompts to ``spec.server`` with the key in the environment variable ``spec.key``
-names; writes nothing. Requests run side by side, lost ones are sent again, and answers
-come back in the order of the prompts.
+Sends prompts to ``spec.servers`` with the key in the environment variable ``spec.key``
+names; writes nothing. Requests run side by side, lost ones are sent again (to another
+address if there is one), and answers come back in the order of the prompts. How many are
+under way at which address is decided in ``endpoints.py``.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from openbezoar.errors import ModelError, missing_extra
-from openbezoar.llm import Completion, Sampling, Samplings, each
+from openbezoar.llm import Call, Completion, Sampling, Samplings, each
+from openbezoar.llm.budget import CHARACTERS_A_TOKEN, CHOICE_TOKENS, prompt_tokens
+from openbezoar.llm.choices import tokens_of, weigh
+from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
+from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-T = TypeVar("T")
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 LONGEST_ASKED = 600.0  # seconds that a server's Retry-After is followed up to
-FIRST_TRIES = 3  # to a server that has never answered: it is not there, rather than busy
+FIRST_TRIES = 3  # to an address that has never answered: it is not there, rather than busy
+LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
 
 
 class Server:
-    """An LLM over HTTP. Seeds are passed on; whether they are honoured is the server's affair.
+    """An LLM over HTTP. Seeds are passed on; whether they are honoured is the server's affair."""
 
-    wait: pauses between tries, ``True`` if the work was called off meanwhile; for tests.
-    """
-
-    def __init__(self, name: str, spec: ServerModel, wait: Callable[[float], bool] | None = None) -> None:
+    def __init__(self, name: str, spec: ServerModel, clock: Clock | None = None) -> None:
         self.name, self.spec = name, spec
-        self.where = f"model '{name}' ({spec.model} at {spec.server})"
+        self.where = f"model '{name}' ({spec.model} at {', '.join(map(shown, spec.servers))})"
         if spec.wrapper is not None and "{prompt}" not in spec.wrapper:
             raise ModelError(f"model '{name}': its wrapper has no {{prompt}}; expected text such as '<human>: {{prompt}}\\n<bot>:'")
         self._key = _key(name, spec)
-        self._client = _client(spec, self._key)
-        self._wait = wait
-        self._answered = False
+        self._clock = clock or Clock()
+        self._endpoints = Endpoints([Endpoint(shown(url), _client(url, spec, self._key), spec.concurrency) for url in spec.servers], self._clock)
         self._limit_name = "max_tokens"
+        self._likeliest = LIKELIEST[0]
+
+    @property
+    def width(self) -> int:
+        """Most requests that can be under way."""
+        return self.spec.concurrency * len(self.spec.servers)
 
     # ------------------------------------------------------------------------ the protocol
 
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Answers by the server's chat template; by ``spec.wrapper`` and raw completion if there is one."""
-        wrapper = self.spec.wrapper
-        if wrapper is not None:
-            return self._raw([wrapped(wrapper, turns) for turns in conversations], sampling, seeds, wrapper_stop(wrapper))
-        return self._all(self._chat_one, [[turn.as_dict() for turn in turns] for turns in conversations], sampling, seeds)
+        return self._all([Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)])
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Continuations of raw texts."""
-        return self._raw(prompts, sampling, seeds, ())
+        return self._all([Call("complete", p, s, seed) for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)])
 
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
-        """Never possible here: raises ModelError."""
-        raise ModelError(f"{self.where}: a server gives no log-probabilities of chosen answers; use mode: text, or a local model")
+        """Log-probabilities by the likeliest tokens that the server tells; raises ModelError if it tells none."""
+        answers = self._all([Call("choices", tuple(c), Sampling(1), 0, prefix, tuple(choices)) for c in conversations])
+        return [list(answer.logprobs or ()) for answer in answers]
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._client.close()
+        for endpoint in self._endpoints.all:
+            endpoint.client.close()
 
-    # ------------------------------------------------------------------------ one request
+    def _all(self, calls: Sequence[Call]) -> list[Completion]:
+        return side_by_side(len(calls), lambda place, off: self.answer(calls[place], off), self.width, self.name)
 
-    def _raw(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int], stop: tuple[str, ...]) -> list[Completion]:
-        def one(prompt: str, settings: dict[str, Any]) -> Any:
-            settings["stop"] = [*dict.fromkeys((*settings.get("stop", ()), *stop))]
-            return self._client.completions.create(model=self.spec.model, prompt=prompt, **settings)
+    # ------------------------------------------------------------------------ one call
 
-        return self._all(one, prompts, sampling, seeds)
-
-    def _chat_one(self, messages: list[dict[str, str]], settings: dict[str, Any]) -> Any:
-        limit = settings.pop("max_tokens")
-        create: Any = self._client.chat.completions.create  # its type wants one class a role
-        return create(model=self.spec.model, messages=messages, **{self._limit_name: limit}, **settings)
-
-    def _all(self, send: Callable[[T, dict[str, Any]], Any], items: Sequence[T], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Every item's answer, at most ``concurrency`` requests at a time. The first failure ends all of them."""
-        todo = deque(enumerate(zip(items, each(sampling, len(items)), seeds, strict=True)))
-        done: SimpleQueue[tuple[int, Completion | BaseException]] = SimpleQueue()
-        off = threading.Event()
-
-        def work() -> None:
-            while todo and not off.is_set():
-                try:
-                    place, (item, drawn, seed) = todo.popleft()
-                except IndexError:  # another thread took the last one
-                    return
-                try:
-                    done.put((place, self._answer(send, item, _settings(drawn, seed), off)))
-                except BaseException as error:
-                    done.put((place, error))
-
-        # Threads of their own rather than a pool: a program that is interrupted does not wait for slow replies.
-        for number in range(min(self.spec.concurrency, len(items))):
-            threading.Thread(target=work, name=f"{self.name}-{number}", daemon=True).start()
-        answers: dict[int, Completion] = {}
-        try:
-            while len(answers) < len(items):
-                place, answer = done.get()
-                if isinstance(answer, BaseException):
-                    raise answer
-                answers[place] = answer
-        finally:
-            off.set()
-        return [answers[place] for place in range(len(items))]
-
-    def _answer(self, send: Callable[[T, dict[str, Any]], Any], item: T, settings: dict[str, Any], off: threading.Event) -> Completion:
-        """One answer, sending again what was lost. Raises ModelError when the tries are used up or the server says no."""
+    def answer(self, call: Call, off: threading.Event) -> Completion:
+        """One answer, sending again what was lost. Raises ModelError when the tries are used up or a server says no."""
         import openai
 
-        tries = 0
+        tries, last = 0, None
         while True:
+            endpoint = self._endpoints.take(off, last)
+            begun, busy, gone, asked = self._clock.now(), False, False, None
+            sent = self._limit_name, self._likeliest
             try:
-                completion = self._read(send(item, dict(settings)))
-                self._answered = True
-                return completion
+                completion = self._read(self._send(endpoint.client, call, *sent), call)
+                return replace(completion, seconds=round(self._endpoints.answer(endpoint, begun, completion.tokens), 6))
             except openai.APIStatusError as error:
-                self._answered = True
-                if refuses_content(error):
-                    return Completion("", "error", 0, 0)
-                if self._renames_limit(error):
-                    continue
-                if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
-                    raise ModelError(
-                        f"{self.where}: it refuses the request with {error.status_code}: {self._said(error)}{_remedy(error.status_code, self.spec)}"
-                    ) from None
-                lost, asked = f"{error.status_code}: {self._said(error)}", retry_after(error)
+                code = error.status_code
+                if code not in (408, 409, 425, 429) and code < 500:
+                    self._endpoints.answer(endpoint, begun, 0)
+                    if refuses_content(error):
+                        return Completion("", "error", 0, 0)
+                    if self._adapts(error, sent):
+                        continue
+                    raise ModelError(f"{self.where}: it refuses the request with {code}: {self._said(error)}{_remedy(code, self.spec)}") from None
+                lost, asked, busy = f"{code}: {self._said(error)}", retry_after(error), code in (408, 429, 503)
+                self._endpoints.answered = True
             except (openai.APIConnectionError, openai.APIResponseValidationError, _Malformed) as error:
-                lost, asked = self._lost(error), None
-            tries += 1
-            if tries > self.spec.retries or (not self._answered and tries >= FIRST_TRIES):
+                lost, busy = self._lost(error), isinstance(error, openai.APITimeoutError)
+                gone = isinstance(error, openai.APIConnectionError) and not busy
+            except BaseException:
+                self._endpoints.lost(endpoint, begun)
+                raise
+            tries, last = tries + 1, endpoint
+            seconds = pause(tries, asked, call.seed)
+            elsewhere = self._endpoints.lost(endpoint, begun, busy=busy, gone=gone, hold=seconds if busy or asked is not None else None)
+            if tries > self.spec.retries or (not self._endpoints.answered and tries >= FIRST_TRIES * len(self.spec.servers)):
                 raise ModelError(
-                    f"{self.where}: no answer after {tries} tries; the last one: {lost}. Check that the server runs and is reachable, then run again: finished batches are kept"
+                    f"{self.where}: no answer after {tries} tries; the last one: {lost}. Check that the server runs and is reachable, then run again: every answer is kept"
                 )
-            if (self._wait or off.wait)(pause(tries, asked, settings["seed"])):
-                raise ModelError(f"{self.where}: called off")
+            if not elsewhere and self._clock.wait(seconds, off):
+                raise CalledOff
 
-    def _read(self, reply: Any) -> Completion:
+    def _send(self, client: Any, call: Call, limit_name: str, likeliest: int) -> Any:
+        """One request. A conversation for a wrapped server is sent as text, and begins its answer with the call's prefix."""
+        sampling, prompt, wrapper = call.sampling, call.prompt, self.spec.wrapper
+        if call.kind == "choices":
+            sampling = Sampling(CHOICE_TOKENS, logprobs=True)
+        settings = _settings(sampling, call.seed)
+        if not isinstance(prompt, str) and wrapper is not None:
+            prompt = wrapped(wrapper, prompt) + (f" {call.prefix}" if call.prefix else "")
+            settings["stop"] = [*dict.fromkeys((*sampling.stop, *wrapper_stop(wrapper)))]
+        if isinstance(prompt, str):
+            if sampling.logprobs:
+                settings["logprobs"] = likeliest
+            return client.completions.create(model=self.spec.model, prompt=prompt, **settings)
+        if sampling.logprobs:
+            settings |= {"logprobs": True, "top_logprobs": likeliest}
+        settings[limit_name] = settings.pop("max_tokens")
+        return client.chat.completions.create(model=self.spec.model, messages=[turn.as_dict() for turn in prompt], **settings)
+
+    def _read(self, reply: Any, call: Call) -> Completion:
         choices = getattr(reply, "choices", None)
         if not choices:
             raise _Malformed("a reply without 'choices'; is the address the API's base, such as http://HOST/v1?")
@@ -155,14 +147,32 @@ class Server:
         text = (message.content if message is not None else getattr(choice, "text", None)) or ""
         reason = choice.finish_reason
         finish: Literal["stop", "length", "error"] = "error" if reason == "content_filter" else "length" if reason == "length" else "stop"
-        return Completion(str(text), finish, getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0)
+        tokens = tokens_of(choice) if call.sampling.logprobs or call.kind == "choices" else []
+        logprobs = tuple(token.logprob for token in tokens) or None
+        if call.kind == "choices":
+            if text and not any(token.likeliest for token in tokens):
+                raise self._no_logprobs()
+            logprobs = tuple(weigh(tokens, "" if self.spec.wrapper else call.prefix, call.choices))
+        if usage is None:  # nobody counted; a budget must not be blind to it
+            return Completion(str(text), finish, prompt_tokens(call), math.ceil(len(text) / CHARACTERS_A_TOKEN), logprobs)
+        return Completion(str(text), finish, usage.prompt_tokens or 0, usage.completion_tokens or 0, logprobs)
 
-    def _renames_limit(self, error: Any) -> bool:
-        """Whether the server knows the token limit only by its newer name, which is used from now on."""
-        if error.status_code != 400 or self._limit_name != "max_tokens" or "max_completion_tokens" not in str(error):
+    def _no_logprobs(self) -> ModelError:
+        return ModelError(f"{self.where}: it tells no log-probabilities of its tokens; use mode: text, or a local model")
+
+    def _adapts(self, error: Any, sent: tuple[str, int]) -> bool:
+        """Whether the request can be put in another way than it was sent; that way is used from now on, by all threads."""
+        if error.status_code not in (400, 422):
             return False
-        self._limit_name = "max_completion_tokens"
-        return True
+        if "logprobs" in str(error):
+            if sent[1] == LIKELIEST[-1]:
+                raise self._no_logprobs() from None
+            self._likeliest = LIKELIEST[-1]
+            return True
+        if sent[0] == "max_tokens" and "max_completion_tokens" in str(error):
+            self._limit_name = "max_completion_tokens"
+            return True
+        return False
 
     def _lost(self, error: Exception) -> str:
         import openai
@@ -194,16 +204,23 @@ def _key(name: str, spec: ServerModel) -> str | None:
     if not (value := os.environ.get(spec.key, "").strip()):
         # A name only: somebody may have put the key itself there.
         named = f"${spec.key}" if re.fullmatch(r"[A-Z][A-Z0-9_]*", spec.key) else "that 'key' names (is it a name, such as OPENAI_API_KEY?)"
-        raise ModelError(f"model '{name}': the environment variable {named} is not set; expected the key for {spec.server} in it: export it, then run again")
+        raise ModelError(
+            f"model '{name}': the environment variable {named} is not set; expected the key for {shown(spec.servers[0])} in it: export it, then run again"
+        )
     return value
 
 
-def _client(spec: ServerModel, key: str | None) -> OpenAI:
+def shown(url: str) -> str:
+    """An address as it may be shown: without a user's name and password, and without a query, where keys are put too."""
+    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
+
+
+def _client(url: str, spec: ServerModel, key: str | None) -> OpenAI:
     try:
         from openai import OpenAI
     except ImportError:
         raise missing_extra("openai", "server") from None
-    return OpenAI(base_url=spec.server, api_key=key or "none", timeout=spec.timeout, max_retries=0)
+    return OpenAI(base_url=url, api_key=key or "none", timeout=spec.timeout, max_retries=0)
 
 
 def _settings(sampling: Sampling, seed: int) -> dict[str, Any]:

@@ -1,16 +1,15 @@
-"""What a scheme is given: seeds, models, texts, and replies that survive a kill.
+"""What a scheme is given: seeds, models, texts.
 
-A scheme is a pure function of its options, its seeds and the replies it gets. Replies are
-the only thing that is journalled (``.resume-NAME.jsonl`` in the step's work folder, a
-batch a line), so a killed run replays the scheme over the replies it has and asks only
-for the rest: rows, counts and token totals come out as if it had never stopped.
+A scheme is a pure function of its options, its seeds and the replies it gets, and every
+reply is in the call cache before a scheme sees it. So a killed run makes the scheme again
+from its beginning over the replies on disk and asks only for the rest: rows, counts and
+token totals come out as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openbezoar import prompts
-from openbezoar.errors import RunError
 from openbezoar.llm import LLM, Completion, Sampling
+from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.server import wrapped, wrapper_stop
 from openbezoar.recipe import DataRef, ServerModel
 from openbezoar.records import Counts, Row, Turn
-from openbezoar.runs import Journal, digest, step_seed
+from openbezoar.runs import step_seed
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext
@@ -33,19 +32,12 @@ CHARACTERS_A_TOKEN = 4  # rule of thumb for English, where the teacher's tokeniz
 
 
 @dataclass
-class _Tape:
-    """A journal and how much of it this process has read or written."""
-
-    journal: Journal
-    position: int = 0
-
-
-@dataclass
 class Work:
     """The stage's side of the contract with a scheme.
 
     seeds: rows whose ``seed_fields`` are checked. rows: how many are wanted. sampling: for
-    answers. batch: prompts a batch. open: the model behind a name of the recipe.
+    answers. batch: prompts a batch of a model in this process; fixed by place, so that a rerun
+    gives the same rows. open: the model behind a name of the recipe.
     """
 
     scheme: str
@@ -60,7 +52,6 @@ class Work:
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    _tapes: dict[str, _Tape] = field(default_factory=dict)
     _models: dict[str, LLM] = field(default_factory=dict)
     _loaded: dict[str, str] = field(default_factory=dict)
 
@@ -123,19 +114,18 @@ class Work:
         model: str | None = None,
         bar: bool = True,
     ) -> list[Completion]:
-        """Cleaned replies to conversations, in order, journalled under ``name`` batch by batch.
-
-        Further calls with one name go on in the same journal. model: default the teacher.
-        """
+        """Cleaned replies to conversations, in order; what happens to them is counted under ``name``. model: default the teacher."""
         drawn = sampling or self.sampling
-        return self._replies(name, conversations, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).chat(part, drawn, s))
+        llm = self.llm(model or self.teacher)
+        return self._replies(name, conversations, seeds, bar, llm, lambda part, s: llm.chat(part, drawn, s))
 
     def complete(
         self, name: str, texts: Sequence[str], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True
     ) -> list[Completion]:
         """Cleaned continuations of raw texts; otherwise as ``chat``."""
         drawn = sampling or self.sampling
-        return self._replies(name, texts, seeds, drawn, bar, lambda part, s: self.llm(model or self.teacher).complete(part, drawn, s))
+        llm = self.llm(model or self.teacher)
+        return self._replies(name, texts, seeds, bar, llm, lambda part, s: llm.complete(part, drawn, s))
 
     def written(self, turns: Sequence[Turn], model: str) -> str | None:
         """A conversation as the text that the model is sent, for ``complete``; None where only the server knows its format."""
@@ -164,52 +154,34 @@ class Work:
             return self.complete(name, begun, seeds, sampling=replace(sampling, stop=(*sampling.stop, *ends)), model=model, bar=bar)
         replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model, bar=bar)
         heads = [re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE) for start in starts]
-        return [
-            Completion(head.sub("", r.text, count=1) if head.match(r.text) else r.text, r.finish, r.prompt_tokens, r.tokens)
-            for head, r in zip(heads, replies, strict=True)
-        ]
+        return [replace(r, text=head.sub("", r.text, count=1) if head.match(r.text) else r.text) for head, r in zip(heads, replies, strict=True)]
 
     def _replies(
-        self, name: str, items: Sequence[T], seeds: Sequence[int], sampling: Sampling, bar: bool, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]
+        self, name: str, items: Sequence[T], seeds: Sequence[int], bar: bool, llm: LLM, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]
     ) -> list[Completion]:
-        tape = self._tapes.setdefault(name, _Tape(self.context.journal(f".resume-{name}")))
+        # Calls to a server are kept one by one, so nothing is gained by waiting for the slowest of a batch.
+        alone = isinstance(llm, Remembered) and llm.unit == "call"
+        size = max(1, len(items)) if alone else self.batch
         replies: list[Completion] = []
         shown: AbstractContextManager[Any] = self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
         with shown as line:
-            for first in range(0, len(items), self.batch):
-                part, part_seeds = items[first : first + self.batch], seeds[first : first + self.batch]
-                mark = digest([[[t.as_dict() for t in item] if not isinstance(item, str) else item for item in part], part_seeds, vars(sampling)])  # type: ignore[attr-defined]
-                rows = tape.journal.batch(tape.position, lambda part=part, s=part_seeds, mark=mark: self._asked(ask, part, s, mark))  # type: ignore[misc]
-                if len(rows) != len(part) or rows[0]["mark"] != mark:
-                    raise RunError(
-                        f"{tape.journal.path}: batch {tape.position} answers other prompts than the ones asked now; delete this step's work folder and run again"
-                    )
-                tape.position += 1
-                replies += [self._reply(name, row) for row in rows]
-                if line is not None:
-                    line.advance(len(part))
+            if isinstance(llm, Remembered):
+                llm.heard = line.advance if line is not None else None
+            for first in range(0, len(items), size):
+                replies += [self._reply(name, reply) for reply in ask(items[first : first + size], seeds[first : first + size])]
+        assert len(replies) == len(items), "one reply a prompt"
         return replies
 
-    def _asked(self, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]], part: Sequence[T], seeds: Sequence[int], mark: str) -> list[Row]:
-        begun = time.monotonic()
-        replies = ask(part, seeds)
-        assert len(replies) == len(part), "one reply a prompt"
-        seconds = (time.monotonic() - begun) / len(part)
-        return [
-            {"mark": mark, "text": r.text, "finish": r.finish, "prompt_tokens": r.prompt_tokens, "tokens": r.tokens, "seconds": round(seconds, 6)}
-            for r in replies
-        ]
-
-    def _reply(self, name: str, row: Row) -> Completion:
-        self.prompt_tokens += row["prompt_tokens"]
-        self.tokens += row["tokens"]
-        self.seconds += row["seconds"]
-        text, markers = clean(row["text"])
+    def _reply(self, name: str, reply: Completion) -> Completion:
+        self.prompt_tokens += reply.prompt_tokens
+        self.tokens += reply.tokens
+        self.seconds += reply.seconds
+        text, markers = clean(reply.text)
         if markers:
             self.counts.add(f"{name}: special markers taken out")
-        if row["finish"] == "error":
+        if reply.finish == "error":
             self.counts.add(f"{name}: refused by the server")
-        return Completion(text, row["finish"], row["prompt_tokens"], row["tokens"])
+        return replace(reply, text=text)
 
 
 # Special tokens that servers and de-tokenisers let through. The bare <s>, </s> is also HTML,

@@ -2,9 +2,8 @@
 
 Reads rows of pairs (``judging.human_pairs``) and the judge. Writes ``comparisons.jsonl``
 (one row a pair: people's labels, the judge's replies in both orders, the winner over both)
-and ``scores.json`` (agreement, kappa, flips and more, each with n and interval). Verdicts
-are journalled a batch at a time. Whether the judge is good enough (``min_agreement``) is
-asked each time the recipe runs, by ``judging.gates``.
+and ``scores.json`` (agreement, kappa, flips and more, each with n and interval). Whether the
+judge is good enough (``min_agreement``) is asked each time the recipe runs, by ``judging.gates``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ and grounded answers) and ``scores.json``:
      "differences": [{"a", "b", "what", "n", "difference", "low", "high", "p", "p_holm"}]}
 
 Answers are greedy, so that what differs between two of them is the checkpoint or the system
-message. They are journalled a batch at a time for each model, and so are judgments.
+message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
@@ -97,7 +96,7 @@ def _answer(step: Failures, context: StepContext, model: str, asked: Sequence[As
                 for a, got in zip(batch, answers, strict=True)
             ]
 
-        return context.batched(f"answers-{quote(model, safe='')}", asked, step.batch, make, unit="answers")
+        return context.batched(f"answers-{model}", asked, step.batch, make, unit="answers")
 
 
 def _judge(step: Failures, context: StepContext, texts: dict[str, Text], asked: Sequence[Asked], answers: Sequence[Row]) -> list[Row]:

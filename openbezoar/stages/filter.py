@@ -6,7 +6,7 @@ rows if asked to decontaminate, and the run's ``reviews/STEP.jsonl``. Writes ``r
 row and ``why``, or the judge's status, rating and reason) and ``unscored.jsonl`` (rows on
 which the judge could not be understood: neither kept nor rejected; with why and its last
 reply). Every row has the ``hash`` that reviews know it by, and ``cleaned`` names what was
-changed in it. The judge's verdicts are journalled batch by batch.
+changed in it.
 
 The rating scale and the three columns follow the released data sets (status, rating,
 reason); thresholds and wording are this project's, the paper's are not known.

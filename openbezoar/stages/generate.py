@@ -2,8 +2,7 @@
 
 Reads the seeds (and data that the scheme's options name); writes ``rows.jsonl``, flat rows
 with id, scheme, system (null = the template's default), instruction, response, finish,
-source and the scheme's provenance. Replies are journalled in ``.resume-*.jsonl`` until
-the step is whole.
+source and the scheme's provenance.
 """
 
 from __future__ import annotations

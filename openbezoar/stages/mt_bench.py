@@ -11,15 +11,12 @@ finish, tokens), ``scores.json``, and
 - ``comparisons.jsonl``, graded in pairs: a row a pair of models, question and turn with the
   winner over both orders (a vote that ``openbezoar agreement`` reads) and both replies.
 
-Answers are journalled a batch at a time for each model, and so is what the judge says.
-
 Protocol: MT-Bench's (arXiv 2306.05685), temperatures and references as in FastChat, greedy
 judging; the judge's texts are this project's own unless ``judge_prompts`` names FastChat's.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
@@ -37,8 +34,6 @@ from openbezoar.recipe import LocalModel, MtBench, ServerModel
 from openbezoar.records import Row, Turn, write_jsonl
 from openbezoar.runs import step_seed, write_json
 
-_UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
-
 
 def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     """Answer, grade, score; returns the numbers for the manifest."""
@@ -50,7 +45,7 @@ def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     _check(step, own, models)
     answers: list[Row] = []
     for number, model in enumerate(own, 1):
-        answers += _answer(step, context, f"answers-{number}-{_UNSAFE.sub('-', model)}", model, questions)
+        answers += _answer(step, context, f"answers-{number}-{model}", model, questions)
     answers += published
     write_jsonl(context.out / "answers.jsonl", answers)
     judge = judge_among(models, step.judge, context)
@@ -119,11 +114,11 @@ def _wins_line(numbers: dict[str, Any]) -> str:
 # ----------------------------------------------------------------------------- answering
 
 
-def _answer(step: MtBench, context: StepContext, journal: str, model: str, questions: Sequence[Question]) -> list[Row]:
+def _answer(step: MtBench, context: StepContext, label: str, model: str, questions: Sequence[Question]) -> list[Row]:
     """A model's answers, in the order of the questions."""
     with OnDemand(lambda: open_llm(model, context)) as llm:
         return context.batched(
-            journal, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
+            label, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
         )
 
 

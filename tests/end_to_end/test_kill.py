@@ -50,7 +50,7 @@ STEPS: dict[str, Any] = {
 
 # (step, module, function, which call, before or after it)
 MOMENTS = [
-    ("made", "openbezoar.runs", "os.fsync", 3, "before"),  # a batch written, not yet synced
+    ("made", "openbezoar.llm.calls", "CallStore.keep", 2, "after"),  # a batch kept, not yet used
     ("made", "openbezoar.llm.local", "Local.generate", 2, "after"),  # a batch made, not yet written
     ("kept", "openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),
     ("sft", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints

@@ -1,0 +1,251 @@
+"""Local generation: this package against transformers' ``generate``, one prompt at a time and as one padded batch, and ``transformers serve``.
+
+Reads a model and a file of instructions, of which LaMini prompts of three examples each are
+made. Every side draws the same number of new tokens (none may end earlier) with the same
+temperature and top-p, and is timed without loading. Prompts are the same token ids; the
+server is given the same conversations over HTTP, all at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from openbezoar import prompts as texts
+from openbezoar.errors import DataError
+from openbezoar.llm import Sampling
+from openbezoar.models import open_checkpoint
+from openbezoar.records import Turn, instruction_text, read_jsonl
+from openbezoar.training.load import DTYPES, device, load_tokenizer
+
+SIDES = ("ours", "batch", "single", "serve")
+EXAMPLES = 3
+LONGEST = 160  # characters of an instruction that serves as an example
+TEMPERATURE, TOP_P = 0.8, 0.95
+CHECK_PROMPTS, CHECK_TOKENS = 6, 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker is to do. what: 'time' or 'check', which is greedy and answers with token ids."""
+
+    what: str
+    side: str
+    model: str
+    data: str
+    n: int
+    tokens: int
+    dtype: str
+
+
+def conversations(job: Job) -> list[list[Turn]]:
+    """LaMini prompts from the file's short instructions. Raises DataError if there are too few."""
+    shown = []
+    for row in read_jsonl(Path(job.data)):
+        if not row.get("context") and isinstance(row.get("instruction"), str) and len(text := instruction_text(row)) <= LONGEST:
+            shown.append(text)
+    if len(shown) < EXAMPLES:
+        raise DataError(f"{job.data}: {len(shown)} instructions of at most {LONGEST} characters without context, expected at least {EXAMPLES}")
+    template, made = texts.load("lamini_examples", {}), []
+    for number in range(job.n):
+        examples = "\n".join(f"<example>{text}</example>" for text in random.Random(number).sample(shown, EXAMPLES))
+        made.append([Turn("user", texts.fill(template, shown=str(EXAMPLES), wanted="20", examples=examples))])
+    return made
+
+
+# ----------------------------------------------------------------------------------- sides
+
+
+def ours(job: Job) -> dict[str, Any]:
+    """The package's local model, all prompts in one call."""
+    from openbezoar.llm.local import Local
+
+    llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
+    ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
+    greedy = job.what == "check"
+    sampling = Sampling(job.tokens, 0.0 if greedy else TEMPERATURE, 1.0 if greedy else TOP_P, min_new_tokens=job.tokens)
+    llm.sample(ids[:1], replace(sampling, max_new_tokens=2, min_new_tokens=2), [0])
+    with common.Stopwatch() as watch:
+        rows = llm.sample(ids, sampling, list(range(len(ids))))
+    return measured(watch.seconds, [len(row.ids) for row in rows], ids, [row.ids for row in rows] if greedy else None)
+
+
+def generate(job: Job) -> dict[str, Any]:
+    """transformers' ``generate``: side 'single' one prompt at a time, side 'batch' all prompts padded on the left."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from openbezoar.chat import Formatter
+
+    checkpoint = open_checkpoint(job.model)
+    tokenizer = load_tokenizer(checkpoint.folder())
+    model: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder()), dtype=DTYPES[job.dtype], attn_implementation="sdpa").to(device()).eval()
+    formatter = Formatter(tokenizer, checkpoint.prompt)
+    ids = [list(formatter.prompt_ids(conversation)) for conversation in conversations(job)]
+    # top_k 0: transformers would otherwise keep the 50 likeliest only.
+    drawn = {"do_sample": False} if job.what == "check" else {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
+    ends = list(formatter.stop_ids())
+    made: list[list[int]] = []
+
+    def run(part: Sequence[list[int]], tokens: int) -> None:
+        width = max(map(len, part))
+        padded = torch.tensor([[tokenizer.pad_token_id] * (width - len(x)) + x for x in part], device=device())
+        mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in part], device=device())
+        torch.manual_seed(0)
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=padded,
+                attention_mask=mask,
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+                **drawn,
+            )
+        made.extend(out[:, width:].tolist())
+
+    run(ids[:1], 2)
+    made.clear()
+    with common.Stopwatch() as watch:
+        for part in [ids] if job.side == "batch" else [[one] for one in ids]:
+            run(part, job.tokens)
+    return measured(watch.seconds, [len(x) for x in made], ids, made if job.what == "check" else None)
+
+
+def serve(job: Job) -> dict[str, Any]:
+    """``transformers serve`` in a process of its own, all conversations sent at once; its memory is the server's."""
+    folder = open_checkpoint(job.model).folder()
+    asked = [[turn.as_dict() for turn in conversation] for conversation in conversations(job)]
+    settings = json.dumps({"min_new_tokens": job.tokens, "top_k": 0})
+    with serving(folder, job.dtype) as (url, process):
+
+        def one(messages: list[dict[str, str]], tokens: int = job.tokens) -> int:
+            body = {
+                "model": str(folder), "messages": messages, "max_tokens": tokens, "temperature": TEMPERATURE, "top_p": TOP_P, "stream": False,
+                "generation_config": settings,
+            }  # fmt: skip
+            request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=3600) as reply:
+                return int(json.load(reply)["usage"]["completion_tokens"])
+
+        one(asked[0])
+        with ThreadPoolExecutor(len(asked)) as pool, common.Stopwatch() as watch:
+            tokens = list(pool.map(one, asked))
+        peak = common.resident_peak(process.pid)
+    return {**measured(watch.seconds, tokens, [], None), "peak_memory": peak}
+
+
+@contextmanager
+def serving(folder: Path, dtype: str) -> Iterator[tuple[str, Any]]:
+    """(base URL, process) of a server on a free port of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", str(device()), "--dtype", dtype]
+    code = "from transformers.cli.transformers import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            if process.poll() is not None:
+                raise common.BenchmarkError(f"transformers serve ended with code {process.returncode} before it answered")
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measured(seconds: float, tokens: Sequence[int], ids: Sequence[Sequence[int]], made: list[list[int]] | None) -> dict[str, Any]:
+    """What a worker answers."""
+    return {
+        "seconds": seconds,
+        "peak_memory": common.peak_memory(),
+        "tokens": sum(tokens),
+        "tokens_per_second": sum(tokens) / seconds,
+        "prompt_tokens": sum(map(len, ids)) / max(1, len(ids)),
+        "made": made,
+    }
+
+
+def work(spec: dict[str, Any]) -> dict[str, Any]:
+    """One worker's job."""
+    job = Job(**spec)
+    return {"ours": ours, "batch": generate, "single": generate, "serve": serve}[job.side](job)
+
+
+# ------------------------------------------------------------------------- the whole benchmark
+
+
+def call(job: Job) -> dict[str, Any]:
+    """Run one worker."""
+    return common.run_worker("benchmarks.generate", vars(job))
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The result's JSON. A side's rate is its tokens per second, so that fewer prompts for the slow ones compare fairly."""
+    about = common.machine()
+    base = Job("time", "ours", str(open_checkpoint(options.model).folder()), str(options.data), options.n, options.tokens, "bfloat16")
+    check = replace(base, what="check", n=min(CHECK_PROMPTS, options.n), tokens=CHECK_TOKENS, dtype="float32")
+    common.say("generate: checking that greedy answers are the same in fp32")
+    ours_ids, their_ids = (call(replace(check, side=side))["made"] for side in ("ours", "single"))
+    sides = [side for side in SIDES if side != "serve" or all(find_spec(name) for name in ("fastapi", "uvicorn"))]
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number, side in common.alternate(sides, options.rounds):
+        if side == "serve" and number:
+            continue
+        rounds[side].append(call(replace(base, side=side, n=min(options.n, options.single) if side == "single" else options.n)))
+        common.say(f"generate: round {number + 1} {side} {rounds[side][-1]['tokens_per_second']:.0f} tokens/s")
+    rates = {side: common.spread([m["tokens_per_second"] for m in found]) for side, found in rounds.items()}
+    seconds = {side: options.n * options.tokens / rates[side]["median"] for side in rates}
+    return {
+        "benchmark": "generate",
+        "ours": seconds["ours"],
+        "peer": seconds["batch"],
+        "ratio": seconds["batch"] / seconds["ours"],
+        **{f"ratio_{side}": seconds[side] / seconds["ours"] for side in sides if side != "ours"},
+        "memory_ratio": rounds["ours"][0]["peak_memory"] / rounds["batch"][0]["peak_memory"],
+        "same": ours_ids == their_ids,
+        "tokens_per_second": rates,
+        "not_measured": [side for side in SIDES if side not in sides],
+        "prompt_tokens": rounds["ours"][0]["prompt_tokens"],
+        "model": options.model,
+        "data": str(options.data.name),
+        "n": options.n,
+        "n_single": min(options.n, options.single),
+        "new_tokens": options.tokens,
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
+        "rounds": rounds,
+        "machine": about,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = common.parser("generate", __doc__.splitlines()[0], 64, "prompts")
+    made.add_argument("--tokens", type=int, default=128, help="new tokens of each answer (default 128)")
+    made.add_argument("--single", type=int, default=12, help="prompts of the one-at-a-time side, whose rate does not depend on their number (default 12)")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(common.main(parser(), work, run))

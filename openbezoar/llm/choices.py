@@ -1,0 +1,75 @@
+"""Log-probabilities of given answers from what a server says of its own tokens. Reads and writes nothing.
+
+A server tells, for each token that it wrote, the likeliest ones at that place. The rating is
+looked up where the asked-for beginning of the answer ends. What is not among the likeliest
+tokens counts as impossible, so these are bounds from below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was written, its log-probability, and the likeliest ones at its place."""
+
+    text: str
+    logprob: float
+    likeliest: Mapping[str, float]
+
+
+def tokens_of(choice: Any) -> list[Token]:
+    """The tokens of a reply's choice in either of the API's forms, chat or raw; empty if it tells nothing of them."""
+    given = getattr(choice, "logprobs", None)
+    content = getattr(given, "content", None)
+    if content:
+        return [Token(t.token, t.logprob, {a.token: a.logprob for a in (t.top_logprobs or [])}) for t in content]
+    texts, logprobs, likeliest = (getattr(given, name, None) or [] for name in ("tokens", "token_logprobs", "top_logprobs"))
+    likeliest = likeliest or [None] * len(texts)
+    return [Token(str(t), float(p or 0.0), dict(top or {})) for t, p, top in zip(texts, logprobs, likeliest, strict=False)]
+
+
+def weigh(tokens: Sequence[Token], prefix: str, choices: Sequence[str]) -> list[float]:
+    """Log-probability of each choice after ``prefix`` in the answer; -inf for what cannot be seen.
+
+    A model that leaves out the prefix's beginning ("[[7]]" for "Rating: [[7]]") is
+    understood; one that writes nothing of it is read from its first token.
+    """
+    text = "".join(token.text for token in tokens)
+    words = prefix.split()
+    places = [(text.find(tail), tail) for i in range(len(words)) if (tail := " ".join(words[i:])) in text]
+    start = places[0][0] + len(places[0][1]) if places else 0
+    found: dict[str, float] = {}
+    at = 0
+    for number, token in enumerate(tokens):
+        if at + len(token.text) > start:
+            _spread(tokens, number, token.text[: start - at], "", 0.0, choices, found)
+            break
+        at += len(token.text)
+    return [found.get(choice, -math.inf) for choice in choices]
+
+
+def _spread(tokens: Sequence[Token], number: int, head: str, done: str, weight: float, choices: Sequence[str], found: dict[str, float]) -> None:
+    """Share out the probability at one place. head: what its tokens must begin with; done: what of the choice was written before."""
+    token = tokens[number]
+    for text, logprob in {token.text: token.logprob, **token.likeliest}.items():
+        if not text.startswith(head):
+            continue
+        part = done + (text[len(head) :] if done or head else text.lstrip())
+        fitting = [c for c in choices if part and (c.startswith(part) or part.startswith(c))]
+        if len(fitting) > 1 and text == token.text and number + 1 < len(tokens):
+            _spread(tokens, number + 1, "", part, weight + logprob, fitting, found)
+        elif fitting:
+            # "1" may begin "10" as well; where the next token is not told, the shortest is the likeliest.
+            best = min(fitting, key=len)
+            found[best] = _sum(found.get(best, -math.inf), weight + logprob)
+
+
+def _sum(a: float, b: float) -> float:
+    """Logarithm of the sum of two probabilities given by theirs."""
+    high, low = max(a, b), min(a, b)
+    return high + math.log1p(math.exp(low - high)) if low > -math.inf else high

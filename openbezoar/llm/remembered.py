@@ -1,0 +1,167 @@
+"""A model behind the call cache: what was answered once is read from disk, the rest is asked and kept.
+
+Reads and writes the call cache (``calls.py``). A call's key is made of the model (digests of
+its weights, adapters, prompt format and dtype; of a server the model's name, not its
+address), the prompt, the sampling and the seed. Samples of one prompt differ in their
+seeds. Greedy answers have no seed in their key, since nothing is drawn.
+
+What is kept under one key differs. A server's answer depends on its own call alone, so each
+is kept by itself, the moment it comes. So does a local model's in fp32. In 16 bits a row of
+a local model depends, in its last bits, on the rows beside it: there the whole batch is one
+key. A batch of which one row changed is then asked again whole, and comes out as it would
+in a run that never had a cache; rows by themselves would bring in what another batch made
+of them. Weights of choices are kept by the batch in fp32 too, since they are numbers and
+not drawn tokens, in which such differences vanish.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
+from openbezoar.llm.budget import Purse
+from openbezoar.llm.calls import CallStore
+from openbezoar.llm.side_by_side import side_by_side
+from openbezoar.records import Turn
+from openbezoar.runs import digest
+
+CHOICE = Sampling(1)
+
+
+class Remembered:
+    """An LLM that never asks twice.
+
+    identity: what makes the model the same one, plain data. opener: called at the first call
+    that is not on disk. unit: what is kept under one key: a server's 'call', asked by
+    itself; a 'row' of a batch; or a whole 'batch'. formatter: of a local model, its prompt
+    format without its weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: Any,
+        opener: Callable[[], LLM],
+        store: CallStore,
+        purse: Purse,
+        unit: Literal["call", "row", "batch"],
+        formatter: Callable[[], Any] | None = None,
+    ) -> None:
+        self.name, self.store, self.purse, self.unit = name, store, purse, unit
+        self._identity, self._opener, self._formatter = identity, opener, formatter
+        self.heard: Callable[[int], None] | None = None  # told how many calls more are answered
+        self._llm: Any = None  # an LLM; for calls asked by themselves a Server
+
+    @cached_property
+    def formatter(self) -> Any:
+        """A local model's ``chat.Formatter``; AttributeError for a server, whose prompt cannot be written out."""
+        if self._formatter is None:
+            raise AttributeError("formatter")
+        return self._formatter()
+
+    @property
+    def tokenizer(self) -> Any:
+        """A local model's tokenizer; AttributeError for a server."""
+        return self.formatter.tokenizer
+
+    def close(self) -> None:
+        """Give back what the model holds, and the cache's file."""
+        if self._llm is not None:
+            self._llm.close()
+            self._llm = None
+        self.store.close()
+
+    # ------------------------------------------------------------------------ the protocol
+
+    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
+        """As the model's own ``chat``."""
+        return self._answers([Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)])
+
+    def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
+        """As the model's own ``complete``."""
+        return self._answers([Call("complete", p, s, seed) for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)])
+
+    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+        """As the model's own ``choice_logprobs``."""
+        answers = self._answers([Call("choices", tuple(c), CHOICE, 0, prefix, tuple(choices)) for c in conversations])
+        return [list(answer.logprobs or ()) for answer in answers]
+
+    # ------------------------------------------------------------------------ asking
+
+    def _opened(self) -> Any:
+        if self._llm is None:
+            self._llm = self._opener()
+        return self._llm
+
+    def _answers(self, calls: Sequence[Call]) -> list[Completion]:
+        """One answer a call, from disk or from the model. All calls are of one kind."""
+        if not calls:
+            return []
+        keys = [digest([self._identity, plain(call)]) for call in calls]
+        if self.unit == "batch" or (self.unit == "row" and calls[0].kind == "choices"):
+            key = digest(keys)
+            known = self.store.find([key]) or self._batch(calls, lambda rows: {key: rows})
+            self._tell(len(calls))
+            return known[key]
+        found = self.store.find(keys)
+        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}  # the same call twice is asked once
+        missing = sorted(places.values())
+        self._tell(len(calls) - len(missing))
+        if missing and self.unit == "call":
+            found |= self._side_by_side([(keys[place], calls[place]) for place in missing])
+        elif missing:
+            found |= self._batch([calls[place] for place in missing], lambda rows: {keys[p]: [row] for p, row in zip(missing, rows, strict=True)})
+            self._tell(len(missing))
+        return [found[key][0] for key in keys]
+
+    def _tell(self, answered: int) -> None:
+        if self.heard is not None and answered:
+            self.heard(answered)
+
+    def _batch(self, calls: Sequence[Call], by_key: Callable[[list[Completion]], dict[str, list[Completion]]]) -> dict[str, list[Completion]]:
+        """A local model's answers to a batch, kept."""
+        with self.purse.reserved(calls):
+            llm, begun = self._opened(), time.monotonic()
+            answers = ask(llm, calls)
+            seconds = round((time.monotonic() - begun) / len(calls), 6)
+            return self.store.keep(by_key([replace(answer, seconds=seconds) for answer in answers]), self.purse.spender)
+
+    def _side_by_side(self, calls: Sequence[tuple[str, Call]]) -> dict[str, list[Completion]]:
+        """A server's answers, each kept when it comes."""
+        server = self._opened()
+
+        def one(place: int, off: threading.Event) -> dict[str, list[Completion]]:
+            key, call = calls[place]
+            with self.purse.reserved([call], off):
+                return self.store.keep({key: [server.answer(call, off)]}, self.purse.spender)
+
+        kept = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
+        return {key: answers for part in kept for key, answers in part.items()}
+
+
+def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
+    """Calls of one kind, asked of a model by its protocol."""
+    first, seeds = calls[0], [call.seed for call in calls]
+    prompts: list[Any] = [call.prompt for call in calls]
+    drawn: Samplings = first.sampling if all(call.sampling == first.sampling for call in calls) else [call.sampling for call in calls]
+    if first.kind == "chat":
+        return llm.chat(prompts, drawn, seeds)
+    if first.kind == "complete":
+        return llm.complete(prompts, drawn, seeds)
+    formatter: Any = getattr(llm, "formatter", None)  # a local model's: what it read is counted by it
+    read = [len(formatter.prompt_ids(prompt)) if formatter is not None else 0 for prompt in prompts]
+    return [Completion("", "stop", n, 0, tuple(row)) for n, row in zip(read, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)]
+
+
+def plain(call: Call) -> Any:
+    """A call as plain data, for its key. What a greedy answer does not depend on is left out."""
+    sampling = asdict(call.sampling)
+    if call.sampling.temperature == 0:
+        del sampling["top_p"]
+    prompt = call.prompt if isinstance(call.prompt, str) else [turn.as_dict() for turn in call.prompt]
+    return [call.kind, prompt, sampling, call.seed if call.sampling.temperature else None, call.prefix, call.choices]
