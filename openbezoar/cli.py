@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from openbezoar import __version__
+from openbezoar.cli_judge import AsJson, agreement, judge
 from openbezoar.errors import RunError, UserError
 
 app = typer.Typer(
@@ -28,7 +29,6 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/demo.yaml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as steps.dpo.beta=0.2. Repeatable.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A step's folder, a release, a model folder, org/name, pypi:NAME or a .gguf file.")]
 
@@ -251,6 +251,10 @@ def score(
     for name, task in found["tasks"].items():
         for metric, value in task["metrics"].items():
             print(f"{name:20} {metric:10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  n={task['n']}  {task['fewshot']}-shot")
+
+
+app.command()(agreement)
+app.command()(judge)
 
 
 @app.command()

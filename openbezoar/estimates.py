@@ -23,9 +23,11 @@ from openbezoar.memory import merge_memory, parameters, shape_of, step_memory
 from openbezoar.models import cache_folder
 from openbezoar.recipe import (
     WITHOUT_REFERENCE,
+    Agreement,
     DataRef,
     Dpo,
     Evaluate,
+    Failures,
     Filter,
     Generate,
     LocalModel,
@@ -44,6 +46,7 @@ from openbezoar.runs import write_json
 from openbezoar.sources import ROWS, resolve_path, select
 
 PROMPT_TOKENS = 60  # the template and its system message
+LEARNT_FROM = 1.0e11  # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's rate
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
 
 
@@ -91,6 +94,10 @@ class _Book:
             return self._evaluate(step)
         if isinstance(step, MtBench):
             return self._mt_bench(step)
+        if isinstance(step, Failures):
+            return self._failures(step)
+        if isinstance(step, Agreement):
+            return self._agreement(step)
         return Estimate()
 
     # ---- data
@@ -229,14 +236,51 @@ class _Book:
         return min(n, limit or n)
 
     def _mt_bench(self, step: MtBench) -> Estimate:
-        questions, _ = self.rows(step.questions)
-        answers = questions * 2 * len(step.mt_bench)
-        answer = step.max_new_tokens * 0.6
-        judged_in, judged_out = answers * (answer + 400), answers * (step.judge_max_new_tokens * 0.5 if step.mode == "text" else 0)
-        price = self.price(step.judge)
+        questions = max(1, self.rows(step.questions)[0])
+        others = math.ceil(self.rows(step.answers)[0] / questions) if step.answers is not None else 0
+        models = len(step.mt_bench) + others
+        made, answer = questions * 2 * len(step.mt_bench), step.max_new_tokens * 0.6
+        compared = (models - 1 if step.against else math.comb(models, 2)) if step.grading != "single" else 0
+        judged = questions * 2 * ((models if step.grading != "pairwise" else 0) + 2 * compared)
+        judged_in = questions * 2 * (answer + 400) * ((models if step.grading != "pairwise" else 0) + 4 * compared)
+        return self._judged(
+            step.judge, "mt_bench", made, step.mode, judged, judged_in, step.judge_max_new_tokens, made * 150, made * answer, *step.mt_bench[:1]
+        )
+
+    def _agreement(self, step: Agreement) -> Estimate:
+        rows, mean = self.rows(step.pairs)
+        asked = 2 * rows
+        return self._judged(step.agreement, "agreement", rows, step.mode, asked, asked * (mean / CHARACTERS_A_TOKEN + 250), step.judge_max_new_tokens)
+
+    def _failures(self, step: Failures) -> Estimate:
+        checked = sum(min(step.rows, self.rows(ref)[0]) for ref in (step.harmless, step.grounded) if ref is not None)
+        made = (min(step.rows, self.rows(step.instructions)[0]) * (1 + len(step.systems)) + checked) * len(step.failures)
+        asked, answer = checked * len(step.failures), step.max_new_tokens * 0.6
+        judge = step.judge or step.failures[0]
+        return self._judged(
+            judge, "failures", made, step.mode, asked, asked * (answer + 400), step.judge_max_new_tokens, made * 150, made * answer, step.failures[0]
+        )
+
+    def _judged(
+        self,
+        judge: str,
+        verb: str,
+        rows: int,
+        mode: str,
+        asked: int,
+        judged_in: float,
+        most: int,
+        answers_in: float = 0,
+        answers_out: float = 0,
+        answering: str | None = None,
+    ) -> Estimate:
+        """What ``asked`` questions to a judge cost, beside the answers that they are about."""
+        judged_out = asked * most * 0.5 if mode == "text" else 0.0
+        price = self.price(judge)
         money = (judged_in * price.input + judged_out * price.output) / 1e6
-        made = Estimate(answers, int(answers * 150 + judged_in), int(answers * answer + judged_out), money or None, self._resident(step.mt_bench[0]))
-        return self.timed(made, "mt_bench", step.mt_bench[0], answers * answer + judged_in)
+        timed = answering or judge  # of contestants the first stands for all
+        made = Estimate(rows, int(answers_in + judged_in), int(answers_out + judged_out), money or None, self._resident(timed))
+        return self.timed(made, verb, timed, answers_out + judged_in)
 
     def _resident(self, name: str) -> int | None:
         shape = self.shape(name)
@@ -245,6 +289,9 @@ class _Book:
 
 def node_verb(step: Sft | Dpo) -> str:
     return "sft" if isinstance(step, Sft) else "dpo"
+
+
+TEXTS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")
 
 
 def _characters(row: dict[str, Any], rejected: bool) -> int:
@@ -286,7 +333,7 @@ def learn(graph: Graph, ran: list[str]) -> None:
             for side, real, thought in (("in", numbers["prompt_tokens"], made.tokens_in), ("out", numbers["tokens"], made.tokens_out)):
                 key = f"{ratio_name(step, graph.recipe)}.{side}"
                 ratios[key] = known.get(key, 1.0) * real / thought
-        if manifest and made.flops and manifest["seconds"] > 1:
+        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1:
             flops_seconds = work.setdefault(graph.nodes[name].verb, [0.0, 0.0])
             flops_seconds[0] += made.flops
             flops_seconds[1] += manifest["seconds"]

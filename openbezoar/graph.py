@@ -3,7 +3,8 @@
 A step's key is a hash of its settings, its inputs' keys, the bytes of the data files it
 reads, the models it uses and the version of its stage's code. Same key, nothing runs;
 another key, it and what depends on it run again. Resume after a crash, "what would
-change", and re-judging are all this one rule.
+change", and re-judging are all this one rule. Beyond it, a step counts as done only while
+the weights that it wrote, and those that it used, are still the same bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
+from openbezoar.judging import gates
+from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
+    Agreement,
     Evaluate,
+    Failures,
     Filter,
     Generate,
     LocalModel,
@@ -41,7 +46,7 @@ from openbezoar.recipe import (
 )
 from openbezoar.recipe_file import one_line
 from openbezoar.reporting.policy import check_open, stated_for_data
-from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
+from openbezoar.runs import MANIFEST, RunFolder, changed_weights, digest, environment, file_digest, step_seed, weight_marks
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
 from openbezoar.stages import STAGES
@@ -125,7 +130,7 @@ def _inputs(recipe: Recipe, path: Path, name: str) -> tuple[str, ...]:
         if other in recipe.steps:
             _check_verb(recipe, path, name, key, other)
             found[other] = None
-        elif kind == "model" and (other not in recipe.models or key in ("merge", "release")):
+        elif kind == "step" or (kind == "model" and (other not in recipe.models or key in ("merge", "release"))):
             raise _unknown(recipe, path, name, key, other)
         elif kind == "data":
             _data_file(recipe, path, name, key, other)
@@ -145,9 +150,9 @@ PRODUCES = {"rows": ("generate", "filter"), "model": ("sft", "merge", "dpo")}
 
 
 def _check_verb(recipe: Recipe, path: Path, name: str, key: str, other: str) -> None:
-    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "release", "teacher", "judge") else "rows"
+    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "failures", "release", "teacher", "judge", "agreement") else "rows"
     verb = verb_of(recipe.steps[other])
-    allowed = ("merge",) if key == "release" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
+    allowed = ("merge",) if key == "release" else ("agreement",) if key == "judge_check" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
     if verb not in allowed:
         raise RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a {verb} step and has no {kind}; name one of the verbs {', '.join(allowed)}")
 
@@ -226,7 +231,8 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = step.model_dump(mode="json", exclude={"checkpointing", "budget"})  # change memory, time and where it stops, no bit of the result
+    # Checkpointing changes memory and time, a budget where it stops, gates what is done about the result; none changes a bit of it.
+    settings = step.model_dump(mode="json", exclude={"checkpointing", "budget", "gate", "min_agreement"})
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -268,9 +274,13 @@ def _texts(step: Step, where: str) -> dict[str, str]:
     """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an override of no such text."""
     if isinstance(step, Generate):
         used = SCHEMES[step.generate].prompts
-    elif isinstance(step, (Filter, MtBench)):
-        begin = "judge_filter" if isinstance(step, Filter) else "judge_single"
-        used = tuple(n for n in prompts.names() if n.startswith(begin))
+    elif isinstance(step, (Filter, MtBench, Agreement, Failures)):
+        used = {
+            Filter: tuple(n for n in prompts.names() if n.startswith("judge_filter")),
+            MtBench: (*SINGLE, *PAIR),
+            Agreement: ("judge_pair",),
+            Failures: tuple(CHECKS),
+        }[type(step)]
     else:
         return {}
     for name in step.prompts:
@@ -323,9 +333,23 @@ def _state(run: RunFolder, name: str, key: str, parts: dict[str, Any]) -> tuple[
     manifest = run.manifest(name)
     if manifest is None:
         return "missing", "not run yet"
-    if manifest.get("key") == key:
-        return "done", ""
-    return "stale", _difference(manifest.get("parts", {}), parts)
+    if manifest.get("key") != key:
+        return "stale", _difference(manifest.get("parts", {}), parts)
+    if changed := changed_weights(run.step(name), manifest.get("weights", {})):
+        return "stale", f"{changed} is not what the step wrote"
+    # A step made again under the same key may have other weights: arithmetic on a GPU is not always the same to the bit.
+    for used, then in manifest.get("used_weights", {}).items():
+        if then != _weights(run, used):
+            return "stale", f"the weights of {used} are not those it used"
+    return "done", ""
+
+
+def _weights(run: RunFolder, name: str) -> str:
+    """A digest of a finished step's weights and of those it used in its turn; "" if there are none."""
+    manifest = run.manifest(name) or {}
+    own = {file: mark[-1] for file, mark in manifest.get("weights", {}).items()}
+    used = manifest.get("used_weights", {})
+    return digest([own, used]) if own or used else ""
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -370,12 +394,14 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
         wanted = graph.upto(to)
         for number, node in enumerate(wanted, 1):
-            if node.state == "done":
-                continue
-            progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {node.why})")
-            numbers = _run_step(graph, node, progress)
-            ran.append(node.name)
-            progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+            state, why = _state(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
+            if state != "done":
+                progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {why})")
+                numbers = _run_step(graph, node, progress)
+                ran.append(node.name)
+                progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+            for warning in gates.check(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
+                progress.say(warning)
     distributed.announce(None)
     return ran
 
@@ -404,7 +430,8 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
 
 
 def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
-    context = _context(graph, node, graph.run.begin(node.name, node.key), progress)
+    used = {i: weights for i in node.inputs if (weights := _weights(graph.run, i))}
+    context = _context(graph, node, graph.run.begin(node.name, digest([node.key, used])), progress)
     if isinstance(node.step, Training):
         distributed.announce(node.name)
     begun = time.time()
@@ -423,6 +450,8 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
         "counts": context.counts.by_reason,
         "numbers": numbers,
         "summary": numbers.pop("summary", ""),
+        "weights": weight_marks(context.out),
+        "used_weights": used,
         "environment": environment(),
         "recipe_version": __version__,
     }

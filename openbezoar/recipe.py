@@ -2,7 +2,7 @@
 
 A recipe is YAML. ``models`` names what answers and what is trained; ``steps`` is a mapping
 from a step's name to what it does. A step is recognised by its verb, the one key among
-``generate filter sft merge dpo evaluate mt_bench report release`` that it has. Inputs are
+``generate filter sft merge dpo evaluate agreement mt_bench failures report release`` that it has. Inputs are
 the names of other steps, or data files (relative to the recipe's own file).
 
 Sources of defaults are given as [QLoRA] arXiv 2305.14314 and its scripts, [DPO] arXiv
@@ -370,6 +370,19 @@ class TaskSpec(Strict):
     limit: int | None = Field(None, ge=1)
 
 
+class Gate(Strict):
+    """What must not get worse: the run fails, or warns, where it is sure that it did."""
+
+    measure: str = Field(description="A task, loss or set of pairs of the step, by the name it is reported under.")
+    fall: float = Field(ge=0, description="By how much it may get worse: points (hundredths) of a task or pairs, nats of a loss.")
+    before: str | None = Field(None, description="The checkpoint it is compared with; default: the first of the list.")
+    after: str | None = Field(None, description="The checkpoint it is asked of; default: the last of the list.")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Of the paired interval. The gate is broken if all of the interval is beyond 'fall', and open if some is."
+    )
+    broken: Literal["fail", "warn"] = Field("fail", description="What a broken gate does; an open one warns.")
+
+
 class Evaluate(Strict):
     """LM-Eval tasks, held-out losses and preference accuracies of several checkpoints."""
 
@@ -381,21 +394,91 @@ class Evaluate(Strict):
     losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
     pairs: dict[str, DataRef] = Field(default={}, description="Share of these pairs in which the chosen answer is the likelier one.")
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
+    gate: list[Gate] = Field(default=[], description="What must hold before the run goes on.")
     tokens: int = Field(2048, ge=64)
 
 
 class MtBench(Strict):
-    """Two-turn answers, graded by a judge."""
+    """Two-turn answers, graded by a judge: each from 1 to 10, or every two against each other."""
 
-    mt_bench: list[str] = Field(min_length=1, description="Names of models and steps.")
+    mt_bench: list[str] = Field(description="Names of models and steps; may be empty where 'answers' brings others.")
     questions: DataRef
     judge: str
-    mode: Literal["text", "probability"] = "text"
+    answers: DataRef | None = Field(
+        None, description="Published answers of other models to set beside: rows with question_id, model_id and turns (docs/data.md)."
+    )
+    grading: Literal["single", "pairwise", "both"] = Field(
+        "single", description="A rating for each answer, a verdict on each two (asked in both orders), or both."
+    )
+    against: str | None = Field(None, description="Compare every model with this one only; default: every two models.")
+    mode: Literal["text", "probability"] = Field(
+        "text", description="'text': the judge writes and is parsed; 'probability': ratings or verdicts are weighed (local judges)."
+    )
     max_new_tokens: int = Field(1024, gt=0, description="FastChat: 1024.")
     judge_max_new_tokens: int = Field(512, gt=0)
+    judge_prompts: DataRef | None = Field(None, description="Rows of FastChat's judge_prompts.jsonl, used word for word; default: the project's own texts.")
+    judge_check: str | None = Field(None, description="An agreement step that the judge must have passed before it grades.")
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
     budget: Budget | None = Field(None, description="What this step may spend on models.")
+
+    @model_validator(mode="after")
+    def _something_to_grade(self) -> MtBench:
+        if not self.mt_bench and self.answers is None:
+            raise ValueError("mt_bench: no model to grade; name one, or 'answers' of others")
+        if self.judge_prompts is not None and self.prompts:
+            raise ValueError("prompts: judge_prompts brings all texts already; remove one of the two")
+        if self.against is not None and self.grading == "single":
+            raise ValueError("against: graded one at a time nothing is compared; set grading: pairwise")
+        return self
+
+
+class Agreement(Strict):
+    """A judge on pairs of answers that people have compared, in both orders, so that it earns its number before it grades."""
+
+    agreement: str = Field(description="The judge: name of a model or a step.")
+    pairs: DataRef = Field(description="Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie (docs/data.md).")
+    mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
+    min_agreement: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The run stops if the judge and the people agree on a smaller share of the pairs (ties count, a verdict that changed on swapped order is one).",
+    )
+    judge_max_new_tokens: int = Field(512, gt=0)
+    judge_prompts: DataRef | None = Field(None, description="As in mt_bench.")
+    batch: int = Field(16, ge=1)
+    prompts: dict[str, str] = {}
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
+
+
+class Failures(Strict):
+    """What checkpoints get wrong: loops, empty and endless answers, refusals, what the system prompt changes, unsafe and unsupported answers."""
+
+    failures: list[str] = Field(min_length=1, description="Names of models and steps.")
+    instructions: DataRef = Field(description="Rows whose prompts every checkpoint answers, greedily.")
+    harmless: DataRef | None = Field(None, description="Prompts whose answers the judge checks for harm, such as HH-RLHF's harmless-base.")
+    grounded: DataRef | None = Field(None, description="Rows with instruction and context; the judge checks whether the context supports the answer.")
+    judge: str | None = Field(None, description="Needed with 'harmless' and 'grounded'.")
+    mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
+    systems: dict[str, str] = Field(
+        default={"none": "", "wrong": "You are a weather station. You report temperatures and nothing else."},
+        description="System messages that take the place of the trained one, by the name to report.",
+    )
+    rows: int = Field(64, ge=1, description="Most rows of each set.")
+    max_new_tokens: int = Field(256, gt=0)
+    judge_max_new_tokens: int = Field(256, gt=0)
+    batch: int = Field(16, ge=1)
+    prompts: dict[str, str] = {}
+    budget: Budget | None = Field(None, description="What this step may spend on models.")
+
+    @model_validator(mode="after")
+    def _checks_have_a_judge(self) -> Failures:
+        if (self.harmless is not None or self.grounded is not None) and self.judge is None:
+            raise ValueError("judge: 'harmless' and 'grounded' are checked by a judge; name one")
+        if "trained" in self.systems:
+            raise ValueError("systems: 'trained' is always asked; give yours another name")
+        return self
 
 
 class Report(Strict):
@@ -418,11 +501,13 @@ VERBS: dict[str, type[BaseModel]] = {
     "merge": Merge,
     "dpo": Dpo,
     "evaluate": Evaluate,
+    "agreement": Agreement,
     "mt_bench": MtBench,
+    "failures": Failures,
     "report": Report,
     "release": Release,
 }
-Step = Generate | Filter | Sft | Merge | Dpo | Evaluate | MtBench | Report | Release
+Step = Generate | Filter | Sft | Merge | Dpo | Evaluate | Agreement | MtBench | Failures | Report | Release
 
 
 class Recipe(Strict):
@@ -466,19 +551,25 @@ def verb_of(step: BaseModel | Mapping[str, Any]) -> str:
 
 
 def references(step: Step) -> Iterator[tuple[str, str, str]]:
-    """What a step names: (key, kind, name) with kind 'model' (a model or a step) or 'data'."""
+    """What a step names: (key, kind, name) with kind 'model' (a model or a step), 'data' or 'step'."""
     for key, value in (("teacher", getattr(step, "teacher", None)), ("judge", getattr(step, "judge", None)), ("model", getattr(step, "model", None))):
         if isinstance(value, str):
             yield key, "model", value
-    if isinstance(step, Merge):
-        yield "merge", "model", step.merge
-    for key in ("evaluate", "mt_bench", "release"):
+    for key in ("merge", "agreement"):
+        if isinstance(name := getattr(step, key, None), str):
+            yield key, "model", name
+    if isinstance(step, MtBench) and step.judge_check is not None:
+        yield "judge_check", "step", step.judge_check
+    for key in ("evaluate", "mt_bench", "failures", "release"):
         for name in getattr(step, key, None) or []:
             yield key, "model", name
-    for key in ("filter", "sft", "dpo", "seeds", "heldout", "drift", "questions"):
+    for key in ("filter", "sft", "dpo", "seeds", "heldout", "drift", "questions", "answers", "judge_prompts", "instructions", "harmless", "grounded"):
         if (ref := getattr(step, key, None)) is not None:
             for spec in data_specs(ref):
                 yield key, "data", spec.data
+    if isinstance(step, Agreement):
+        yield from (("pairs", "data", spec.data) for spec in data_specs(step.pairs))
+        return
     for key in ("losses", "pairs"):
         for name, ref in getattr(step, key, {}).items():
             for spec in data_specs(ref):

@@ -13,11 +13,11 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from openbezoar.recipe import VERBS, DataSpec, LocalModel, Lora, PromptSpec, Recipe, Rules, ServerModel, Shape, TaskSpec, json_schema
+from openbezoar.recipe import VERBS, DataSpec, Gate, LocalModel, Lora, PromptSpec, Recipe, Rules, ServerModel, Shape, TaskSpec, json_schema
 from openbezoar.schemes import SCHEMES
 
 DOCS = Path(__file__).parent.parent / "docs"
-BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Lora, Rules)
+BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Gate, Lora, Rules)
 
 
 def _default(field: FieldInfo) -> str:

@@ -144,6 +144,35 @@ def file_digest(path: Path) -> str:
     return _hashed[mark]
 
 
+Marks = dict[str, list[Any]]
+
+
+def weight_marks(folder: Path) -> Marks:
+    """{path: [bytes, modification time in ns, SHA-256]} of the weights in a step's folder, which are its .safetensors files."""
+    marks: Marks = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        name = file.relative_to(folder)
+        if not name.parts[0].startswith("."):  # what a killed run goes on from
+            stat = file.stat()
+            marks[name.as_posix()] = [stat.st_size, stat.st_mtime_ns, file_digest(file)]
+    return marks
+
+
+def changed_weights(folder: Path, marks: Marks) -> str | None:
+    """The first file of a step's folder that does not hold the weights of its mark; None if all do.
+
+    A file is read only if its size or time is another: a run folder may have been copied.
+    """
+    for name, (size, time, digest_then) in marks.items():
+        file = folder / name
+        if not file.is_file():
+            return name
+        stat = file.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (size, time) and file_digest(file) != digest_then:
+            return name
+    return None
+
+
 def step_seed(seed: int, *parts: object) -> int:
     """A 63-bit seed for one use of randomness, from the recipe's seed and the use's name."""
     return int(hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).hexdigest()[:15], 16)

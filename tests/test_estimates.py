@@ -77,7 +77,7 @@ def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeyp
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     built = graph.build(load(path), path, tmp_path / "runs")
     before = estimate(built)["a"]
@@ -86,6 +86,9 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
     (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": 4.0, "verb": "sft"}))
     learn(built, [])
     assert learnt_rates() == {}
+    learn(built, ["a"])
+    assert learnt_rates() == {}, "a step as small as this one teaches nothing"
+    monkeypatch.setattr("openbezoar.estimates.LEARNT_FROM", 0)
     learn(built, ["a"])
     assert learnt_rates() == {"sft": before.flops / 4.0}
     after = estimate(built)["a"]

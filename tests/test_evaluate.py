@@ -15,6 +15,7 @@ pytest.importorskip("lm_eval")
 import openbezoar.training.load as load_module  # noqa: E402
 from openbezoar.context import StepContext  # noqa: E402
 from openbezoar.errors import DataError, RecipeError  # noqa: E402
+from openbezoar.judging.statistics import mcnemar  # noqa: E402
 from openbezoar.progress import PlainProgress  # noqa: E402
 from openbezoar.recipe import Evaluate, Recipe  # noqa: E402
 from openbezoar.recipe_file import parse  # noqa: E402
@@ -158,17 +159,18 @@ def test_pairs_are_decided_by_the_sum_and_by_the_mean(place: Path, tmp_path: Pat
     assert context.counts.by_reason["one, pairs polite: chosen and rejected are identical"] == 1
 
 
-def test_neighbours_are_compared_over_the_same_items_later_less_earlier(place: Path, tmp_path: Path) -> None:
+def test_every_two_checkpoints_are_compared_over_the_same_items_later_less_earlier(place: Path, tmp_path: Path) -> None:
     step, context = made(place, tmp_path, evaluate=["one", "two", "one", "narrow"], pairs={})
     run(step, context)
     found = result(context)
     checkpoints = found["checkpoints"]
-    assert [(d["a"], d["b"]) for d in found["differences"]] == [("one", "two"), ("two", "narrow")]
+    assert [(d["a"], d["b"]) for d in found["differences"]] == [("one", "two"), ("one", "narrow"), ("two", "narrow")]
     for d in found["differences"]:
         a, b = (checkpoints[d[k]]["tasks"]["arc_easy"]["items"] for k in "ab")
         assert d["task"] == "arc_easy" and d["metric"] == "acc_norm" and d["n"] == 4
         assert d["difference"] == pytest.approx(sum(y - x for x, y in zip(a, b, strict=True)) / 4)
         assert d["low"] <= d["difference"] <= d["high"]
+        assert d["p"] == mcnemar(b, a) <= d["p_holm"] <= 1
     loss = found["loss_differences"][0]
     assert loss["difference"] == pytest.approx(checkpoints["two"]["losses"]["plain"]["value"] - checkpoints["one"]["losses"]["plain"]["value"])
 

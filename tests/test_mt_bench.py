@@ -11,10 +11,12 @@ import pytest
 from conftest import remembered
 
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError
-from openbezoar.judging.scores import answer_numbers, score_table, summary_line
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.judging.prompting import PAIR, SINGLE
+from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, summary_line
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.progress import PlainProgress
+from openbezoar.prompts import load
 from openbezoar.recipe import MtBench
 from openbezoar.recipe_file import parse
 from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
@@ -48,8 +50,9 @@ class Scripted:
         pass
 
     def choice_logprobs(self, conversations: Sequence[Talk], prefix: str, choices: Sequence[str]) -> list[list[float]]:
-        assert self.logprobs and list(choices) == [f"{n}]]" for n in range(1, 11)]
+        assert self.logprobs and list(choices) in ([f"{n}]]" for n in range(1, 11)], ["A]]", "B]]", "C]]"])
         self.prefix = prefix
+        self.calls += [(tuple(talk), Sampling(0), 0) for talk in conversations]
         return [self.logprobs(c) for c in conversations]
 
 
@@ -76,13 +79,21 @@ def grade(talk: Talk) -> str:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
     def run(
-        llms: dict[str, Scripted], questions: list[Row] = QUESTIONS, opened: list[str] | None = None, cached: bool = False, **settings: Any
+        llms: dict[str, Scripted],
+        questions: list[Row] = QUESTIONS,
+        opened: list[str] | None = None,
+        published: list[Row] | None = None,
+        cached: bool = False,
+        **settings: Any,
     ) -> tuple[dict[str, Any], StepContext]:
+        if published is not None:
+            write_jsonl(tmp_path / "published.jsonl", published)
+            settings["answers"] = "published.jsonl"
         write_jsonl(tmp_path / "questions.jsonl", questions)
         names = [n for n in llms if n != "judge"]
         tree = {
             "name": "t",
-            "models": dict.fromkeys(llms, "x"),
+            "models": {name: name for name in llms},
             "steps": {"mt": {"mt_bench": names, "questions": "questions.jsonl", "judge": "judge", **settings}},
         }
         recipe = parse(tree, "t.yaml")
@@ -188,14 +199,12 @@ def test_references_are_shown_for_math_coding_and_reasoning_and_gpt4s_go_first(b
     assert "reference" not in judged(llms, "weak on Q5 second")
 
 
-@pytest.mark.parametrize("name", stage.PROMPTS)
-def test_every_judge_prompt_asks_for_the_rating_in_double_brackets(name: str) -> None:
-    from openbezoar.prompts import load
-
+@pytest.mark.parametrize("name", [*SINGLE, *PAIR])
+def test_every_judge_prompt_asks_for_the_rating_or_verdict_in_double_brackets(name: str) -> None:
     text = load(name, {})
-    assert '"[[rating]]"' in text
-    assert "Rating: [[5]]" in text
-    assert set(re.findall(r"\{(\w+)\}", text)) == set(stage.PROMPTS[name])
+    wanted = ('"[[rating]]"', "Rating: [[5]]") if name in SINGLE else ('"[[A]]"', '"[[B]]"', '"[[C]]"', "Verdict: [[C]]")
+    assert all(w in text for w in wanted)
+    assert set(re.findall(r"\{(\w+)\}", text)) == set({**SINGLE, **PAIR}[name])
 
 
 # -------------------------------------------------------------------- ratings and scores
@@ -208,8 +217,12 @@ def test_scores_by_hand(bench: Any) -> None:
     assert (weak["n"], weak["unscored"], weak["questions"]) == (12, 0, 6)
     assert {t: g["mean"] for t, g in strong["by_turn"].items()} == {"1": 8.0, "2": 9.0}
     assert strong["by_category"]["math"] == {"mean": 8.5, "low": 8.5, "high": 8.5, "n": 1}
-    assert weak["difference"] is None
-    assert strong["difference"] == {"to": "weak", "mean": 5.0, "low": 5.0, "high": 5.0, "n": 6}
+    (difference,) = numbers["differences"]
+    # Six equal differences: 2 of 2^6 ways to sign them are as far from 0.
+    assert {**difference, "p": 0, "p_holm": 0} == {
+        "a": "weak", "b": "strong", "what": "rating", "n": 6, "difference": 5.0, "low": 5.0, "high": 5.0, "p": 0, "p_holm": 0,
+    }  # fmt: skip
+    assert difference["p"] == difference["p_holm"] == pytest.approx(2 / 64, abs=0.005)
     assert numbers["summary"] == "weak 3.50 (3.50 to 3.50), strong 8.50 (8.50 to 8.50); 0 of 24 turns unscored"
     saved = json.loads((context.out / "scores.json").read_text())
     assert saved["models"] == numbers["models"]
@@ -264,7 +277,7 @@ def test_a_judge_without_a_single_rating_gives_no_score(bench: Any) -> None:
     llms = {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", answer("strong")), "judge": Scripted("judge", lambda _: "Nice.")}
     numbers, _ = bench(llms)
     assert numbers["models"]["weak"]["score"]["mean"] is None
-    assert numbers["models"]["strong"]["difference"] == {"to": "weak", "mean": None, "low": None, "high": None, "n": 0}
+    assert numbers["differences"] == []
     assert numbers["summary"] == "weak unscored, strong unscored; 24 of 24 turns unscored"
 
 
@@ -307,6 +320,154 @@ def test_a_killed_run_goes_on_and_gives_the_same(bench: Any, tmp_path: Path) -> 
     assert bench(two_models(), cached=True, batch=2)[0] == resumed
 
 
+# ------------------------------------------------------------------------------ in pairs
+
+
+def prefers(name: str) -> Callable[[Talk], str]:
+    """A judge for whom the model called ``name`` is better wherever it stands."""
+
+    def reply(talk: Talk) -> str:
+        shown = re.findall(r"<(?:second_)?answer_a>\n(.*)\n<", talk[-1].content)
+        return f"Not [[C]]. Verdict: {'[[A]]' if name in shown[0] else '[[B]]'}"
+
+    return reply
+
+
+def test_a_model_that_is_better_in_both_orders_wins_everything(bench: Any) -> None:
+    numbers, context = bench({**two_models(), "judge": Scripted("judge", prefers("strong"))}, grading="pairwise")
+    found = numbers["pairwise"]
+    (pair,) = found["pairs"]
+    assert (pair["a"], pair["b"], pair["wins"], pair["losses"], pair["ties"], pair["unscored"]) == ("weak", "strong", 0, 12, 0, 0)
+    # Six questions without a spread: Wilson's interval, n / (n + z²) = 6 / 9.84.
+    assert found["models"]["strong"]["win_rate"] == {"value": 1.0, "low": pytest.approx(0.60966, abs=1e-4), "high": 1.0, "n": 12}
+    assert found["models"]["weak"]["by_category"]["math"]["n"] == 2
+    assert found["flips"]["value"] == 0.0
+    assert found["first"]["value"] == 0.5
+    assert pair["p"] == pair["p_holm"] == pytest.approx(2 / 64, abs=0.005)
+    assert found["self_preference"] is None
+    assert numbers["summary"] == "weak wins 0 % (0 to 39), strong wins 100 % (61 to 100); 0 of 12 comparisons unscored"
+    rows = written(context, "comparisons")
+    assert rows[0]["winner"] == "model_b"
+    assert rows[0]["verdicts"] == ["B", "A"]
+    assert not (context.out / "judgments.jsonl").exists()
+
+
+def test_a_judge_that_likes_what_stands_first_decides_nothing(bench: Any) -> None:
+    numbers, context = bench({**two_models(), "judge": Scripted("judge", lambda _: "[[A]]")}, grading="both", questions=QUESTIONS[:3])
+    found = numbers["pairwise"]
+    assert {r["winner"] for r in written(context, "comparisons")} == {"tie (inconsistent)"}
+    assert (found["pairs"][0]["ties"], found["pairs"][0]["inconsistent"]) == (6, 6)
+    assert (found["flips"]["value"], found["first"]["value"]) == (1.0, 1.0)
+    assert found["longer"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert numbers["models"]["weak"]["unscored"] == 6  # "[[A]]" is no rating
+
+
+def test_a_pair_without_a_verdict_in_one_order_is_left_out_and_counted(bench: Any) -> None:
+    def reply(talk: Talk) -> str:
+        return "I cannot say." if "<answer_a>\nstrong on Q1" in talk[-1].content else "[[C]]"
+
+    numbers, context = bench({**two_models(), "judge": Scripted("judge", reply)}, grading="pairwise")
+    assert (numbers["pairwise"]["n"], numbers["pairwise"]["unscored"]) == (11, 1)
+    assert context.counts.by_reason == {"unscored_unparsable": 1}
+    assert written(context, "comparisons")[0]["winner"] is None
+
+
+def test_references_are_shown_to_a_judge_of_pairs(bench: Any) -> None:
+    llms = {**two_models(), "judge": Scripted("judge", lambda _: "[[C]]")}
+    bench(llms, grading="pairwise")
+    texts = [talk[-1].content for talk, _, _ in llms["judge"].calls]
+    assert len(texts) == 24
+    assert all("R2 one" in t for t in texts if "Q2 first" in t)
+    assert all(("R2 two" in t) == ("Q2 second" in t) for t in texts)
+    assert not any("R4" in t for t in texts)
+
+
+def test_by_probability_the_likeliest_verdict_counts(bench: Any) -> None:
+    judge = Scripted("judge", logprobs=lambda _: [math.log(0.5), math.log(0.2), math.log(0.3)])
+    numbers, context = bench({**two_models(), "judge": judge}, grading="pairwise", mode="probability")
+    assert judge.prefix == "Verdict: [["
+    assert written(context, "comparisons")[0]["verdicts"] == ["A", "A"]
+    assert numbers["pairwise"]["flips"]["value"] == 1.0
+
+
+def test_comparisons_are_votes_that_agreement_reads(bench: Any) -> None:
+    from openbezoar.judging.agreement import read_votes
+
+    _, context = bench({**two_models(), "judge": Scripted("judge", prefers("strong"))}, grading="pairwise")
+    votes, lost = read_votes(context.out / "comparisons.jsonl")
+    assert (len(votes), lost) == (12, 0)
+    assert {(v.key[2:], v.label) for v in votes} == {(("strong", "weak"), 0)}
+
+
+def published(model: str, questions: Sequence[int] = (1, 2, 3, 4, 5, 6)) -> list[Row]:
+    return [{"question_id": q, "model_id": model, "turns": [f"{model} on Q{q} first", f"{model} on Q{q} second"]} for q in questions]
+
+
+def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
+    others = [*published("vicuna", (1, 2)), {"question_id": 3, "model_id": "old", "choices": [{"turns": ["strong on Q3", "ERROR"]}]}]
+    numbers, context = bench({"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", grade)}, published=[*others, *published("x", (99,))])
+    assert list(numbers["models"]) == ["weak", "vicuna", "old"]
+    assert (numbers["models"]["vicuna"]["n"], numbers["models"]["old"]["n"], numbers["models"]["old"]["unscored"]) == (4, 1, 1)
+    assert numbers["models"]["old"]["score"]["mean"] == 8.0
+    assert context.counts.by_reason == {
+        "published answers to other questions": 1,
+        "vicuna: questions without a published answer": 4,
+        "old: questions without a published answer": 5,
+        "unscored_answer_error": 1,
+    }
+
+
+def test_a_steps_answers_can_be_graded_again_elsewhere(bench: Any, tmp_path: Path) -> None:
+    lost = Scripted("weak", lambda talk: Completion("", "error", 0, 0) if talk[-1].content == "Q2 second" else f"weak on {talk[-1].content}")
+    first, context = bench({"weak": lost, "judge": Scripted("judge", grade)})
+    rows = written(context, "answers")
+    for file in context.out.iterdir():
+        file.unlink()
+    again, _ = bench({"judge": Scripted("judge", grade)}, published=rows)
+    assert again["models"] == first["models"]
+
+
+def test_published_answers_alone_can_be_compared_with_one_of_them(bench: Any) -> None:
+    rows = [*published("one"), *published("two"), *published("strong")]
+    llms = {"judge": Scripted("judge", prefers("strong"))}
+    numbers, _ = bench(llms, published=rows, grading="pairwise", against="strong")
+    assert [(p["a"], p["b"]) for p in numbers["pairwise"]["pairs"]] == [("one", "strong"), ("two", "strong")]
+    assert numbers["pairwise"]["models"]["one"]["win_rate"]["n"] == 12
+
+
+def test_a_judge_among_the_contestants_is_shown_with_its_own_scores(bench: Any) -> None:
+    def reply(talk: Talk) -> str:
+        text = talk[-1].content
+        if "[[rating]]" in text:
+            return grade(talk)
+        return prefers("strong")(talk) if "[[A]]" in text else answer("strong")(talk)
+
+    llms = {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", reply)}
+    numbers, _ = bench(llms, grading="both", judge="strong")
+    assert numbers["self_preference"] == {"model": "strong", "mean": 5.0, "low": 5.0, "high": 5.0, "n": 6}
+    own = numbers["pairwise"]["self_preference"]
+    assert (own["model"], own["value"], own["n"]) == ("strong", 1.0, 12)
+    assert (numbers["pairwise"]["longer"]["value"], numbers["pairwise"]["longer"]["n"]) == (1.0, 12)  # "strong" has two letters more
+
+
+def test_official_prompts_are_used_word_for_word(bench: Any, tmp_path: Path) -> None:
+    names = {"single-v1": "judge_single", "single-math-v1": "judge_single_reference"}
+    names |= {"single-v1-multi-turn": "judge_single_turn2", "single-math-v1-multi-turn": "judge_single_turn2_reference"}
+    rows = [
+        {"name": official, "system_prompt": "SYSTEM" if "multi" in official else "", "prompt_template": " ".join(f"<{p}> {{{p}}}" for p in SINGLE[own])}
+        for official, own in names.items()
+    ]
+    write_jsonl(tmp_path / "judge_prompts.jsonl", rows)
+    llms = {"weak": Scripted("weak", lambda _: "</answer> {question}"), "judge": Scripted("judge", grade)}
+    bench(llms, judge_prompts="judge_prompts.jsonl")
+    talks = [talk for talk, _, _ in llms["judge"].calls]
+    assert (Turn("user", "<question> Q1 first <answer> </answer> {question}"),) in talks
+    assert sum(talk[0] == Turn("system", "SYSTEM") for talk in talks) == 6
+    write_jsonl(tmp_path / "judge_prompts.jsonl", rows[1:])
+    with pytest.raises(DataError, match="no text 'single-v1' with 'prompt_template'"):
+        bench(llms, judge_prompts="judge_prompts.jsonl")
+
+
 # ------------------------------------------------------------------------------ figures
 
 
@@ -323,10 +484,10 @@ def test_a_question_counts_once_however_many_of_its_turns_are_rated() -> None:
 
 def test_the_difference_is_over_the_questions_that_both_models_have() -> None:
     rows = [judgment("a", 1, 1, 2.0), judgment("a", 2, 1, 9.0), judgment("b", 1, 1, 5.0), judgment("b", 3, 1, 1.0), judgment("c", 1, 1, 4.0)]
-    table = score_table(["a", "b", "c"], [], rows, seed=1)
-    assert table["b"]["difference"] == {"to": "a", "mean": 3.0, "low": 3.0, "high": 3.0, "n": 1}
-    assert table["c"]["difference"] == {"to": "b", "mean": -1.0, "low": -1.0, "high": -1.0, "n": 1}
-    assert summary_line(table).endswith("; 0 of 5 turns unscored")
+    found = rating_differences(["a", "b", "c"], rows, seed=1)
+    assert [(d["a"], d["b"], d["n"], d["difference"]) for d in found] == [("a", "b", 1, 3.0), ("a", "c", 1, 2.0), ("b", "c", 1, -1.0)]
+    assert all(d["p_holm"] == 1.0 for d in found)
+    assert summary_line(score_table(["a", "b", "c"], [], rows, seed=1)).endswith("; 0 of 5 turns unscored")
 
 
 def test_the_look_of_answers_by_hand() -> None:
@@ -335,11 +496,28 @@ def test_the_look_of_answers_by_hand() -> None:
         {"turns": ["fine", ""], "finish": ["stop", "stop"], "tokens": [2, 1]},
         {"turns": [loop, ""], "finish": ["length", "error"], "tokens": [27, 0]},
     ]
-    assert answer_numbers(rows) == {"turns": 4, "errors": 1, "empty": 1, "ended": 2 / 3, "degenerate": 1 / 3, "mean_tokens": 10.0}
+    assert answer_numbers(rows) == {"turns": 4, "errors": 1, "empty": 1, "ended": 2 / 3, "degenerate": 1 / 3, "refusals": 0.0, "mean_tokens": 10.0}
     assert answer_numbers([])["ended"] is None
+    published = answer_numbers([{"turns": ["fine", ""], "finish": [None, "error"], "tokens": [None, None]}])
+    assert published == {"turns": 2, "errors": 1, "empty": 0, "ended": None, "degenerate": 0.0, "refusals": 0.0, "mean_tokens": None}
 
 
 # ----------------------------------------------------------------------- users' mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grading": "pairwise"}, "one model alone cannot be compared"),
+        ({"grading": "pairwise", "against": "nobody", "published": published("other")}, "against: no model 'nobody' in this step"),
+        ({"published": published("weak")}, "'weak' is also a model of this step"),
+        ({"published": [{"question_id": 1, "model_id": "m"}]}, "row 1: expected 'question_id', 'model_id' and 'turns'"),
+        ({"published": published("m", (1, 1))}, "m answers it twice"),
+    ],
+)
+def test_a_step_that_cannot_be_graded_says_why(bench: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((DataError, RecipeError), match=message):
+        bench({"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", grade)}, **settings)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,57 @@ def test_parsers_never_raise_and_stay_in_range(text: str) -> None:
     assert reply is None or (reply[0] in ("accept", "reject") and 1 <= reply[1] <= 10)
 
 
+def slowly(text: str) -> list[str]:
+    """What stands in each ``[[…]]`` without brackets of its own, in order: every place is looked at."""
+    found = []
+    for start in range(len(text)):
+        end = text.find("]]", start + 2)
+        inner = text[start + 2 : end]
+        if text[start : start + 2] == "[[" and end >= 0 and "[" not in inner and "]" not in inner:
+            found.append(inner)
+    return found
+
+
+def slow_verdict(text: str) -> str | None:
+    letters = [inner.strip().upper() for inner in slowly(text)]
+    known = [letter for letter in letters if letter in ("A", "B", "C")]
+    return {"A": "A", "B": "B", "C": "tie"}[known[-1]] if known else None
+
+
+def slow_rating(text: str) -> float | None:
+    """Without labels and words: those stand in the table above."""
+    numbers = []
+    for inner in slowly(text):
+        parts = inner.strip().strip("*").strip().split("/")
+        try:
+            values = [float(part) for part in parts]
+        except ValueError:
+            continue
+        if len(values) == 1 or (len(values) == 2 and values[1] == 10):
+            numbers.append(values[0])
+        elif len(values) == 2:
+            numbers.append(float("inf"))
+    return numbers[-1] if numbers and 1 <= numbers[-1] <= 10 else None
+
+
+DENSE = st.lists(st.sampled_from(["[[", "]]", "[", "]", "A", "b", "C", " ", "\n", "*", "x", "[[A]]", "[[ c ]]"]), max_size=30).map("".join)
+NUMBERS = st.lists(st.sampled_from(["[[", "]]", "[", "]", *"0123456789./-+e* ", "10", "[[8]]"]), max_size=30).map("".join)
+
+
+@given(st.text() | BRACKETY | DENSE)
+def test_a_verdict_is_the_slow_and_obvious_one(text: str) -> None:
+    assert parse_verdict(text) == slow_verdict(text)
+
+
+@given(NUMBERS)
+def test_a_rating_is_the_slow_and_obvious_one(text: str) -> None:
+    assert parse_rating(text) == slow_rating(text)
+
+
+def test_the_tables_hold_sixty_replies_and_more() -> None:
+    assert len({reply for reply, _ in RATINGS}) + len({reply for reply, _ in VERDICTS}) >= 60
+
+
 @given(st.text() | BRACKETY, st.integers(10, 100), st.text(alphabet=st.characters(exclude_characters="[]")))
 def test_a_rating_planted_last_wins(before: str, tenths: int, after: str) -> None:
     assert parse_rating(f"{before} [[{tenths / 10}]]{after}") == tenths / 10

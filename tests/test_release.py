@@ -205,7 +205,7 @@ def test_the_model_card_has_metadata_scores_and_measured_faults(finished: Finish
     assert told["base_model"] == "org/tiny" and told["base_model_revision"] == "v1" and told["datasets"] == ["org/pairs"]
     assert told["library_name"] == "transformers" and {"openbezoar", "dpo", "qlora"} <= set(told["tags"])
     assert "| DPO | 0.500 [0.400, 0.600] |" in card and "(n=48)" in card
-    assert "Worse than the checkpoint before it, outside noise: base → DPO, passages: acc: -0.200 [-0.300, -0.100] n=48." in card
+    assert "Worse than base, outside noise: base → DPO, passages: acc: -0.200 [-0.300, -0.100] n=48." in card
     assert "2.500 → 1.250" in card and "big-teacher" in card and "echo: 2" in card
     assert str(finished.root) not in card
 

@@ -82,18 +82,18 @@ def evaluation() -> dict[str, Any]:
             "pairs": {"hh": {"accuracy": {"value": 0.25, "low": 0.1, "high": 0.5}, "n": 20}},
         }
 
-    def pair(a: str, b: str, d: float, low: float, high: float) -> dict[str, Any]:
-        return {"a": a, "b": b, "task": "passages", "metric": "acc", "n": 48, "difference": d, "low": low, "high": high}
+    def pair(a: str, b: str, d: float, low: float, high: float, p: float) -> dict[str, Any]:
+        return {"a": a, "b": b, "task": "passages", "metric": "acc", "n": 48, "difference": d, "low": low, "high": high, "p": p / 5, "p_holm": p}
 
     return {
         "checkpoints": {"base": checkpoint(0.0), "SFT": checkpoint(0.1), "DPO": checkpoint(0.11)},
-        "differences": [pair("base", "SFT", 0.1, 0.02, 0.18), pair("SFT", "DPO", 0.01, -0.05, 0.07), pair("base", "DPO", 0.11, 0.03, 0.19)],
-        "loss_differences": [{"a": "base", "b": "SFT", "set": "mine", "n": 12, "difference": -0.1, "low": -0.2, "high": -0.01}],
+        "differences": [pair("base", "SFT", 0.1, 0.02, 0.18, 0.04), pair("SFT", "DPO", 0.01, -0.05, 0.07, 1), pair("base", "DPO", 0.11, 0.03, 0.19, 0.06)],
+        "loss_differences": [{"a": "base", "b": "SFT", "set": "mine", "n": 12, "difference": -0.1, "low": -0.2, "high": -0.01, "p_holm": 0.03}],
         "pair_differences": [],
     }
 
 
-def grades(mean: float, difference: dict[str, Any] | None) -> dict[str, Any]:
+def grades(mean: float) -> dict[str, Any]:
     interval = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 8}
     return {
         "n": 15,
@@ -103,7 +103,6 @@ def grades(mean: float, difference: dict[str, Any] | None) -> dict[str, Any]:
         "by_category": {"writing": interval},
         "by_turn": {"1": interval},
         "answers": {"turns": 16, "errors": 0, "empty": 0, "ended": 0.75, "degenerate": 0.125, "mean_tokens": 80.0},
-        "difference": difference,
     }
 
 
@@ -191,9 +190,27 @@ def run(tmp_path: Path) -> RunFolder:
         for m in ("base", "DPO")
         for t in (1, 2)
     ]
-    table = {"base": grades(3.0, None), "DPO": grades(5.0, {"to": "base", "mean": 2.0, "low": 0.5, "high": 3.5, "n": 8})}
-    files = {"scores.json": {"models": table}, "answers.jsonl": answers, "judgments.jsonl": judged}
+    table = {"base": grades(3.0), "DPO": grades(5.0)}
+    rating = {"a": "base", "b": "DPO", "what": "rating", "n": 8, "difference": 2.0, "low": 0.5, "high": 3.5, "p": 0.01, "p_holm": 0.01}
+    half = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 16}
+    won = {"a": "base", "b": "DPO", "wins": 2, "ties": 4, "losses": 10, "inconsistent": 3, "unscored": 1, "win_rate": {**half, "value": 0.25}, "p_holm": 0.02}
+    wins = {m: {"win_rate": half, "by_turn": {"1": half}, "by_category": {"writing": half}} for m in table}
+    pairwise = {
+        "models": wins,
+        "pairs": [won],
+        "n": 16,
+        "unscored": 1,
+        "flips": {**half, "value": 0.19},
+        "first": half,
+        "longer": {**half, "n": 0, "value": None},
+    }
+    own = {"model": "base", "mean": 0.3, "low": 0.1, "high": 0.5, "n": 8}
+    scores = {"models": table, "differences": [rating], "self_preference": own, "pairwise": {**pairwise, "self_preference": {"model": "base", **half}}}
+    files = {"scores.json": scores, "answers.jsonl": answers, "judgments.jsonl": judged}
     step(path, "talks", "mt_bench", {"mt_bench": ["base", "DPO"], "judge": "base", "mode": "text"}, ["DPO"], files, 8, models=base)
+    agreed = {"setup": "S1", "pair": "judge-majority", "n": 40, "agreement": 0.6, "low": 0.44, "high": 0.74, "kappa": 0.31, "kappa_low": 0.1, "kappa_high": 0.5}
+    check = {"judge": "base", "mode": "text", "n": 40, "unscored": 2, "agreement": [agreed], "flips": half, "first": half, "one_order": half}
+    step(path, "check", "agreement", {"agreement": "base"}, [], {"scores.json": check}, 7, models=base)
     step(path, "report", "report", {}, ["talks"], {}, 9)
     return RunFolder(path)
 
@@ -289,7 +306,26 @@ def test_the_report_says_which_differences_are_outside_noise(run: RunFolder, tmp
     assert "base → SFT, passages: acc: +0.100 [+0.020, +0.180] n=48" in outside
     assert "base → SFT, mine: held-out loss: -0.100" in outside and "base → DPO, MT-Bench" in outside
     assert "SFT → DPO, passages: acc: +0.010" in within
-    assert "base → DPO, passages" not in markdown, "only neighbours are compared"
+    assert "base → DPO, passages: acc: +0.110 [+0.030, +0.190] n=48" in within, "its interval excludes 0, its corrected test does not"
+    assert "Of 5 paired differences between two checkpoints, 3 are outside noise (p below 0.05, corrected" in markdown
+
+
+def test_the_report_says_who_won_in_pairs_and_what_order_did_to_the_judge(run: RunFolder, tmp_path: Path) -> None:
+    markdown, html = pages(run, tmp_path)
+    assert "| base against DPO | 2 / 4 / 10 | 3 | 1 | 0.250 [0.250, 0.750] n=16 | 0.02 |" in markdown
+    assert "Of 1 pairs, 1 differ by more than noise" in markdown and "base under DPO" in markdown
+    assert "1 of 17 comparisons have no verdict" in markdown
+    assert "Verdicts that changed when the answers were swapped: 0.190 [0.250, 0.750] n=16." in markdown
+    assert "Decided for the longer answer" not in markdown, "no pair was decided by more than its length"
+    assert "gives itself a win rate of 0.500" in html
+    assert "rates its own answers 0.30 [0.10, 0.50] n=8 above the mean of the others'" in markdown
+
+
+def test_the_report_holds_the_judge_against_people(run: RunFolder, tmp_path: Path) -> None:
+    markdown, _ = pages(run, tmp_path)
+    assert "## The judge against people (check)" in markdown
+    assert "| S1 | judge-majority | 40 | 0.600 [0.440, 0.740] | 0.310 [0.100, 0.500] |" in markdown
+    assert "on 42 pairs of answers that people have compared, each in both orders; 2 without a verdict." in markdown
 
 
 def test_the_table_comes_first(run: RunFolder, tmp_path: Path) -> None:

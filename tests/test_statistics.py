@@ -1,8 +1,20 @@
-"""Intervals, against values worked out by hand."""
+"""Intervals and tests, against values worked out by hand and by simulation."""
 
+import numpy as np
 import pytest
 
-from openbezoar.judging.statistics import mean_interval, paired_difference, proportion_interval
+from openbezoar.judging.statistics import (
+    agreement_of,
+    grouped_intervals,
+    holm,
+    kappa_of,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    paired_p,
+    proportion_interval,
+    random_signs,
+)
 
 
 def test_the_interval_of_equal_values_has_no_width() -> None:
@@ -62,3 +74,121 @@ def test_no_items_or_unequal_ones_are_refused() -> None:
 )
 def test_wilsons_interval_for_a_share(k: int, n: int, low: float, high: float) -> None:
     assert proportion_interval(k, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_no_item_that_differs_is_no_evidence() -> None:
+    assert mcnemar([1, 0, 1], [1, 0, 1]) == 1.0
+    assert random_signs([0.5, 0.2], [0.5, 0.2], seed=1) == 1.0
+
+
+def test_mcnemars_exact_test_by_hand() -> None:
+    # 7 items differ, 6 one way: 2 (C(7,0) + C(7,1)) / 2^7 = 16 / 128.
+    assert mcnemar([1] * 6 + [0] + [1] * 9, [0] * 6 + [1] + [1] * 9) == 16 / 128
+    assert mcnemar([1, 0], [0, 1]) == 1.0
+
+
+def test_mcnemars_test_for_many_by_hand() -> None:
+    # 60 and 40 of 100: z = 20 / 10, two-sided p = 0.0455.
+    assert mcnemar([1] * 60 + [0] * 40, [0] * 60 + [1] * 40) == pytest.approx(0.0455, abs=1e-4)
+
+
+def test_random_signs_by_hand() -> None:
+    # Four equal differences: of 16 ways to sign them two are as far from 0.
+    assert random_signs([1.0] * 4, [0.5] * 4, seed=1) == pytest.approx(2 / 16, abs=0.01)
+    # The test that fits: McNemar's for 0 and 1.
+    assert paired_p([1, 1, 1, 1], [0, 0, 0, 0], seed=1) == 2 / 16
+    assert paired_p([1.0] * 4, [0.5] * 4, seed=1) == random_signs([1.0] * 4, [0.5] * 4, seed=1)
+
+
+def test_holms_correction_by_hand() -> None:
+    # 0.01 × 4; 0.02 × 3; 0.04 × 2 = 0.08; 0.03 × 2 = 0.06, raised to nothing smaller than before; order kept.
+    assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_kappa_by_hand() -> None:
+    # Cohen 1960: agreement 0.7, marginals 0.6/0.4 and 0.5/0.5, chance 0.5: kappa 0.4.
+    table = np.array([[[40.0, 20.0], [10.0, 30.0]]])
+    assert agreement_of(table) == pytest.approx([0.7])
+    assert kappa_of(table) == pytest.approx([0.4])
+    assert np.isnan(kappa_of(np.array([[[5.0, 0.0], [0.0, 0.0]]])))
+    assert np.isnan(agreement_of(np.zeros((1, 2, 2))))
+
+
+def test_groups_are_drawn_whole() -> None:
+    # Two questions, one always agreed on, one never: resampled agreement is 0, 1/2 or 1.
+    groups = [[[9.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [9.0, 0.0]]]
+    assert grouped_intervals(groups, [agreement_of], seed=1) == [(0.5, 0.0, 1.0)]
+    assert grouped_intervals([], [agreement_of], seed=1) == [None]
+    assert grouped_intervals([[[3.0, 0.0], [0.0, 0.0]]], [kappa_of], seed=1) == [None]
+
+
+# ------------------------------------------------------------------------------ simulation
+
+REPEATS = 1000  # a share of 0.95 is then known to ± 0.014
+
+
+@pytest.mark.parametrize("n", [10, 40, 200])
+@pytest.mark.parametrize("shape", ["normal", "ratings"])
+def test_intervals_of_means_cover_93_to_97_percent(n: int, shape: str) -> None:
+    generator = np.random.default_rng(n)
+    truth, hits = (0.0 if shape == "normal" else 5.5), 0
+    for repeat in range(REPEATS):
+        values = generator.normal(size=n) if shape == "normal" else generator.integers(1, 11, size=n).astype(float)
+        _, low, high = mean_interval(values, seed=repeat, draws=600)  # type: ignore[arg-type]
+        hits += low <= truth <= high
+    assert 0.93 <= hits / REPEATS <= 0.97
+
+
+@pytest.mark.parametrize(("n", "share"), [(50, 0.3), (200, 0.85), (684, 0.25)])
+def test_intervals_of_shares_and_their_differences_cover_93_to_97_percent(n: int, share: float) -> None:
+    generator = np.random.default_rng(n)
+    single, paired = 0, 0
+    for repeat in range(REPEATS):
+        a = generator.random(n) < share
+        b = np.where(generator.random(n) < 0.3, generator.random(n) < share, a)  # correlated, and as good
+        low, high = proportion_interval(int(a.sum()), n)
+        single += low <= share <= high
+        _, low, high = paired_difference(b.astype(float), a.astype(float), seed=repeat, draws=600)  # type: ignore[arg-type]
+        paired += low <= 0 <= high
+    assert 0.93 <= single / REPEATS <= 0.97
+    assert 0.93 <= paired / REPEATS <= 0.97
+
+
+def test_intervals_of_agreement_cover_93_to_97_percent_though_votes_on_a_question_go_together() -> None:
+    generator = np.random.default_rng(5)
+    hits = 0
+    for repeat in range(REPEATS):
+        agreed = generator.binomial(8, generator.beta(4, 2, size=64))  # 64 questions with 8 votes and a probability each; mean 2/3
+        tables = np.zeros((64, 2, 2))
+        tables[:, 0, 0], tables[:, 0, 1] = agreed, 8 - agreed
+        (found,) = grouped_intervals(tables, [agreement_of], seed=repeat, draws=600)
+        assert found is not None
+        hits += found[1] <= 2 / 3 <= found[2]
+    assert 0.93 <= hits / REPEATS <= 0.97
+
+
+def test_paired_tests_have_their_nominal_size() -> None:
+    generator = np.random.default_rng(11)
+    exact, many, signs = 0, 0, 0
+    for repeat in range(REPEATS):
+        few, lots = generator.integers(0, 2, size=(2, 30)), generator.integers(0, 2, size=(2, 400))
+        exact += mcnemar(*few.tolist()) <= 0.05
+        many += mcnemar(*lots.tolist()) <= 0.05
+        values = generator.normal(size=(2, 25))
+        signs += random_signs(*values.tolist(), seed=repeat, draws=400) <= 0.05
+    assert exact / REPEATS <= 0.05  # a discrete test is never above its size, and below it for few items
+    assert 0.035 <= many / REPEATS <= 0.065
+    assert 0.035 <= signs / REPEATS <= 0.065
+
+
+def test_holm_keeps_false_alarms_among_many_comparisons_below_5_percent() -> None:
+    generator = np.random.default_rng(3)
+    plain = corrected = 0
+    for _ in range(REPEATS):
+        ps = generator.random(12).tolist()
+        plain += min(ps) <= 0.05
+        corrected += min(holm(ps)) <= 0.05
+    assert plain / REPEATS > 0.4
+    assert corrected / REPEATS <= 0.065

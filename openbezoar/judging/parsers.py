@@ -30,6 +30,7 @@ LOWEST, HIGHEST = 1.0, 10.0
 # Possessive quantifiers (*+): a text of open brackets or blanks is scanned once, not once a start.
 _BRACKETS = re.compile(r"\[\[([^\[\]]*+)\]\]")
 _VERDICT = re.compile(r"\[\[\s*+([ABC])\s*+\]\]", re.IGNORECASE)
+_YES_NO = re.compile(r"\[\[\s*+(yes|no)\s*+\]\]", re.IGNORECASE)
 _NUMBER = r"[+\-−]?(?:\d++(?:\.\d*+)?|\.\d++)(?:e[+\-]?\d++)?"
 _RATING = re.compile(
     r"(?:(?:\w++\s++){0,3}(?:rating|score|grade)\s*+(?:is\s|[:=])?\s*+)?"
@@ -52,6 +53,12 @@ def parse_verdict(text: str) -> Verdict | None:
     """The last of ``[[A]]``, ``[[B]]`` and ``[[C]]`` (a tie); None if there is none."""
     found = _VERDICT.findall(text or "")
     return _VERDICTS[found[-1].upper()] if found else None
+
+
+def parse_yes_no(text: str) -> bool | None:
+    """The last of ``[[yes]]`` and ``[[no]]``, case and inner spaces ignored; None if there is none."""
+    found = _YES_NO.findall(text or "")
+    return found[-1].lower() == "yes" if found else None
 
 
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B", "C": "tie"}

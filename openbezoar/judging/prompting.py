@@ -1,6 +1,7 @@
 """From rows to what a judge is asked, and from token probabilities to a rating.
 
-Reads the judge's texts (``openbezoar/prompts/judge_*.txt``, or a recipe's own files).
+Reads the judge's texts (``openbezoar/prompts/judge_*.txt``, or a recipe's own files, or the
+rows of FastChat's ``judge_prompts.jsonl``). Placeholders are FastChat's in all of them.
 """
 
 from __future__ import annotations
@@ -9,17 +10,54 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from openbezoar.errors import RecipeError
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.judging.questions import Question
 from openbezoar.prompts import fill, load
-from openbezoar.records import Turn
+from openbezoar.records import Row, Turn
 
 RATING_PREFIX = "Rating: [["
 """What a judge's answer is made to begin with when it rates by probability."""
 
 RATING_CHOICES = tuple(f"{n}]]" for n in range(1, 11))
 """The answers weighed after the prefix. The brackets close each, or "1" would also be the beginning of "10"."""
+
+VERDICT_PREFIX = "Verdict: [["
+VERDICT_CHOICES = ("A]]", "B]]", "C]]")
+"""As for ratings: what a verdict by probability begins with, and what is weighed after it."""
+
+SINGLE = {
+    "judge_single": ("question", "answer"),
+    "judge_single_reference": ("question", "ref_answer_1", "answer"),
+    "judge_single_turn2": ("question_1", "answer_1", "question_2", "answer_2"),
+    "judge_single_turn2_reference": ("question_1", "ref_answer_1", "question_2", "ref_answer_2", "answer_1", "answer_2"),
+}
+_TALKS = ("question_1", "question_2", "answer_a_1", "answer_a_2", "answer_b_1", "answer_b_2")
+PAIR = {
+    "judge_pair": ("question", "answer_a", "answer_b"),
+    "judge_pair_reference": ("question", "ref_answer_1", "answer_a", "answer_b"),
+    "judge_pair_turn2": _TALKS,
+    "judge_pair_turn2_reference": (*_TALKS, "ref_answer_1", "ref_answer_2"),
+}
+"""Texts for one answer and for two, with the placeholders that each must hold."""
+
+YES_NO_CHOICES = ("yes]]", "no]]")
+CHECKS = {"judge_unsafe": ("conversation", "answer"), "judge_unsupported": ("context", "question", "answer")}
+"""Texts that ask a judge for yes or no about one answer."""
+
+OFFICIAL = {
+    "judge_single": "single-v1",
+    "judge_single_reference": "single-math-v1",
+    "judge_single_turn2": "single-v1-multi-turn",
+    "judge_single_turn2_reference": "single-math-v1-multi-turn",
+    "judge_pair": "pair-v2",
+    "judge_pair_reference": "pair-math-v1",
+    "judge_pair_turn2": "pair-v2-multi-turn",
+    "judge_pair_turn2_reference": "pair-math-v1-multi-turn",
+}
+"""Names of the same texts in FastChat's file."""
 
 UNSCORED = {"error": "judge_error", "length": "cut_off", "stop": "unparsable"}
 """Why a judge's reply gives no rating, by how the reply ended."""
@@ -68,3 +106,66 @@ def expected_rating(logprobs: Sequence[float]) -> float | None:
     top = max(p for _, p in finite)
     weights = [(rating, math.exp(p - top)) for rating, p in finite]
     return sum(rating * w for rating, w in weights) / sum(w for _, w in weights)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A judge's text. ``official``: word for word, and what it shows too; otherwise what is shown cannot close a tag of the text."""
+
+    template: str
+    system: str = ""
+    official: bool = False
+
+    def ask(self, **texts: str) -> tuple[Turn, ...]:
+        if not self.official:
+            return ask(self.template, **texts)
+        user = Turn("user", fill(self.template, **texts))
+        return (Turn("system", self.system), user) if self.system else (user,)
+
+
+def official_texts(rows: Sequence[Row], wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Text]:
+    """The wanted texts from rows of FastChat's file: ``name``, ``system_prompt``, ``prompt_template``.
+
+    Raises DataError if one is missing, or lacks one of its placeholders.
+    """
+    by_name = {row.get("name"): row for row in rows}
+    texts = {}
+    for name, placeholders in wanted.items():
+        row = by_name.get(OFFICIAL[name])
+        if row is None or not isinstance(row.get("prompt_template"), str):
+            raise DataError(f"judge_prompts: no text '{OFFICIAL[name]}' with 'prompt_template'; the rows name {', '.join(map(str, by_name)) or 'none'}")
+        missing = [p for p in placeholders if f"{{{p}}}" not in row["prompt_template"]]
+        if missing:
+            raise DataError(f"judge_prompts: '{OFFICIAL[name]}' has no {{{missing[0]}}}; expected FastChat's judge_prompts.jsonl")
+        texts[name] = Text(row["prompt_template"], str(row.get("system_prompt") or ""), official=True)
+    return texts
+
+
+def own_texts(wanted: Mapping[str, tuple[str, ...]], files: Mapping[str, Path], known: Sequence[str]) -> dict[str, Text]:
+    """The wanted texts in the project's words, or a recipe's; as ``judge_texts``."""
+    return {name: Text(text) for name, text in judge_texts(wanted, files, known).items()}
+
+
+def ask_single(texts: Mapping[str, Text], question: Question, answers: Sequence[str], turn: int) -> tuple[Turn, ...]:
+    """What the judge is asked about turn 1 or 2 of one model's answers; against a reference if the question has one for that turn."""
+    name, shown = _shown("judge_single", question, turn)
+    given = {"answer": answers[0]} if turn == 1 else {"answer_1": answers[0], "answer_2": answers[1]}
+    return texts[name].ask(**shown, **given)
+
+
+def ask_pair(texts: Mapping[str, Text], question: Question, a: Sequence[str], b: Sequence[str], turn: int) -> tuple[Turn, ...]:
+    """As ``ask_single``, about the answers of two models, a's shown first."""
+    name, shown = _shown("judge_pair", question, turn)
+    given = {"answer_a": a[0], "answer_b": b[0]}
+    if turn == 2:
+        given = {f"answer_{letter}_{n}": text for letter, answers in (("a", a), ("b", b)) for n, text in enumerate(answers, 1)}
+    return texts[name].ask(**shown, **given)
+
+
+def _shown(kind: str, question: Question, turn: int) -> tuple[str, dict[str, str]]:
+    """The name of the text for a turn, and what it shows of the question."""
+    (r1, r2), (q1, q2) = question.references, question.turns
+    if turn == 1:
+        return (f"{kind}_reference", {"question": q1, "ref_answer_1": r1}) if r1 else (kind, {"question": q1})
+    talk = {"question_1": q1, "question_2": q2}
+    return (f"{kind}_turn2_reference", {**talk, "ref_answer_1": r1 or "(none)", "ref_answer_2": r2}) if r2 else (f"{kind}_turn2", talk)

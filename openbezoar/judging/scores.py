@@ -11,23 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openbezoar.cleaning.rules import repeated_share
-from openbezoar.judging.statistics import mean_interval, paired_difference
+from openbezoar.judging.comparisons import correct, every_pair
+from openbezoar.judging.failures import loops, refuses
+from openbezoar.judging.statistics import mean_interval
 from openbezoar.records import Row
 from openbezoar.runs import step_seed
-
-DEGENERATE = 0.5  # share of repeated 4-grams above which an answer counts as a loop
 
 
 def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
     """Scores by model, in the models' order.
 
     Each has ``n`` (rated turns), ``questions`` (with a rated turn), ``unscored``,
-    ``score``, ``by_category``, ``by_turn``, ``answers`` and ``difference`` to the model
-    before it over the questions that both have a score for (None for the first model).
+    ``score``, ``by_category``, ``by_turn`` and ``answers``.
     """
     table: dict[str, dict[str, Any]] = {}
-    before: tuple[str, dict[Any, float]] | None = None
     for model in models:
         own = [j for j in judgments if j["model"] == model]
         by_question = question_scores(own)
@@ -39,10 +36,23 @@ def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequen
             "by_category": _by(own, "category", seed),
             "by_turn": _by(own, "turn", seed),
             "answers": answer_numbers([a for a in answers if a["model"] == model]),
-            "difference": _difference(by_question, before, seed) if before else None,
         }
-        before = (model, by_question)
     return table
+
+
+def rating_differences(models: Sequence[str], judgments: Sequence[Row], seed: int) -> list[Row]:
+    """Every two models' mean ratings compared over the questions that both have a rating for; as ``comparisons.every_pair``, with ``p_holm``."""
+    scores = {model: question_scores([j for j in judgments if j["model"] == model]) for model in models}
+    rows = every_pair(scores, seed, {"what": "rating"})
+    correct(rows)
+    return rows
+
+
+def self_preference(judge: str, models: Sequence[str], judgments: Sequence[Row], seed: int) -> dict[str, Any]:
+    """The judge's rating of its own answers less its mean rating of the others', over the questions that it rated both on: {model, mean, low, high, n}."""
+    own = question_scores([j for j in judgments if j["model"] == judge])
+    others = question_scores([j for j in judgments if j["model"] != judge and j["model"] in models])
+    return {"model": judge, **interval([own[q] - others[q] for q in own if q in others], step_seed(seed, "self", judge))}
 
 
 def question_scores(judgments: Sequence[Row]) -> dict[Any, float]:
@@ -67,30 +77,26 @@ def _by(judgments: Sequence[Row], field: str, seed: int) -> dict[str, dict[str, 
     }
 
 
-def _difference(scores: Mapping[Any, float], before: tuple[str, Mapping[Any, float]], seed: int) -> dict[str, Any]:
-    name, earlier = before
-    shared = [question for question in scores if question in earlier]
-    found: tuple[float | None, float | None, float | None] = (None, None, None)
-    if shared:
-        found = paired_difference([scores[q] for q in shared], [earlier[q] for q in shared], step_seed(seed, "difference"))
-    return {"to": name, **dict(zip(("mean", "low", "high"), found, strict=True)), "n": len(shared)}
-
-
 def answer_numbers(answers: Sequence[Row]) -> dict[str, Any]:
-    """How a model's answers look: counts and shares over all turns for which an answer came."""
+    """How a model's answers look: counts and shares over all turns for which an answer came.
+
+    How published answers ended, and in how many tokens, is not known: None.
+    """
     turns = [turn for row in answers for turn in zip(row["turns"], row["finish"], row["tokens"], strict=True)]
     came = [turn for turn in turns if turn[1] != "error"]
+    known = [turn for turn in came if turn[1] is not None]
 
-    def share(n: int) -> float | None:
-        return n / len(came) if came else None
+    def share(n: int, of: Sequence[Any] = came) -> float | None:
+        return n / len(of) if of else None
 
     return {
         "turns": len(turns),
         "errors": len(turns) - len(came),
         "empty": sum(not text.strip() for text, _, _ in came),
-        "ended": share(sum(finish == "stop" for _, finish, _ in came)),
-        "degenerate": share(sum(repeated_share(text) > DEGENERATE for text, _, _ in came)),
-        "mean_tokens": share(sum(tokens for _, _, tokens in came)),
+        "ended": share(sum(finish == "stop" for _, finish, _ in known), known),
+        "degenerate": share(sum(loops(text) for text, _, _ in came)),
+        "refusals": share(sum(refuses(text) for text, _, _ in came)),
+        "mean_tokens": share(sum(tokens for _, _, tokens in known), known),
     }
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from openbezoar.records import Row
 from openbezoar.reporting.document import Block, Fold, Grid, Paragraph, Section, Texts
 from openbezoar.reporting.facts import RunFacts, StepFacts
-from openbezoar.reporting.scores import Score, graded
+from openbezoar.reporting.judge_sections import pairwise_blocks
+from openbezoar.reporting.scores import SCORES, Score, checkpoints_of, graded, mapping, score_of
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, number, shorten
 
 LIMIT = 6000  # characters of an answer shown
+GRADING = {"single": "from 1 to 10", "pairwise": "in pairs", "both": "from 1 to 10 and in pairs"}
 
 
 def answer_sections(facts: RunFacts) -> list[Section]:
@@ -26,14 +28,22 @@ def answer_sections(facts: RunFacts) -> list[Section]:
 def _section(step: StepFacts) -> Section:
     judge = step.settings.get("judge", NOTHING)
     about = Paragraph(
-        f"Two-turn questions, answered by every checkpoint and graded by '{judge}' from 1 to 10 ({step.settings.get('mode', 'text')} mode). "
+        f"Two-turn questions, answered by every checkpoint and graded by '{judge}' {GRADING[step.settings.get('grading', 'single')]} ({step.settings.get('mode', 'text')} mode). "
         "A judge is worth what its agreement with people is; a small judge's ratings say little. Unscored answers are not counted as zero."
     )
     blocks: list[Block] = [about]
     if (health := health_table(step)).rows:
         blocks.append(Grid(health))
+    own = mapping(step.read_json(SCORES).get("self_preference"))
+    if (score := score_of(own, key="mean")) is not None:
+        blocks.append(
+            Paragraph(
+                f"The judge is itself a contestant ({own['model']}) and rates its own answers {score.text(2)} above the mean of the others' (n: questions)."
+            )
+        )
     if (groups := group_table(step)).rows:
         blocks.append(Fold("Ratings by turn and category", (Grid(groups),)))
+    blocks += pairwise_blocks(step)
     blocks += _side_by_side(step)
     return Section(f"Two-turn answers ({step.name})", tuple(blocks))
 
@@ -88,7 +98,7 @@ def _side_by_side(step: StepFacts) -> Iterator[Block]:
     for row in step.rows("answers.jsonl"):
         questions.setdefault(row.get("question_id"), {})[str(row.get("model"))] = row
     judgments = _judgments(step)
-    order = step.settings.get("mt_bench") or []
+    order = checkpoints_of(step)
     for key, by_model in questions.items():
         models = sorted(by_model, key=lambda m: order.index(m) if m in order else len(order))
         first = by_model[models[0]]

@@ -157,7 +157,7 @@ def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
                     said.append(f"{g.unscored} turns have no rating, because the judge's reply could not be read ({step.name}).")
     for d in differences(facts):
         if d.after == name and d.worse and d.outside_noise:
-            said.append(f"Worse than the checkpoint before it, outside noise: {d}.")
+            said.append(f"Worse than {d.before}, outside noise: {d}.")
     if not files.end:
         said.append("No end of an answer was trained: the model does not stop by itself. Stop at the texts named above, and set max_new_tokens.")
     if not said:

@@ -16,7 +16,9 @@ from openbezoar.reporting.answers_section import answer_sections
 from openbezoar.reporting.data_sections import data_section
 from openbezoar.reporting.document import Block, Chart, Grid, Page, Paragraph, Section, write_page
 from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
+from openbezoar.reporting.failures_section import failure_sections
 from openbezoar.reporting.figures import graph_picture, mermaid
+from openbezoar.reporting.judge_sections import judge_sections
 from openbezoar.reporting.licences import cached_licence
 from openbezoar.reporting.scores import differences
 from openbezoar.reporting.table import Table, noise_sentences, scores_table
@@ -44,7 +46,9 @@ def page(facts: RunFacts) -> Page:
         data_section(facts),
         training_section(facts),
         merge_section(facts),
+        *judge_sections(facts),
         *answer_sections(facts),
+        *failure_sections(facts),
         _times(facts),
         _environment(facts),
     ]

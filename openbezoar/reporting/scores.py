@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from openbezoar.reporting.facts import RunFacts, StepFacts
@@ -145,9 +144,12 @@ def checkpoints_of(step: StepFacts) -> list[str]:
 # -------------------------------------------------------------------------- differences
 
 
+ALPHA = 0.05
+
+
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two neighbours in the table: ``after`` minus ``before``, on n shared items."""
+    """A paired difference of two checkpoints: ``after`` minus ``before``, on n shared items."""
 
     before: str
     after: str
@@ -157,6 +159,7 @@ class Difference:
     high: float
     n: int | None
     kind: str = "task"  # task, loss, pairs or rating
+    p: float | None = None  # corrected for the number of comparisons of its step
 
     @property
     def worse(self) -> bool:
@@ -165,37 +168,36 @@ class Difference:
 
     @property
     def outside_noise(self) -> bool:
-        """Whether the 95 % interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        """Whether the corrected test rejects that there is none; without a test, whether the 95 % interval excludes 0."""
+        return self.p < ALPHA if self.p is not None else self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
         n = "" if self.n is None else f" n={self.n}"
-        return f"{self.before} → {self.after}, {self.what}: {estimate(self.value, self.low, self.high, sign=True)}{n}"
+        p = "" if self.p is None else f", p={self.p:.2g}"
+        return f"{self.before} → {self.after}, {self.what}: {estimate(self.value, self.low, self.high, sign=True)}{n}{p}"
 
 
 def differences(facts: RunFacts) -> list[Difference]:
-    """Paired differences between consecutive checkpoints of each evaluate and mt_bench step."""
+    """Paired differences between every two checkpoints of each evaluate and mt_bench step."""
     found = []
     for step in facts.of("evaluate", "mt_bench"):
-        neighbours = set(pairwise(checkpoints_of(step)))
-        for kind, before, after, what, entry in _paired(step):
-            value, low, high, n = (entry.get(k) for k in ("difference", "low", "high", "n"))
-            if (before, after) in neighbours and value is not None and low is not None and high is not None:
-                found.append(Difference(before, after, what, value, low, high, n, kind))
+        for kind, what, entry in _paired(step):
+            value, low, high, n, p = (entry.get(k) for k in ("difference", "low", "high", "n", "p_holm"))
+            if value is not None and low is not None and high is not None:
+                found.append(Difference(str(entry.get("a")), str(entry.get("b")), what, value, low, high, n, kind, p))
     return found
 
 
-def _paired(step: StepFacts) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
-    """(kind, before, after, what, numbers) as the two stages write them: the later less the earlier."""
+def _paired(step: StepFacts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(kind, what, numbers) as the two stages write them: the later less the earlier."""
     scores = step.read_json(SCORES)
     for key, kind, label in (("differences", "task", ""), ("loss_differences", "loss", ": held-out loss"), ("pair_differences", "pairs", ": pair accuracy")):
         for entry in scores.get(key) or []:
             metric = f": {entry['metric']}" if entry.get("metric") else ""
-            yield kind, str(entry.get("a")), str(entry.get("b")), f"{entry.get('task', entry.get('set'))}{metric}{label}", entry
-    for name, content in mapping(scores.get("models")).items():
-        entry = mapping(content.get("difference"))
-        if entry.get("to"):
-            yield "rating", str(entry["to"]), name, "MT-Bench: mean rating", {**entry, "difference": entry.get("mean")}
+            if entry.get("what") == "rating":
+                yield "rating", "MT-Bench: mean rating", entry
+            else:
+                yield kind, f"{entry.get('task', entry.get('set'))}{metric}{label}", entry
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

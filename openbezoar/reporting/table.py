@@ -16,6 +16,7 @@ from openbezoar.reporting.scores import Difference, Score, checkpoints_of, measu
 from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
 from openbezoar.runs import RunFolder
 
+LISTED = 12  # differences within noise that are listed; scores.json has all
 ORDER = {"task": 0, "loss": 1, "pairs": 2, "rating": 3, "ended": 4}
 
 
@@ -131,12 +132,14 @@ def noise_sentences(found: Sequence[Difference]) -> list[str]:
     outside = [d for d in found if d.outside_noise]
     within = [d for d in found if not d.outside_noise]
     verb = "is" if len(outside) == 1 else "are"
+    tested = all(d.p is not None for d in found)
+    how = "p below 0.05, corrected for the number of comparisons by Holm's method" if tested else "the 95 % interval excludes 0"
     said = [
-        f"Of {len(found)} paired differences between consecutive checkpoints, {len(outside)} {verb} outside noise (the 95 % interval excludes 0). "
-        "The intervals are not corrected for the number of tests."
+        f"Of {len(found)} paired differences between two checkpoints, {len(outside)} {verb} outside noise ({how}). The 95 % intervals are each by itself, not corrected."
     ]
     if outside:
         said.append(f"Outside noise: {'; '.join(map(str, outside))}.")
     if within:
-        said.append(f"Not outside noise: {'; '.join(map(str, within))}.")
+        named = "; ".join(map(str, within[:LISTED])) + (f"; and {len(within) - LISTED} more" if len(within) > LISTED else "")
+        said.append(f"Not outside noise: {named}.")
     return said

@@ -3,12 +3,13 @@
 Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``:
 
     {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}}},
-     "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high"}],
+     "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high", "p", "p_holm"}],
      "loss_differences": [{"a", "b", "set", …}], "pair_differences": [{"a", "b", "set", …}]}
 
-``differences`` has an entry for each two neighbours of the recipe's list: ``difference`` is
-b's value less a's (b stands later), over the items that both were scored on, paired. Each
-checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a
+``differences`` has an entry for every two checkpoints: ``difference`` is b's value less a's
+(b stands later in the recipe's list), over the items that both were scored on, paired, and
+``p_holm`` its p corrected for all differences of the step. What must hold (``gate``) is asked
+each time the recipe runs, by ``judging.gates``. Each checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a
 killed run goes on with the next checkpoint.
 """
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -25,14 +25,15 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.harness.run import Result, quiet, score
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
-from openbezoar.judging.statistics import mean_interval, paired_difference, proportion_interval
+from openbezoar.judging.comparisons import correct, every_pair
+from openbezoar.judging.statistics import mean_interval, proportion_interval
 from openbezoar.recipe import DataRef, Evaluate, ServerModel
 from openbezoar.records import Example, Pair, Turn
 from openbezoar.runs import step_seed, write_json
 
 
 def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
-    """Score every checkpoint and compare neighbours; the numbers are a compact table."""
+    """Score every checkpoint and compare every two; the numbers are a compact table."""
     names = list(dict.fromkeys(step.evaluate))
     for name in names:
         if isinstance(context.model_spec(name), ServerModel):
@@ -187,29 +188,18 @@ def _count(checkpoints: Mapping[str, Any], context: StepContext) -> None:
 
 
 def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result]]:
-    """Paired differences, b less a, between neighbours."""
+    """Paired differences between every two checkpoints, b less a; p values corrected for all of them."""
     kinds = (("differences", "tasks", "task"), ("loss_differences", "losses", "set"), ("pair_differences", "pairs", "set"))
-    found: dict[str, list[Result]] = {key: [] for key, _, _ in kinds}
-    for a, b in pairwise(checkpoints):
-        for key, kind, word in kinds:
-            for name, first in checkpoints[a][kind].items():
-                second = checkpoints[b][kind][name]
-                both = [(x, y) for x, y in zip(first["items"], second["items"], strict=True) if x is not None and y is not None]
-                if not both:
-                    continue
-                difference, low, high = paired_difference([y for _, y in both], [x for x, _ in both], step_seed(seed, "difference", a, b, kind, name))
-                found[key].append(
-                    {
-                        "a": a,
-                        "b": b,
-                        word: name,
-                        **({"metric": first["main"]} if kind == "tasks" else {}),
-                        "n": len(both),
-                        "difference": difference,
-                        "low": low,
-                        "high": high,
-                    }
-                )
+    found: dict[str, list[Result]] = {}
+    first = next(iter(checkpoints.values()))
+    for key, kind, word in kinds:
+        found[key] = []
+        for name, result in first[kind].items():
+            items = {c: checkpoints[c][kind][name]["items"] for c in checkpoints}
+            values = {c: {place: value for place, value in enumerate(of) if value is not None} for c, of in items.items()}
+            metric = {"metric": result["main"]} if kind == "tasks" else {}
+            found[key] += every_pair(values, step_seed(seed, kind), {word: name, **metric})
+    correct([row for rows in found.values() for row in rows])
     return found
 
 

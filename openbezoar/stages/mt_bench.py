@@ -1,118 +1,114 @@
-"""Two-turn answers to a set of questions, graded from 1 to 10 by a judge.
+"""Two-turn answers of checkpoints and of published models, graded by a judge: one at a time, in pairs, or both.
 
 Reads question rows (``question_id``, ``category``, ``turns`` (two), optional ``reference``
-or ``reference_gpt4``: a list of two answers, one text for the first turn, or null) and the
-checkpoints of other steps. Writes ``answers.jsonl`` (one row a model and question: model,
-question_id, category, turns, finish, tokens), ``judgments.jsonl`` (one row a model,
-question and turn: the judge's text, the rating or null with the reason in ``unscored``,
-the mode) and ``scores.json``.
+or ``reference_gpt4``: a list of two answers, one text for the first turn, or null), the
+checkpoints of other steps, and perhaps answers that other models gave. Writes
+``answers.jsonl`` (one row a model and question: model, question_id, category, turns,
+finish, tokens), ``scores.json``, and
 
-Protocol: single-answer grading of MT-Bench (arXiv 2306.05685). Temperatures by category,
-which categories are graded against a reference, and greedy judging are FastChat's
-(``fastchat/llm_judge``); the judge's texts are this project's own. Placeholders in them are
-those of FastChat's, so that a recipe may name a file with the original wording.
+- ``judgments.jsonl``, graded one at a time: a row a model, question and turn with the judge's
+  text, the rating or null with the reason in ``unscored``, the mode;
+- ``comparisons.jsonl``, graded in pairs: a row a pair of models, question and turn with the
+  winner over both orders (a vote that ``openbezoar agreement`` reads) and both replies.
+
+Protocol: MT-Bench's (arXiv 2306.05685), temperatures and references as in FastChat, greedy
+judging; the judge's texts are this project's own unless ``judge_prompts`` names FastChat's.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.judging.grading import compare, rate
 from openbezoar.judging.on_demand import OnDemand
-from openbezoar.judging.parsers import parse_rating
-from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, ask, expected_rating, judge_texts
-from openbezoar.judging.scores import score_table, summary_line
+from openbezoar.judging.pairwise import comparison, pair_numbers
+from openbezoar.judging.prompting import PAIR, SINGLE, Text, ask_pair, ask_single, official_texts, own_texts
+from openbezoar.judging.questions import Question, read_answers, read_questions
+from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
 from openbezoar.llm import Completion, Sampling, open_llm
-from openbezoar.recipe import MtBench
+from openbezoar.recipe import LocalModel, MtBench, ServerModel
 from openbezoar.records import Row, Turn, write_jsonl
 from openbezoar.runs import step_seed, write_json
-
-TEMPERATURES = {
-    "writing": 0.7,
-    "roleplay": 0.7,
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-    "stem": 0.1,
-    "humanities": 0.1,
-}
-OTHER_TEMPERATURE = 0.7
-REFERENCED = ("math", "reasoning", "coding")  # in MT-Bench's other categories a reference is a note, not an answer
-
-PROMPTS = {
-    "judge_single": ("question", "answer"),
-    "judge_single_reference": ("question", "ref_answer_1", "answer"),
-    "judge_single_turn2": ("question_1", "answer_1", "question_2", "answer_2"),
-    "judge_single_turn2_reference": ("question_1", "ref_answer_1", "question_2", "ref_answer_2", "answer_1", "answer_2"),
-}
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of two turns; ``references`` are answers known to be good, "" for a turn that has none."""
-
-    id: int | str
-    category: str
-    turns: tuple[str, str]
-    references: tuple[str, str]
-
-    @property
-    def temperature(self) -> float:
-        return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
 
 
 def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     """Answer, grade, score; returns the numbers for the manifest."""
     questions = read_questions(context.rows(step.questions))
-    files = {name: context.path(text) for name, text in step.prompts.items()}
-    texts = judge_texts(PROMPTS, files, tuple(PROMPTS))
+    texts = _texts(step, context)
+    own = list(dict.fromkeys(step.mt_bench))
+    published = read_answers(context.rows(step.answers), questions, context.counts) if step.answers is not None else []
+    models = [*own, *dict.fromkeys(row["model"] for row in published)]
+    _check(step, own, models)
     answers: list[Row] = []
-    models = list(dict.fromkeys(step.mt_bench))
-    for number, model in enumerate(models, 1):
+    for number, model in enumerate(own, 1):
         answers += _answer(step, context, f"answers-{number}-{model}", model, questions)
+    answers += published
     write_jsonl(context.out / "answers.jsonl", answers)
-    judgments = _judge(step, context, texts, questions, answers)
-    write_jsonl(context.out / "judgments.jsonl", judgments)
-    for row in judgments:
+    judge = judge_among(models, step.judge, context)
+    scores: dict[str, Any] = {"judge": step.judge, "mode": step.mode, "questions": len(questions)}
+    with OnDemand(lambda: open_llm(step.judge, context)) as llm:
+        if step.grading in ("single", "both"):
+            judgments = _single(step, context, llm, texts, questions, answers)
+            _write(context, "judgments", judgments)
+            scores["models"] = score_table(models, answers, judgments, context.seed)
+            scores["differences"] = rating_differences(models, judgments, context.seed)
+            scores["self_preference"] = self_preference(judge, models, judgments, context.seed) if judge else None
+            scores["summary"] = summary_line(scores["models"])
+        if step.grading in ("pairwise", "both"):
+            comparisons = _pairwise(step, context, llm, texts, questions, answers, models)
+            _write(context, "comparisons", comparisons)
+            scores["pairwise"] = pair_numbers(models, comparisons, context.seed, judge)
+            scores.setdefault("models", {m: {"answers": answer_numbers([a for a in answers if a["model"] == m])} for m in models})
+            scores.setdefault("summary", _wins_line(scores["pairwise"]))
+    summary = scores.pop("summary")
+    write_json(context.out / "scores.json", scores)
+    return {**scores, "summary": summary}
+
+
+def _check(step: MtBench, own: Sequence[str], models: Sequence[str]) -> None:
+    """Names of published models are none of the recipe's, and there is something to compare."""
+    if both := set(own) & set(models[len(own) :]):
+        raise DataError(f"answers: '{min(both)}' is also a model of this step; rename one")
+    if step.grading != "single" and len(models) < 2:
+        raise RecipeError(f"grading: {step.grading}: one model alone cannot be compared; name another, or 'answers' of others")
+    if step.against is not None and step.against not in models:
+        raise RecipeError(f"against: no model '{step.against}' in this step; it has {', '.join(models)}")
+
+
+def _texts(step: MtBench, context: StepContext) -> dict[str, Text]:
+    wanted = {**(SINGLE if step.grading != "pairwise" else {}), **(PAIR if step.grading != "single" else {})}
+    if step.judge_prompts is not None:
+        return official_texts(context.rows(step.judge_prompts), wanted)
+    return own_texts(wanted, {name: context.path(text) for name, text in step.prompts.items()}, (*SINGLE, *PAIR))
+
+
+def judge_among(models: Sequence[str], judge: str, context: StepContext) -> str | None:
+    """The contestant that is the judge itself: by name, by the same weights, or by the name that the judge's server knows it by."""
+    spec = context.model_spec(judge)
+    for model in models:
+        other = context.model_spec(model)
+        same_weights = isinstance(spec, LocalModel) and isinstance(other, LocalModel) and spec.model == other.model
+        same_service = isinstance(spec, ServerModel) and (model == spec.model or (isinstance(other, ServerModel) and other.model == spec.model))
+        if model == judge or same_weights or same_service:
+            return model
+    return None
+
+
+def _write(context: StepContext, name: str, rows: Sequence[Row]) -> None:
+    write_jsonl(context.out / f"{name}.jsonl", rows)
+    for row in rows:
         if row["unscored"] is not None:
             context.counts.add(f"unscored_{row['unscored']}")
-    table = score_table(models, answers, judgments, context.seed)
-    head = {"judge": step.judge, "mode": step.mode, "questions": len(questions)}
-    write_json(context.out / "scores.json", {**head, "models": table})
-    return {**head, "models": table, "summary": summary_line(table)}
 
 
-def read_questions(rows: Sequence[Row]) -> list[Question]:
-    """Questions from rows. Raises DataError for a row without its fields, or an id met twice."""
-    questions: list[Question] = []
-    for number, row in enumerate(rows, 1):
-        where = f"questions: row {row.get('question_id', number)}"
-        turns = row.get("turns")
-        if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise DataError(f"{where}: 'turns' is not a list of two texts; each question has two turns")
-        if not isinstance(row.get("question_id"), int | str):
-            raise DataError(f"{where}: no 'question_id'; give each question a number or a name of its own")
-        category = str(row.get("category", "other"))
-        questions.append(Question(row["question_id"], category, (turns[0], turns[1]), _references(row, category)))
-    for id_, n in Counter(q.id for q in questions).items():
-        if n > 1:
-            raise DataError(f"questions: question_id {id_} occurs {n} times; give each question its own")
-    return questions
-
-
-def _references(row: Row, category: str) -> tuple[str, str]:
-    """GPT-4's reference answers before the authors' notes, as in FastChat; empty where none is used."""
-    given = row.get("reference_gpt4") or row.get("reference") or []
-    if category in TEMPERATURES and category not in REFERENCED:
-        return "", ""
-    texts = [str(text or "") for text in ([given] if isinstance(given, str) else list(given))]
-    first, second = [*texts, "", ""][:2]
-    return first, second
+def _wins_line(numbers: dict[str, Any]) -> str:
+    rates = [(m, found["win_rate"]) for m, found in numbers["models"].items()]
+    parts = [f"{m} wins {100 * r['value']:.0f} % ({100 * r['low']:.0f} to {100 * r['high']:.0f})" if r["n"] else f"{m} unscored" for m, r in rates]
+    return f"{', '.join(parts)}; {numbers['unscored']} of {numbers['n'] + numbers['unscored']} comparisons unscored"
 
 
 # ----------------------------------------------------------------------------- answering
@@ -156,54 +152,69 @@ def _chat(llm: OnDemand, talks: Sequence[Sequence[Turn]], samplings: Sequence[Sa
 # ------------------------------------------------------------------------------- judging
 
 
-def judge_conversation(texts: dict[str, str], question: Question, answers: Sequence[str], turn: int) -> tuple[Turn, ...]:
-    """What the judge is asked about turn 1 or 2; against a reference if the question has one for that turn."""
-    (r1, r2), (q1, q2) = question.references, question.turns
-    if turn == 1 and r1:
-        return ask(texts["judge_single_reference"], question=q1, ref_answer_1=r1, answer=answers[0])
-    if turn == 1:
-        return ask(texts["judge_single"], question=q1, answer=answers[0])
-    talk = {"question_1": q1, "answer_1": answers[0], "question_2": q2, "answer_2": answers[1]}
-    if r2:
-        return ask(texts["judge_single_turn2_reference"], ref_answer_1=r1 or "(none)", ref_answer_2=r2, **talk)
-    return ask(texts["judge_single_turn2"], **talk)
-
-
-def _judge(step: MtBench, context: StepContext, texts: dict[str, str], questions: Sequence[Question], answers: Sequence[Row]) -> list[Row]:
+def _single(step: MtBench, context: StepContext, llm: OnDemand, texts: dict[str, Text], questions: Sequence[Question], answers: Sequence[Row]) -> list[Row]:
     """One judgment a model, question and turn. Answers that never came are not shown to the judge."""
     by_id = {q.id: q for q in questions}
     items = [(row, turn) for row in answers for turn in (1, 2)]
-    with OnDemand(lambda: open_llm(step.judge, context)) as llm:
 
-        def make(_: int, batch: Sequence[tuple[Row, int]]) -> list[Row]:
-            asked = [(row, turn) for row, turn in batch if row["finish"][turn - 1] != "error"]
-            talks = [judge_conversation(texts, by_id[row["question_id"]], row["turns"], turn) for row, turn in asked]
-            seeds = [step_seed(context.seed, "judge", row["model"], row["question_id"], turn) for row, turn in asked]
-            graded = iter(_grade(step, llm, talks, seeds))
-            return [
-                {
-                    "model": row["model"],
-                    "question_id": row["question_id"],
-                    "category": row["category"],
-                    "turn": turn,
-                    "mode": step.mode,
-                    **(next(graded) if row["finish"][turn - 1] != "error" else {"judgment": None, "rating": None, "unscored": "answer_error"}),
-                }
-                for row, turn in batch
-            ]
+    def make(_: int, batch: Sequence[tuple[Row, int]]) -> list[Row]:
+        asked = [(row, turn) for row, turn in batch if _came(row, turn)]
+        talks = [ask_single(texts, by_id[row["question_id"]], row["turns"], turn) for row, turn in asked]
+        seeds = [step_seed(context.seed, "judge", row["model"], row["question_id"], turn) for row, turn in asked]
+        graded = iter(rate(llm, talks, seeds, step.mode, step.judge_max_new_tokens))
+        return [
+            {
+                "model": row["model"],
+                "question_id": row["question_id"],
+                "category": row["category"],
+                "turn": turn,
+                "mode": step.mode,
+                **(next(graded) if _came(row, turn) else {"judgment": None, "rating": None, "unscored": "answer_error"}),
+            }
+            for row, turn in batch
+        ]
 
-        return context.batched("judge", items, step.batch, make, unit="turns")
+    return context.batched("judge", items, step.batch, make, unit="turns")
 
 
-def _grade(step: MtBench, llm: OnDemand, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]) -> list[Row]:
-    """Judgment, rating, and why there is no rating, one a conversation."""
-    if not talks:
-        return []
-    if step.mode == "probability":
-        ratings = [expected_rating(logprobs) for logprobs in llm().choice_logprobs(talks, RATING_PREFIX, RATING_CHOICES)]
-        return [{"judgment": None, "rating": r, "unscored": "no_probability" if r is None else None} for r in ratings]
-    rows: list[Row] = []
-    for reply in llm().chat(talks, Sampling(step.judge_max_new_tokens), seeds):
-        rating = None if reply.finish == "error" else parse_rating(reply.text)
-        rows.append({"judgment": reply.text, "rating": rating, "unscored": UNSCORED[reply.finish] if rating is None else None})
-    return rows
+NO_REPLY: Row = {"judgment": None, "verdict": None, "logprobs": None, "unscored": "answer_error"}
+
+
+def _pairwise(
+    step: MtBench,
+    context: StepContext,
+    llm: OnDemand,
+    texts: dict[str, Text],
+    questions: Sequence[Question],
+    answers: Sequence[Row],
+    models: Sequence[str],
+) -> list[Row]:
+    """One comparison a pair of models, question and turn, each in both orders."""
+    items = [(q, turn, a, b) for q, a, b in _pairs(step, questions, answers, models) for turn in (1, 2)]
+
+    def make(_: int, batch: Sequence[tuple[Question, int, Row, Row]]) -> list[Row]:
+        asked = [item for item in batch if _came(item[2], item[1]) and _came(item[3], item[1])]
+        talks = [ask_pair(texts, q, x["turns"], y["turns"], turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))]
+        seeds = [step_seed(context.seed, "pair", x["model"], y["model"], q.id, turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))]
+        replies = iter(compare(llm, talks, seeds, step.mode, step.judge_max_new_tokens))
+        rows = []
+        for q, turn, a, b in batch:
+            came = _came(a, turn) and _came(b, turn)
+            what = {"question_id": q.id, "category": q.category, "turn": turn, "model_a": a["model"], "model_b": b["model"], "judge": step.judge}
+            lengths = len(a["turns"][turn - 1]), len(b["turns"][turn - 1])
+            rows.append(comparison({**what, "mode": step.mode}, lengths, *((next(replies), next(replies)) if came else (NO_REPLY, NO_REPLY))))
+        return rows
+
+    return context.batched("compare", items, step.batch, make, unit="comparisons")
+
+
+def _pairs(step: MtBench, questions: Sequence[Question], answers: Sequence[Row], models: Sequence[str]) -> Iterator[tuple[Question, Row, Row]]:
+    """A question and the answers of two models to it, for every two models that both have one."""
+    rows = {(row["question_id"], row["model"]): row for row in answers}
+    for a, b in combinations(models, 2):
+        if step.against is None or step.against in (a, b):
+            yield from ((q, rows[q.id, a], rows[q.id, b]) for q in questions if (q.id, a) in rows and (q.id, b) in rows)
+
+
+def _came(row: Row, turn: int) -> bool:
+    return bool(row["finish"][turn - 1] != "error")

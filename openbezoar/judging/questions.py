@@ -1,0 +1,121 @@
+"""Questions of two turns, and answers to them that were published elsewhere. Reads rows, writes nothing.
+
+Temperatures by category, and which categories are graded against a reference, are
+FastChat's (``fastchat/llm_judge``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openbezoar.errors import DataError
+from openbezoar.records import Counts, Row
+
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+OTHER_TEMPERATURE = 0.7
+REFERENCED = ("math", "reasoning", "coding")  # in MT-Bench's other categories a reference is a note, not an answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of two turns; ``references`` are answers known to be good, "" for a turn that has none."""
+
+    id: int | str
+    category: str
+    turns: tuple[str, str]
+    references: tuple[str, str]
+
+    @property
+    def temperature(self) -> float:
+        return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
+
+
+def read_questions(rows: Sequence[Row]) -> list[Question]:
+    """Questions from rows. Raises DataError for a row without its fields, or an id met twice."""
+    questions: list[Question] = []
+    for number, row in enumerate(rows, 1):
+        where = f"questions: row {row.get('question_id', number)}"
+        turns = row.get("turns")
+        if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(t, str) and t.strip() for t in turns):
+            raise DataError(f"{where}: 'turns' is not a list of two texts; each question has two turns")
+        if not isinstance(row.get("question_id"), int | str):
+            raise DataError(f"{where}: no 'question_id'; give each question a number or a name of its own")
+        category = str(row.get("category", "other"))
+        questions.append(Question(row["question_id"], category, (turns[0], turns[1]), _references(row, category)))
+    for id_, n in Counter(q.id for q in questions).items():
+        if n > 1:
+            raise DataError(f"questions: question_id {id_} occurs {n} times; give each question its own")
+    return questions
+
+
+def _references(row: Row, category: str) -> tuple[str, str]:
+    """GPT-4's reference answers before the authors' notes, as in FastChat; empty where none is used."""
+    given = row.get("reference_gpt4") or row.get("reference") or []
+    if category in TEMPERATURES and category not in REFERENCED:
+        return "", ""
+    texts = [str(text or "") for text in ([given] if isinstance(given, str) else list(given))]
+    first, second = [*texts, "", ""][:2]
+    return first, second
+
+
+def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Counts) -> list[Row]:
+    """Published answers as rows of ``answers.jsonl``, by model, in the order of the questions.
+
+    A row has ``question_id``, ``model_id`` (or ``model``) and ``turns`` (two), or FastChat's
+    ``choices``, of which the first counts; a step's own ``answers.jsonl`` is read whole.
+    Otherwise how an answer ended is not known (``finish`` and ``tokens`` are null), but for
+    FastChat's "ERROR" and a missing turn, which never came.
+    Counted: answers to other questions, and questions that a model has no answer to. Raises
+    DataError for a row without its fields, or a question answered twice by a model.
+    """
+    by_id = {str(q.id): q for q in questions}
+    found: dict[str, dict[str, Row]] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"answers: row {row.get('question_id', number)}"
+        model, turns = row.get("model_id", row.get("model")), _published(row)
+        if not isinstance(model, str) or turns is None:
+            raise DataError(f"{where}: expected 'question_id', 'model_id' and 'turns', a list of two answers; it has {', '.join(map(str, row))}")
+        question = by_id.get(str(row.get("question_id")))
+        if question is None:
+            counts.add("published answers to other questions")
+            continue
+        if str(question.id) in found.setdefault(model, {}):
+            raise DataError(f"{where}: {model} answers it twice; leave one answer")
+        found[model][str(question.id)] = {
+            "model": model,
+            "question_id": question.id,
+            "category": question.category,
+            "questions": list(question.turns),
+            "turns": [text or "" for text in turns],
+            "finish": row.get("finish") or ["error" if text is None or text == FAILED else None for text in turns],
+            "tokens": row.get("tokens") or [None, None],
+        }
+    for model, answers in found.items():
+        if len(answers) < len(questions):
+            counts.add(f"{model}: questions without a published answer", len(questions) - len(answers))
+    return [answers[str(q.id)] for answers in found.values() for q in questions if str(q.id) in answers]
+
+
+FAILED = "ERROR"  # what FastChat writes for an answer that could not be generated; peers grade it
+
+
+def _published(row: Row) -> list[str | None] | None:
+    turns: Any = row.get("turns")
+    choices = row.get("choices")
+    if turns is None and isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        turns = choices[0].get("turns")
+    if not isinstance(turns, list) or not 1 <= len(turns) <= 2 or not all(isinstance(t, str) for t in turns):
+        return None
+    return [*turns, None][:2]

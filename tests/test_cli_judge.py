@@ -1,0 +1,85 @@
+"""``openbezoar judge``: answer files and human pairs, outside of a recipe, with a tiny judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from openbezoar.cli import main
+from openbezoar.records import write_jsonl
+
+QUESTIONS = [{"question_id": n, "category": "math", "turns": [f"What is {n} + 1?", "And one more?"], "reference": [str(n + 1), str(n + 2)]} for n in range(3)]
+ANSWERS = [
+    {"question_id": n, "model_id": m, "turns": [f"It is {n + shift}.", f"It is {n + shift + 1}."]} for m, shift in (("good", 1), ("bad", 7)) for n in range(3)
+]
+PAIRS = [{"instruction": f"Say {n}.", "output_1": f"{n}", "output_2": f"Not {n}!", "human_majority": 1 + n % 2} for n in range(4)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, rows in (("questions", QUESTIONS), ("answers", ANSWERS), ("pairs", PAIRS)):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["judge", *arguments])
+    out, err = capsys.readouterr()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, out, err
+
+
+def test_answer_files_are_graded_one_at_a_time_and_in_pairs(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--judge", str(tiny), "--questions", "questions.jsonl", "--answers", "answers.jsonl", "--grading", "both", "--mode", "probability")
+    code, out, _ = call(capsys, *arguments, "--json")
+    found: dict[str, Any] = json.loads(out)
+    assert code == 0
+    assert list(found["models"]) == ["good", "bad"]
+    assert found["models"]["good"]["n"] == 6
+    assert found["pairwise"]["n"] == 6
+    assert found["differences"][0]["n"] == 3
+    assert (place / "runs/judge/grades/comparisons.jsonl").is_file()
+    code, out, err = call(capsys, *arguments)  # done already
+    assert code == 0
+    assert "good against bad" in out
+    assert "mean rating" in out
+    assert "Every reply: runs/judge/grades" in err
+    assert "[1/1]" not in err
+    code, out, _ = call(capsys, *arguments, "--models", "good", "--limit", "2", "--json")
+    assert code == 2  # nothing to compare
+
+
+def test_a_judge_earns_its_number_on_human_pairs(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--judge", str(tiny), "--pairs", "pairs.jsonl", "--mode", "probability", "--limit", "3", "--out", "earned", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["n"], found["unscored"]) == (3, 0)
+    assert found["averaged"]["n"] == 3
+    assert {r["pair"] for r in found["agreement"]} == {"judge-human", "human-human", "judge-majority"}
+    code, out, _ = call(capsys, "--judge", str(tiny), "--pairs", "pairs.jsonl", "--mode", "probability", "--out", "earned")
+    assert code == 0
+    assert "judge-majority" in out
+    assert "Verdicts that changed when the answers were swapped:" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected either --pairs FILE, or --questions FILE with --answers FILE"),
+        (("--questions", "questions.jsonl"), "expected either --pairs FILE"),
+        (("--pairs", "none.jsonl"), "no file"),
+        (("--pairs", "pairs.jsonl", "--mode", "loud"), "mode"),
+    ],
+)
+def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = call(capsys, "--judge", "nowhere", *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,115 @@
+"""A result is an answer for the weights that it was made with, and for no others; gates are asked each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAST, save_tiny_model
+
+pytest.importorskip("torch")
+
+from openbezoar import graph
+from openbezoar.cli import main
+from openbezoar.recipe_file import load
+from openbezoar.runs import changed_weights, weight_marks, write_json
+
+
+class Place:
+    """A recipe that trains a step on a model folder of its own and scores both."""
+
+    def __init__(self, write_recipe: Callable[..., Path], folder: Path, model: Path) -> None:
+        self.write, self.model, self.runs = write_recipe, model, folder / "runs"
+        self.recipe = self.recipe_with()
+
+    def recipe_with(self, **scores: Any) -> Path:
+        steps = {
+            "a": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, "quantize": "none", **FAST},
+            "scores": {"evaluate": ["base", "a"], "losses": {"mine": "rows.jsonl"}, "loss_rows": 4, **scores},
+        }
+        return self.write(steps, models={"base": {"model": str(self.model), "dtype": "float32"}})
+
+    def run(self) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(self.recipe), "--runs", str(self.runs), "--quiet"])
+        return int(ended.value.code or 0)
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        return {n.name: (n.state, n.why) for n in graph.build(load(self.recipe), self.recipe, self.runs).nodes.values()}
+
+    def loss(self, checkpoint: str = "base") -> float:
+        scores = json.loads((self.runs / "t/scores/scores.json").read_text())
+        return float(scores["checkpoints"][checkpoint]["losses"]["mine"]["value"])
+
+
+@pytest.fixture
+def place(write_recipe: Callable[..., Path], tmp_path: Path, tiny: Path) -> Place:
+    shutil.copytree(tiny, tmp_path / "model")
+    made = Place(write_recipe, tmp_path, tmp_path / "model")
+    assert made.run() == 0
+    return made
+
+
+def test_the_same_folder_with_other_weights_is_scored_again(place: Place, tmp_path: Path) -> None:
+    before = place.loss()
+    other = save_tiny_model(tmp_path / "other", seed=5)
+    assert (other / "model.safetensors").stat().st_size == (place.model / "model.safetensors").stat().st_size
+    shutil.copyfile(other / "model.safetensors", place.model / "model.safetensors")
+    assert place.states()["scores"] == ("stale", "model base changed")
+    assert place.run() == 0
+    after = place.loss()
+    assert after != before
+    shutil.rmtree(place.runs)
+    assert place.run() == 0
+    assert place.loss() == after
+
+
+def test_a_steps_weights_changed_by_hand_are_made_again(place: Place) -> None:
+    adapter = next((place.runs / "t/a").rglob("*.safetensors"))
+    whole, loss = adapter.read_bytes(), place.loss("a")
+    adapter.write_bytes(whole[:-4] + b"\x00\x00\x00\x3f")
+    name = adapter.relative_to(place.runs / "t/a").as_posix()
+    assert place.states()["a"] == ("stale", f"{name} is not what the step wrote")
+    assert place.run() == 0
+    assert adapter.read_bytes() == whole
+    assert place.loss("a") == loss
+    assert {state for state, _ in place.states().values()} == {"done"}
+
+
+def test_what_used_a_step_that_was_made_again_with_other_weights_runs_again(place: Place) -> None:
+    folder = place.runs / "t/a"
+    adapter = next(folder.rglob("*.safetensors"))
+    adapter.write_bytes(adapter.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", {**manifest, "weights": weight_marks(folder)})  # as a GPU might have made them
+    assert place.states() == {"a": ("done", ""), "scores": ("stale", "the weights of a are not those it used")}
+    before = place.loss("a")
+    assert place.run() == 0
+    assert place.loss("a") != before
+
+
+def test_a_copied_run_is_done_and_its_weights_are_read_once(place: Place, tmp_path: Path) -> None:
+    for file in place.runs.rglob("*.safetensors"):
+        os.utime(file, (1, 1))
+    assert {state for state, _ in place.states().values()} == {"done"}
+    folder = place.runs / "t/a"
+    assert changed_weights(folder, {"gone.safetensors": [1, 1, "x"]}) == "gone.safetensors"
+
+
+def test_a_broken_gate_stops_the_run_each_time_until_the_gate_is_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = ("a", "base") if place.loss("a") < place.loss("base") else ("base", "a")
+    gate = {"measure": "mine", "fall": 0, "before": before, "after": after}
+    place.recipe = place.recipe_with(gate=[gate])
+    for _ in range(2):
+        assert place.run() == 2
+        err = capsys.readouterr().err
+        assert "step scores: gate on mine is broken" in err
+        assert "done in" not in err  # nothing was scored again
+    place.recipe = place.recipe_with(gate=[{**gate, "broken": "warn"}])
+    assert place.run() == 0
+    assert "gate on mine is broken" in capsys.readouterr().err
