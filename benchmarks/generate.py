@@ -130,7 +130,7 @@ def serve(job: Job) -> dict[str, Any]:
     """``transformers serve`` in a process of its own, all conversations sent at once; its memory is the server's."""
     folder = open_checkpoint(job.model).folder()
     asked = [[turn.as_dict() for turn in conversation] for conversation in conversations(job)]
-    settings = json.dumps({"min_new_tokens": job.tokens, "top_k": 0})
+    settings = json.dumps({"min_new_tokens": job.tokens, "do_sample": True, "top_k": 0})
     with serving(folder, job.dtype) as (url, process):
 
         def one(messages: list[dict[str, str]], tokens: int = job.tokens) -> int:
