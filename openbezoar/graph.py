@@ -25,6 +25,7 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError, UserError
 from openbezoar.judging import gates
 from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
+from openbezoar.policy import check_open, stated_for_data
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
     Agreement,
@@ -45,7 +46,6 @@ from openbezoar.recipe import (
     verb_of,
 )
 from openbezoar.recipe_file import one_line
-from openbezoar.reporting.policy import check_open, stated_for_data
 from openbezoar.runs import MANIFEST, RunFolder, changed_weights, digest, environment, file_digest, step_seed, weight_marks
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path

@@ -14,7 +14,7 @@ ROOT = Path(openbezoar.__file__).parent
 RANKS = [
     {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "memory", "gguf_models", "chat", "forest", "prompts"},
-    {"context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
+    {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
     {"stages"},
     {"graph"},
     {"call_estimates", "estimates", "reference", "review"},

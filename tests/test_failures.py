@@ -106,6 +106,9 @@ class Scripted:
         assert sampling.temperature == 0
         return [Completion(text, "length" if len(text) > 300 else "stop", 1, len(text)) for text in map(self.reply, talks)]
 
+    def close(self) -> None:
+        pass
+
     def choice_logprobs(self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         assert (prefix, tuple(choices)) == ("Verdict: [[", ("yes]]", "no]]"))
         return [[-1.0, -2.0] if "bad" in talk[-1].content.split("<answer>")[1] else [-2.0, -1.0] for talk in talks]

@@ -127,6 +127,16 @@ def test_an_unknown_feature_of_attention_is_refused_by_name(family: str, setting
         Scorer(model).score([(Path.of(range(3, 9), range(9, 12)),)])
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_segments_through_autograd_as_on_gpus_agree_too(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr("openbezoar.forest.attention._has_cpu_kernel", lambda device: False)
+    kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
+    monkeypatch.setattr("openbezoar.forest.attention.scaled_dot_product_attention", lambda *a, **k: calls.append(a) or kernel(*a, **k))
+    shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
+    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
+    assert calls
+
+
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention on a CPU: its plain arithmetic on the same masks and scores. torch refuses gradients there, which the arithmetic has."""

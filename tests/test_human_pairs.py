@@ -61,6 +61,9 @@ class Judge:
         assert len(set(seeds)) == len(seeds)
         return [Completion(self.reply(*self.shown(t)), "stop", 1, 1) for t in talks]
 
+    def close(self) -> None:
+        pass
+
     def choice_logprobs(self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         assert self.weigh is not None
         assert (prefix, tuple(choices)) == ("Verdict: [[", ("A]]", "B]]", "C]]"))

@@ -76,7 +76,7 @@ def attend(
 def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
     """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d], a call of torch's attention for each segment."""
     calls = _calls(layout)
-    if query.device.type == "cpu" and cap is None and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+    if cap is None and _has_cpu_kernel(query.device):
         masks = [_mask(layout, i, call, window, torch.float32, query.device) for i, call in enumerate(calls)]
         lean: Tensor = _OnCpu.apply(query, key, value, calls, masks, scaling)  # type: ignore[no-untyped-call]
         return lean
@@ -92,6 +92,11 @@ def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling
             k, v = k.expand(-1, heads, -1, -1), v.expand(-1, heads, -1, -1)
             parts.append(scaled_dot_product_attention(queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
     return torch.cat(parts, 2).view(query.shape)
+
+
+def _has_cpu_kernel(device: torch.device) -> bool:
+    """Whether ``_OnCpu`` can run there; its operators are torch's own, but not promised to stay."""
+    return device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 
 
 def _parts(calls: Sequence[_Call], query: Tensor, *keys_and_values: Tensor) -> list[tuple[Tensor, ...]]:

@@ -9,12 +9,12 @@ judge is good enough (``min_agreement``) is asked each time the recipe runs, by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.judging.grading import compare
 from openbezoar.judging.human_pairs import HumanPair, agreement_with_majority, judge_numbers, read_pairs
-from openbezoar.judging.on_demand import OnDemand
 from openbezoar.judging.pairwise import comparison
 from openbezoar.judging.prompting import PAIR, Text, ask_pair, official_texts, own_texts
 from openbezoar.llm import open_llm
@@ -43,7 +43,7 @@ def run(step: Agreement, context: StepContext) -> dict[str, Any]:
 
 
 def _compare(step: Agreement, context: StepContext, texts: dict[str, Text], pairs: Sequence[HumanPair]) -> list[Row]:
-    with OnDemand(lambda: open_llm(step.agreement, context)) as llm:
+    with closing(open_llm(step.agreement, context)) as llm:
 
         def make(_: int, batch: Sequence[HumanPair]) -> list[Row]:
             shown = [(p, order) for p in batch for order in (p.answers, p.answers[::-1])]

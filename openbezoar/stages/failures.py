@@ -14,6 +14,7 @@ message.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,6 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.judging.failures import MEASURES, failure_differences, failure_numbers, share_of
 from openbezoar.judging.grading import say_yes_or_no
-from openbezoar.judging.on_demand import OnDemand
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe import DataRef, Failures
@@ -86,11 +86,11 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
 
 
 def _answer(step: Failures, context: StepContext, model: str, asked: Sequence[Asked]) -> list[Row]:
-    with OnDemand(lambda: open_llm(model, context)) as llm:
+    with closing(open_llm(model, context)) as llm:
 
         def make(first: int, batch: Sequence[Asked]) -> list[Row]:
             seeds = [step_seed(context.seed, "answer", first + n) for n in range(len(batch))]
-            answers = llm().chat([a.turns for a in batch], Sampling(step.max_new_tokens), seeds)
+            answers = llm.chat([a.turns for a in batch], Sampling(step.max_new_tokens), seeds)
             return [
                 {"model": model, "set": a.set, "system": a.system, "id": a.id, "answer": got.text, "finish": got.finish, "tokens": got.tokens}
                 for a, got in zip(batch, answers, strict=True)
@@ -106,7 +106,7 @@ def _judge(step: Failures, context: StepContext, texts: dict[str, Text], asked: 
     if step.judge is None or not items:
         return []
     judge = step.judge
-    with OnDemand(lambda: open_llm(judge, context)) as llm:
+    with closing(open_llm(judge, context)) as llm:
 
         def make(first: int, batch: Sequence[Row]) -> list[Row]:
             talks = [_question(texts, by_place[row["set"], row["system"], row["id"]], row["answer"]) for row in batch]

@@ -15,6 +15,7 @@ reason); thresholds and wording are this project's, the paper's are not known.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from openbezoar.cleaning import funnel
@@ -25,10 +26,9 @@ from openbezoar.cleaning.rules import Candidate, Screen
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
-from openbezoar.judging.on_demand import OnDemand
 from openbezoar.judging.parsers import parse_filter_reply
 from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, ask, expected_rating, judge_texts
-from openbezoar.llm import Sampling, open_llm
+from openbezoar.llm import LLM, Sampling, open_llm
 from openbezoar.recipe import Filter
 from openbezoar.records import Row, Turn, instruction_text, write_jsonl
 from openbezoar.runs import step_seed
@@ -116,7 +116,7 @@ def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int
     files = {name: context.path(text) for name, text in step.prompts.items()}
     name = PROMPTS[step.mode]
     template = judge_texts({name: PLACEHOLDERS}, files, tuple(PROMPTS.values()))[name]
-    with OnDemand(lambda: open_llm(judge, context)) as llm:
+    with closing(open_llm(judge, context)) as llm:
 
         def make(_: int, batch: Sequence[tuple[int, str, str]]) -> list[Row]:
             conversations = [ask(template, instruction=asked, response=response) for _, asked, response in batch]
@@ -127,9 +127,9 @@ def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int
         return context.batched("judge", items, step.batch, make)
 
 
-def _by_probability(llm: OnDemand, conversations: Sequence[Sequence[Turn]], min_rating: float) -> list[Row]:
+def _by_probability(llm: LLM, conversations: Sequence[Sequence[Turn]], min_rating: float) -> list[Row]:
     verdicts: list[Row] = []
-    for logprobs in llm().choice_logprobs(conversations, RATING_PREFIX, RATING_CHOICES):
+    for logprobs in llm.choice_logprobs(conversations, RATING_PREFIX, RATING_CHOICES):
         rating = expected_rating(logprobs)
         if rating is None:
             verdicts.append({"unscored": "no_probability", "reply": ""})
@@ -138,13 +138,13 @@ def _by_probability(llm: OnDemand, conversations: Sequence[Sequence[Turn]], min_
     return verdicts
 
 
-def _by_text(step: Filter, seed: int, llm: OnDemand, conversations: Sequence[Sequence[Turn]], places: Sequence[int]) -> list[Row]:
+def _by_text(step: Filter, seed: int, llm: LLM, conversations: Sequence[Sequence[Turn]], places: Sequence[int]) -> list[Row]:
     """Ask all; ask again, with other seeds, those whose reply cannot be parsed."""
     verdicts: list[Row] = [{} for _ in conversations]
     open_ = list(range(len(conversations)))
     for attempt in range(1 + step.retries):
         sampling = Sampling(step.max_new_tokens, RETRY_TEMPERATURE if attempt else 0.0)
-        replies = llm().chat([conversations[i] for i in open_], sampling, [step_seed(seed, "judge", places[i], attempt) for i in open_])
+        replies = llm.chat([conversations[i] for i in open_], sampling, [step_seed(seed, "judge", places[i], attempt) for i in open_])
         for i, reply in zip(open_, replies, strict=True):
             parsed = None if reply.finish == "error" else parse_filter_reply(reply.text)
             if parsed is None:

@@ -18,18 +18,18 @@ judging; the judge's texts are this project's own unless ``judge_prompts`` names
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import combinations
 from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.grading import compare, rate
-from openbezoar.judging.on_demand import OnDemand
 from openbezoar.judging.pairwise import comparison, pair_numbers
 from openbezoar.judging.prompting import PAIR, SINGLE, Text, ask_pair, ask_single, official_texts, own_texts
 from openbezoar.judging.questions import Question, read_answers, read_questions
 from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
-from openbezoar.llm import Completion, Sampling, open_llm
+from openbezoar.llm import LLM, Completion, Sampling, open_llm
 from openbezoar.recipe import LocalModel, MtBench, ServerModel
 from openbezoar.records import Row, Turn, write_jsonl
 from openbezoar.runs import step_seed, write_json
@@ -50,7 +50,7 @@ def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     write_jsonl(context.out / "answers.jsonl", answers)
     judge = judge_among(models, step.judge, context)
     scores: dict[str, Any] = {"judge": step.judge, "mode": step.mode, "questions": len(questions)}
-    with OnDemand(lambda: open_llm(step.judge, context)) as llm:
+    with closing(open_llm(step.judge, context)) as llm:
         if step.grading in ("single", "both"):
             judgments = _single(step, context, llm, texts, questions, answers)
             _write(context, "judgments", judgments)
@@ -116,13 +116,13 @@ def _wins_line(numbers: dict[str, Any]) -> str:
 
 def _answer(step: MtBench, context: StepContext, label: str, model: str, questions: Sequence[Question]) -> list[Row]:
     """A model's answers, in the order of the questions."""
-    with OnDemand(lambda: open_llm(model, context)) as llm:
+    with closing(open_llm(model, context)) as llm:
         return context.batched(
             label, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
         )
 
 
-def _two_turns(llm: OnDemand, model: str, questions: Sequence[Question], most: int, seed: int) -> list[Row]:
+def _two_turns(llm: LLM, model: str, questions: Sequence[Question], most: int, seed: int) -> list[Row]:
     """Both turns of some questions, ``most`` tokens each. A first turn that failed has no second one."""
     drawn = [Sampling(most, q.temperature) for q in questions]
     first = _chat(llm, [(Turn("user", q.turns[0]),) for q in questions], drawn, [step_seed(seed, q.id, 1) for q in questions])
@@ -145,14 +145,14 @@ def _two_turns(llm: OnDemand, model: str, questions: Sequence[Question], most: i
     ]
 
 
-def _chat(llm: OnDemand, talks: Sequence[Sequence[Turn]], samplings: Sequence[Sampling], seeds: Sequence[int]) -> list[Completion]:
-    return llm().chat(talks, samplings, seeds) if talks else []
+def _chat(llm: LLM, talks: Sequence[Sequence[Turn]], samplings: Sequence[Sampling], seeds: Sequence[int]) -> list[Completion]:
+    return llm.chat(talks, samplings, seeds) if talks else []
 
 
 # ------------------------------------------------------------------------------- judging
 
 
-def _single(step: MtBench, context: StepContext, llm: OnDemand, texts: dict[str, Text], questions: Sequence[Question], answers: Sequence[Row]) -> list[Row]:
+def _single(step: MtBench, context: StepContext, llm: LLM, texts: dict[str, Text], questions: Sequence[Question], answers: Sequence[Row]) -> list[Row]:
     """One judgment a model, question and turn. Answers that never came are not shown to the judge."""
     by_id = {q.id: q for q in questions}
     items = [(row, turn) for row in answers for turn in (1, 2)]
@@ -183,7 +183,7 @@ NO_REPLY: Row = {"judgment": None, "verdict": None, "logprobs": None, "unscored"
 def _pairwise(
     step: MtBench,
     context: StepContext,
-    llm: OnDemand,
+    llm: LLM,
     texts: dict[str, Text],
     questions: Sequence[Question],
     answers: Sequence[Row],

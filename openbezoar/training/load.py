@@ -2,6 +2,7 @@
 
 A checkpoint's older adapters are merged into the base in fp32 and cast; only its last one
 stays an adapter. The base is then held as it was when that adapter was trained (NF4 or not).
+A loaded model is about to be run, so the process's heap is told to keep what passes free (``heap``).
 """
 
 from __future__ import annotations
