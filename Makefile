@@ -43,7 +43,6 @@ test-distributed: $(TOOLS)
 	$(BIN)/python -m pytest -m distributed tests/test_distributed.py
 
 test-serve: $(TOOLS)
-	$(BIN)/python -m pip install $(PIP) --editable '.[all,dev,serve]'
 	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py
 
 check: $(TOOLS)
