@@ -95,7 +95,7 @@ def present(data: Path) -> list[str]:
 
 
 def ours(job: Job) -> dict[str, Any]:
-    """ForestLM with its usual settings, its self-check included."""
+    """ForestLM with its usual settings."""
     from openbezoar.harness.forest_lm import ForestLM
 
     model, tokenizer = load_for_inference(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
@@ -123,19 +123,31 @@ def hflm(job: Job) -> dict[str, Any]:
 
 
 def evaluated(job: Job, lm_for: Any) -> dict[str, Any]:
-    """Seconds and answers of every task."""
+    """Seconds and answers of every task; loading and the first use of each model object are not counted."""
     from lm_eval.evaluator import evaluate
 
     benchmarks = open_tasks(job)
     loaded = common.resident_peak()
     tasks: dict[str, Any] = {}
+    with common.Stopwatch() as warm_up:
+        for lm in {id(lm): lm for lm in (lm_for(benchmark.name) for benchmark in benchmarks)}.values():
+            first_use(lm)
     for benchmark in benchmarks:
         lm = lm_for(benchmark.name)
         with quiet(), common.Stopwatch() as watch:
             found = evaluate(lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True)
         tasks[benchmark.name] = {"seconds": watch.seconds, "answers": answers(found["samples"])}
     seconds = sum(task["seconds"] for task in tasks.values())
-    return {"seconds": seconds, "peak_memory": common.peak_memory(), "loaded_memory": loaded, "tasks": tasks}
+    return {"seconds": seconds, "peak_memory": common.peak_memory(), "loaded_memory": loaded, "warm_up_seconds": warm_up.seconds, "tasks": tasks}
+
+
+def first_use(lm: Any) -> None:
+    """One short question to either side: what a process does once (our self-check, the kernels' set-up) belongs to loading, not to a task."""
+    from lm_eval.api.instance import Instance
+
+    asked = Instance(request_type="loglikelihood", doc={}, arguments=("What is the capital of France?", " The capital of France is Paris."), idx=0)
+    with quiet():
+        lm.loglikelihood([asked])
 
 
 def answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
