@@ -25,6 +25,7 @@ from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora
 from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
+from openbezoar.training.packing import pack
 from openbezoar.training.shards import Weight, skeleton, weights_of
 
 # bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
@@ -151,6 +152,7 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
         model = wrap(model, last[0], trainable=False)
     model.eval()
     model.requires_grad_(False)
+    pack(model)
     keep_freed_blocks()
     return model, tokenizer
 
