@@ -66,6 +66,7 @@ bench: $(READY)
 	$(BENCH).sft $(COMPARE) --data $(DATA)/dolly.jsonl.gz --n 64 --json docs/benchmarks/sft.json
 	$(BENCH).dpo $(COMPARE) --data $(DATA)/hh_rlhf_train.jsonl.gz --n 48 --json docs/benchmarks/dpo.json
 	$(BENCH).score $(COMPARE) --data $(DATA)/lm_eval --n 24 --json docs/benchmarks/score.json
+	$(BENCH).generate --model $(MODEL) --rounds $(ROUNDS) --data $(DATA)/dolly.jsonl.gz --json docs/benchmarks/generate.json
 	$(BENCH).page
 
 # Differences are printed as they are found; without DATA the pairs are the demo's and no question is asked.

@@ -37,11 +37,12 @@ EXAMPLES = 3
 LONGEST = 160  # characters of an instruction that serves as an example
 TEMPERATURE, TOP_P = 0.8, 0.95
 CHECK_PROMPTS, CHECK_TOKENS = 6, 24
+PARTS = 4  # batches that the prompts are cut into, to see which answers another batch size changes
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker is to do. what: 'time' or 'check', which is greedy and answers with token ids."""
+    """What one worker is to do. what: 'time'; 'check', which is greedy and answers with token ids; or 'batches', which asks ours at two batch sizes."""
 
     what: str
     side: str
@@ -82,6 +83,21 @@ def ours(job: Job) -> dict[str, Any]:
     with common.Stopwatch() as watch:
         rows = llm.sample(ids, sampling, list(range(len(ids))))
     return measured(watch.seconds, [len(row.ids) for row in rows], ids, [row.ids for row in rows] if greedy else None)
+
+
+def batches(job: Job) -> dict[str, Any]:
+    """How many answers of ours differ between one batch of all prompts and ``PARTS`` smaller ones, sampled and greedy, seeds unchanged."""
+    from openbezoar.llm.local import Local
+
+    llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
+    ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
+    size = -(-len(ids) // PARTS)
+    found: dict[str, Any] = {"sizes": [len(ids), size], "rows": len(ids), "tokens": job.tokens, "dtype": job.dtype}
+    for name, sampling in (("sampled", Sampling(job.tokens, TEMPERATURE, TOP_P)), ("greedy", Sampling(job.tokens, 0.0, 1.0))):
+        whole = llm.sample(ids, sampling, list(range(len(ids))))
+        cut = [row for at in range(0, len(ids), size) for row in llm.sample(ids[at : at + size], sampling, list(range(len(ids)))[at : at + size])]
+        found[name] = sum(a.ids != b.ids for a, b in zip(whole, cut, strict=True))
+    return found
 
 
 def generate(job: Job) -> dict[str, Any]:
@@ -189,6 +205,8 @@ def measured(seconds: float, tokens: Sequence[int], ids: Sequence[Sequence[int]]
 def work(spec: dict[str, Any]) -> dict[str, Any]:
     """One worker's job."""
     job = Job(**spec)
+    if job.what == "batches":
+        return batches(job)
     return {"ours": ours, "batch": generate, "single": generate, "serve": serve}[job.side](job)
 
 
@@ -207,6 +225,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check = replace(base, what="check", n=min(CHECK_PROMPTS, options.n), tokens=CHECK_TOKENS, dtype="float32")
     common.say("generate: checking that greedy answers are the same in fp32")
     ours_ids, their_ids = (call(replace(check, side=side))["made"] for side in ("ours", "single"))
+    common.say(f"generate: looking which answers change in batches of a {PARTS}th")
+    changed = call(replace(base, what="batches"))
     sides = [side for side in SIDES if side != "serve" or all(find_spec(name) for name in ("fastapi", "uvicorn"))]
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number, side in common.alternate(sides, options.rounds):
@@ -224,6 +244,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **{f"ratio_{side}": seconds[side] / seconds["ours"] for side in sides if side != "ours"},
         "memory_ratio": rounds["ours"][0]["peak_memory"] / rounds["batch"][0]["peak_memory"],
         "same": ours_ids == their_ids,
+        "changed_by_batch_size": changed,
         "tokens_per_second": rates,
         "not_measured": [side for side in SIDES if side not in sides],
         "prompt_tokens": rounds["ours"][0]["prompt_tokens"],

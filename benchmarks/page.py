@@ -152,6 +152,16 @@ def _generate(result: Result) -> str:
         f"temperature {result['temperature']}, top-p {result['top_p']}, bf16, model `{result['model']}`.\n\n"
         f"{_table(['tool', 'new tokens/s', 'our speed over it', 'peak GiB'], lines)}\n\n"
         f"Greedy answers in fp32 equal `generate`'s token for token: {same}.\n"
+        f"{_batch_sizes(result['changed_by_batch_size'])}"
+    )
+
+
+def _batch_sizes(found: Result) -> str:
+    whole, part = found["sizes"]
+    return (
+        f"In {found['dtype']}, of {found['rows']} answers of at most {found['tokens']} tokens, batches of {part} instead of {whole} change "
+        f"{found['sampled']} sampled ones and {found['greedy']} greedy ones; in fp32 a test holds that none changes. "
+        "A recipe's batches are fixed by row number, so a rerun gives the same rows either way.\n"
     )
 
 

@@ -140,6 +140,8 @@ def test_generation_s_sides_get_the_same_prompts_and_give_the_same_greedy_tokens
     ours, *theirs = (generate.work(vars(job) | {"side": side}) for side in ("ours", "single", "batch"))
     assert [len(ids) for ids in ours["made"]] == [12] * 3
     assert all(their["made"] == ours["made"] and their["prompt_tokens"] == ours["prompt_tokens"] for their in theirs)
+    changed = generate.work(vars(job) | {"what": "batches", "n": 5})
+    assert (changed["sizes"], changed["rows"], changed["sampled"], changed["greedy"]) == ([5, 2], 5, 0, 0)
 
 
 def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: Path) -> None:
