@@ -394,8 +394,22 @@ class Evaluate(Strict):
     losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
     pairs: dict[str, DataRef] = Field(default={}, description="Share of these pairs in which the chosen answer is the likelier one.")
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
+    reference: str | None = Field(
+        None,
+        description="A checkpoint of the list, such as the one that DPO began with: on each pair set the others get implicit rewards and a KL divergence from it.",
+    )
+    kl_rows: int = Field(16, ge=0, description="Prompts of each pair set that a checkpoint answers for its KL divergence from the reference.")
+    kl_tokens: int = Field(64, ge=1, description="Most new tokens of such an answer.")
     gate: list[Gate] = Field(default=[], description="What must hold before the run goes on.")
     tokens: int = Field(2048, ge=64)
+
+    @model_validator(mode="after")
+    def _reference_is_scored(self) -> Evaluate:
+        if self.reference is not None and self.reference not in self.evaluate:
+            raise ValueError(f"reference: '{self.reference}' is not in the list that is evaluated; add it there")
+        if self.reference is not None and not self.pairs:
+            raise ValueError("reference: there is no pair set to see the checkpoints on; add 'pairs'")
+        return self
 
 
 class MtBench(Strict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,10 @@ class Sampled:
 class Local:
     """A checkpoint that answers."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, loaded: tuple[Any, Any] | None = None) -> None:
+        """loaded: the checkpoint's (model, tokenizer), where a caller has them already."""
         self.name = checkpoint.name
-        self.model, self.tokenizer = load_for_inference(checkpoint)
+        self.model, self.tokenizer = loaded or load_for_inference(checkpoint)
         self.formatter = Formatter(self.tokenizer, checkpoint.prompt)
         self.scorer = Scorer(self.model)
         self.device = self.scorer.device

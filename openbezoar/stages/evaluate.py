@@ -2,14 +2,15 @@
 
 Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``:
 
-    {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}}},
+    {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}, "rewards": {set: …}, "kl": {set: …}}},
      "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high", "p", "p_holm"}],
      "loss_differences": [{"a", "b", "set", …}], "pair_differences": [{"a", "b", "set", …}]}
 
 ``differences`` has an entry for every two checkpoints: ``difference`` is b's value less a's
 (b stands later in the recipe's list), over the items that both were scored on, paired, and
 ``p_holm`` its p corrected for all differences of the step. What must hold (``gate``) is asked
-each time the recipe runs, by ``judging.gates``. Each checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a
+each time the recipe runs, by ``judging.gates``. ``rewards`` and ``kl`` are there with ``reference``:
+implicit rewards on the pairs and the divergence from that checkpoint (``judging.rewards``). Each checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a
 killed run goes on with the next checkpoint.
 """
 
@@ -26,7 +27,8 @@ from openbezoar.errors import DataError, RecipeError
 from openbezoar.harness.run import Result, quiet, score
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.comparisons import correct, every_pair
-from openbezoar.judging.statistics import mean_interval, proportion_interval
+from openbezoar.judging.rewards import by_subset, divergence, implicit_rewards, interval, share
+from openbezoar.judging.statistics import mean_interval
 from openbezoar.recipe import DataRef, Evaluate, ServerModel
 from openbezoar.records import Example, Pair, Turn
 from openbezoar.runs import step_seed, write_json
@@ -47,7 +49,9 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
             write_json(kept, _checkpoint(name, step, context, benchmarks, examples, pairs))
         checkpoints[name] = json.loads(kept.read_text(encoding="utf-8"))
     _count(checkpoints, context)
-    scores = {"checkpoints": checkpoints, **_compare(checkpoints, context.seed)}
+    if step.reference is not None:
+        _against_reference(step.reference, step, context, checkpoints, pairs)
+    scores = {"checkpoints": checkpoints, "reference": step.reference, **_compare(checkpoints, context.seed)}
     write_json(context.out / "scores.json", scores)
     return _numbers(scores)
 
@@ -75,6 +79,7 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """Everything about one checkpoint; its memory is free again afterwards."""
     from openbezoar.forest import Scorer
+    from openbezoar.llm.local import Local
     from openbezoar.training.load import free, load_for_inference
 
     checkpoint = context.checkpoint(name)
@@ -87,6 +92,8 @@ def _checkpoint(
             answers = Answers(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), Scorer(model, step.tokens), _window(model, tokenizer), context)
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
+        if step.reference not in (None, name) and step.kl_rows:
+            results["samples"] = {key: sampled(answers, Local(checkpoint, (model, tokenizer)), rows, step, key) for key, rows in pairs.items() if answers}
     finally:
         del model
         answers = None
@@ -165,12 +172,67 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
         )
     sums = [item for item in by_sum if item is not None]
     unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
-    return {"accuracy": _share(sums), "n": len(sums), "normalised": _share(by_mean), "identical": sum(same), "unscored": unscored, "items": by_sum}
+    subsets, seed = [row.subset for row in rows], step_seed(answers.context.seed, "pairs", label)
+    return {
+        "accuracy": interval(sums, seed),
+        "n": len(sums),
+        "normalised": interval(by_mean, seed),
+        "identical": sum(same),
+        "unscored": unscored,
+        "subsets": by_subset(by_sum, subsets, seed, share),
+        "items": by_sum,
+        "sums": [None if pair is None else [total for total, _ in pair] for pair in used],
+    }
 
 
-def _share(hits: Sequence[int]) -> Result:
-    low, high = proportion_interval(sum(hits), len(hits))
-    return {"value": sum(hits) / len(hits), "low": low, "high": high}
+def sampled(answers: Answers, local: Any, rows: Sequence[Pair], step: Evaluate, label: str) -> list[Result]:
+    """The checkpoint's own answers to the first prompts of a pair set, drawn at temperature 1: [{ids, start, logprob, tokens}], answers from ``start``."""
+    from openbezoar.llm import Sampling
+
+    prompts = [list(answers.formatter.prompt_ids(row.prompt)) for row in rows]
+    prompts = [ids for ids in prompts if len(ids) + step.kl_tokens <= answers.window][: step.kl_rows]
+    seeds = [step_seed(answers.context.seed, "kl", label, i) for i in range(len(prompts))]
+    drawn = local.sample(prompts, Sampling(step.kl_tokens, temperature=1.0, top_p=1.0), seeds)
+    made = [{"ids": [*prompt, *row.ids], "start": len(prompt), "tokens": len(row.ids)} for prompt, row in zip(prompts, drawn, strict=True)]
+    return [{**one, "logprob": total} for one, total in zip(made, logprobs_of_ids(answers.scorer, made), strict=True)]
+
+
+def logprobs_of_ids(scorer: Any, samples: Sequence[Result]) -> list[float]:
+    """Summed log-probability of each sample's answer."""
+    from openbezoar.forest import Path as TokenPath
+
+    trees = [(TokenPath.of(s["ids"][: s["start"]], s["ids"][s["start"] :]),) for s in samples]
+    return [float(path.double().sum()) for (path,) in scorer.logprobs(trees)]
+
+
+def _against_reference(reference: str, step: Evaluate, context: StepContext, checkpoints: dict[str, Any], pairs: Mapping[str, Sequence[Pair]]) -> None:
+    """Give every other checkpoint its implicit rewards and its divergence from the reference, which is loaded once more for their answers."""
+    from openbezoar.forest import Scorer
+    from openbezoar.training.load import free, load_for_inference
+
+    own = checkpoints[reference]
+    others = {name: found for name, found in checkpoints.items() if name != reference}
+    for name, found in others.items():
+        found["rewards"] = {}
+        for key, rows in pairs.items():
+            sums = (found["pairs"][key]["sums"], own["pairs"][key]["sums"])
+            found["rewards"][key] = implicit_rewards(*sums, [row.subset for row in rows], step_seed(context.seed, "rewards", name, key))
+    samples = {(name, key): made for name, found in others.items() for key, made in found.pop("samples", {}).items() if made}
+    if not samples:
+        return
+    model, _ = load_for_inference(context.checkpoint(reference))
+    scorer = Scorer(model, step.tokens)
+    try:
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        for (name, key), made in samples.items():
+            if max(i for s in made for i in s["ids"]) >= vocabulary:
+                context.counts.add(f"{name}, {key}: no KL divergence, its vocabulary is not the reference's", len(made))
+                continue
+            found = divergence(made, logprobs_of_ids(scorer, made), step_seed(context.seed, "kl", name, key))
+            checkpoints[name].setdefault("kl", {})[key] = found
+    finally:
+        del model, scorer
+        free()
 
 
 def _count(checkpoints: Mapping[str, Any], context: StepContext) -> None:

@@ -1,0 +1,83 @@
+"""Implicit rewards and the divergence from a reference: hand-worked numbers, and the evaluate stage against plain passes."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openbezoar.errors import RecipeError
+from openbezoar.judging.rewards import by_subset, divergence, implicit_rewards, share
+
+
+def test_an_implicit_reward_is_the_gain_over_the_reference_not_the_likelihood() -> None:
+    policy = [[-10.0, -5.0], [-8.0, -9.0], None, [-4.0, -4.0]]
+    reference = [[-12.0, -5.0], [-6.0, -9.0], [-1.0, -2.0], [-4.0, -4.0]]
+    found = implicit_rewards(policy, reference, ["a", "b", "a", "b"], 0)
+    assert found["items"] == [2.0, -2.0, None, 0.0]
+    assert found["n"] == 3
+    assert found["accuracy"]["value"] == pytest.approx(1 / 3), "an equal reward counts as wrong"
+    assert found["margin"]["value"] == 0.0
+    assert found["subsets"]["a"]["n"] == 1 and found["subsets"]["a"]["accuracy"]["value"] == 1.0
+    assert found["subsets"]["b"]["n"] == 2 and found["subsets"]["b"]["margin"]["value"] == -1.0
+
+
+def test_a_subset_without_a_scored_pair_has_no_number() -> None:
+    found = by_subset([1, None], ["seen", "unseen"], 0, share)
+    assert found["seen"]["accuracy"]["value"] == 1.0 and found["unseen"] == {"n": 0, "accuracy": None}
+    assert by_subset([1, 0], ["", ""], 0, share) == {}
+
+
+def test_the_divergence_of_two_known_distributions_lies_in_its_interval() -> None:
+    p, q, rng = [0.7, 0.3], [0.4, 0.6], random.Random(0)
+    exact = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    drawn = rng.choices([0, 1], p, k=2000)
+    found = divergence([{"logprob": math.log(p[x]), "tokens": 1} for x in drawn], [math.log(q[x]) for x in drawn], 1)
+    assert found["low"] < exact < found["high"] and found["value"] == pytest.approx(exact, abs=0.05)
+    assert found["tokens"] == 2000 and found["per_token"] == pytest.approx(found["value"])
+
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lm_eval")
+
+from openbezoar.stages.evaluate import run  # noqa: E402
+from tests.test_evaluate import by_hand, made, place, result  # noqa: E402, F401  the fixture
+
+
+def test_the_stage_gives_rewards_and_divergence_of_all_but_the_reference(place: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = [{"id": str(i), "prompt": f"Say {w}.", "chosen": f"{w}!", "rejected": "No.", "subset": s} for i, (w, s) in enumerate([("snow", "x"), ("rain", "y")])]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, Any] = {"tasks": [], "losses": {}, "pairs": {"words": str(tmp_path / "pairs.jsonl")}}
+    step, context = made(place, tmp_path, **settings, reference="one", kl_rows=2, kl_tokens=6)
+    run(step, context)
+    scored = result(context)
+    assert scored["reference"] == "one" and "rewards" not in scored["checkpoints"]["one"]
+    found = scored["checkpoints"]["two"]
+    margins = []
+    for row in rows:
+        gain = [sum(by_hand(place / "two", row["prompt"], row[k])) - sum(by_hand(place / "one", row["prompt"], row[k])) for k in ("chosen", "rejected")]
+        margins.append(gain[0] - gain[1])
+    rewards = found["rewards"]["words"]
+    assert rewards["items"] == pytest.approx(margins, abs=1e-3)
+    assert set(rewards["subsets"]) == {"x", "y"} and set(found["pairs"]["words"]["subsets"]) == {"x", "y"}
+    assert found["kl"]["words"]["n"] == 2 and 2 <= found["kl"]["words"]["tokens"] <= 12
+    assert "samples" not in found, "the drawn ids are of no use in the scores"
+
+
+def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) -> None:  # noqa: F811
+    step, context = made(place, tmp_path, evaluate=["one", "same"], tasks=[], losses={}, reference="one", kl_tokens=8)
+    context.recipe.models["same"] = context.recipe.models["one"]
+    run(step, context)
+    found = result(context)["checkpoints"]["same"]
+    assert found["kl"]["polite"]["value"] == pytest.approx(0.0, abs=1e-4)
+    assert found["rewards"]["polite"]["margin"]["value"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"reference": "far"}, "not in the list"), ({"reference": "one", "pairs": {}}, "add 'pairs'")])
+def test_a_reference_that_cannot_serve_is_refused(place: Path, tmp_path: Path, settings: dict[str, Any], words: str) -> None:  # noqa: F811
+    with pytest.raises(RecipeError, match=words):
+        made(place, tmp_path, **settings)
