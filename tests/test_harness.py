@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
-from openbezoar.errors import DataError, RecipeError  # noqa: E402
+from openbezoar.errors import DataError, RecipeError, UserError  # noqa: E402
 from openbezoar.forest import Path as TokenPath  # noqa: E402
 from openbezoar.forest import Scorer  # noqa: E402
 from openbezoar.harness.run import FEWSHOT_SEED, quiet, score  # noqa: E402
@@ -421,17 +422,53 @@ def test_a_name_given_twice_is_an_error(data: Path) -> None:
         ("winogrande", {"sentence": "No blank.", "choices": ["a", "b"], "gold": 0}, "sentence"),
         ("lambada_openai", {"context": "a", "continuation": "two words"}, "continuation"),
         ("gsm8k", {"question": "2?", "answer": "2"}, "answer"),
+        ("ifeval", {"prompt": "Say yes.", "kwargs": [{}]}, "instruction_id_list"),
+        ("ifeval", {"prompt": "Say yes.", "instruction_id_list": ["a:b", "c:d"], "kwargs": [{}]}, "kwargs"),
         ("truthfulqa_mc1", {"question": "q"}, "mc1"),
         ("truthfulqa_mc2", {"question": "q", "mc2": {"choices": ["a"], "labels": [0]}}, "labels"),
         ("mmlu", {"question": "q", "choices": list("abcd"), "gold": 0}, "subject"),
         ("piqa", {"question": "q", "choices": ["a", "b"], "gold": 0, "split": "test"}, "split"),
     ],
 )
-def test_a_row_without_its_fields_is_named(task: str, row: dict[str, Any], field: str, tmp_path: Path) -> None:
+def test_a_row_without_its_fields_is_named(task: str, row: dict[str, Any], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOCAL, "ifeval", dataclasses.replace(LOCAL["ifeval"], needs=lambda: None))
     file = tmp_path / f"{LOCAL[task].file or task}.jsonl"
     file.write_text(json.dumps({"id": "row-7", **row}))
     with pytest.raises(DataError, match=rf"{file}: row row-7.*field '{field}'"):
         opened(task, data=tmp_path)
+
+
+IFEVAL = {"id": "i1", "key": 7, "prompt": "Say yes, without commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+
+
+@pytest.mark.parametrize("lost", ["langdetect", "punkt_tab"])
+def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nltk = pytest.importorskip("nltk")
+
+    def find(name: str) -> None:
+        raise LookupError(name)
+
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps(IFEVAL))
+    monkeypatch.setattr("openbezoar.harness.tasks.find_spec", lambda name: None if name == lost else name)
+    monkeypatch.setattr(nltk.data, "find", find)
+    with pytest.raises(UserError, match=rf"{lost}.*install|{lost}.*nltk.downloader"):
+        opened("ifeval", data=tmp_path)
+
+
+def test_ifeval_is_answered_and_checked_by_its_own_metric(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("langdetect", "immutabledict", "nltk"):
+        pytest.importorskip(package)
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "find", lambda name: name)  # this instruction's check reads none of the data
+    monkeypatch.setattr("openbezoar.harness.forest_lm.MAX_NEW_TOKENS", 8)
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps(IFEVAL))
+    (benchmark,) = opened("ifeval", data=tmp_path)
+    for task in benchmark.parts.values():
+        task.config.generation_kwargs["max_gen_toks"] = 8
+    found = score(tiny_model(), tokenizer, [benchmark])["ifeval"]
+    assert found["n"] == 1 and found["main"] == "prompt_level_strict_acc"
+    assert found["items"] in ([0], [1]) and found["metrics"]["inst_level_loose_acc"]["low"] is None
 
 
 def test_a_subject_that_lm_eval_does_not_know_is_an_error(tmp_path: Path) -> None:

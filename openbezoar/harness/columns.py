@@ -159,6 +159,16 @@ def gsm8k(f: Fields) -> Row:
     return {"question": f.text("question"), "answer": answer}
 
 
+def ifeval(f: Fields) -> Row:
+    """``google/IFEval``: the prompt, the names of its instructions, and the settings of each of them."""
+    names, settings = f.row.get("instruction_id_list"), f.row.get("kwargs")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise f.wrong("instruction_id_list", "the instructions' names")
+    if not isinstance(settings, list) or len(settings) != len(names) or not all(isinstance(one, dict) for one in settings):
+        raise f.wrong("kwargs", f"an object for each of the {len(names)} instructions")
+    return {"key": f.row.get("key", f.row.get("id")), "prompt": f.text("prompt"), "instruction_id_list": names, "kwargs": settings}
+
+
 def truthfulqa_mc1(f: Fields) -> Row:
     """``truthfulqa/truthful_qa``, multiple_choice: lm-eval takes the first choice for the right one."""
     mc1 = f.inner("mc1")

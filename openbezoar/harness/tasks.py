@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ class Local:
     examples: str  # and the one for few-shot examples; "" where it has none of its own
     file: str = ""  # the file's name, if not the task's
     task: str = ""  # lm-eval's name, if not the key
+    needs: Callable[[], None] = lambda: None  # raises a UserError if what its metric reads is not installed
+
+
+def _ifeval_metric() -> None:
+    """What IFEval's checks of answers are made with: two packages, and NLTK's data, which lm-eval would otherwise try to download on import."""
+    for package in ("langdetect", "immutabledict", "nltk"):
+        if find_spec(package) is None:
+            raise missing_extra(package, "ifeval")
+    import nltk  # type: ignore[import-untyped]
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        raise DataError(
+            "tasks: ifeval's metric reads NLTK's data 'punkt_tab', which is not installed; call python -m nltk.downloader punkt_tab once, or leave the task out"
+        ) from None
 
 
 LOCAL: dict[str, Local] = {
@@ -38,6 +55,7 @@ LOCAL: dict[str, Local] = {
     "boolq": Local("super_glue/boolq", c.boolq, "validation", "train"),
     "copa": Local("super_glue/copa", c.copa, "validation", "train"),
     "gsm8k": Local("gsm8k", c.gsm8k, "test", "train"),
+    "ifeval": Local("ifeval", c.ifeval, "train", "", needs=_ifeval_metric),
     "hellaswag": Local("hellaswag", c.hellaswag, "validation", "train"),
     "lambada_openai": Local("lambada", c.lambada, "test", ""),
     "mmlu": Local("mmlu/default", c.mmlu, "test", "dev"),
@@ -139,6 +157,7 @@ def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
 def _open_local(spec: TaskSpec, data: Path | None, resolve: Callable[[str], Path], fewshot: int | None, limit: int | None) -> Benchmark:
     local = find_local(spec.task)
     path = task_file(spec, local, data, resolve)
+    local.needs()
     examples, questions = read_rows(path, local)
     if local.columns is not c.mmlu:
         parts = {local.task or spec.task: (examples, questions)}
@@ -217,6 +236,8 @@ def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Be
         close = difflib.get_close_matches(spec.task, [*LOCAL, *manager.all_tasks], n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"such as {', '.join(LOCAL)}"
         raise RecipeError(f"tasks: lm-eval has no task '{spec.task}'; {hint}")
+    if spec.task in LOCAL:
+        LOCAL[spec.task].needs()
     try:
         parts = dict(manager.load([spec.task])["tasks"])
     except Exception as error:  # the hub's clients raise many kinds; each means the rows cannot be had
