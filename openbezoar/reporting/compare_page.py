@@ -115,8 +115,8 @@ def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
     note = "Scores are paired by item where both runs asked the same questions of a checkpoint with the same name, by the same judge."
     blocks: list[Block] = [Grid(Table(headers, rows, note), "Scores of both runs")]
     pictures = [
-        Picture(svg, f"score-{i}-{slug(c.title)}", f"{c.checkpoint}, {c.title}: both runs with 95 % intervals")
-        for i, c in enumerate(compared)
+        Picture(svg, f"score-{i}", f"{c.checkpoint}, {c.title}: both runs with 95 % intervals")
+        for i, c in enumerate(compared, 1)
         if c.first
         and c.other
         and (svg := interval_chart([Interval(n, s.value, s.low, s.high) for n, s in zip(names, (c.first, c.other), strict=True)], f"{c.checkpoint}: {c.title}"))

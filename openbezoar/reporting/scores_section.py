@@ -12,7 +12,7 @@ from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import Interval, interval_chart
 from openbezoar.reporting.scores import Difference, differences, stop_differences
 from openbezoar.reporting.table import Table, checkpoints, columns, scores_table
-from openbezoar.reporting.wording import NOTHING, estimate, plural, slug
+from openbezoar.reporting.wording import NOTHING, estimate, plural
 
 WORDS = {"better": "better", "worse": "worse", "changed": "different", "noise": "no clear difference"}
 
@@ -29,10 +29,10 @@ def scores_section(facts: RunFacts) -> Section | None:
 
 def _pictures(facts: RunFacts) -> list[Picture]:
     found = []
-    for number, column in enumerate(columns(facts)):
+    for number, column in enumerate(columns(facts), 1):
         rows = [Interval(name, s.value, s.low, s.high) for name in checkpoints(facts) if (s := column.scores.get(name))]
         if svg := interval_chart(rows, column.header()):
-            found.append(Picture(svg, f"score-{number}-{slug(column.title)}", f"{column.header()} by checkpoint, with 95 % intervals"))
+            found.append(Picture(svg, f"score-{number}", f"{column.header()} by checkpoint, with 95 % intervals"))
     return found
 
 
