@@ -183,7 +183,7 @@ def test_a_step_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) ->
     (run.path / "run.json").write_text(json.dumps({"recipe": str(recipe), "overrides": []}))
     markdown, _ = pages(run, tmp_path)
     assert "A test. Recipe 'demo'" in markdown
-    assert "what these steps of the recipe, which are not finished or not reported on here, would show: later." in markdown
+    assert "what the recipe's step later would show (not finished, or not reported on here)." in markdown
 
 
 def test_cost_is_what_the_call_cache_says_at_the_recipes_prices(run: RunFolder, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_the_stage_tells_of_the_named_steps_only(run: RunFolder, tmp_path: Path)
 
 def test_a_curve_spans_the_frame_and_leaves_out_what_is_not_finite() -> None:
     svg = line_chart([Series("a", ((1, 2.0), (2, float("nan")), (3, 1.0)))], "t", "x")
-    assert 'points="52.0,34.0 340.0,184.0"' in svg
+    assert 'points="52.0,40.0 340.0,190.0"' in svg
     assert line_chart([Series("a", ())], "t", "x") == ""
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openbezoar.reporting.compare import Compared, Setting, compare_scores, settings_that_differ
-from openbezoar.reporting.data_sections import funnels
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Page, Paragraph, Picture, Point, Points, Section, write_page
+from openbezoar.reporting.data_sections import funnels, in_out
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Page, Paragraph, Part, Picture, Point, Points, Section, write_page
 from openbezoar.reporting.facts import RunFacts, StepFacts, known_recipe, read_facts
 from openbezoar.reporting.figures import Interval, Series, interval_chart, line_chart
 from openbezoar.reporting.recipe_section import Cost, costs
@@ -110,10 +110,12 @@ def _differing(names: Names, step: str, settings: Sequence[Setting]) -> Grid:
 def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
     if not compared:
         return None
-    rows = tuple((c.checkpoint, c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c)) for c in compared)
-    headers = ("checkpoint", "measured", *names, "difference [95 % interval]", "n", "p, corrected", f"verdict on '{names[1]}'")
+    headers = ("measured", *names, f"verdict on '{names[1]}'", "difference [95 % interval]", "n", "p, corrected")
     note = "Scores are paired by item where both runs asked the same questions of a checkpoint with the same name, by the same judge."
-    blocks: list[Block] = [Grid(Table(headers, rows, note), "Scores of both runs")]
+    blocks: list[Block] = [Paragraph(note)]
+    for checkpoint in dict.fromkeys(c.checkpoint for c in compared):
+        rows = tuple((c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c)) for c in compared if c.checkpoint == checkpoint)
+        blocks.append(Part(checkpoint, (Grid(Table(headers, rows), f"Scores of {checkpoint} in both runs", stack=True),)))
     pictures = [
         Picture(svg, f"score-{i}", f"{c.checkpoint}, {c.title}: both runs with 95 % intervals")
         for i, c in enumerate(compared, 1)
@@ -133,8 +135,8 @@ def _score(score: Score | None, digits: int) -> str:
 def _difference(c: Compared) -> tuple[str, str, str, str]:
     d = c.difference
     if d is None:
-        return NOTHING, NOTHING, NOTHING, f"not paired: {c.why}"
-    return estimate(d.value, d.low, d.high, c.digits, sign=True), str(d.n), NOTHING if d.p is None else f"{d.p:.2g}", WORDS[d.verdict]
+        return f"not paired: {c.why}", NOTHING, NOTHING, NOTHING
+    return WORDS[d.verdict], estimate(d.value, d.low, d.high, c.digits, sign=True), str(d.n), NOTHING if d.p is None else f"{d.p:.2g}"
 
 
 def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
@@ -150,15 +152,15 @@ def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
         return None
     blocks: list[Block] = [Grid(Table(("step", *names), rows), "Rows of both runs")]
     if reasons:
-        blocks.append(Fold("Counted by reason", (Grid(Table(("step", "reason", *names), tuple(reasons)), "Rows counted by reason"),)))
+        blocks.append(Fold("Counted by reason", (Grid(Table(("step", "reason", *names), tuple(reasons)), "Rows counted by reason", stack=True),)))
     return Section("Data", tuple(blocks))
 
 
 def _rows(step: StepFacts | None) -> str:
     if step is None:
         return NOTHING
-    kept = step.rows_in("rows.jsonl")
-    return f"{kept:,} rows" if step.verb == "generate" else f"{kept:,} of {step.numbers.get('rows_in', '?')} kept"
+    asked, kept, *_ = in_out(step)
+    return f"{kept} rows" if step.verb == "generate" else f"{kept} of {asked} kept"
 
 
 def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:

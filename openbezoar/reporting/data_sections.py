@@ -53,11 +53,12 @@ def funnel_table(found: list[Funnel]) -> Table:
     rows = []
     for funnel in found:
         for step in funnel.steps:
-            rows.append((funnel.scheme, f"{step.name} ({step.verb})", *_in_out(step), tally(step.counts)))
+            rows.append((funnel.scheme, f"{step.name} ({step.verb})", *in_out(step), tally(step.counts)))
     return Table(("scheme", "step", "rows asked for or read", "rows kept", "rejected", "unscored", "counted by reason"), tuple(rows))
 
 
-def _in_out(step: StepFacts) -> tuple[str, str, str, str]:
+def in_out(step: StepFacts) -> tuple[str, str, str, str]:
+    """Rows asked for or read, kept, rejected, unscored."""
     kept = step.rows_in("rows.jsonl")
     if step.verb == "generate":
         asked = step.settings.get("rows")
@@ -72,7 +73,7 @@ def data_section(facts: RunFacts) -> Section | None:
     if not found:
         return None
     about = "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no verdict; they are neither kept nor rejected."
-    blocks: list[Block] = [Paragraph(about), Grid(funnel_table(found), "Rows in and out of every step")]
+    blocks: list[Block] = [Paragraph(about), Grid(funnel_table(found), "Rows in and out of every step", stack=True)]
     for funnel in found:
         inside: list[Block] = [Gallery(pictures)] if (pictures := tuple(_pictures(funnel))) else []
         inside += [block for step in funnel.steps for block in (*_contamination(step), *_details(step))]

@@ -17,7 +17,7 @@ WIDTH = 350.0
 COLOURS = ("#3b82f6", "#d9730d", "#22976a", "#a855f7", "#d6456f", "#7a828e", "#a38200", "#0f93a8")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 4", "6 2 1 2")
 _STANDALONE = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
-_LEFT, _RIGHT, _TOP, _HIGH = 52.0, 10.0, 34.0, 150.0
+_LEFT, _RIGHT, _TOP, _HIGH = 52.0, 10.0, 40.0, 150.0
 _CHARACTER = 0.56  # of the font's size, on average
 
 
@@ -98,7 +98,7 @@ def interval_chart(rows: Sequence[Interval], title: str) -> str:
     ends = [v for r in rows for v in (r.value, r.low, r.high) if v is not None and math.isfinite(v)]
     low, high = _range(ends)
     left = min(150.0, 14 + max(_length(r.label, 11) for r in rows))
-    width, step, top = WIDTH - left - 22, 22.0, _TOP + 2
+    width, step, top = WIDTH - left - 22, 22.0, _TOP - 6
 
     def at(value: float) -> float:
         return left + 10 + (value - low) / (high - low) * width
@@ -123,7 +123,7 @@ def funnel_chart(stages: Sequence[tuple[str, int]], title: str) -> str:
     """A bar a stage, as long as what is left after it, with the number; '' without anything to begin with."""
     if not stages or stages[0][1] <= 0:
         return ""
-    left, step, top = min(150.0, 12 + max(_length(name, 11) for name, _ in stages)), 20.0, _TOP - 6
+    left, step, top = min(150.0, 12 + max(_length(name, 11) for name, _ in stages)), 20.0, _TOP - 10
     width = WIDTH - left - 56
     parts = [frame_text(title)]
     for number, (name, n) in enumerate(stages):

@@ -12,7 +12,8 @@ from functools import reduce
 from openbezoar.errors import RunError
 from openbezoar.llm.calls import FILE, CallStore, Spent
 from openbezoar.recipe import Price, ServerModel
-from openbezoar.reporting.document import Chart, Grid, Paragraph, Section
+from openbezoar.reporting.data_sections import in_out
+from openbezoar.reporting.document import Block, Chart, Fold, Grid, Paragraph, Section
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.recipe_picture import Box, mermaid, recipe_picture
 from openbezoar.reporting.table import Table
@@ -46,7 +47,7 @@ def outcome(step: StepFacts) -> str:
     if step.verb == "generate":
         return f"{step.rows_in('rows.jsonl'):,} rows"
     if step.verb == "filter":
-        return f"{step.rows_in('rows.jsonl'):,} of {n.get('rows_in', '?')} kept"
+        return "{1} of {0} kept".format(*in_out(step))
     if step.verb in ("sft", "dpo"):
         before, after = (number(n.get(f"heldout_loss_{when}"), 2) for when in ("before", "after"))
         return f"{number(n.get('rows'))} rows, loss {before} → {after}"
@@ -116,18 +117,22 @@ def cost_section(facts: RunFacts) -> Section:
         cost, n = found[step.name], step.numbers
         speed = f"{n['tokens_per_second']:,.0f}" if isinstance(n.get("tokens_per_second"), int | float) else NOTHING
         trained = number(n.get("tokens")) if step.verb in ("sft", "dpo") else NOTHING
-        rows.append((step.name, step.verb, duration(cost.seconds), *_paid(cost), trained, speed, step.finished or NOTHING, tally(step.counts)))
+        rows.append((step.name, step.verb, duration(cost.seconds), *_paid(cost), trained, speed, step.finished or NOTHING))
     asked = [c.asked for c in found.values() if c.asked is not None]
     money = [c.money for c in found.values() if c.money is not None]
     whole = Cost(sum(c.seconds for c in found.values()), reduce(_add, asked, Spent()) if asked else None, sum(money) if money else None)
-    rows.append(("all steps", "", duration(whole.seconds), *_paid(whole), "", "", "", ""))
-    headers = ("step", "verb", "time", "calls", "tokens in", "tokens out", "money", "tokens trained", "tokens/s", "finished (UTC)", "counted by reason")
+    rows.append(("all steps", "", duration(whole.seconds), *_paid(whole), "", "", ""))
+    headers = ("step", "verb", "time", "calls", "tokens in", "tokens out", "money", "tokens trained", "tokens/s", "finished (UTC)")
     note = (
         "Calls and tokens are what models were asked and the call cache did not know, over all tries of this run; money is theirs at the recipe's prices. "
         + ("" if asked else "No call cache beside this run knows of it, so calls and tokens are not known. ")
         + "Time is work, without waiting between tries."
     )
-    return Section("Cost and time", (Grid(Table(headers, tuple(rows), note), "Cost and time of every step"),))
+    blocks: list[Block] = [Grid(Table(headers, tuple(rows), note), "Cost and time of every step")]
+    if counted := tuple((s.name, tally(s.counts)) for s in facts.steps.values() if s.counts):
+        table = Grid(Table(("step", "counted by reason"), counted), "Everything that was counted, by reason", stack=True)
+        blocks.append(Fold("Everything that was counted, by reason", (table,)))
+    return Section("Cost and time", tuple(blocks))
 
 
 def _paid(cost: Cost) -> tuple[str, str, str, str]:

@@ -43,7 +43,7 @@ def difference_blocks(found: Sequence[Difference]) -> list[Block]:
     outside = [d for d in found if d.outside_noise]
     points = tuple(Point(f"{d}.", d.verdict) for d in outside)
     blocks: list[Block] = [Paragraph(noise_sentence(found)), *([Points(points)] if points else [])]
-    return [*blocks, Fold(f"All {plural(len(found), 'paired difference')}", (Grid(differences_table(found), "Paired differences"),))]
+    return [*blocks, Fold(f"All paired differences ({len(found)})", (Grid(differences_table(found), "Paired differences", stack=True),))]
 
 
 def noise_sentence(found: Sequence[Difference]) -> str:

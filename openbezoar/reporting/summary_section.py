@@ -118,7 +118,9 @@ def _missing(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
         about = ("report", "release")
         left = [n for n, s in facts.recipe.steps.items() if n not in facts.steps and not any(getattr(s, verb, None) is not None for verb in about)]
         if left:
-            yield Point(f"what these steps of the recipe, which are not finished or not reported on here, would show: {', '.join(left)}.", "missing")
+            yield Point(
+                f"what the recipe's {'steps' if len(left) > 1 else 'step'} {', '.join(left)} would show (not finished, or not reported on here).", "missing"
+            )
     for verb, what in (
         ("evaluate", "scores on benchmarks and held-out rows"),
         ("mt_bench", "graded answers"),
