@@ -34,7 +34,7 @@ def _section(step: StepFacts) -> Section:
     )
     blocks: list[Block] = [about]
     if (health := health_table(step)).rows:
-        blocks.append(Grid(health, "Ratings and state of the answers"))
+        blocks.append(Grid(health, "Ratings and state of the answers", stack=True))
     own = mapping(step.read_json(SCORES).get("self_preference"))
     if (score := score_of(own, key="mean")) is not None:
         said = f"The judge is itself a contestant ({own['model']}) and rates its own answers {score.text(2)} above the mean of the others' (n: questions)."

@@ -20,8 +20,8 @@ def environment_section(facts: RunFacts) -> Section:
             (name, reference_of(identity), licences.get(name) or "not stated in the run folder", str(identity.get("dtype") or NOTHING))
             for name, identity in models.items()
         )
-        blocks.append(Grid(Table(("model", "reference", "licence", "dtype"), rows), "Models and licences"))
-    blocks.append(Grid(Table(("what", "value", "steps"), tuple(_environments(facts))), "Environment"))
+        blocks.append(Grid(Table(("model", "reference", "licence", "dtype"), rows), "Models and licences", stack=True))
+    blocks.append(Grid(Table(("what", "value", "steps"), tuple(_environments(facts))), "Environment", stack=True))
     files: dict[str, str] = {}
     for step in facts.steps.values():
         files |= {Path(k).name if Path(k).is_absolute() else str(k): str(v) for k, v in (step.parts.get("files") or {}).items()}
@@ -54,7 +54,11 @@ def _environments(facts: RunFacts) -> list[tuple[str, str, str]]:
             flat.setdefault("openbezoar", step.manifest["recipe_version"])
         for key, value in flat.items():
             found.setdefault((str(key), str(value)), []).append(step.name)
-    return [(key, value, "all" if len(names) == len(facts.steps) else ", ".join(names)) for (key, value), names in found.items()]
+    order = list(dict.fromkeys(key for key, _ in found))
+    return [
+        (key, value, "all" if len(names) == len(facts.steps) else ", ".join(names))
+        for (key, value), names in sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    ]
 
 
 def stated_licences(facts: RunFacts) -> dict[str, str]:

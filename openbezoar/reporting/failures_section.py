@@ -29,11 +29,13 @@ def _section(step: StepFacts) -> Section:
         "Cut off: not ended within the token limit. Refusals: answers that begin by declining."
     )
     plain = tuple((name, *_cells(found.get("answers"))) for name, found in checkpoints.items())
-    blocks: list[Block] = [Grid(Table(("checkpoint", *(c for c, _ in COLUMNS)), plain, note), "What goes wrong in answers")]
+    blocks: list[Block] = [Grid(Table(("checkpoint", *(c for c, _ in COLUMNS)), plain, note), "What goes wrong in answers", stack=True)]
     if systems := list(_systems(checkpoints)):
         changed = "Changed: answers that are not those under the trained system message."
         blocks.append(
-            Grid(Table(("checkpoint", "system message", *(c for c, _ in COLUMNS), "changed"), tuple(systems), changed), "Under other system messages")
+            Grid(
+                Table(("checkpoint", "system message", *(c for c, _ in COLUMNS), "changed"), tuple(systems), changed), "Under other system messages", stack=True
+            )
         )
     checks = [(key, title) for key, title in CHECKS if any(found.get(key) for found in checkpoints.values())]
     if checks:
@@ -46,6 +48,7 @@ def _section(step: StepFacts) -> Section:
                     f"By judge '{scores.get('judge')}', which is worth what its agreement with people is.",
                 ),
                 "Answers checked by a judge",
+                stack=True,
             )
         )
     blocks += difference_blocks(_differences(scores))

@@ -23,7 +23,7 @@ def scores_section(facts: RunFacts) -> Section | None:
     if not table.rows:
         return None
     about = "One row a checkpoint, in the order in which they were made. In the pictures the dot is the score, the line its 95 % interval, the dashed line the first checkpoint."
-    blocks: list[Block] = [Paragraph(about), Grid(table, "Scores of every checkpoint"), Gallery(tuple(_pictures(facts)))]
+    blocks: list[Block] = [Paragraph(about), Grid(table, "Scores of every checkpoint", stack=True), Gallery(tuple(_pictures(facts)))]
     return Section("Scores", (*blocks, *difference_blocks([*differences(facts), *stop_differences(facts)])))
 
 

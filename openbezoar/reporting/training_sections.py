@@ -17,12 +17,12 @@ def training_section(facts: RunFacts) -> Section | None:
     steps = facts.of("sft", "dpo")
     if not steps:
         return None
-    blocks: list[Block] = [Grid(training_table(steps), "Training steps")]
+    blocks: list[Block] = [Grid(training_table(steps), "Training steps", stack=True)]
     if preference := [s for s in steps if s.verb == "dpo"]:
-        blocks += [Grid(preference_table(preference), "Rewards of preference training")]
+        blocks += [Grid(preference_table(preference), "Rewards of preference training", stack=True)]
     if pictures := tuple(picture for step in steps for picture in _curves(step)):
         blocks.append(Gallery(pictures))
-    blocks.append(Fold("Settings of the training steps", (Grid(settings_table(steps), "Settings of training"),)))
+    blocks.append(Fold("Settings of the training steps", (Grid(settings_table(steps), "Settings of training", stack=True),)))
     return Section("Training", tuple(blocks))
 
 
@@ -170,7 +170,7 @@ def merge_section(facts: RunFacts) -> Section | None:
     about = Paragraph(
         "Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base changed in the model's predictions."
     )
-    return Section("Merge drift", (about, Grid(table, "Drift of every merge")))
+    return Section("Merge drift", (about, Grid(table, "Drift of every merge", stack=True)))
 
 
 def _float(value: object) -> float | None:
