@@ -73,8 +73,10 @@ def _summary(first: RunFacts, other: RunFacts, names: Names, compared: Sequence[
     noise = sum(c.difference is not None and c.difference.verdict == "noise" for c in paired)
     if noise:
         points.append(Point(f"in {noise} of {plural(len(paired), 'paired score')} the two runs cannot be told apart.", "noise"))
-    if unpaired := [c for c in compared if c.difference is None]:
-        points.append(Point(f"whether the runs differ in {plural(len(unpaired), 'score')} that could not be paired; the table says why.", "missing"))
+    if unpaired := sum(c.difference is None for c in compared):
+        points.append(
+            Point(f"whether the runs differ in {plural(unpaired, 'score')} that could not be paired, or that one run only has; the tables say why.", "missing")
+        )
     about = (
         f"A difference is '{names[1]}' less '{names[0]}' on the same items. Better and worse are said of '{names[1]}', and only where the paired test, corrected for "
         f"all {len(paired)} comparisons here by Holm's method, has p below 0.05."
@@ -113,9 +115,14 @@ def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
     headers = ("measured", *names, f"verdict on '{names[1]}'", "difference [95 % interval]", "n", "p, corrected")
     note = "Scores are paired by item where both runs asked the same questions of a checkpoint with the same name, by the same judge."
     blocks: list[Block] = [Paragraph(note)]
-    for checkpoint in dict.fromkeys(c.checkpoint for c in compared):
-        rows = tuple((c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c)) for c in compared if c.checkpoint == checkpoint)
+    both = [c for c in compared if c.first and c.other]
+    for checkpoint in dict.fromkeys(c.checkpoint for c in both):
+        rows = tuple((c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c)) for c in both if c.checkpoint == checkpoint)
         blocks.append(Part(checkpoint, (Grid(Table(headers, rows), f"Scores of {checkpoint} in both runs", stack=True),)))
+    if alone := [c for c in compared if not (c.first and c.other)]:
+        rows = tuple((c.checkpoint, c.title, _score(c.first, c.digits), _score(c.other, c.digits)) for c in alone)
+        table = Grid(Table(("checkpoint", "measured", *names), rows), "Scores of one run only", stack=True)
+        blocks.append(Fold(f"Scored in one run only ({len(alone)})", (table,)))
     pictures = [
         Picture(svg, f"score-{i}", f"{c.checkpoint}, {c.title}: both runs with 95 % intervals")
         for i, c in enumerate(compared, 1)
@@ -172,16 +179,16 @@ def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
     rows = tuple((name, *(text for found in steps for text in _losses(found.get(name)))) for name in order)
     headers = ("step", *(f"{what}, {name}" for name in names for what in ("rows", "held-out loss, before → after", "accuracy after")))
     pictures = []
-    for name in order:
+    for name in (n for n in order if all(n in found for found in steps)):
         for what, file, key in (
             ("training loss", "metrics.jsonl", "loss"),
             ("held-out loss", "heldout.jsonl", "loss"),
             ("training margin", "metrics.jsonl", "rewards/margins"),
         ):
-            series = [Series(label, curve(found[name], file, key), file == "heldout.jsonl") for label, found in zip(names, steps, strict=True) if name in found]
+            series = [Series(label, curve(found[name], file, key), file == "heldout.jsonl") for label, found in zip(names, steps, strict=True)]
             if svg := line_chart(series, f"{name}: {what}", "optimiser step"):
                 pictures.append(Picture(svg, f"{slug(name)}-{slug(what)}", f"{name}: {what} of both runs over optimiser steps"))
-    return Section("Training", (Grid(Table(headers, rows), "Training of both runs"), Gallery(tuple(pictures))))
+    return Section("Training", (Grid(Table(headers, rows), "Training of both runs", stack=True), Gallery(tuple(pictures))))
 
 
 def _losses(step: StepFacts | None) -> tuple[str, str, str]:
@@ -196,9 +203,9 @@ def _costs(first: RunFacts, other: RunFacts, names: Names) -> Section:
     rows.append(("all steps", *(text for of in found for text in (duration(sum(c.seconds for c in of.values())), "", ""))))
     headers = ("step", *(f"{what}, {name}" for name in names for what in ("time", "tokens asked", "money")))
     environment = [(key, *values) for key, values in _environments(first, other) if values[0] != values[1]]
-    blocks: list[Block] = [Grid(Table(headers, tuple(rows), "Times of different machines do not compare."), "Cost and time of both runs")]
+    blocks: list[Block] = [Grid(Table(headers, tuple(rows), "Times of different machines do not compare."), "Cost and time of both runs", stack=True)]
     if environment:
-        blocks.append(Grid(Table(("environment", *names), tuple(environment)), "Environments that differ"))
+        blocks.append(Grid(Table(("environment", *names), tuple(environment)), "Environments that differ", stack=True))
     return Section("Cost, time and environment", tuple(blocks))
 
 

@@ -50,7 +50,7 @@ def outcome(step: StepFacts) -> str:
         return "{1} of {0} kept".format(*in_out(step))
     if step.verb in ("sft", "dpo"):
         before, after = (number(n.get(f"heldout_loss_{when}"), 2) for when in ("before", "after"))
-        return f"{number(n.get('rows'))} rows, loss {before} → {after}"
+        return f"{number(n.get('rows'))} {'pairs' if step.verb == 'dpo' else 'rows'}, loss {before} → {after}"
     if step.verb == "merge":
         return f"KL {n['kl']:.2g}" if isinstance(n.get("kl"), int | float) else str(n.get("onto") or "")
     scored = step.read_json("scores.json")
