@@ -175,6 +175,21 @@ def test_a_run_of_an_older_version_is_reported_with_what_it_lacks(run: RunFolder
     assert "Row lamini-00009: response" in markdown, "an example that the manifest names by its id is looked up"
 
 
+def test_rewards_by_subset_and_divergence_are_told_where_a_reference_was_named(run: RunFolder, tmp_path: Path) -> None:
+    scores = {**evaluation(), "reference": "SFT"}
+    half, margin = {"value": 0.5, "low": 0.3, "high": 0.7}, {"value": 0.25, "low": -0.1, "high": 0.6}
+    part = {"n": 20, "accuracy": half, "margin": margin}
+    scores["checkpoints"]["DPO"]["rewards"] = {
+        "hh": {**part, "subsets": {"harmless": {**part, "n": 8}, "none": {"n": 0, "accuracy": None, "margin": None}}, "items": []}
+    }
+    scores["checkpoints"]["DPO"]["kl"] = {"hh": {"n": 6, "tokens": 120, "value": 2.4, "low": 1.0, "high": 3.8, "per_token": 0.12}}
+    (run.step("scores") / "scores.json").write_text(json.dumps(scores))
+    lines = pages(run, tmp_path)[0].splitlines()
+    assert "| DPO | hh | 0.500 [0.300, 0.700] n=20 | 0.250 [-0.100, 0.600] n=20 | 2.400 [1.000, 3.800] n=6, 0.1200 a token |" in lines
+    assert "| DPO | hh: harmless | 0.500 [0.300, 0.700] n=8 | 0.250 [-0.100, 0.600] n=8 | — |" in lines and "| DPO | hh: none | — | — | — |" in lines
+    assert any(line.startswith("Seen from 'SFT'") for line in lines)
+
+
 def test_a_step_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -85,9 +85,12 @@ def _flat(value: Any, path: str, joint: str) -> Iterator[tuple[str, Any]]:
 def _text(value: Any) -> str:
     """A value in one line: a reference to data with what is set of it, hashes by their beginning."""
     if isinstance(value, Mapping):
-        return f"{value['data']}" + "".join(f", {k} {_text(v)}" for k, v in value.items() if k != "data" and v) if "data" in value else "none"
+        rest = [f"{k} {_text(v)}" for k, v in value.items() if k != "data" and (v or not isinstance(v, bool | dict | None))]
+        return ", ".join([str(value["data"]), *rest] if "data" in value else rest) or "none"
     if isinstance(value, list):
         return ", ".join(map(_text, value))
+    if value == "":
+        return "''"
     return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,64}", value) else str(value)
 
 

@@ -120,8 +120,8 @@ def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
         rows = tuple((c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c)) for c in both if c.checkpoint == checkpoint)
         blocks.append(Part(checkpoint, (Grid(Table(headers, rows), f"Scores of {checkpoint} in both runs", stack=True),)))
     if alone := [c for c in compared if not (c.first and c.other)]:
-        rows = tuple((c.checkpoint, c.title, _score(c.first, c.digits), _score(c.other, c.digits)) for c in alone)
-        table = Grid(Table(("checkpoint", "measured", *names), rows), "Scores of one run only", stack=True)
+        lone = tuple((c.checkpoint, c.title, _score(c.first, c.digits), _score(c.other, c.digits)) for c in alone)
+        table = Grid(Table(("checkpoint", "measured", *names), lone), "Scores of one run only", stack=True)
         blocks.append(Fold(f"Scored in one run only ({len(alone)})", (table,)))
     pictures = [
         Picture(svg, f"score-{i}", f"{c.checkpoint}, {c.title}: both runs with 95 % intervals")

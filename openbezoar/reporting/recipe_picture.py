@@ -102,7 +102,7 @@ def _path(d: str) -> str:
 
 
 def _box(place: _Place, box: Box) -> str:
-    name = wrapped(box.name, place.width - 8, 13.5)  # bold is wider
+    name = wrapped(box.name, place.width - 8, 14.5)  # bold is wider
     lines = [(line, 12.0, ' font-weight="600" font-size="12"') for line in name]
     lines += [(box.kind, 10.5, ' fill-opacity=".75" font-size="10.5"')] if len(name) == 1 else []
     lines += [(line, 10.5, ' font-size="10.5"') for line in wrapped(box.outcome, place.width - 8, 10.5)] if box.outcome else []

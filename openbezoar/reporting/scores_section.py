@@ -5,12 +5,13 @@ Takes what ``table`` and ``scores`` read; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Picture, Point, Points, Section
-from openbezoar.reporting.facts import RunFacts
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Part, Picture, Point, Points, Section
+from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.figures import Interval, interval_chart
-from openbezoar.reporting.scores import Difference, differences, stop_differences
+from openbezoar.reporting.scores import SCORES, Difference, differences, mapping, score_of, stop_differences
 from openbezoar.reporting.table import Table, checkpoints, columns, scores_table
 from openbezoar.reporting.wording import NOTHING, estimate, plural
 
@@ -24,7 +25,31 @@ def scores_section(facts: RunFacts) -> Section | None:
         return None
     about = "One row a checkpoint, in the order in which they were made. In the pictures the dot is the score, the line its 95 % interval, the dashed line the first checkpoint."
     blocks: list[Block] = [Paragraph(about), Grid(table, "Scores of every checkpoint", stack=True), Gallery(tuple(_pictures(facts)))]
+    for step in facts.of("evaluate"):
+        blocks += reference_blocks(step)
     return Section("Scores", (*blocks, *difference_blocks([*differences(facts), *stop_differences(facts)])))
+
+
+def reference_blocks(step: StepFacts) -> list[Block]:
+    """Implicit rewards on pairs, by subset, and the divergence, where an evaluate step named a reference; nothing without one."""
+    scores, rows = step.read_json(SCORES), []
+    for checkpoint, content in mapping(scores.get("checkpoints")).items():
+        for name, rewards in mapping(content.get("rewards")).items():
+            moved = mapping(mapping(content.get("kl")).get(name))
+            kl = score_of(moved)
+            drift = NOTHING if kl is None else f"{kl.text()}, {moved['per_token']:.4f} a token"
+            rows.append((checkpoint, name, *_rewards(rewards), drift))
+            rows += [(checkpoint, f"{name}: {subset}", *_rewards(part), NOTHING) for subset, part in mapping(rewards.get("subsets")).items()]
+    if not rows:
+        return []
+    headers = ("checkpoint", "pairs", "chosen has the higher implicit reward", "margin, nats", "KL divergence of whole answers, nats")
+    note = f"Seen from '{scores.get('reference')}': how much likelier an answer has become than it was there. KL: over answers that the checkpoint itself gave."
+    return [Part(f"Against the reference ({step.name})", (Grid(Table(headers, tuple(rows), note), "Implicit rewards and divergence", stack=True),))]
+
+
+def _rewards(found: Mapping[str, Any]) -> tuple[str, str]:
+    first, second = (score_of(found.get(key), found.get("n")) for key in ("accuracy", "margin"))
+    return (NOTHING if first is None else first.text(), NOTHING if second is None else second.text())
 
 
 def _pictures(facts: RunFacts) -> list[Picture]:
