@@ -16,6 +16,7 @@ import typer
 
 from openbezoar import __version__
 from openbezoar.cli_judge import AsJson, agreement, judge
+from openbezoar.cli_report import report
 from openbezoar.errors import RunError, UserError
 
 app = typer.Typer(
@@ -297,20 +298,7 @@ def cache(
         print(f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid, {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out")
 
 
-@app.command()
-def report(run_path: RunPath, out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report.")] = None) -> None:
-    """Write a run's report again from its manifests: report.html and report.md.
-
-    Example: openbezoar report runs/demo
-    """
-    from openbezoar.graph import open_run
-    from openbezoar.reporting.page import write_report
-
-    folder = open_run(run_path)
-    target = out or folder.step("report")
-    target.mkdir(parents=True, exist_ok=True)
-    write_report(folder, target)
-    print(target / "report.html")
+app.command()(report)
 
 
 @app.command()

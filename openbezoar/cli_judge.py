@@ -112,12 +112,11 @@ def judge(
 def _judge_words(step: Any) -> str:
     """A step's numbers as tables and sentences."""
     from openbezoar.reporting.answers_section import group_table, health_table
-    from openbezoar.reporting.document import Fold, Grid, Paragraph
+    from openbezoar.reporting.document import Grid, Paragraph, flat
     from openbezoar.reporting.judge_sections import agreement_blocks, pairwise_blocks
 
     blocks = agreement_blocks(step) if step.verb == "agreement" else []
     if step.settings.get("grading") in ("single", "both"):
         blocks += [Grid(health_table(step)), Grid(group_table(step))]
     blocks += pairwise_blocks(step) if step.verb == "mt_bench" else []
-    flat = [inner for block in blocks for inner in (block.blocks if isinstance(block, Fold) else (block,))]
-    return "\n\n".join(b.table.text() if isinstance(b, Grid) else b.text for b in flat if isinstance(b, Grid | Paragraph))
+    return "\n\n".join(b.table.text() if isinstance(b, Grid) else b.text for b in flat(blocks) if isinstance(b, Grid | Paragraph))

@@ -18,7 +18,7 @@ RANKS = [
     {"stages"},
     {"graph"},
     {"call_estimates", "estimates", "reference", "review"},
-    {"cli", "cli_judge", "__main__"},
+    {"cli", "cli_judge", "cli_report", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
 # The graph knows each scheme's options and each stage's module by name; estimates are of the graph.

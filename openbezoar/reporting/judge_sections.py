@@ -37,7 +37,12 @@ def pairwise_blocks(step: StepFacts) -> list[Block]:
     if own:
         said.append(f"The judge is itself a contestant ({own['model']}) and gives itself a win rate of {_share(own)}: set another judge beside it.")
     pairs = numbers.get("pairs") or []
-    return [Grid(rates), Paragraph(" ".join(said)), Fold("Every two models", (Grid(_pairs(pairs)), Paragraph(_real(pairs))))]
+    return [
+        Grid(rates, "Win rates", stack=True),
+        Paragraph(" ".join(said)),
+        Paragraph(_real(pairs)),
+        Fold("Every two models", (Grid(_pairs(pairs), "Every two models", stack=True),)),
+    ]
 
 
 def order_sentences(numbers: Mapping[str, Any]) -> list[str]:
@@ -105,7 +110,7 @@ def agreement_blocks(step: StepFacts) -> list[Block]:
     )
     said = [*order_sentences(numbers), *(f"{what} {_share(numbers.get(key))}." for key, what in ONCE if _share(numbers.get(key)) != NOTHING)]
     table = Table(("setup", "compared", "n", "agreement", "Cohen's kappa"), rows, "S1: ties count. S2: without ties. Intervals: bootstrap over instructions.")
-    return [Paragraph(about), Grid(table), Paragraph(" ".join(said))]
+    return [Paragraph(about), Grid(table, "Agreement of the judge with people", stack=True), Paragraph(" ".join(said))]
 
 
 ONCE = (

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.wording import estimate
+from openbezoar.runs import step_seed
 
 SCORES = "scores.json"
 
@@ -145,6 +147,8 @@ def checkpoints_of(step: StepFacts) -> list[str]:
 
 
 ALPHA = 0.05
+LOWER_IS_BETTER = ("loss", "degenerate", "cut off", "empty", "unsafe", "unsupported")
+NO_DIRECTION = ("refusals", "words")  # neither more nor fewer of them is better as such
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,22 @@ class Difference:
     p: float | None = None  # corrected for the number of comparisons of its step
 
     @property
+    def gain(self) -> float:
+        """How much better ``after`` is: the difference with the sign of what is measured, 0 where there is no better."""
+        measure = "loss" if self.kind == "loss" else self.what
+        return 0.0 if measure in NO_DIRECTION else -self.value if measure in LOWER_IS_BETTER else self.value
+
+    @property
     def worse(self) -> bool:
-        """Whether ``after`` is the worse one: a higher loss, a lower anything else."""
-        return self.value > 0 if self.kind == "loss" else self.value < 0
+        """Whether ``after`` is the worse one: a higher loss, more answers that loop, a lower score."""
+        return self.gain < 0
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, changed (outside noise, but neither), or noise."""
+        if not self.outside_noise:
+            return "noise"
+        return "worse" if self.gain < 0 else "better" if self.gain > 0 else "changed"
 
     @property
     def outside_noise(self) -> bool:
@@ -186,6 +203,31 @@ def differences(facts: RunFacts) -> list[Difference]:
             if value is not None and low is not None and high is not None:
                 found.append(Difference(str(entry.get("a")), str(entry.get("b")), what, value, low, high, n, kind, p))
     return found
+
+
+def stop_differences(facts: RunFacts) -> list[Difference]:
+    """Paired differences in the share of answers that stop by themselves, over the questions of each mt_bench step.
+
+    A question's value is the share of its turns that ended; p values are corrected for the pairs of checkpoints.
+    """
+    found = []
+    for step in facts.of("mt_bench"):
+        values = stopped(step)
+        rows = every_pair({c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"})
+        correct(rows)
+        what = "MT-Bench: answers that stop"
+        found += [Difference(d["a"], d["b"], what, d["difference"], d["low"], d["high"], d["n"], "ended", d["p_holm"]) for d in rows]
+    return found
+
+
+def stopped(step: StepFacts) -> dict[str, dict[Any, float]]:
+    """{checkpoint: {question: share of its answers that the model ended itself}} of an mt_bench step."""
+    values: dict[str, dict[Any, float]] = {}
+    for row in step.rows("answers.jsonl"):
+        known = [finish == "stop" for finish in row.get("finish") or [] if finish not in (None, "error")]
+        if known:
+            values.setdefault(str(row.get("model")), {})[row.get("question_id")] = sum(known) / len(known)
+    return values
 
 
 def _paired(step: StepFacts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

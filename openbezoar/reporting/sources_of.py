@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from openbezoar.policy import licence_of_data, stated_for_data
 from openbezoar.recipe import LocalModel, ServerModel
 from openbezoar.reporting.cards import hub_datasets
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
 from openbezoar.reporting.licences import Source, of_model_folder, of_reference, strictest
-from openbezoar.reporting.page import reference_of
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext

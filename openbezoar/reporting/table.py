@@ -1,4 +1,4 @@
-"""The table of checkpoints: every score of a run with n and 95 % interval, and which differences are outside noise.
+"""The table of checkpoints: every score of a run with n and 95 % interval.
 
 Reads what ``scores`` reads; writes nothing. The command line prints the table, the report
 opens with it, the cards quote it.
@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from openbezoar.errors import RunError
 from openbezoar.recipe import Recipe
 from openbezoar.reporting.facts import RunFacts, read_facts
-from openbezoar.reporting.scores import Difference, Score, checkpoints_of, measured
+from openbezoar.reporting.scores import Score, checkpoints_of, measured
 from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
 from openbezoar.runs import RunFolder
 
-LISTED = 12  # differences within noise that are listed; scores.json has all
 ORDER = {"task": 0, "loss": 1, "pairs": 2, "rating": 3, "ended": 4}
 
 
@@ -123,23 +122,3 @@ def checkpoint_table(run: RunFolder, recipe: Recipe | None = None) -> Table | No
     except RunError:  # no step has finished
         return None
     return table if table.rows else None
-
-
-def noise_sentences(found: Sequence[Difference]) -> list[str]:
-    """Which differences are outside noise and which are not, in words."""
-    if not found:
-        return []
-    outside = [d for d in found if d.outside_noise]
-    within = [d for d in found if not d.outside_noise]
-    verb = "is" if len(outside) == 1 else "are"
-    tested = all(d.p is not None for d in found)
-    how = "p below 0.05, corrected for the number of comparisons by Holm's method" if tested else "the 95 % interval excludes 0"
-    said = [
-        f"Of {len(found)} paired differences between two checkpoints, {len(outside)} {verb} outside noise ({how}). The 95 % intervals are each by itself, not corrected."
-    ]
-    if outside:
-        said.append(f"Outside noise: {'; '.join(map(str, outside))}.")
-    if within:
-        named = "; ".join(map(str, within[:LISTED])) + (f"; and {len(within) - LISTED} more" if len(within) > LISTED else "")
-        said.append(f"Not outside noise: {named}.")
-    return said

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openbezoar.judging.statistics import proportion_interval
-from openbezoar.reporting.document import Block, Grid, Paragraph, Picture, Section
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Picture, Section
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.figures import Series, line_chart
 from openbezoar.reporting.table import Table
-from openbezoar.reporting.wording import NOTHING, estimate, number, tally
+from openbezoar.reporting.wording import NOTHING, estimate, number, slug, tally
 
 
 def training_section(facts: RunFacts) -> Section | None:
@@ -17,11 +17,12 @@ def training_section(facts: RunFacts) -> Section | None:
     steps = facts.of("sft", "dpo")
     if not steps:
         return None
-    blocks: list[Block] = [Grid(training_table(steps)), Grid(settings_table(steps))]
+    blocks: list[Block] = [Grid(training_table(steps), "Training steps", stack=True)]
     if preference := [s for s in steps if s.verb == "dpo"]:
-        blocks += [Grid(preference_table(preference))]
-    for step in steps:
-        blocks += _curves(step)
+        blocks += [Grid(preference_table(preference), "Rewards of preference training", stack=True)]
+    if pictures := tuple(picture for step in steps for picture in _curves(step)):
+        blocks.append(Gallery(pictures))
+    blocks.append(Fold("Settings of the training steps", (Grid(settings_table(steps), "Settings of training", stack=True),)))
     return Section("Training", tuple(blocks))
 
 
@@ -126,21 +127,28 @@ def _accuracy(value: object, n: object) -> str:
     return f"{estimate(value, *proportion_interval(min(max(hits, 0), n), n))} n={n}"
 
 
-def _curves(step: StepFacts) -> list[Block]:
-    """Loss over optimiser steps, with the held-out measurements as dots; margins and accuracy for dpo."""
-    log, held = list(step.rows("metrics.jsonl")), list(step.rows("heldout.jsonl"))
-
-    def points(rows: Sequence[dict[str, object]], key: str) -> tuple[tuple[float, float], ...]:
-        return tuple((float(r["step"]), float(r[key])) for r in rows if isinstance(r.get("step"), int | float) and isinstance(r.get(key), int | float))  # type: ignore[arg-type]
-
-    pictures = [(f"{step.name}: loss", "loss", [Series("training batch", points(log, "loss")), Series("held out", points(held, "loss"), marks=True)])]
+def _curves(step: StepFacts) -> list[Picture]:
+    """Loss over optimiser steps, with the held-out measurements as dots; rewards and margins for dpo."""
+    held_out = Series("held out", curve(step, "heldout.jsonl", "loss"), marks=True)
+    pictures = [(f"{step.name}: loss", "loss", [Series("training batch", curve(step, "metrics.jsonl", "loss")), held_out])]
     if step.verb == "dpo":
-        pictures.append((f"{step.name}: rewards", "rewards", [Series(k, points(log, f"rewards/{k}")) for k in ("chosen", "rejected", "margins")]))
-    blocks: list[Block] = []
-    for title, kind, series in pictures:
-        if svg := line_chart(series, title, "optimiser step", title):
-            blocks.append(Picture(svg, f"{step.name}-{kind}", f"{title} over optimiser steps"))
-    return blocks
+        rewards = [Series(k, curve(step, "metrics.jsonl", f"rewards/{k}")) for k in ("chosen", "rejected")]
+        margins = [
+            Series("training batch", curve(step, "metrics.jsonl", "rewards/margins")),
+            Series("held out", curve(step, "heldout.jsonl", "margin"), marks=True),
+        ]
+        pictures += [(f"{step.name}: implicit rewards", "rewards", rewards), (f"{step.name}: margin between chosen and rejected", "margin", margins)]
+    return [
+        Picture(svg, f"{slug(step.name)}-{kind}", f"{title} over optimiser steps")
+        for title, kind, series in pictures
+        if (svg := line_chart(series, title, "optimiser step"))
+    ]
+
+
+def curve(step: StepFacts, file: str, key: str) -> tuple[tuple[float, float], ...]:
+    """A quantity of a training step's log over its optimiser steps."""
+    rows = ((row.get("step"), row.get(key)) for row in step.rows(file))
+    return tuple((float(x), float(y)) for x, y in rows if isinstance(x, int | float) and isinstance(y, int | float))
 
 
 def merge_section(facts: RunFacts) -> Section | None:
@@ -162,7 +170,7 @@ def merge_section(facts: RunFacts) -> Section | None:
     about = Paragraph(
         "Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base changed in the model's predictions."
     )
-    return Section("Merge drift", (about, Grid(table)))
+    return Section("Merge drift", (about, Grid(table, "Drift of every merge", stack=True)))
 
 
 def _float(value: object) -> float | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+from openbezoar.runs import digest
 
 NOTHING = "—"
 
@@ -60,20 +63,43 @@ _UNDERSCORE = re.compile(r"(?<!\w)_|_(?!\w)")
 _LINK = re.compile(r"\](?=[(\[:])")
 
 
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories of what has no shape of its own, or turns text around
+_JOINERS = "\u200c\u200d"  # parts of words in some scripts, and of emoji
+
+
+def visible(text: str) -> str:
+    """Text in which control, direction and other shapeless characters are written as escapes; tab and line feed stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in "\t\n" or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else repr(c)[1:-1] for c in text)
+
+
+def slug(text: str) -> str:
+    """A name for a file or an anchor: letters, digits and hyphens, with a few digits of a digest where something was lost."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+    return plain if plain.replace("-", "") == re.sub(r"[ _.-]", "", text) else f"{plain}-{digest(text)[:6]}".strip("-")
+
+
+def plural(n: int, thing: str, things: str | None = None) -> str:
+    """\"1 row\", \"2 rows\"."""
+    return f"{n:,} {thing if n == 1 else things or thing + 's'}"
+
+
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, on one line, safe in a table: no HTML, pipe, link or emphasis."""
-    text = html.escape(" ".join(text.split()), quote=False)
+    text = html.escape(" ".join(visible(text).split()), quote=False)
     text = re.sub(r"[\\`*|~]", lambda m: "\\" + m[0], text)
     return _LINK.sub(r"\\]", _UNDERSCORE.sub(r"\\_", text))
 
 
 def fenced(text: str, language: str = "text") -> str:
     """A fenced block that no run of backticks in ``text`` can close."""
+    text = visible(text)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip(chr(10))}\n{fence}"
 
 
-def shorten(text: str, limit: int) -> str:
-    """At most ``limit`` characters, and how many were left out."""
-    return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit} more characters]"
+def shorten(text: str, limit: int, count: bool = True) -> str:
+    """At most ``limit`` characters, and how many were left out if they shall be counted."""
+    return text if len(text) <= limit else text[:limit] + (f"… [{len(text) - limit} more characters]" if count else "…")

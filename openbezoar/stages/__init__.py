@@ -27,6 +27,6 @@ STAGES: dict[str, Stage] = {
     "agreement": Stage("openbezoar.stages.agreement", 1),
     "mt_bench": Stage("openbezoar.stages.mt_bench", 2),
     "failures": Stage("openbezoar.stages.failures", 1),
-    "report": Stage("openbezoar.stages.report", 1),
+    "report": Stage("openbezoar.stages.report", 2),
     "release": Stage("openbezoar.stages.release", 1),
 }

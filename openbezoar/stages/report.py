@@ -16,6 +16,6 @@ from openbezoar.reporting.page import NAME, write_report
 def run(step: Report, context: StepContext) -> dict[str, Any]:
     """Write the report on the steps it names, or on all others."""
     names = context.steps if step.report == "all" else step.report
-    write_report(context.run, context.out, names)
+    write_report(context.run, context.out, names, context.recipe)
     files = {path.name: path.stat().st_size for path in sorted(context.out.glob(f"{NAME}.*"))}
     return {"files": files, "summary": f"{NAME}.html and {NAME}.md"}

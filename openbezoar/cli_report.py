@@ -1,0 +1,38 @@
+"""The command ``report``. Arguments in, one call, words out; no torch at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+    other: Annotated[Path | None, typer.Argument(metavar="OTHER", help="A second run, of the same recipe or another, to hold against the first.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report, or RUN/compare-OTHER.")] = None,
+) -> None:
+    """Write a run's report again without running anything: report.html and report.md. With OTHER compare two runs: compare.html and compare.md.
+
+    Example: openbezoar report runs/demo
+
+    Example: openbezoar report runs/demo runs/demo-beta-0.2
+    """
+    from openbezoar.graph import open_run
+    from openbezoar.reporting.compare_page import write_comparison
+    from openbezoar.reporting.page import write_report
+
+    first = open_run(_named(run))
+    if other is None:
+        target = out or first.step("report")
+        write_report(first, target)
+        print(target / "report.html")
+        return
+    second = open_run(_named(other))
+    print(write_comparison(first, second, out or first.path / f"compare-{second.name}"))
+
+
+def _named(path: Path) -> Path:
+    """The path with the folder's own name at its end, which '.' and '..' do not have."""
+    return path if path.name not in ("", "..") else path.resolve()

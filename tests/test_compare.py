@@ -1,0 +1,130 @@
+"""Two runs held against one another: what is paired, what is not and why, and that neither run is touched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import make_run
+
+from openbezoar.cli import main
+from openbezoar.reporting.compare import compare_scores, settings_that_differ
+from openbezoar.reporting.compare_page import write_comparison
+from openbezoar.reporting.facts import read_facts
+from openbezoar.runs import RunFolder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[RunFolder, RunFolder]:
+    """The same run twice, but the second one's last checkpoint answers 0.3 more of a task's questions right."""
+    return make_run(tmp_path / "demo"), make_run(tmp_path / "other", 0.3)
+
+
+def edit(run: RunFolder, step: str, file: str, *change: tuple[list[str], object]) -> None:
+    path = run.step(step) / file
+    content = json.loads(path.read_text())
+    for keys, value in change:
+        inner = content
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+def by_name(first: RunFolder, other: RunFolder) -> dict[tuple[str, str], Any]:
+    return {(c.checkpoint, c.title.split(",")[0]): c for c in compare_scores(read_facts(first), read_facts(other))}
+
+
+def test_the_same_items_are_paired_and_the_difference_is_the_other_less_the_first(runs: tuple[RunFolder, RunFolder]) -> None:
+    found = by_name(*runs)
+    dpo = found["DPO", "passages: acc"].difference
+    # 29 of 48 right (0.61) against 44 (0.91): McNemar's exact p of 15 items that changed one way is 2^-14, times the number of comparisons.
+    paired = [c for c in found.values() if c.difference is not None]
+    assert (dpo.n, dpo.verdict) == (48, "better") and dpo.value == pytest.approx(15 / 48)
+    assert dpo.p == pytest.approx(min(1.0, len(paired) * 2.0**-14), rel=1e-9)
+    assert found["base", "passages: acc"].difference.verdict == "noise"
+    assert found["DPO", "MT-Bench: answers that stop"].difference.value == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "file", "keys", "value", "measure", "why"),
+    [
+        ("scores", "scores.json", ["checkpoints", "DPO", "tasks", "passages", "prompt_hash"], "p2", "passages: acc", "other items"),
+        ("scores", "scores.json", ["checkpoints", "DPO", "tasks", "passages", "prompt_hash"], None, "passages: acc", "not known"),
+        ("talks", "manifest.json", ["parts", "models", "base", "model"], "another", "MT-Bench: mean rating", "judge"),
+    ],
+)
+def test_other_items_or_another_judge_are_not_paired(
+    runs: tuple[RunFolder, RunFolder], step: str, file: str, keys: list[str], value: object, measure: str, why: str
+) -> None:
+    edit(runs[1], step, file, (keys, value))
+    compared = by_name(*runs)["DPO", measure]
+    assert compared.difference is None and why in compared.why
+    assert compared.first is not None and compared.other is not None, "both scores are shown all the same"
+
+
+def test_the_last_checkpoints_are_paired_where_the_recipes_call_them_differently(runs: tuple[RunFolder, RunFolder]) -> None:
+    for step in ("scores", "talks", "wrong"):
+        path = runs[1].step(step) / "scores.json"
+        path.write_text(path.read_text().replace('"DPO"', '"KTO"'))
+    found = by_name(*runs)
+    assert found["DPO / KTO", "passages: acc"].difference.n == 48
+
+
+def test_settings_that_differ_are_named_and_equal_ones_are_not(runs: tuple[RunFolder, RunFolder]) -> None:
+    assert settings_that_differ(read_facts(runs[0]), read_facts(runs[1])) == []
+    edit(runs[1], "dpo", "manifest.json", (["parts", "settings", "beta"], 0.5), (["parts", "files", "pairs.jsonl"], "cd" * 32))
+    found = {(s.step, s.key): (s.first, s.other) for s in settings_that_differ(read_facts(runs[0]), read_facts(runs[1]))}
+    assert found == {("dpo", "beta"): ("0.1", "0.5"), ("dpo", "SHA-256 of pairs.jsonl"): ("abababababab…", "cdcdcdcdcdcd…")}
+
+
+def test_a_step_of_one_run_only_is_named(runs: tuple[RunFolder, RunFolder]) -> None:
+    (runs[1].step("check") / "manifest.json").unlink()
+    assert [(s.step, s.first, s.other) for s in settings_that_differ(read_facts(runs[0]), read_facts(runs[1]))] == [("check", "agreement", None)]
+
+
+def test_the_page_and_its_markdown_say_what_got_better_and_what_is_noise(runs: tuple[RunFolder, RunFolder], tmp_path: Path) -> None:
+    page = write_comparison(*runs, tmp_path / "out")
+    markdown = page.with_suffix(".md").read_text()
+    assert "- **Better:** DPO, passages: acc, 0-shot: 0.610 in 'demo', 0.910 in 'other', difference +0.312" in markdown
+    assert "the two runs cannot be told apart" in markdown and "No setting and no input differs" in markdown
+    assert "| kept | 1 of 4 kept | 1 of 4 kept |" in markdown and "2.500 → 1.250" in markdown
+    assert "dpo: training margin" in page.read_text()
+
+
+def test_runs_of_the_same_name_are_told_apart_by_the_folder_above(tmp_path: Path) -> None:
+    first, other = make_run(tmp_path / "a/demo"), make_run(tmp_path / "b/demo")
+    text = write_comparison(first, other, tmp_path / "out").with_suffix(".md").read_text()
+    assert "Runs 'a/demo' and 'b/demo' compared" in text
+
+
+def everything(run: RunFolder) -> dict[str, bytes]:
+    return {str(p.relative_to(run.path)): p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+
+
+def test_the_command_prints_the_path_and_disturbs_neither_run(runs: tuple[RunFolder, RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    before = [everything(run) for run in runs]
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(runs[0].path), str(runs[1].path)])
+    assert ended.value.code == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == runs[0].path / "compare-other" / "compare.html" and page.is_file()
+    assert everything(runs[1]) == before[1]
+    assert {k: v for k, v in everything(runs[0]).items() if not k.startswith("compare-other/")} == before[0]
+    assert list(read_facts(runs[0]).steps) == list(read_facts(RunFolder(runs[0].path)).steps) and "compare-other" not in read_facts(runs[0]).steps
+
+
+def test_a_folder_that_is_no_run_is_refused_in_one_line(runs: tuple[RunFolder, RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(runs[0].path), str(tmp_path / "nothing")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_report_makes_the_page_again_without_a_recipe(runs: tuple[RunFolder, RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", str(runs[0].path)])
+    assert Path(capsys.readouterr().out.strip()) == runs[0].path / "report" / "report.html"
+    with pytest.raises(SystemExit):
+        main(["report", str(runs[0].path), "--out", str(tmp_path / "elsewhere")])
+    assert (tmp_path / "elsewhere/report.md").is_file()
