@@ -63,7 +63,7 @@ def tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
         )
         for p in found["pairs"]
     )
-    note = "A tie is half a win. In brackets: 95 % interval over questions. p: that neither is better" + (
+    note = "A tie is half a win. In brackets: 95 % interval over questions. p: of the paired test that neither is better" + (
         ", corrected for the number of pairs." if len(pairs) > 1 else "."
     )
     made = [Table(("pair", "won / tied / lost", "of the ties: both bad", "win rate", "p"), pairs, note)]

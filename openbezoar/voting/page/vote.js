@@ -30,6 +30,14 @@ function fill(id, text) {
   place.classList.toggle("none", empty);
 }
 
+// To the result, or back to the ballot.
+function turn(over) {
+  byId("vote").hidden = over;
+  byId("result").hidden = !over;
+  byId("ask-result").hidden = over;
+  document.body.classList.toggle("over", over);
+}
+
 function show(next) {
   const before = state && state.ballot ? state.ballot.id : null;
   state = next;
@@ -40,8 +48,7 @@ function show(next) {
   byId("undo").disabled = state.undo === null;
   for (const button of document.querySelectorAll("[data-choice], #skip")) button.disabled = ballot === null;
   if (ballot === null) return;
-  byId("result").hidden = true;
-  byId("vote").hidden = false;
+  turn(false);
   const second = ballot.turn === 2;
   byId("about").textContent = `${ballot.category}, ` + (second ? "second turn: both go on from their own first answer" : "first turn");
   byId("earlier").hidden = !second;
@@ -119,7 +126,11 @@ function fillResult(found) {
     grid.append(head);
     for (const row of table.rows) {
       const line = element("tr");
-      for (const cell of row) line.append(element("td", cell));
+      row.forEach((cell, place) => {
+        const made = element("td", cell);
+        made.dataset.label = table.headers[place];
+        line.append(made);
+      });
       grid.append(line);
     }
     const wide = element("div");
@@ -131,8 +142,7 @@ function fillResult(found) {
   }
   byId("result-notes").replaceChildren(...found.notes.map((note) => element("li", note)));
   byId("go-on").hidden = state.ballot === null;
-  byId("vote").hidden = true;
-  byId("result").hidden = false;
+  turn(true);
   window.scrollTo(0, 0);
   byId("result-title").focus({ preventScroll: true });
 }
@@ -155,7 +165,7 @@ async function begin() {
   byId("ask-result").addEventListener("click", () => (state && state.ballot === null ? result() : byId("sure").showModal()));
   byId("show-result").addEventListener("click", result);
   byId("not-yet").addEventListener("click", () => byId("sure").close());
-  byId("go-on").addEventListener("click", () => { byId("result").hidden = true; byId("vote").hidden = false; });
+  byId("go-on").addEventListener("click", () => turn(false));
   document.addEventListener("keydown", key);
   try {
     show((await ask("/api/state")).content);
