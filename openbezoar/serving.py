@@ -195,8 +195,13 @@ def _gguf_facts(path: Path | None) -> tuple[str | None, tuple[str, ...]]:
     except (ValueError, OSError, IndexError) as error:
         raise ModelError(f"{path}: not a GGUF file ({error}); make or fetch it again") from None
     template, end, tokens = (fields.get(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id", "ggml.tokens"))
-    ends = (str(tokens.contents(int(end.contents()))),) if end and tokens else ()
-    return (str(template.contents()) if template else None), ends
+    ends = (_text(tokens, int(end.parts[end.data[0]][0])),) if end and tokens else ()
+    return (_text(template) if template else None), ends
+
+
+def _text(field: Any, place: int = 0) -> str:
+    """A GGUF field's text, or one of its texts."""
+    return bytes(field.parts[field.data[place]]).decode("utf-8", "replace")
 
 
 # ------------------------------------------------------------------------------- servers
