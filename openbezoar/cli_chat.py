@@ -135,18 +135,16 @@ class Session:
         while True:
             try:
                 line = typed()
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                self.tell("\n(/exit or Ctrl-D ends)")
-                continue
-            if line == "/exit":
-                return
-            try:
+                if line == "/exit":
+                    return
                 if line.startswith("/"):
                     self.command(line)
                 elif line:
                     self.send(line)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self.tell("\n(/exit or Ctrl-D ends)")
             except UserError as error:
                 self.tell(str(error))
 
@@ -192,7 +190,7 @@ class Session:
             talk.turns.append(Turn("user", text))
             try:
                 answer = self._answer(talk)
-            except UserError:
+            except BaseException:
                 talk.turns[:] = before
                 raise
             if answer is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def serve(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A release, a model folder, org/name, pypi:NAME or a .gguf file.")] = None,
-    extra: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS]", help="What else the server's command gets.")] = None,
+    extra: Annotated[list[str] | None, typer.Argument(metavar="-- ARGS", help="More for the server's command.")] = None,
     with_: Annotated[str | None, typer.Option("--with", metavar="NAME", help="vllm, llama.cpp, ollama or transformers.")] = None,
     port: Annotated[int | None, typer.Option("--port", metavar="N", min=1, max=65535, help="Default: the server's own.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show which servers are installed.")] = False,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def vote(
-    source: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="A run with a mt_bench step, or answer files.")],
+    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="A run with a mt_bench step, or answer files.")],
     questions: Annotated[Path | None, typer.Option("--questions", metavar="FILE", help="The questions of answer files.")] = None,
     models: Annotated[list[str] | None, typer.Option("--models", metavar="NAME", help="Compare these, every two (default: first and last).")] = None,
     step: Annotated[str | None, typer.Option("--step", metavar="STEP", help="Which mt_bench step, if there are several.")] = None,
