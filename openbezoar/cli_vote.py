@@ -54,7 +54,7 @@ def vote(
     path = votes or path
     if (export or result) and not path.is_file():
         raise UserError(f"{path}: no such file of votes; vote first, or name it with --votes")
-    with closing(VoteFile(path)) as file:
+    with closing(VoteFile(path, read_only=export is not None or result)) as file:
         poll = Poll(ballots, file, f"expert_{voter}")
         _warn_of_others(poll)
         if export:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,13 +239,23 @@ def test_a_file_that_holds_no_votes_or_is_in_use_is_refused_and_left_alone(votes
     votes.write_text('{"question_id": 1}\n')
     with pytest.raises(DataError, match="line 1: no field 'turn'"):
         VoteFile(votes)
+    votes.write_text("a page of notes")
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        VoteFile(votes)
+    assert votes.read_text() == "a page of notes"
     votes.write_text("oh\n{}\n")
     with pytest.raises(DataError, match="line 1 is not JSON"):
         VoteFile(votes)
     assert votes.read_text() == "oh\n{}\n"
     votes.unlink()
-    with poll(votes), pytest.raises(RunError, match="another 'openbezoar vote'"):
-        VoteFile(votes)
+    with poll(votes) as asked:
+        asked.cast(asked.waiting[0].id, "a")
+        with pytest.raises(RunError, match="another 'openbezoar vote'"):
+            VoteFile(votes)
+        with closing(VoteFile(votes, read_only=True)) as looked:
+            assert looked.rows == asked.votes.rows, "a look does not need the file for itself"
+    with pytest.raises(RunError, match=r"Is a directory; name another file with --votes"):
+        VoteFile(votes.parent)
 
 
 def test_a_vote_that_the_disk_does_not_take_leaves_the_file_as_it_was_and_is_told(votes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

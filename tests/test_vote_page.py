@@ -23,6 +23,7 @@ def answers() -> list[Row]:
     for row in some:
         row["turns"] = [f"{HOSTILE}\n{row['turns'][0]}", f"{LONG}\n{row['turns'][1]}"]
     some[0]["turns"][0] = ""
+    some[1]["turns"][0] = "Before:\n```python\ndef f(x):\n    return '<b>'\n```\nafter, and\n```\nopen to the end"
     return some
 
 
@@ -93,6 +94,10 @@ def test_hostile_answers_are_shown_as_text_and_nothing_of_them_runs(tmp_path: Pa
             for side, answer in (("a", ballot.a), ("b", ballot.b)):
                 assert text(page, f"answer-{side}") == (answer.turns[0] or "(an empty answer)")
             assert page.execute_script("return document.querySelectorAll('main script, main img, main b').length") == 0
+            if "```" in ballot.a.turns[0] + ballot.b.turns[0]:
+                codes = page.execute_script("return [...document.querySelectorAll('main code')].map(c => c.textContent)")
+                assert codes == ["```python\ndef f(x):\n    return '<b>'\n```", "```\nopen to the end"]
+                shot(page, "code")
             assert page.title == "Which answer is better?"
             press(page, "a")
         wait(page, lambda p: MODELS[0] in text(p, "result-tables"))

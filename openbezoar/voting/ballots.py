@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Ballot:
     a: Side
     b: Side
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hex digits of questions, models and answers; sides do not matter, other texts do."""
         return digest([self.turn, self.questions, sorted((side.model, side.turns) for side in (self.a, self.b))])[:16]

@@ -25,21 +25,30 @@ Choice = Literal["a", "b", "tie", "bad"]
 WINNER: dict[str, str] = {"a": "model_a", "b": "model_b", "tie": "tie", "bad": "tie (bothbad)"}
 
 
+BEGINNING = b'{"id": "'  # of every line that is written here; other lines are not ours to mend
+
+
 class VoteFile:
-    """Votes on disk, one process at a time: each is there before ``add`` returns.
+    """Votes on disk, added to by one process at a time: each is there before ``add`` returns.
 
     A line that a power cut left half written was never told to be saved, and is taken out.
-    Raises RunError if another process has the file, DataError for rows that are no votes.
+    read_only: for a look at a file that a page may have open. Raises RunError if another
+    process adds to the file, or it cannot be opened, DataError for rows that are no votes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b", buffering=0)  # what a full disk did not take must not be tried again later
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+        self.rows: list[Row] = []
+        self._begins: list[int] = []  # where each vote's line begins
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.rows: list[Row] = []
-            self._begins: list[int] = []  # where each vote's line begins
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what a full disk did not take must not be tried again later.
+            self._file = path.open("rb" if read_only else "a+b", buffering=0)
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}; name another file with --votes") from None
+        try:
+            if not read_only:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError:
             self._file.close()
@@ -58,9 +67,8 @@ class VoteFile:
             try:
                 row = json.loads(line) if line.strip() else None
             except ValueError as error:
-                if not line.endswith(b"\n"):
-                    self._cut(place)
-                    return
+                if not line.endswith(b"\n") and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+                    return None if self.read_only else self._cut(place)
                 raise DataError(f"{self.path}: line {number} is not JSON ({error}); expected a vote, take the line out") from None
             if row is not None:
                 if not isinstance(row, dict):
@@ -69,8 +77,9 @@ class VoteFile:
                 self.rows.append(row)
                 self._begins.append(place)
             place += len(line)
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and not self.read_only:
                 self._write(b"\n")
+        return None
 
     def _write(self, content: bytes) -> None:
         end = self._file.seek(0, os.SEEK_END)

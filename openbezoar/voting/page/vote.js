@@ -18,16 +18,26 @@ async function ask(path, body) {
   return { status: reply.status, content };
 }
 
+function element(kind, text) {
+  const made = document.createElement(kind);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
 function say(text, wrong = false) {
   byId("news").textContent = text;
   byId("news").classList.toggle("wrong", wrong);
 }
 
+// Every character is shown; what stands between fences is in a font in which code lines up.
+const FENCED = /^(```[^\n]*\n[\s\S]*?(?:^```[ \t]*$|$(?![\s\S])))/m;
+
 function fill(id, text) {
   const place = byId(id);
   const empty = text.trim() === "";
-  place.textContent = empty ? "(an empty answer)" : text;
   place.classList.toggle("none", empty);
+  const parts = empty ? ["(an empty answer)"] : text.split(FENCED);
+  place.replaceChildren(...parts.map((part, number) => element(number % 2 ? "code" : "span", part)));
 }
 
 // To the result, or back to the ballot.
@@ -106,12 +116,6 @@ async function result() {
   } catch {
     say("No answer: is openbezoar vote still running? Reload the page.", true);
   }
-}
-
-function element(kind, text) {
-  const made = document.createElement(kind);
-  if (text !== undefined) made.textContent = text;
-  return made;
 }
 
 function fillResult(found) {
