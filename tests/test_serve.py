@@ -105,23 +105,25 @@ def test_llama_cpp_takes_the_most_exact_gguf_and_brings_a_template_that_is_not_i
     install("llama-server", "transformers")
     assert command(str(release), "--with", "llama.cpp") == 2
     assert "--with llama.cpp: it needs a .gguf file" in capsys.readouterr().err
-    for kind in ("q8_0", "f16"):
-        gguf(release / f"model-{kind}.gguf")
+    (release / "gguf").mkdir()
+    for kind in ("Q8_0", "F16"):
+        gguf(release / "gguf" / f"model-{kind}.gguf")
     assert command(str(release), "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "model-f16.gguf" in out and "--jinja --chat-template-file" in out
-    gguf(release / "model-f16.gguf", "{{ inside }}")
+    assert "gguf/model-F16.gguf" in out and "--jinja --chat-template-file" in out
+    gguf(release / "gguf" / "model-F16.gguf", "{{ inside }}")
     assert command(str(release), "--dry-run") == 0
     out = capsys.readouterr().out
     assert "--jinja" in out and "--chat-template-file" not in out
-    assert command(str(release / "model-f16.gguf"), "--dry-run") == 0
+    assert command(str(release / "gguf" / "model-F16.gguf"), "--dry-run") == 0
     shown = capsys.readouterr()
-    assert "--alias model-f16 " in shown.out and "ends at:   </s>" in shown.err
+    assert "--alias model-F16 " in shown.out and "ends at:   </s>" in shown.err
 
 
 def test_ollama_makes_a_model_from_the_modelfile_where_its_server_answers(release: Path, install: Any) -> None:
     install("ollama")
-    (release / "Modelfile").write_text("FROM ./model-f16.gguf\n")
+    (release / "gguf").mkdir()
+    (release / "gguf" / "Modelfile").write_text(f"FROM ./{gguf(release / 'gguf' / 'm-F16.gguf').name}\n")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
@@ -131,7 +133,7 @@ def test_ollama_makes_a_model_from_the_modelfile_where_its_server_answers(releas
         done = run(str(release), "--port", str(port))
     assert done.returncode == 0
     assert install() == {
-        "argv": [str(Path(os.environ["PATH"]) / "ollama"), "create", "my-model", "-f", str(release / "Modelfile")],
+        "argv": [str(Path(os.environ["PATH"]) / "ollama"), "create", "my-model", "-f", str(release / "gguf" / "Modelfile")],
         "host": f"127.0.0.1:{port}",
     }
     assert done.stdout.startswith(f"OLLAMA_HOST=127.0.0.1:{port} ") and f"http://127.0.0.1:{port}/v1" in done.stderr
