@@ -43,7 +43,7 @@ test-distributed: $(TOOLS)
 	$(BIN)/python -m pytest -m distributed tests/test_distributed.py
 
 test-serve: $(TOOLS)
-	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py
+	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py tests/end_to_end/test_serve_release.py
 
 check: $(TOOLS)
 	$(BIN)/ruff check .

@@ -61,7 +61,8 @@ class Formatter:
         if kind == "own":
             if not self.tokenizer.chat_template:
                 raise ModelError(f"{self.tokenizer.name_or_path}: the model has no chat template of its own; use prompt: {{template: openbezoar}}")
-            return str(self.tokenizer.chat_template), ()
+            template = str(self.tokenizer.chat_template)
+            return template, tuple(stop for stop in STOP if stop in template)  # a release's template is the trained one
         path = (recipe_folder or Path()) / Path(kind).expanduser()
         if not path.is_file():
             raise ModelError(f"prompt.template: '{kind}' is neither 'openbezoar', 'own' nor a file ({path})")

@@ -15,8 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from openbezoar import __version__
+from openbezoar.cli_chat import chat
 from openbezoar.cli_judge import AsJson, agreement, judge
 from openbezoar.cli_report import report
+from openbezoar.cli_serve import serve
+from openbezoar.cli_vote import vote
 from openbezoar.errors import RunError, UserError
 
 app = typer.Typer(
@@ -197,37 +200,7 @@ def show(
         print(f"{name:20} {manifest['verb']:10} {manifest['seconds']:8.1f} s  {manifest.get('summary', '')}")
 
 
-@app.command()
-def chat(
-    model: Model,
-    system: Annotated[str | None, typer.Option("--system", help="System message instead of the trained one.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Talk to a checkpoint with exactly the prompt it was trained on. An empty line or Ctrl-D ends it.
-
-    Example: openbezoar chat runs/demo/release/OpenBezoar-HH-RLHF-DPO
-    """
-    from openbezoar.llm import Sampling
-    from openbezoar.llm.local import Local
-    from openbezoar.models import open_checkpoint
-    from openbezoar.progress import printable
-    from openbezoar.records import Turn
-
-    local = Local(open_checkpoint(model))
-    turns = [] if system is None else [Turn("system", system)]
-    while True:
-        try:
-            text = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            break
-        if not text:
-            break
-        turns.append(Turn("user", text))
-        (answer,) = local.chat([turns], Sampling(max_new_tokens, temperature, 0.95), [seed + len(turns)])
-        print(printable(answer.text), flush=True)
-        turns.append(Turn("assistant", answer.text))
+app.command()(chat)
 
 
 @app.command()
@@ -256,6 +229,8 @@ def score(
 
 app.command()(agreement)
 app.command()(judge)
+app.command()(vote)
+app.command()(serve)
 
 
 @app.command()

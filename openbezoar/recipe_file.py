@@ -48,8 +48,8 @@ def parse(tree: dict[str, Any], where: str) -> Recipe:
 def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
-    if name == "reviews":
-        raise RecipeError(f"{where}: steps: a run keeps what people decide about rows in its folder 'reviews'; give the step another name")
+    if name in ("reviews", "votes"):
+        raise RecipeError(f"{where}: steps: a run keeps what people decide in its folder '{name}'; give the step another name")
     if not isinstance(step, dict):
         raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
     verb = verb_of(step)

@@ -14,11 +14,11 @@ ROOT = Path(openbezoar.__file__).parent
 RANKS = [
     {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "memory", "gguf_models", "chat", "forest", "prompts"},
-    {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
+    {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving"},
     {"stages"},
     {"graph"},
     {"call_estimates", "estimates", "reference", "review"},
-    {"cli", "cli_judge", "cli_report", "__main__"},
+    {"cli", "cli_chat", "cli_judge", "cli_report", "cli_serve", "cli_vote", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
 # The graph knows each scheme's options and each stage's module by name; estimates are of the graph.

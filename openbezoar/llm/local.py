@@ -6,8 +6,9 @@ neighbours; rows that have ended leave the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from openbezoar.chat import Formatter
 from openbezoar.forest import Path, Scorer
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.llm.cache import roomy_cache
+from openbezoar.llm.streaming import Stream
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
-from openbezoar.training.load import free, load_for_inference
+from openbezoar.training.load import free, load_for_inference, window_of
 
 CANDIDATES = (512, 8192)  # tokens sorted for top-p before the whole vocabulary is
 CHECK_EVERY = 8  # tokens between looks for a stop string
@@ -36,6 +38,11 @@ class Sampled:
     draws: Tensor  # uniform numbers, one a token
     ids: list[int] = field(default_factory=list)
     finish: str = "length"
+
+    @property
+    def said(self) -> list[int]:
+        """The ids without the one that ends the answer."""
+        return self.ids[:-1] if self.ids and self.ids[-1] in self.ends else self.ids
 
 
 class Local:
@@ -87,9 +94,25 @@ class Local:
         """Answers to prompts of token ids, all in one batch."""
         return [self._completion(row, len(prompts[row.place])) for row in self.sample(prompts, sampling, seeds)]
 
+    def answer(self, conversation: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None]) -> Completion:
+        """What ``chat`` answers to one conversation, said piece by piece while it comes; an exception in between, such as an interrupt, ends it."""
+        prompt = self.formatter.prompt_ids(conversation)
+        stream = Stream(partial(self.tokenizer.decode, skip_special_tokens=True), (*sampling.stop, *self.formatter.stop), say)
+        (row,) = self.sample([prompt], sampling, [seed], lambda row: stream.feed(row.said))
+        made = self._completion(row, len(prompt))
+        stream.finish(made.text)
+        return made
+
+    @property
+    def window(self) -> int:
+        """Most tokens of a conversation and its answer together."""
+        return window_of(self.model, self.tokenizer)
+
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Sampled]:
-        """The token ids drawn after prompts of token ids, all in one batch."""
+    def sample(
+        self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int], taken: Callable[[Sampled], None] = lambda row: None
+    ) -> list[Sampled]:
+        """The token ids drawn after prompts of token ids, all in one batch; ``taken`` is told of each row after each of its tokens."""
         if not prompts:
             return []
         rows = [
@@ -113,6 +136,7 @@ class Local:
             drawn = pick(logits, [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
             for row, token in zip(live, drawn.tolist(), strict=True):
                 self._take(row, token)
+                taken(row)
             keep = [i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens]
             if not keep:
                 break
@@ -172,7 +196,7 @@ class Local:
 
     def _completion(self, row: Sampled, prompt_tokens: int) -> Completion:
         stop = (*row.sampling.stop, *self.formatter.stop)
-        text = self.tokenizer.decode(row.ids[:-1] if row.ids and row.ids[-1] in row.ends else row.ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(row.said, skip_special_tokens=True)
         cut = min((text.find(s) for s in stop if s in text), default=-1)
         if cut >= 0:
             text, row.finish = text[:cut], "stop"

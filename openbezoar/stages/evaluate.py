@@ -80,7 +80,7 @@ def _checkpoint(
     """Everything about one checkpoint; its memory is free again afterwards."""
     from openbezoar.forest import Scorer
     from openbezoar.llm.local import Local
-    from openbezoar.training.load import free, load_for_inference
+    from openbezoar.training.load import free, load_for_inference, window_of
 
     checkpoint = context.checkpoint(name)
     context.progress.say(f"  {name}: loading")
@@ -89,7 +89,7 @@ def _checkpoint(
         results: dict[str, Any] = {"tasks": score(model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens)}
         answers: Answers | None = None
         if examples or pairs:
-            answers = Answers(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), Scorer(model, step.tokens), _window(model, tokenizer), context)
+            answers = Answers(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), Scorer(model, step.tokens), window_of(model, tokenizer), context)
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
@@ -99,11 +99,6 @@ def _checkpoint(
         answers = None
         free()
     return results
-
-
-def _window(model: Any, tokenizer: Any) -> int:
-    """Most tokens that the model reads."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
 class Answers:

@@ -59,6 +59,11 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def window_of(model: Any, tokenizer: Any) -> int:
+    """Most tokens that a model reads."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
+
+
 PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n\n### Response:\nna\u00efve caf\u00e9"
 
 

@@ -1,0 +1,38 @@
+"""An answer as it comes: pieces of text that are never taken back. Reads and writes nothing.
+
+What is held back: half a character, white space at the end, and whatever may still become a
+stop string. So the pieces together are the text that the same call would have given at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+class Stream:
+    """Tells the text of a growing list of token ids piece by piece.
+
+    decode: token ids → text, special tokens left out. stop: strings that end the answer.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str], say: Callable[[str], None]) -> None:
+        self.decode, self.stop, self.say = decode, tuple(stop), say
+        self.text = ""  # what was said
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """Say what has become certain; ``ids`` are all tokens so far."""
+        text = self.decode(ids)
+        cut = min((text.find(s) for s in self.stop if s in text), default=-1)
+        if cut < 0:
+            held = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+            cut = len(text) - held
+        self._say(text[:cut].rstrip("\ufffd").strip())
+
+    def finish(self, text: str) -> None:
+        """Say the rest of the whole text."""
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if text.startswith(self.text) and len(text) > len(self.text):
+            self.say(text[len(self.text) :])
+            self.text = text
