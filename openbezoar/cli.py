@@ -7,6 +7,8 @@ user's mistake (one line), 130 interrupted.
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from typing import Annotated
 
@@ -26,7 +28,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="From an open base model to a preference-aligned chat model of your own.",
+    help="""From an open base model to a preference-aligned chat model of your own.
+
+    Example: openbezoar run recipes/demo.yaml
+
+    'openbezoar COMMAND --help' tells about one command; docs/ has a tour, how-tos and every key of a recipe.
+    """,
 )
 
 # As the help lists them: in the order in which they are met.
@@ -55,6 +62,17 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+GOES_ON = ("run", "judge", "release")
+"""Commands that keep finished steps, answers and checkpoints, and find them again."""
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    if not arguments or arguments[0] not in GOES_ON:
+        return ""
+    program = "python -m openbezoar" if sys.argv[0].endswith("__main__.py") else "openbezoar" if shutil.which("openbezoar") == sys.argv[0] else sys.argv[0]
+    return f"; finished steps, answers and checkpoints are kept. To go on: {program} {shlex.join(arguments)}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
     from openbezoar.training import distributed
@@ -66,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"openbezoar{distributed.which()}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print("\nopenbezoar: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
         code = 130
     except Exception as error:
         if not hasattr(error, "exit_code"):  # click's own usage errors carry one

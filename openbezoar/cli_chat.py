@@ -17,7 +17,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Talk to a checkpoint with exactly the prompt it was trained on. An empty line or Ctrl-D ends it.
+    """Talk to a checkpoint with exactly the prompt it was trained on.
+
+    An empty line or Ctrl-D ends it.
 
     Example: openbezoar chat runs/demo/release/OpenBezoar-HH-RLHF-DPO
     """

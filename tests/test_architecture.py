@@ -13,11 +13,11 @@ ROOT = Path(openbezoar.__file__).parent
 # A module may import from its own rank (not for stages) and from lower ones.
 RANKS = [
     {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
-    {"sources", "models", "memory", "gguf_models", "chat", "forest", "prompts"},
+    {"sources", "models", "devices", "memory", "gguf_models", "chat", "forest", "prompts"},
     {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting"},
     {"stages"},
     {"graph"},
-    {"call_estimates", "estimates", "plan_table", "review"},
+    {"call_estimates", "shapes", "rates", "estimates", "concerns", "plan_table", "review"},
     {path.stem for path in ROOT.glob("cli*.py")} | {"reference", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
