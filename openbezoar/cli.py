@@ -62,6 +62,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+INTERRUPTED = 130
 GOES_ON = ("run", "judge", "release")
 """Commands that keep finished steps, answers and checkpoints, and find them again."""
 
@@ -84,12 +85,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"openbezoar{distributed.which()}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "exit_code"):  # click's own usage errors carry one
             raise
         print(f"openbezoar: {getattr(error, 'message', error)}; see openbezoar --help", file=sys.stderr)
         code = 2
+    if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
+        print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
     distributed.stop()
     sys.exit(code if isinstance(code, int) else 0)

@@ -12,6 +12,7 @@ import typer
 
 from openbezoar.cli_arguments import RUNS, AsJson, RunPath, Runs
 from openbezoar.errors import RunError
+from openbezoar.progress import duration
 
 
 def show(
@@ -38,9 +39,12 @@ def show(
     if as_json:
         print(json.dumps({"run": str(run_path), "steps": [{"folder": str(folder.step(n)), **(m or {})} for n, m in ordered]}, indent=1, ensure_ascii=False))
         return
+    width = max(map(len, manifests))
     for name, manifest in ordered:
         assert manifest is not None
-        print(f"{name:20} {manifest['verb']:10} {manifest['seconds']:8.1f} s  {manifest.get('summary', '')}")
+        print(f"{name:{width}}  {manifest['verb']:9} {duration(manifest['seconds']) or '0.0 s':>8}  {manifest.get('summary', '')}")
+    if (folder.step("report") / "report.html").is_file():
+        print(f"report: {folder.step('report') / 'report.html'}")
 
 
 def review(

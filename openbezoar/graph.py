@@ -369,7 +369,9 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if old.get("version") != new["version"]:
         words.append("the stage's code changed")
     if not words:
-        words = [f"its input {i} changed" for i in new["inputs"] if old.get("inputs", {}).get(i) != new["inputs"][i]]
+        changed = [i for i in new["inputs"] if old.get("inputs", {}).get(i) != new["inputs"][i]]
+        more = f" and {len(changed) - 2} more" if len(changed) > 3 else ""
+        words = [f"its input{'s' * (len(changed) > 1)} {', '.join(changed[: 2 if more else 3])}{more} changed"] if changed else []
     return "; ".join(words[:3]) or "its inputs changed"
 
 

@@ -110,7 +110,7 @@ class PlainProgress:
         yield
 
     def ended(self, place: str, name: str, seconds: float, summary: str) -> None:
-        self.warn(f"[{place}] {name}  done in {duration(seconds) or '0.0 s'}  {summary}".rstrip())
+        self.warn(f"[{place}] {name}  done in {seconds:.1f} s  {summary}".rstrip())
 
     @contextmanager
     def bar(self, label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Bar]:
