@@ -11,7 +11,9 @@ from openbezoar.cli_arguments import RunPath
 
 
 def report(run_path: RunPath, out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report.")] = None) -> None:
-    """Write a run's report again from its manifests: report.html and report.md.
+    """Write a run's report again, from its manifests.
+
+    Two pages, report.html and report.md; nothing is run.
 
     Example: openbezoar report runs/demo
     """
