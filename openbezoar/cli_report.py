@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from openbezoar.cli_arguments import RunPath
+
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+    run: RunPath,
     other: Annotated[Path | None, typer.Argument(metavar="OTHER", help="A second run, of the same recipe or another, to hold against the first.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report, or RUN/compare-OTHER.")] = None,
 ) -> None:
-    """Write a run's report again without running anything: report.html and report.md. With OTHER compare two runs: compare.html and compare.md.
+    """Write a run's report again, or compare two runs.
+
+    Nothing is run. Alone: report.html and report.md. With OTHER: compare.html and compare.md.
 
     Example: openbezoar report runs/demo
 

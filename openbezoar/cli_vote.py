@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openbezoar.cli_judge import AsJson
+from openbezoar.cli_arguments import AsJson
 from openbezoar.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,20 +7,19 @@ assumed share of a CPU's arithmetic, and are marked so.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from openbezoar import prompts
 from openbezoar.call_estimates import CHARACTERS_A_TOKEN, filter_tokens, generate_tokens, rows_made
+from openbezoar.devices import Device, this_device
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node, scheme_options
-from openbezoar.memory import merge_memory, parameters, shape_of, step_memory
-from openbezoar.models import cache_folder
+from openbezoar.memory import cache_bytes, merge_memory, parameters, process_bytes, step_memory
+from openbezoar.rates import learnt_rates, rate_name, ratio_name
 from openbezoar.recipe import (
     WITHOUT_REFERENCE,
     Agreement,
@@ -34,7 +33,6 @@ from openbezoar.recipe import (
     Merge,
     MtBench,
     Price,
-    Recipe,
     ServerModel,
     Sft,
     Shape,
@@ -42,11 +40,10 @@ from openbezoar.recipe import (
     data_specs,
 )
 from openbezoar.records import JsonLines, Row, read_jsonl
-from openbezoar.runs import write_json
+from openbezoar.shapes import model_of, shape_of_model
 from openbezoar.sources import ROWS, resolve_path, select
 
 PROMPT_TOKENS = 60  # the template and its system message
-LEARNT_FROM = 1.0e11  # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's rate
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
 
 
@@ -64,17 +61,17 @@ class Estimate:
     flops: float | None = None  # of the work on a model in this process
 
 
-def estimate(graph: Graph) -> dict[str, Estimate]:
-    """One estimate a step, in the graph's order; inputs' row counts are carried along."""
-    book = _Book(graph)
+def estimate(graph: Graph, device: Device | None = None) -> dict[str, Estimate]:
+    """One estimate a step, in the graph's order; inputs' row counts are carried along. device: this machine's if none is given."""
+    book = _Book(graph, device or this_device())
     for node in graph.nodes.values():
         book.estimates[node.name] = book.of(node)
     return book.estimates
 
 
 class _Book:
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.recipe = graph, graph.recipe
+    def __init__(self, graph: Graph, device: Device) -> None:
+        self.graph, self.recipe, self.device = graph, graph.recipe, device
         self.folder = graph.recipe_path.parent
         self.estimates: dict[str, Estimate] = {}
         self.rates = learnt_rates()
@@ -89,7 +86,7 @@ class _Book:
             return self._train(step)
         if isinstance(step, Merge):
             shape = self.shape(step.merge)
-            return Estimate(rows=step.drift_rows, memory_bytes=merge_memory(shape) if shape else None)
+            return Estimate(rows=step.drift_rows, memory_bytes=merge_memory(shape, self.device) if shape else None)
         if isinstance(step, Evaluate):
             return self._evaluate(step)
         if isinstance(step, MtBench):
@@ -139,17 +136,10 @@ class _Book:
     # ---- models
 
     def spec(self, name: str) -> LocalModel | ServerModel | None:
-        """The recipe's entry at the bottom of a model's chain of steps."""
-        while name in self.graph.nodes:
-            step = self.graph.nodes[name].step
-            name = step.merge if isinstance(step, Merge) else step.model if isinstance(step, (Sft, Dpo)) else ""
-        return self.recipe.models.get(name)
+        return model_of(self.graph, name)
 
     def shape(self, name: str) -> Shape | None:
-        spec = self.spec(name)
-        if not isinstance(spec, LocalModel):
-            return None
-        return spec.shape or _shape_on_disk(spec.model, self.folder)
+        return shape_of_model(self.graph, name)
 
     def price(self, name: str | None) -> Price:
         spec = self.spec(name) if name else None
@@ -160,8 +150,9 @@ class _Book:
         shape = self.shape(name) if name is not None else None
         if shape is not None:
             made.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
-            made.assumed = verb not in self.rates
-            made.seconds = made.flops / self.rates.get(verb, ASSUMED_FLOPS)
+            made.assumed = rate_name(self.device, verb) not in self.rates
+            if self.device.here and not (made.assumed and self.device.kind == "cuda"):  # of another machine nothing is known
+                made.seconds = made.flops / self.rates.get(rate_name(self.device, verb), ASSUMED_FLOPS)
         return made
 
     # ---- verbs
@@ -171,7 +162,7 @@ class _Book:
         seeds = self.seed_rows(step.seeds or [])
         tokens_in, tokens_out = generate_tokens(step, options, seeds, self.text(step), isinstance(self.spec(step.teacher), LocalModel))
         ratio_in, ratio_out = (self.rates.get(f"{ratio_name(step, self.recipe)}.{side}", 1.0) for side in ("in", "out"))
-        return self._asked("generate", step.teacher, step.rows, tokens_in * ratio_in, tokens_out * ratio_out)
+        return self._asked("generate", step.teacher, step.rows, step.batch, tokens_in * ratio_in, tokens_out * ratio_out)
 
     def _filter(self, step: Filter) -> Estimate:
         rows, mean = self.rows(step.filter)
@@ -180,13 +171,15 @@ class _Book:
         template = self.text(step)("judge_filter" if step.mode == "text" else "judge_filter_probability")
         names = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes]
         whole = rows * fmean(self.made(name)[0] for name in names) if names and step.rules.drop_unfinished else rows
-        return self._asked("filter", step.judge, rows, *filter_tokens(step, whole, mean, template))
+        return self._asked("filter", step.judge, rows, step.batch, *filter_tokens(step, whole, mean, template))
 
-    def _asked(self, verb: str, model: str, rows: int, tokens_in: float, tokens_out: float) -> Estimate:
+    def _asked(self, verb: str, model: str, rows: int, batch: int, tokens_in: float, tokens_out: float) -> Estimate:
         """Tokens as an estimate with money, memory and time. A model in this process reads faster than it writes."""
-        price = self.price(model)
+        price, shape = self.price(model), self.shape(model)
         money = (tokens_in * price.input + tokens_out * price.output) / 1e6
         made = Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(model))
+        if shape is not None and made.memory_bytes is not None and verb == "generate":
+            made.memory_bytes += cache_bytes(shape, batch * (tokens_in + tokens_out) / max(1, rows))
         return self.timed(made, verb, model, tokens_in / 8 + tokens_out if verb == "generate" else tokens_in + 4 * tokens_out)
 
     def text(self, step: Generate | Filter) -> Callable[[str], str]:
@@ -211,7 +204,7 @@ class _Book:
         tokens = seen * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)
-        made = Estimate(rows, int(tokens), 0, None, step_memory(shape, step) if shape else None)
+        made = Estimate(rows, int(tokens), 0, None, step_memory(shape, step, self.device) if shape else None)
         return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:
@@ -283,15 +276,14 @@ class _Book:
         return self.timed(made, verb, timed, answers_out + judged_in)
 
     def _resident(self, name: str) -> int | None:
-        shape = self.shape(name)
-        return 2 * sum(parameters(shape)) if shape else None
+        """Bytes of a model that only answers."""
+        shape, spec = self.shape(name), self.spec(name)
+        width = 4 if isinstance(spec, LocalModel) and spec.dtype == "float32" else 2
+        return process_bytes(self.device) + width * sum(parameters(shape)) if shape else None
 
 
 def node_verb(step: Sft | Dpo) -> str:
     return "sft" if isinstance(step, Sft) else "dpo"
-
-
-TEXTS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")
 
 
 def _characters(row: dict[str, Any], rejected: bool) -> int:
@@ -300,57 +292,9 @@ def _characters(row: dict[str, Any], rejected: bool) -> int:
     return sum(len(v) for k, v in row.items() if isinstance(v, str) and k in ("instruction", "context", "response", "input", "target", "system"))
 
 
-def _shape_on_disk(model: str, folder: Path) -> Shape | None:
-    """The shape in a config.json that is already here, nothing fetched."""
-    place = cache_folder() / f"pypi-{model.removeprefix('pypi:').replace('==', '-')}" if model.startswith("pypi:") else folder / Path(model).expanduser()
-    try:
-        return shape_of(json.loads((place / "config.json").read_text(encoding="utf-8")))
-    except (OSError, KeyError, ValueError):
-        return None
-
-
-def _rates_file() -> Path:
-    return cache_folder() / "rates.json"
-
-
-def learnt_rates() -> dict[str, float]:
-    """FLOP/s by verb, and ratios of tokens by ``ratio_name``, as ``learn`` kept them on this machine."""
-    try:
-        return {str(verb): float(rate) for verb, rate in json.loads(_rates_file().read_text(encoding="utf-8")).items() if rate > 0}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def learn(graph: Graph, ran: list[str]) -> None:
-    """Keep the rates that the steps which just ran reached (the estimate of their work over the time it took), and tokens against those estimated."""
-    work: dict[str, list[float]] = {}
-    ratios: dict[str, float] = {}
-    known = learnt_rates()
-    for name, made in safe_estimate(graph).items():
-        manifest = graph.run.manifest(name) if name in ran else None
-        step, numbers = graph.nodes[name].step, (manifest or {}).get("numbers", {})
-        if isinstance(step, Generate) and numbers.get("tokens") and made.tokens_in and made.tokens_out:
-            for side, real, thought in (("in", numbers["prompt_tokens"], made.tokens_in), ("out", numbers["tokens"], made.tokens_out)):
-                key = f"{ratio_name(step, graph.recipe)}.{side}"
-                ratios[key] = known.get(key, 1.0) * real / thought
-        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1:
-            flops_seconds = work.setdefault(graph.nodes[name].verb, [0.0, 0.0])
-            flops_seconds[0] += made.flops
-            flops_seconds[1] += manifest["seconds"]
-    if work or ratios:
-        _rates_file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_rates_file(), known | ratios | {verb: flops / seconds for verb, (flops, seconds) in work.items()})
-
-
-def ratio_name(step: Generate, recipe: Recipe) -> str:
-    """Under what the tokens of a scheme with a teacher, against those estimated, are kept."""
-    teacher = recipe.models.get(step.teacher)
-    return f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
-
-
-def safe_estimate(graph: Graph) -> dict[str, Estimate]:
+def safe_estimate(graph: Graph, device: Device | None = None) -> dict[str, Estimate]:
     """``estimate``, with an empty one for each step if the data cannot be read."""
     try:
-        return estimate(graph)
+        return estimate(graph, device)
     except (UserError, OSError):
         return {name: Estimate() for name in graph.nodes}

@@ -369,7 +369,9 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if old.get("version") != new["version"]:
         words.append("the stage's code changed")
     if not words:
-        words = [f"its input {i} changed" for i in new["inputs"] if old.get("inputs", {}).get(i) != new["inputs"][i]]
+        changed = [i for i in new["inputs"] if old.get("inputs", {}).get(i) != new["inputs"][i]]
+        more = f" and {len(changed) - 2} more" if len(changed) > 3 else ""
+        words = [f"its input{'s' * (len(changed) > 1)} {', '.join(changed[: 2 if more else 3])}{more} changed"] if changed else []
     return "; ".join(words[:3]) or "its inputs changed"
 
 
@@ -396,12 +398,13 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         for number, node in enumerate(wanted, 1):
             state, why = _state(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
-                progress.say(f"[{number}/{len(wanted)}] {node.name}  ({node.verb}; {why})")
-                numbers = _run_step(graph, node, progress)
+                place = f"{number}/{len(wanted)}"
+                with progress.step(place, node.name, f"{node.verb}; {why}"):
+                    manifest = _run_step(graph, node, progress)
                 ran.append(node.name)
-                progress.say(f"[{number}/{len(wanted)}] {node.name}  done in {numbers['seconds']:.1f} s  {numbers.get('summary', '')}".rstrip())
+                progress.ended(place, node.name, manifest["seconds"], manifest.get("summary", ""))
             for warning in gates.check(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
-                progress.say(warning)
+                progress.warn(warning)
     distributed.announce(None)
     return ran
 

@@ -6,20 +6,19 @@ are measured and say of what. Nothing here imports torch, so that ``plan`` can u
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from openbezoar.devices import Device, this_device
 from openbezoar.recipe import Dpo, Shape, Training
 
 # The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
 PROCESS_BYTES = 460 << 20
 # Without being told, activations are kept whole where the step then stays within an 8 GB card.
 AUTO_BYTES = 7_500_000_000
-# 'plan' does not import torch, so a GPU is known by its driver's file.
-GPU = Path("/dev/nvidiactl")
+# A GPU's own share: CUDA's context and cuBLAS's workspace. A rough figure of common knowledge, not measured here.
+CUDA_BYTES = 600_000_000
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -65,36 +64,37 @@ def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
     return int((linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 if quantize == "nf4" else linear * width) + outer * width)
 
 
-def unpacks(in_16_bits: int, nf4: str, dtype: str) -> bool:
+def unpacks(in_16_bits: int, nf4: str, dtype: str, device: Device | None = None) -> bool:
     """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the free memory of a machine without a GPU."""
     if nf4 != "auto":
         return nf4 == "unpacked"
-    return not GPU.exists() and in_16_bits * (2 if dtype == "float32" else 1) <= free_bytes() / 4
+    device = device or this_device()
+    return device.kind == "cpu" and in_16_bits * (2 if dtype == "float32" else 1) <= (device.bytes or 0) / 4
 
 
-def free_bytes() -> int:
-    """Bytes that can be allocated without swapping; without Linux's /proc, half of all memory."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _held(shape: Shape, step: Training) -> str:
+def _held(shape: Shape, step: Training, device: Device) -> str:
     """'nf4' if the base lies packed in memory."""
-    if step.quantize == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype):
+    if step.quantize == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype, device):
         return "none"
     return step.quantize
+
+
+def process_bytes(device: Device) -> int:
+    """What is taken on the device before any model is there."""
+    return PROCESS_BYTES if device.kind == "cpu" else CUDA_BYTES
+
+
+def cache_bytes(shape: Shape, tokens: float) -> int:
+    """Keys and values of so many tokens, in 16 bits."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    return int(tokens * shape.layers * 2 * (shape.kv_heads or shape.heads) * head * 2)
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
     """Bytes of a training step at its peak, term by term."""
 
-    process: int  # the interpreter and its libraries
+    process: int  # the interpreter and its libraries, or CUDA's
     weights: int  # the base as held
     adapter: int  # fp32 values, gradients and AdamW's two moments
     kept: int  # for the backward pass, by all layers
@@ -127,8 +127,8 @@ INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "
 """Linear layers that are given the same tensor."""
 
 
-def _memory(shape: Shape, step: Training, checkpointing: bool) -> TrainingMemory:
-    width, held = 4 if step.dtype == "float32" else 2, _held(shape, step)
+def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -> TrainingMemory:
+    width, held = 4 if step.dtype == "float32" else 2, _held(shape, step, device)
     tokens = max(step.tokens, step.max_length * (2 if isinstance(step, Dpo) else 1))  # a pair is one tree of two paths
     a_layer = tokens * kept_of_a_layer(shape, step, width)
     # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
@@ -136,7 +136,7 @@ def _memory(shape: Shape, step: Training, checkpointing: bool) -> TrainingMemory
     wide, weight = tokens * shape.mlp * width, shape.mlp * shape.hidden * width
     back = max(3 * wide, wide + (weight if held == "nf4" else 0)) + 2 * tokens * shape.hidden * width
     return TrainingMemory(
-        process=PROCESS_BYTES,
+        process=process_bytes(device),
         weights=weight_bytes(shape, held, width),
         adapter=lora_parameters(shape, step) * 16,
         kept=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
@@ -144,19 +144,20 @@ def _memory(shape: Shape, step: Training, checkpointing: bool) -> TrainingMemory
     )
 
 
-def checkpoints(shape: Shape, step: Training) -> bool:
+def checkpoints(shape: Shape, step: Training, device: Device | None = None) -> bool:
     """Whether the step recomputes activations: as the recipe says; with ``auto``, where keeping them would take more than 7.5 GB."""
     if step.checkpointing != "auto":
         return step.checkpointing
-    return _memory(shape, step, checkpointing=False).peak > AUTO_BYTES
+    return _memory(shape, step, False, device or this_device()).peak > AUTO_BYTES
 
 
-def training_memory(shape: Shape, step: Training) -> TrainingMemory:
-    """The peak of a training step, for a pass of ``tokens`` tokens."""
-    return _memory(shape, step, checkpoints(shape, step))
+def training_memory(shape: Shape, step: Training, device: Device | None = None) -> TrainingMemory:
+    """The peak of a training step, for a pass of ``tokens`` tokens; device: this machine's if none is given."""
+    device = device or this_device()
+    return _memory(shape, step, checkpoints(shape, step, device), device)
 
 
-def load_memory(shape: Shape, step: Training) -> int:
+def load_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
     """Peak bytes while a base and its adapter are loaded.
 
     For NF4 the last large weight is still in the making beside all others: in 16 bits and in
@@ -164,14 +165,16 @@ def load_memory(shape: Shape, step: Training) -> int:
     """
     width = 4 if step.dtype == "float32" else 2
     making = shape.mlp * shape.hidden * (width + 12) if step.quantize == "nf4" else 0
-    return PROCESS_BYTES + weight_bytes(shape, _held(shape, step), width) + 4 * lora_parameters(shape, step) + making
+    device = device or this_device()
+    return process_bytes(device) + weight_bytes(shape, _held(shape, step, device), width) + 4 * lora_parameters(shape, step) + making
 
 
-def step_memory(shape: Shape, step: Training) -> int:
+def step_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
     """Peak bytes of an sft or dpo step: loading, or training."""
-    return max(load_memory(shape, step), training_memory(shape, step).peak)
+    device = device or this_device()
+    return max(load_memory(shape, step, device), training_memory(shape, step, device).peak)
 
 
-def merge_memory(shape: Shape) -> int:
+def merge_memory(shape: Shape, device: Device | None = None) -> int:
     """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making; the shards are written with less."""
-    return PROCESS_BYTES + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)
+    return process_bytes(device or this_device()) + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)

@@ -147,6 +147,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OPENBEZOAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openbezoar").expanduser()
 
 
+def local_folder(reference: str, folder: Path) -> Path:
+    """Where a model's files lie if they are on disk already; ``folder`` is what relative paths are of. Fetches nothing."""
+    if reference.startswith("pypi:"):
+        return cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}"
+    return folder / Path(reference).expanduser()
+
+
+def is_here(reference: str, folder: Path) -> bool:
+    """Whether a model need not be fetched: it is on disk, or its repository is in the hub's own cache."""
+    if local_folder(reference, folder).exists():
+        return True
+    match = _HUB.match(reference)
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return match is not None and (cache / f"models--{match['name'].replace('/', '--')}" / "snapshots").is_dir()
+
+
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 
 

@@ -1,18 +1,23 @@
-"""``docs/recipe-reference.md`` and ``docs/recipe.schema.json``, made from the schema.
+"""``docs/recipe-reference.md``, ``docs/recipe.schema.json`` and ``docs/command-reference.md``, made from the schema and the command line.
 
 ``python -m openbezoar.reference`` writes them; ``--check`` fails if they are stale.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from openbezoar.cli import app
 from openbezoar.recipe import VERBS, DataSpec, Gate, LocalModel, Lora, PromptSpec, Recipe, Rules, ServerModel, Shape, TaskSpec, json_schema
 from openbezoar.schemes import SCHEMES
 
@@ -30,10 +35,23 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-    for name in ("typing.", "openbezoar.recipe.", "Literal"):
-        text = text.replace(name, "")
-    return text.replace("|", "or").replace("[", " [").strip()
+    return _words(field.annotation)
+
+
+def _words(kind: Any) -> str:
+    """A type as a reader's words: 'str or list of str', or the texts that may be chosen from."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join("nothing" if part is type(None) else _words(part) for part in inner)
+    if origin is list:
+        return f"list of {_words(inner[0])}"
+    if origin is dict:
+        return f"mapping to {_words(inner[1])}"
+    return str(getattr(kind, "__name__", kind))
 
 
 def _table(kind: type[BaseModel]) -> Iterator[str]:
@@ -71,9 +89,46 @@ def recipe_reference() -> str:
     return "\n".join(lines) + "\n"
 
 
+def command_reference() -> str:
+    """The page of commands, in Markdown."""
+    lines = [
+        "# Command reference",
+        "",
+        "Made from the command line by `python -m openbezoar.reference`; do not edit.",
+        "",
+        "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2 a mistake that you can mend",
+        "(one line says how), 130 interrupted. `python -m openbezoar` is the same program.",
+    ]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        lines += ["", f"## `openbezoar {name}`", "", *_command(command)]
+    return "\n".join(lines) + "\n"
+
+
+def _command(command: Any) -> Iterator[str]:
+    """One command: its words, its examples as code, its arguments and options."""
+    words, *examples = inspect.cleandoc(command.help or "").split("Example: ")
+    yield words.strip()
+    for example in examples:
+        first, _, rest = example.partition("\n\n")
+        yield f"\n```\n{' '.join(first.split())}\n```"
+        if rest.strip():
+            yield f"\n{rest.strip()}"
+    yield "\n| argument | default | meaning |\n| --- | --- | --- |"
+    for parameter in command.params:
+        kind = {float: "NUMBER", int: "N"}.get(type(parameter.default), "TEXT")
+        value = parameter.metavar or ("" if getattr(parameter, "is_flag", False) else kind)
+        names = ", ".join(parameter.opts) if parameter.param_type_name == "option" else ""
+        default = "**required**" if parameter.required else f"`{parameter.default}`" if parameter.default not in (None, False, ()) else ""
+        yield f"| `{' '.join(part for part in (names, value) if part)}` | {default} | {(getattr(parameter, 'help', '') or '').replace('|', chr(92) + '|')} |"
+
+
 def pages() -> dict[Path, str]:
     """All generated pages by their path."""
-    return {DOCS / "recipe-reference.md": recipe_reference(), DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n"}
+    return {
+        DOCS / "recipe-reference.md": recipe_reference(),
+        DOCS / "command-reference.md": command_reference(),
+        DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
+    }
 
 
 def main(arguments: list[str]) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from openbezoar import graph
-from openbezoar.estimates import estimate, learn, learnt_rates
+from openbezoar.estimates import estimate
 from openbezoar.memory import TrainingMemory, lora_parameters, parameters, training_memory
+from openbezoar.rates import learn, learnt_rates
 from openbezoar.recipe import LocalModel, Sft
 from openbezoar.recipe_file import load
 
@@ -34,7 +35,7 @@ def test_the_paper_s_model_has_its_known_number_of_parameters() -> None:
 
 
 def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("openbezoar.memory.free_bytes", lambda: 16_000_000_000)  # too little to hold NF4 unpacked
+    monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 16_000_000_000)  # too little to hold NF4 unpacked
     base = load(ROOT / "recipes/openbezoar-3b.yaml").models["base"]
     assert isinstance(base, LocalModel) and base.shape is not None
 
@@ -58,13 +59,13 @@ def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch
     assert of(checkpointing=True, tokens=4096).peak > nf4.peak
     assert of(checkpointing=False, lora={"dropout": 0.0}).kept == whole.kept - 26 * 1024 * 3 * 3200
     assert of(checkpointing=True, nf4="unpacked").weights == plain.weights
-    monkeypatch.setattr("openbezoar.memory.free_bytes", lambda: 64_000_000_000)
-    monkeypatch.setattr("openbezoar.memory.GPU", tmp_path / "none")
+    monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 64_000_000_000)
+    monkeypatch.setattr("openbezoar.devices.GPU", tmp_path / "none")
     assert of(checkpointing=True).weights == plain.weights
 
 
 def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openbezoar.memory.free_bytes", lambda: 16_000_000_000)
+    monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 16_000_000_000)
     path = ROOT / "recipes/openbezoar-3b.yaml"
     made = estimate(graph.build(load(path), path, tmp_path))
     assert made["hh-sft"].rows == 100_000
@@ -84,13 +85,13 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
     assert before.assumed and before.flops and before.seconds
     (tmp_path / "runs/t/a").mkdir(parents=True)
     (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": 4.0, "verb": "sft"}))
-    learn(built, [])
+    learn(built, [], estimate(built))
     assert learnt_rates() == {}
-    learn(built, ["a"])
+    learn(built, ["a"], estimate(built))
     assert learnt_rates() == {}, "a step as small as this one teaches nothing"
-    monkeypatch.setattr("openbezoar.estimates.LEARNT_FROM", 0)
-    learn(built, ["a"])
-    assert learnt_rates() == {"sft": before.flops / 4.0}
+    monkeypatch.setattr("openbezoar.rates.LEARNT_FROM", 0)
+    learn(built, ["a"], estimate(built))
+    assert learnt_rates() == {"cpu.sft": before.flops / 4.0}
     after = estimate(built)["a"]
     assert not after.assumed
     assert after.seconds == pytest.approx(4.0)
@@ -128,7 +129,7 @@ def test_what_a_teacher_did_in_a_scheme_corrects_the_next_estimate_of_that_schem
     numbers = {"prompt_tokens": 2 * (before["a"].tokens_in or 0), "tokens": (before["a"].tokens_out or 0) // 2}
     (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": 0.5, "verb": "generate", "numbers": numbers}))
     for _ in range(2):  # learning the same twice changes nothing more
-        learn(built, ["a"])
+        learn(built, ["a"], estimate(built))
         after = estimate(built)
         assert after["a"].tokens_in == pytest.approx(numbers["prompt_tokens"], rel=0.01)
         assert after["a"].tokens_out == pytest.approx(numbers["tokens"], rel=0.01)

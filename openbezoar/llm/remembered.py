@@ -55,6 +55,8 @@ class Remembered:
         self.name, self.store, self.purse, self.unit = name, store, purse, unit
         self._identity, self._opener, self._formatter = identity, opener, formatter
         self.heard: Callable[[int], None] | None = None  # told how many calls more are answered
+        self.written = 0  # tokens of the answers that were asked for and came
+        self._counting = threading.Lock()
         self._llm: Any = None  # an LLM; for calls asked by themselves a Server
 
     @cached_property
@@ -128,6 +130,7 @@ class Remembered:
         with self.purse.reserved(calls):
             llm, begun = self._opened(), time.monotonic()
             answers = ask(llm, calls)
+            self.written += sum(answer.tokens for answer in answers)
             seconds = round((time.monotonic() - begun) / len(calls), 6)
             return self.store.keep(by_key([replace(answer, seconds=seconds) for answer in answers]), self.purse.spender)
 
@@ -138,7 +141,10 @@ class Remembered:
         def one(place: int, off: threading.Event) -> dict[str, list[Completion]]:
             key, call = calls[place]
             with self.purse.reserved([call], off):
-                return self.store.keep({key: [server.answer(call, off)]}, self.purse.spender)
+                answer = server.answer(call, off)
+                with self._counting:
+                    self.written += answer.tokens
+                return self.store.keep({key: [answer]}, self.purse.spender)
 
         kept = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
         return {key: answers for part in kept for key, answers in part.items()}

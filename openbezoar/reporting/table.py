@@ -27,15 +27,32 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
-    def text(self) -> str:
-        """Aligned columns for a terminal; headers wrap onto lines of their own."""
+    def text(self, width: int | None = None) -> str:
+        """Aligned columns for a terminal; headers wrap onto lines of their own. Columns beyond ``width`` go into further tables below."""
+        table = self._aligned() if width is None or len(self.headers) < 2 else "\n\n".join(self._within(width))
+        return f"{table}\n{self.note}" if self.note else table
+
+    def _within(self, width: int) -> list[str]:
+        """Tables of as many columns as fit, each with the first one before them."""
+        parts, first = [], 1
+        while first < len(self.headers):
+            upto = len(self.headers)
+            while True:
+                part = Table((self.headers[0], *self.headers[first:upto]), tuple((row[0], *row[first:upto]) for row in self.rows))._aligned()
+                if upto == first + 1 or max(map(len, part.splitlines())) <= width:
+                    break
+                upto -= 1
+            parts.append(part)
+            first = upto
+        return parts
+
+    def _aligned(self) -> str:
         heads = [_wrap(h, max([len(row[i]) for row in self.rows] or [0])) for i, h in enumerate(self.headers)]
         depth = max((len(h) for h in heads), default=0)
         lines = [[h[level] if level < len(h) else "" for h in heads] for level in range(depth)]
         widths = [max(len(line[i]) for line in [*lines, *self.rows]) for i in range(len(self.headers))]
         body = [*lines, ["-" * w for w in widths], *self.rows]
-        table = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body)
-        return f"{table}\n{self.note}" if self.note else table
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body)
 
     def markdown(self) -> str:
         """A Markdown table; cells are escaped."""

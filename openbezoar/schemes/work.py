@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from openbezoar import prompts
 from openbezoar.llm import LLM, Completion, Sampling
 from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.server import wrapped, wrapper_stop
+from openbezoar.progress import Bar
 from openbezoar.recipe import DataRef, ServerModel
 from openbezoar.records import Counts, Row, Turn
 from openbezoar.runs import step_seed
@@ -166,7 +168,7 @@ class Work:
         shown: AbstractContextManager[Any] = self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
         with shown as line:
             if isinstance(llm, Remembered):
-                llm.heard = line.advance if line is not None else None
+                llm.heard = _shown_on(line, llm) if line is not None else None
             for first in range(0, len(items), size):
                 replies += [self._reply(name, reply) for reply in ask(items[first : first + size], seeds[first : first + size])]
         assert len(replies) == len(items), "one reply a prompt"
@@ -182,6 +184,17 @@ class Work:
         if reply.finish == "error":
             self.counts.add(f"{name}: refused by the server")
         return replace(reply, text=text)
+
+
+def _shown_on(line: Bar, llm: Remembered) -> Callable[[int], None]:
+    """Counts answers on a bar, beside the tokens a second that were written since now."""
+    begun, before = time.monotonic(), llm.written
+
+    def heard(answered: int) -> None:
+        new = llm.written - before
+        line.advance(answered, **({"tokens/s": new / max(time.monotonic() - begun, 1e-9)} if new else {}))
+
+    return heard
 
 
 # Special tokens that servers and de-tokenisers let through. The bare <s>, </s> is also HTML,

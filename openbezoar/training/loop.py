@@ -29,6 +29,7 @@ from openbezoar.progress import Progress
 from openbezoar.recipe import Training
 from openbezoar.runs import step_seed
 from openbezoar.training import distributed
+from openbezoar.training.interrupts import finishing_the_step
 from openbezoar.training.load import DTYPES
 from openbezoar.training.resume import State, make_optimizer
 from openbezoar.training.speed import Pace, matmul_rate, work, work_of
@@ -151,8 +152,7 @@ def _loop(job: _Job, state: State, trees: Sequence[Tree], log: list[dict[str, An
     """Optimiser steps, held-out measurements and checkpoints, until the end or until patience is out. Extends ``log`` and ``heldout``."""
     settings, steps = job.settings, job.steps
     pace = Pace(distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"])
-    with progress.bar("training", steps, "steps") as bar:
-        bar.advance(state.step)
+    with progress.bar("training", steps, "steps", state.step) as bar, finishing_the_step(progress.warn) as wish:
         while True:
             due = state.step in (0, steps) or (settings.evaluate_every and state.step % settings.evaluate_every == 0)
             if due and not (heldout and heldout[-1]["step"] == state.step):
@@ -171,8 +171,10 @@ def _loop(job: _Job, state: State, trees: Sequence[Tree], log: list[dict[str, An
             pace.count(metrics["tokens"], done, time.monotonic() - begun)
             log.append({"step": state.step, **metrics})
             _append(job.out / "metrics.jsonl", log[-1])
-            if (state.step % settings.save_every == 0 or state.step == steps) and distributed.rank() == 0:
+            if (state.step % settings.save_every == 0 or state.step == steps or wish.made) and distributed.rank() == 0:
                 state.save(job.out / RESUME)
+            if wish.made:
+                raise KeyboardInterrupt
             bar.advance(1, **{"loss": metrics["loss"], "tokens/s": pace.tokens_per_second or 0.0, "of matmul rate": pace.fraction or 0.0})
 
 

@@ -1,0 +1,98 @@
+"""The device that a recipe runs on, or would run on: its name, its memory, its arithmetic.
+
+Reads /proc/meminfo and asks the driver's ``nvidia-smi``; writes nothing and imports no torch,
+so that ``plan`` can use it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from openbezoar.errors import UserError
+
+# The driver's file stands for a GPU that torch will find.
+GPU = Path("/dev/nvidiactl")
+BFLOAT16_FROM = 8.0  # compute capability of the first GPUs with bfloat16 arithmetic
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where models are held. bytes: of its memory, for a CPU what is free; None if it cannot be told.
+
+    here: it is this machine's, so that times measured here hold.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    bytes: int | None
+    here: bool = False
+    bfloat16: bool = True
+
+
+# By the makers' data sheets; the driver keeps a few hundredths of it.
+CARDS = {
+    "t4": Device("cuda", "T4", 15_360 << 20, bfloat16=False),
+    "rtx3060": Device("cuda", "RTX 3060", 12_288 << 20),
+    "rtx3090": Device("cuda", "RTX 3090", 24_576 << 20),
+    "rtx4090": Device("cuda", "RTX 4090", 24_576 << 20),
+    "a100": Device("cuda", "A100", 40_960 << 20),
+    "a100-80gb": Device("cuda", "A100 80 GB", 81_920 << 20),
+    "h100": Device("cuda", "H100", 81_920 << 20),
+}
+
+
+def device_named(text: str) -> Device:
+    """A device by a card's name, or as ``cpu``, ``cpu:16GB``, ``cuda``, ``cuda:16GB``. Raises UserError for another text."""
+    key = text.strip().lower().replace(" ", "").replace("_", "-")
+    if key in CARDS:
+        return CARDS[key]
+    match = re.fullmatch(r"(cpu|cuda)(?::(\d+(?:\.\d+)?)(gb|gib)?)?", key)
+    if match is None or (match[2] and float(match[2]) <= 0):
+        raise UserError(f"--device {text}: no such device; expected cpu, cpu:16GB, cuda:16GB or one of {', '.join(CARDS)}")
+    kind: Literal["cpu", "cuda"] = "cuda" if match[1] == "cuda" else "cpu"
+    if match[2]:
+        return Device(kind, f"{kind} with {match[2]} GB", int(float(match[2]) * (2**30 if match[3] == "gib" else 1e9)))
+    if kind == "cpu":
+        return _cpu()
+    here = this_device()
+    if here.kind == "cpu":
+        raise UserError(f"--device {text}: this machine has no GPU; say how much memory it has, such as cuda:16GB, or name one of {', '.join(CARDS)}")
+    return here
+
+
+def this_device() -> Device:
+    """What this machine computes on: the first GPU if there is one, else its CPU with the memory that is free now."""
+    return _gpu() or _cpu() if GPU.exists() else _cpu()
+
+
+def _cpu() -> Device:
+    return Device("cpu", f"CPU, {os.cpu_count()} cores", free_bytes(), here=True)
+
+
+@cache
+def _gpu() -> Device | None:
+    """The first GPU that the driver names; without nvidia-smi one of unknown memory."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        name, mebibytes, capability = (part.strip() for part in done.stdout.splitlines()[0].split(","))
+        return Device("cuda", name, int(mebibytes) << 20, here=True, bfloat16=float(capability) >= BFLOAT16_FROM)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return Device("cuda", "GPU of unknown memory", None, here=True)
+
+
+def free_bytes() -> int:
+    """Bytes of main memory that can be allocated without swapping; without Linux's /proc, half of all memory."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,68 @@
+"""What runs on this machine have taught: arithmetic a second by device and verb, and how wordy each teacher is.
+
+Reads and writes ``rates.json`` in the cache folder. ``plan`` divides by them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openbezoar.devices import Device, this_device
+from openbezoar.models import cache_folder
+from openbezoar.recipe import Generate, Recipe
+from openbezoar.runs import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from openbezoar.estimates import Estimate
+    from openbezoar.graph import Graph
+
+LEARNT_FROM = 1.0e12  # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's rate
+LEARNT_TOKENS = 1000  # of a generate step, below which its ratio is chance
+
+
+def _file() -> Path:
+    return cache_folder() / "rates.json"
+
+
+def rate_name(device: Device, verb: str) -> str:
+    """Under what a verb's FLOP/s on a device are kept."""
+    return f"{device.kind}.{verb}"
+
+
+def ratio_name(step: Generate, recipe: Recipe) -> str:
+    """Under what the tokens of a scheme with a teacher, against those estimated, are kept."""
+    teacher = recipe.models.get(step.teacher)
+    return f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
+
+
+def learnt_rates() -> dict[str, float]:
+    """FLOP/s by ``rate_name``, and ratios of tokens by ``ratio_name``, as ``learn`` kept them on this machine."""
+    try:
+        return {str(name): float(rate) for name, rate in json.loads(_file().read_text(encoding="utf-8")).items() if rate > 0}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def learn(graph: Graph, ran: list[str], estimates: Mapping[str, Estimate]) -> None:
+    """Keep the rates that the steps which just ran reached (the estimate of their work over the time it took), and tokens against those estimated."""
+    work: dict[str, list[float]] = {}
+    ratios: dict[str, float] = {}
+    known, device = learnt_rates(), this_device()
+    for name, made in estimates.items():
+        manifest = graph.run.manifest(name) if name in ran else None
+        step, numbers = graph.nodes[name].step, (manifest or {}).get("numbers", {})
+        if isinstance(step, Generate) and numbers.get("tokens") and made.tokens_in and made.tokens_out and made.tokens_in + made.tokens_out >= LEARNT_TOKENS:
+            for side, real, thought in (("in", numbers["prompt_tokens"], made.tokens_in), ("out", numbers["tokens"], made.tokens_out)):
+                key = f"{ratio_name(step, graph.recipe)}.{side}"
+                ratios[key] = known.get(key, 1.0) * real / thought
+        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1:
+            flops_seconds = work.setdefault(rate_name(device, graph.nodes[name].verb), [0.0, 0.0])
+            flops_seconds[0] += made.flops
+            flops_seconds[1] += manifest["seconds"]
+    if work or ratios:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(), known | ratios | {name: flops / seconds for name, (flops, seconds) in work.items()})
