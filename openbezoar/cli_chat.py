@@ -43,7 +43,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1)] = 256,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
 ) -> None:
-    """Talk to a checkpoint, or several side by side, with the prompt they were trained on.
+    """Talk to checkpoints, with the prompt that they were trained on.
 
     /help lists what can be typed. Ctrl-C stops an answer, Ctrl-D ends.
 

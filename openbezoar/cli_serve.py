@@ -24,7 +24,7 @@ def serve(
     listed: Annotated[bool, typer.Option("--list", help="Show which servers are installed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command; start nothing.")] = False,
 ) -> None:
-    """Hand a model to a server that is installed, with the model's own template.
+    """Hand a model with its template to a server that is installed.
 
     Without --with: the first of vllm, llama.cpp (needs a .gguf file), ollama
     (needs a Modelfile) and transformers that is installed and can serve it.

@@ -37,7 +37,7 @@ def vote(
     result: Annotated[bool, typer.Option("--result", help="Print who wins how often; no page.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two checkpoints' answers blind, on a page of this machine.
+    """Compare two checkpoints' answers blind, on a local page.
 
     Keys: a, b, t tie, x both bad, s skip, u undo. Every vote is on disk at
     once; the same command goes on later, and 'openbezoar agreement' reads it.

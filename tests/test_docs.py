@@ -54,6 +54,7 @@ NOT_RUN = {
     "openbezoar vote ": "serves a page until Ctrl-C; the tests of the voting page run it in a browser",
     "openbezoar serve ": "becomes a server; its own tests run it",
     "openbezoar report runs/my runs/my-beta": "needs a second run; the tests of the comparison run it",
+    "openbezoar report runs/demo runs/demo-beta-0.2": "as above",
     "openbezoar score ": "lm-eval's start takes longer than all the rest; tests/test_harness.py runs it",
     "openbezoar judge ": "a judge or a server; tests/test_cli_judge.py and tests/test_server.py run it",
     "openbezoar agreement ": "real votes; tests/test_agreement.py runs it",
@@ -170,7 +171,7 @@ def test_commands_in_running_text_exist_with_their_options() -> None:
         for name, rest in re.findall(r"`openbezoar ([a-z_]+)([^`]*)`", page.read_text(encoding="utf-8")):
             assert name in COMMANDS, f"{page.name}: openbezoar {name}"
             known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
-            assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"{page.name}: openbezoar {name}{rest}"
+            assert set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0])) <= known, f"{page.name}: openbezoar {name}{rest}"
 
 
 # -------------------------------------------------------------------------------- help
