@@ -47,7 +47,7 @@ def chat(
 
     /help lists what can be typed. Ctrl-C stops an answer, Ctrl-D ends.
 
-    Example: openbezoar chat runs/demo/dpo --model runs/demo/hh-sft
+    Example: openbezoar chat runs/demo/dpo --model runs/demo/sft-lamini
     """
     from openbezoar.llm import Sampling
 
