@@ -1,32 +1,79 @@
-"""The command ``release``. Arguments in, one call, words out; no torch at import."""
+"""The command that makes a release and takes it to a hub. Same rules as ``cli``: results to stdout, chatter to stderr."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from openbezoar.cli_arguments import RunPath, graph_of
 from openbezoar.errors import RunError
 
+FORMS = ("f16", "q8_0")
 
-def release(run_path: RunPath) -> None:
-    """Make or refresh a run's release by its recipe's release step.
 
-    Example: openbezoar release runs/demo
+def release(
+    run_path: RunPath,
+    gguf: Annotated[str | None, typer.Option("--gguf", metavar="FORMS", help="f16, q8_0, both with a comma, or none; default: the recipe's.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="List what would go to the hub; several folders go to ORG/NAME-FOLDER.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="With --push: only this model or data set. Repeatable.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: repositories that everybody can read.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --push: do it.")] = False,
+) -> None:
+    """Make or refresh a run's release by its recipe's release step, and push it to the hub.
+
+    Example: openbezoar release runs/demo --push my-name/demo --only OpenBezoar-HH-RLHF-DPO
     """
     from openbezoar import graph as graphs
-    from openbezoar.graph import open_run
     from openbezoar.progress import for_terminal
+    from openbezoar.recipe_file import load
 
-    folder = open_run(run_path)
+    folder = graphs.open_run(run_path)
     about = folder.path / "run.json"
     if not about.is_file():
         raise RunError(f"{run_path}: no run.json; finish the run with 'openbezoar run RECIPE' first")
+    if target is None and (only or public or yes):
+        raise RunError("--only, --public and --yes belong to --push ORG/NAME")
     content = json.loads(about.read_text(encoding="utf-8"))
-    graph = graph_of(Path(content["recipe"]), content["overrides"], folder.path.parent)
-    steps = [n for n, node in graph.nodes.items() if node.verb == "release"]
+    path, overrides = Path(content["recipe"]), list(content["overrides"])
+    steps = [name for name, step in load(path, overrides).steps.items() if hasattr(step, "release")]
     if not steps:
-        raise RunError(f"{content['recipe']}: no release step; add one, such as release: {{release: [NAME OF A MERGE STEP]}}")
+        raise RunError(f"{path}: no release step; add one, such as release: {{release: [NAME OF A MERGE STEP]}}")
+    if gguf is not None:
+        overrides += [f"steps.{name}.gguf={json.dumps(_forms(gguf))}" for name in steps]
+    graph = graph_of(path, overrides, folder.path.parent)
     for name in steps:
         graphs.execute(graph, for_terminal(), name)
         print(folder.step(name))
+        if target is not None:
+            manifest = folder.manifest(name)
+            assert manifest is not None
+            _push(folder.step(name), manifest, target, only or [], not public, yes)
+
+
+def _forms(text: str) -> list[str]:
+    named = [form.strip() for form in text.split(",") if form.strip()]
+    if unknown := [form for form in named if form not in (*FORMS, "none")]:
+        raise RunError(f"--gguf {unknown[0]}: expected {', '.join(FORMS)}, both with a comma, or none")
+    return [form for form in named if form != "none"]
+
+
+def _push(folder: Path, manifest: dict[str, Any], target: str, only: list[str], private: bool, yes: bool) -> None:
+    from openbezoar.publishing import upload
+    from openbezoar.reporting.wording import size
+
+    uploads = upload.planned(folder, manifest, target, only)
+    for one in uploads:
+        print(f"\n{one.kind} {one.repository}: {size(one.bytes)}, {'private' if private else 'public'}, licence {one.licence}")
+        for file in one.files:
+            print(f"  {size(file.bytes):>10}  {file.name}")
+    if not yes:
+        print("\nNothing was uploaded; with --yes this is.", file=sys.stderr)
+        return
+    for address in upload.push(uploads, private):
+        print(address)

@@ -14,7 +14,7 @@ ROOT = Path(openbezoar.__file__).parent
 RANKS = [
     {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "devices", "memory", "gguf_models", "chat", "forest", "prompts"},
-    {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving"},
+    {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
     {"stages"},
     {"graph"},
     {"call_estimates", "shapes", "rates", "estimates", "concerns", "plan_table", "review"},

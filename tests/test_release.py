@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.progress import PlainProgress
+from openbezoar.publishing.checksums import checked
 from openbezoar.recipe import PromptSpec, Recipe, Release
 from openbezoar.recipe_file import parse
-from openbezoar.records import Turn, read_jsonl
-from openbezoar.reporting.licences import Source, derive, normal, of_data_file
+from openbezoar.records import Turn
+from openbezoar.reporting.licences import Source, derive, for_use, normal, of_data_file
 from openbezoar.runs import RunFolder, file_digest
 from openbezoar.stages import release as stage
 
@@ -112,7 +115,7 @@ class Finished:
 
     def _manifests(self) -> None:
         models = {"base": {"model": "org/tiny@v1"}, "teacher": {"model": "big-teacher", "server": "http://x/v1"}}
-        row = {"id": "lamini-1", "instruction": "a", "response": "b", "finish": "stop"}
+        row = {"id": "lamini-1", "scheme": "lamini", "instruction": "a", "response": "b", "finish": "stop"}
         jsonl(self.run / "lamini/rows.jsonl", [row, {**row, "id": "lamini-2"}, {**row, "id": "lamini-3"}])
         jsonl(self.run / "rules/rows.jsonl", [{**row, "status": "accept", "rating": None, "reason": "rules"}])
         jsonl(self.run / "rules/rejected.jsonl", [{**row, "id": "lamini-2", "rule": "echo"}, {**row, "id": "lamini-3", "rule": "echo"}])
@@ -133,16 +136,24 @@ class Finished:
         manifest(self.run, "scores", "evaluate", {"evaluate": ["base", "DPO"]}, ["DPO"])
         (self.run / "scores/scores.json").write_text(json.dumps({"checkpoints": checkpoints, "differences": [worse]}))
 
-    def release(self) -> tuple[dict[str, Any], Path]:
+    def release(self, **settings: Any) -> tuple[dict[str, Any], Path]:
         out = self.run / ".work" / "release"
         out.mkdir(parents=True, exist_ok=True)
         context = StepContext("release", self.recipe, self.root, RunFolder(self.run), out, 1, PlainProgress(quiet=True))
-        return stage.run(Release(release=["DPO"]), context), out
+        return stage.run(Release(release=["DPO"], **settings), context), out
 
 
 @pytest.fixture
 def finished(tmp_path: Path, tiny: Path) -> Finished:
     return Finished(tmp_path, tiny, PromptSpec())
+
+
+def load_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows as the hub's library reads them."""
+    from datasets import load_dataset
+
+    found = load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train", cache_dir=str(folder.parent / ".cache"))
+    return [dict(row) for row in found]
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -227,16 +238,18 @@ def test_gemmas_terms_are_carried_on_with_a_notice(tmp_path: Path, tiny: Path) -
 
 def test_kept_rows_carry_the_verdicts_of_every_filter(finished: Finished) -> None:
     numbers, out = finished.release()
-    (row,) = read_jsonl(out / "data/lamini.jsonl")
+    (row,) = load_rows(out / "data/lamini")
     assert (row["rating"], row["reason"], row["rules_reason"], row["rules_status"]) == (8, "fine", "rules", "accept")
-    card = (out / "data/README.md").read_text()
+    assert (row["scheme"], row["teacher"], row["judge"]) == ("lamini", "big-teacher (behind a server)", "big-teacher (behind a server)")
+    assert (row["licence"], row["round"], row["parent"]) == ("mit", None, None)
+    card = (out / "data/lamini/README.md").read_text()
     assert metadata(card)["license"] == "mit" and "seeds.jsonl | apache-2.0" in card
-    assert numbers["data"]["lamini.jsonl"]["rows"] == 1 and "| lamini | rules (filter) | 3 | 1 | 2 | 0 | echo: 2 |" in card
+    assert numbers["data"]["lamini"]["rows"] == 1 and "| lamini | rules (filter) | 3 | 1 | 2 | 0 | echo: 2 |" in card
 
 
 def test_the_data_card_tells_how_rows_were_cleaned_filtered_and_reviewed(finished: Finished) -> None:
     _, out = finished.release()
-    card = (out / "data/README.md").read_text()
+    card = (out / "data/lamini/README.md").read_text()
     assert "no person read them" in card and "kept: not compared with any benchmark." in card
     numbers = {
         "cleaned": {"markers": {"rows": 2, "examples": []}},
@@ -253,7 +266,7 @@ def test_the_data_card_tells_how_rows_were_cleaned_filtered_and_reviewed(finishe
     }
     manifest(finished.run, "kept", "filter", settings, ["rules"], numbers=numbers, models={"teacher": {"model": "big-teacher", "server": "http://x/v1"}})
     _, out = finished.release()
-    card = (out / "data/README.md").read_text()
+    card = (out / "data/lamini/README.md").read_text()
     assert "- kept, texts cleaned: markers: 2." in card and "- kept, rules: language en, drop_echoes yes, decontaminate_words 13." in card
     assert "- kept, judge: big-teacher (behind a server), by text; kept from a rating of 5.0 of 10." in card
     assert "- kept: compared with scores: arc: 9 rows by runs of 13 words; 1 row dropped." in card
@@ -322,3 +335,169 @@ def test_the_readme_beside_a_data_file_states_its_licence(tmp_path: Path) -> Non
     assert of_data_file(tmp_path / "a.jsonl") == "CC BY-NC 4.0"
     assert of_data_file(tmp_path / "sub" / "b.jsonl") == "MIT"
     assert of_data_file(tmp_path / "other.jsonl") is None
+
+
+# ------------------------------------------------------------- numbers, use, checksums, GGUF
+
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    """Every number in a manifest: values, and those inside its texts (keys, names and settings are text)."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers_in(key)
+            yield from numbers_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers_in(inner)
+    elif isinstance(value, bool) or value is None:
+        return
+    elif isinstance(value, int | float):
+        yield float(value)
+    else:
+        yield from (float(text.replace(",", "")) for text in NUMBER.findall(str(value)))
+
+
+def unexplained(card: str, manifests: Sequence[dict[str, Any]]) -> list[str]:
+    """Numbers of a card that no manifest has, at the digits that the card shows.
+
+    Structural and not looked up: the example's code and prompt, list and heading marks, digests and file names (no
+    number stands by itself in them), '95 %', 'ln 2 = 0.6931' and 'are 0 by definition' in fixed sentences, '1 to 10' and 'of 10'
+    of ratings and '0-shot' of columns, sizes in units (checked against bytes), shares of n as 'value * n' is a count.
+    """
+    body = re.sub(r"^---\n.*?\n---\n", "", card, flags=re.DOTALL)
+    body = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+    body = re.sub(r"\b[0-9a-f]{32,64}\b", "", body)
+    for fixed in ("95 % interval", "ln 2 = 0.6931", "are 0 by definition", "1 to 10", "of 10.", "16-bit weights"):
+        body = body.replace(fixed, "")
+    body = re.sub(r"SHA-?256(SUMS)?|n-th", "", body)
+    known = [n for m in manifests for n in numbers_in(m)]
+    wrong = []
+    for text in NUMBER.findall(body):
+        digits = len(text.partition(".")[2]) if "e" not in text else 0
+        value = float(text.replace(",", ""))
+        units = (1.0, 1e3, 1e6, 1e9)  # bytes as kB, MB, GB
+        if not any(f"{n / unit:.{digits}f}" == f"{value:.{digits}f}" or f"{n:.3g}" == text for unit in units for n in known):
+            wrong.append(text)
+    return wrong
+
+
+def manifests_of(run: Path, released: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*(json.loads(p.read_text()) for p in run.glob("*/manifest.json")), {"numbers": released}]
+
+
+def test_every_number_on_a_card_is_in_a_manifest(finished: Finished) -> None:
+    numbers, out = finished.release()
+    manifests = manifests_of(finished.run, numbers)
+    for card in out.rglob("README.md"):
+        assert unexplained(card.read_text(), manifests) == [], card
+    card = (out / "DPO/README.md").read_text()
+    planted = card.replace("2.500 \u2192 1.250", "2.500 \u2192 1.249").replace("(n=48)", "(n=47)")
+    assert unexplained(planted, manifests) == ["47", "1.249"]
+
+
+def test_the_hubs_client_reads_the_scores_of_a_card(finished: Finished) -> None:
+    from huggingface_hub import DatasetCard, ModelCard
+
+    _, out = finished.release()
+    data = ModelCard((out / "DPO/README.md").read_text(), ignore_metadata_errors=False).data
+    (result,) = data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value, result.metric_args) == ("passages", "acc", 0.5, {"low": 0.4, "high": 0.6})
+    assert result.dataset_args == {"n": 48} and data.model_name == "DPO"
+    rows = DatasetCard((out / "data/lamini/README.md").read_text(), ignore_metadata_errors=False).data
+    assert rows.size_categories == ["n<1K"] and rows.task_categories == ["text-generation"] and rows.pretty_name == "demo: lamini"
+
+
+def test_a_card_that_the_hubs_client_cannot_read_is_our_error_in_one_line() -> None:
+    from openbezoar.errors import DataError
+    from openbezoar.reporting.cards import check_card
+
+    with pytest.raises(DataError, match="lacks license"):
+        check_card("---\ntags: [x]\nlibrary_name: transformers\n---\n", "here", "model")
+    with pytest.raises(DataError, match="cannot read"):
+        check_card("---\nlicense: mit\nmodel-index: [{results: 3}]\n---\n", "here", "model")
+
+
+def test_a_non_commercial_seed_makes_a_non_commercial_release_and_the_cards_say_so(tmp_path: Path, tiny: Path) -> None:
+    run = Finished(tmp_path, tiny, PromptSpec())
+    (tmp_path / "README.md").write_text("| file | licence |\n| --- | --- |\n| `seeds.jsonl` | CC BY-NC 4.0 |\n")
+    manifest(run.run, "dpo", "dpo", {"model": "base", "dpo": "kept", "lora": LORA}, ["kept"], models={"base": {"model": "org/tiny"}})
+    _, out = run.release()
+    for card in ((out / "DPO/README.md").read_text(), (out / "data/lamini/README.md").read_text()):
+        assert metadata(card)["license"] == "cc-by-nc-4.0"
+        assert "- Not for commercial use: seeds.jsonl (cc-by-nc-4.0) forbids it" in card
+    assert load_rows(out / "data/lamini")[0]["licence"] == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize(
+    ("licences", "said"),
+    [
+        (["MIT", "apache-2.0"], "also commercially"),
+        (["MIT", "CC BY-SA 3.0"], "under the same licence"),
+        (["gemma"], "The terms of s0 (gemma)"),
+        (["MIT", None], "is open: no licence that is recognised is stated for s1"),
+        ([], "is open"),
+    ],
+)
+def test_what_licences_mean_for_use_is_said_in_words(licences: list[str | None], said: str) -> None:
+    assert said in " ".join(for_use([Source("data", f"s{i}", licence) for i, licence in enumerate(licences)]))
+
+
+def test_every_released_file_is_in_the_checksums_and_in_the_manifest(finished: Finished) -> None:
+    numbers, out = finished.release()
+    for about in (numbers["models"]["DPO"], numbers["data"]["lamini"]):
+        folder = out / Path(about["path"]).relative_to("release")
+        listed = {f.name: f.sha256 for f in checked(folder)}
+        there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        assert set(listed) == there == {*about["files"], "SHA256SUMS"}
+        assert all(about["files"][n] == {"bytes": (folder / n).stat().st_size, "sha256": d} for n, d in listed.items() if n in about["files"])
+
+
+def test_a_gguf_and_a_modelfile_with_the_trained_prompt_are_released(finished: Finished) -> None:
+    numbers, out = finished.release()
+    assert sorted(p.name for p in (out / "DPO/gguf").iterdir()) == ["DPO-Q8_0.gguf", "Modelfile"]
+    text = (out / "DPO/gguf/Modelfile").read_text()
+    assert "FROM ./DPO-Q8_0.gguf" in text and "### Instruction:" in text and 'PARAMETER stop "</s>"' in text
+    card = (out / "DPO/README.md").read_text()
+    assert "`gguf/DPO-Q8_0.gguf`" in card and numbers["models"]["DPO"]["files"]["gguf/DPO-Q8_0.gguf"]["sha256"] in card and "gguf" in metadata(card)["tags"]
+
+
+def test_forms_of_gguf_are_chosen_in_the_recipe(finished: Finished) -> None:
+    _, out = finished.release(gguf=["f16", "q8_0"])
+    assert sorted(p.name for p in (out / "DPO/gguf").iterdir()) == ["DPO-F16.gguf", "DPO-Q8_0.gguf", "Modelfile"]
+    assert "FROM ./DPO-Q8_0.gguf" in (out / "DPO/gguf/Modelfile").read_text()
+    _, out = finished.release(gguf=[])
+    assert not (out / "DPO/gguf").exists() and "llama.cpp" not in (out / "DPO/README.md").read_text()
+
+
+def test_a_model_without_a_gguf_form_is_released_without_one_and_says_why(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    config = finished.run / "DPO/model/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_bias": True}))
+    numbers, out = finished.release()
+    assert "biases" in numbers["models"]["DPO"]["gguf_refused"] and not (out / "DPO/gguf").exists()
+    assert (out / "DPO/model.safetensors").is_file() and "it has biases" in (out / "DPO/README.md").read_text()
+
+
+def test_generation_stops_where_a_trained_answer_ends(tmp_path: Path, tiny: Path) -> None:
+    template = tmp_path / "turns.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] + '<s>' }}\n{% endfor %}")
+    _, out = Finished(tmp_path, tiny, PromptSpec(template=str(template))).release()
+    assert json.loads((out / "DPO/generation_config.json").read_text())["eos_token_id"] == [0, 1]
+
+
+def test_data_sets_of_all_schemes_share_their_columns_and_types(tmp_path: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    from openbezoar.publishing.data_sets import COLUMNS, write_parquet
+
+    names = []
+    for place, row in enumerate(({"id": "a", "round": 2, "cleaned": ["markers"], "why": "\ud800"}, {"id": "b", "rating": 7, "flag": True, "mixed": 1.5})):
+        (tmp_path / str(place)).mkdir()
+        write_parquet([row, {"id": "c"}], tmp_path / str(place))
+        names.append(parquet.read_schema(tmp_path / str(place) / "train.parquet"))
+    shared = [[(n, str(schema.field(n).type)) for n in COLUMNS] for schema in names]
+    assert shared[0] == shared[1]
+    first, second = (load_rows(tmp_path / str(place)) for place in range(2))
+    assert (first[0]["round"], first[0]["cleaned"], first[0]["why"], first[1]["round"]) == (2, '["markers"]', "\\ud800", None)
+    assert (second[0]["rating"], second[0]["flag"], second[0]["mixed"]) == (7.0, True, 1.5)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import DataError
+from openbezoar.publishing.checksums import File
 from openbezoar.reporting.data_sections import contamination_line, funnel_table, funnels
 from openbezoar.reporting.document import template
 from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
-from openbezoar.reporting.licences import Licence, Source
-from openbezoar.reporting.scores import differences, graded
+from openbezoar.reporting.licences import Licence, Source, for_use
+from openbezoar.reporting.released_rows import languages
+from openbezoar.reporting.scores import Measured, differences, graded, measured
 from openbezoar.reporting.table import Table, scores_table
 from openbezoar.reporting.training_sections import merge_section, preference_table, settings_table, training_table
 from openbezoar.reporting.wording import NOTHING, size, tally
@@ -35,6 +37,8 @@ class ModelFiles:
     stop: tuple[str, ...]  # texts at which generation should stop besides the end token
     end: str  # what closes an answer; '' if it was not trained
     terms: tuple[str, ...]  # licence files carried on
+    gguf: tuple[File, ...] = ()
+    gguf_refused: str = ""  # why there are none
 
 
 def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence, sources: Sequence[Source]) -> str:
@@ -54,6 +58,7 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "base": base,
         "teachers": _teachers(made),
         "licence": licence,
+        "use": for_use(sources),
         "sources": sources,
         "funnels": funnel_table(found) if found else None,
         "training": [training_table(trained), settings_table(trained)] if trained else [],
@@ -68,22 +73,45 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
 
 
 def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]) -> str:
+    """The hub's fields: https://huggingface.co/docs/hub/model-cards. A base that is not on the hub has no field there."""
+    lineage = facts.lineage([files.name])
     tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(s.verb == verb for s in trained))]
     tags += ["qlora"] if any(s.settings.get("quantize") == "nf4" for s in trained) else []
+    tags += ["gguf"] if files.gguf else []
     metadata: dict[str, Any] = {
         **_licence_metadata(licence, files.terms),
-        "language": ["en"],
+        **_language_metadata(lineage),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": tags,
     }
     hub, _, revision = base.partition("@")
-    metadata["base_model"] = hub if HUB_ID.match(hub) else base
-    if revision:
-        metadata["base_model_revision"] = revision
-    if data := hub_datasets(facts.lineage([files.name])):
+    if HUB_ID.match(hub):
+        metadata |= {"base_model": hub, **({"base_model_revision": revision} if revision else {})}
+    if data := hub_datasets(lineage):
         metadata["datasets"] = data
+    if results := [_result(m) for s in facts.of("evaluate", "mt_bench") for m in measured(s) if m.checkpoint == files.name]:
+        metadata["model-index"] = [{"name": files.name, "results": results}]
     return yaml_text(metadata)
+
+
+METRICS = {"loss": "loss", "pairs": "accuracy", "rating": "rating", "ended": "ended"}
+
+
+def _result(m: Measured) -> dict[str, Any]:
+    """One score in the form of the hub's model index."""
+    interval = {} if m.score.low is None or m.score.high is None else {"low": m.score.low, "high": m.score.high}
+    metric = {"type": METRICS.get(m.kind) or m.title.partition(": ")[2].partition(",")[0], "name": m.title, "value": m.score.value}
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": m.name, "type": re.sub(r"[^a-z0-9]+", "-", m.name.lower()).strip("-"), "args": {"n": m.score.n}},
+        "metrics": [metric | ({"args": interval} if interval else {})],
+    }
+
+
+def _language_metadata(steps: Sequence[StepFacts]) -> dict[str, Any]:
+    found = languages(list(steps))
+    return {"language": found} if found else {}
 
 
 def _licence_metadata(licence: Licence, terms: Sequence[str] = ()) -> dict[str, str]:
@@ -167,41 +195,52 @@ def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
 
 @dataclass(frozen=True)
 class DataFile:
-    """One released data file."""
+    """One released data set."""
 
     name: str
+    file: str
     step: str
     rows: int
     sha256: str
     columns: tuple[str, ...]
 
 
-def data_card(facts: RunFacts, title: str, files: Sequence[DataFile], licence: Licence, sources: Sequence[Source]) -> str:
-    """README.md of the released data."""
+def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sources: Sequence[Source]) -> str:
+    """README.md of one released data set. The hub's fields: https://huggingface.co/docs/hub/datasets-cards."""
+    steps = facts.lineage([data.step])
     metadata: dict[str, Any] = {
+        "pretty_name": f"{title}: {data.name}",
         **_licence_metadata(licence),
-        "language": ["en"],
+        **_language_metadata(steps),
         "task_categories": ["text-generation"],
+        "size_categories": [_size_category(data.rows)],
         "tags": ["openbezoar", "synthetic", "instruction-tuning"],
-        "configs": [{"config_name": f.name.removesuffix(".jsonl"), "data_files": f.name} for f in files],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data.file}]}],
     }
-    made = RunFacts(facts.run, {s.name: s for s in facts.lineage([f.step for f in files])})
-    table = Table(("file", "step", "rows", "columns", "SHA-256"), tuple((f.name, f.step, str(f.rows), ", ".join(f.columns), f.sha256) for f in files))
+    made = RunFacts(facts.run, {s.name: s for s in steps})
     return template(
         "data_card.md.j2",
         metadata=yaml_text(metadata),
         title=title,
         run=facts.run.name,
         seed=facts.seed,
-        files=table,
+        data=data,
+        columns=", ".join(data.columns),
         teachers=_teachers(made),
         funnels=funnel_table(funnels(made)),
         filters=[line for step in made.of("filter") for line in filter_lines(step, made)],
         reviewed=any(step.numbers.get("reviewed") for step in made.of("filter")),
         licence=licence,
+        use=for_use(sources),
         sources=sources,
-        verdicts=any("status" in f.columns for f in files),
+        verdicts=any(step.verb == "filter" for step in steps),
     )
+
+
+def _size_category(rows: int) -> str:
+    """The hub's name for a number of rows."""
+    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
+    return next((name for place, name in enumerate(names) if rows < 1000 * 10**place), "n>1T")
 
 
 def filter_lines(step: StepFacts, facts: RunFacts) -> list[str]:
@@ -224,16 +263,18 @@ def _setting(value: Any) -> str:
 
 
 def check_card(text: str, where: str, kind: str) -> None:
-    """Offline validation of a card's metadata. Raises DataError with what is wrong.
+    """Hold a card's metadata against the hub's client, without the network. Raises DataError with what is wrong.
 
-    The hub's own full check needs the network; this holds what can be held without it.
+    An upload also asks the hub itself (``publishing.upload``).
     """
     try:
         from huggingface_hub import DatasetCard, ModelCard
     except ImportError:
         return
-    card = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=False)
-    data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-    wrong = [key for key in ("license", "language", "tags", *(("base_model", "library_name") if kind == "model" else ())) if not data.get(key)]
+    try:
+        data: dict[str, Any] = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=False).data.to_dict()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where}: the hub's client cannot read the card's metadata ({' '.join(str(error).split())[:200]}); please report this") from None
+    wrong = [key for key in ("license", "tags", *(("library_name",) if kind == "model" else ("configs",))) if not data.get(key)]
     if wrong:
         raise DataError(f"{where}: the card's metadata lacks {', '.join(wrong)}; please report this")

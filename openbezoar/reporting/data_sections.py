@@ -57,14 +57,18 @@ def funnel_table(found: list[Funnel]) -> Table:
     return Table(("scheme", "step", "rows asked for or read", "rows kept", "rejected", "unscored", "counted by reason"), tuple(rows))
 
 
-def in_out(step: StepFacts) -> tuple[str, str, str, str]:
-    """Rows asked for or read, kept, rejected, unscored."""
+def row_counts(step: StepFacts) -> dict[str, int | None]:
+    """Rows asked of or read by a generate or filter step, kept, rejected and unscored; None where it has no such count."""
     kept = step.rows_in("rows.jsonl")
     if step.verb == "generate":
-        asked = step.settings.get("rows")
-        return str(asked if asked is not None else NOTHING), str(kept), NOTHING, NOTHING
+        return {"in": step.settings.get("rows"), "kept": kept, "rejected": None, "unscored": None}
     rejected, unscored = step.rows_in("rejected.jsonl"), step.rows_in("unscored.jsonl")
-    return str(step.numbers.get("rows_in", kept + rejected + unscored)), str(kept), str(rejected), str(unscored)
+    return {"in": step.numbers.get("rows_in", kept + rejected + unscored), "kept": kept, "rejected": rejected, "unscored": unscored}
+
+
+def in_out(step: StepFacts) -> tuple[str, ...]:
+    """The same as text."""
+    return tuple(NOTHING if n is None else str(n) for n in row_counts(step).values())
 
 
 def data_section(facts: RunFacts) -> Section | None:

@@ -147,6 +147,26 @@ def derive(sources: Sequence[Source]) -> Licence:
     return Licence(strictest, None, reason) if strictest not in ("cc-by", "cc-by-sa") else Licence("other", strictest, reason)
 
 
+def for_use(sources: Sequence[Source]) -> list[str]:
+    """What the sources' licences mean for somebody who uses the release, a sentence each, the gravest first."""
+
+    def named(rank: int) -> str:
+        return ", ".join(f"{s.name} ({s.licence})" for s in sources if _strictness(s.licence) == rank)
+
+    if not sources:
+        return ["Whether it may be used or passed on is open: the run names no source of it."]
+    said = []
+    if names := named(5):
+        said.append(f"Not for commercial use: {names} forbids it, and what is made from it follows.")
+    if names := named(4):
+        said.append(f"Whether it may be used or passed on is open: no licence that is recognised is stated for {names}.")
+    if names := named(3):
+        said.append(f"The terms of {names} hold for this too, with their restrictions of use; pass them on with it.")
+    if names := named(2):
+        said.append(f"What you make from it has to be passed on under the same licence: {names} asks for that.")
+    return said or ["It may be used, changed and passed on, also commercially; keep the licence and the notices with it."]
+
+
 # ------------------------------------------------------------------- what sources state
 
 

@@ -91,16 +91,14 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
     rows = []
     for step in steps:
         n = step.numbers
-        log = list(step.rows("metrics.jsonl"))
-        first, last = (log[0], log[-1]) if log else ({}, {})
-        rewards = [f"{number(_float(first.get(f'rewards/{k}')))} → {number(_float(last.get(f'rewards/{k}')))}" for k in ("chosen", "rejected", "margins")]
+        first_last = [f"{number(_float(first))} → {number(_float(last))}" for first, last in rewards(step).values()]
         rows.append(
             (
                 step.name,
                 str(n.get("loss") or step.settings.get("loss") or "sigmoid"),
                 str(n.get("beta") or step.settings.get("beta") or NOTHING),
                 number(_float(n.get("first_loss")), 4),
-                *rewards,
+                *first_last,
                 number(_float(n.get("heldout_accuracy_before"))),
                 _accuracy(n.get("heldout_accuracy_after"), n.get("heldout_rows")),
             )
@@ -118,6 +116,13 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
     )
     note = "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards, margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference (simpo, orpo) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
     return Table(headers, tuple(rows), note)
+
+
+def rewards(step: StepFacts) -> dict[str, tuple[object, object]]:
+    """A dpo step's rewards in its first and its last batch, by name."""
+    log = list(step.rows("metrics.jsonl"))
+    first, last = (log[0], log[-1]) if log else ({}, {})
+    return {k: (first.get(f"rewards/{k}"), last.get(f"rewards/{k}")) for k in ("chosen", "rejected", "margins")}
 
 
 def _accuracy(value: object, n: object) -> str:

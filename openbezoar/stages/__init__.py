@@ -28,5 +28,5 @@ STAGES: dict[str, Stage] = {
     "mt_bench": Stage("openbezoar.stages.mt_bench", 2),
     "failures": Stage("openbezoar.stages.failures", 1),
     "report": Stage("openbezoar.stages.report", 2),
-    "release": Stage("openbezoar.stages.release", 1),
+    "release": Stage("openbezoar.stages.release", 2),
 }

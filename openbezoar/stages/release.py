@@ -1,16 +1,18 @@
-"""``release``: merged weights, tokenizer with template, cards and the kept data, ready to publish.
+"""``release``: merged weights, tokenizer with template, GGUF, cards and the kept data, ready to publish.
 
 Reads merge steps' ``model/`` and ``model.json``, and the manifests and scores of the run.
 Writes NAME/ for each named merge step (safetensors, config, tokenizer, chat_template.jinja,
-generation_config.json, the base's licence files, README.md) and data/ (SCHEME.jsonl,
-README.md).
+generation_config.json, the base's licence files, README.md, and in gguf/ the GGUF files with
+Ollama's Modelfile) and data/SCHEME/ for each data set (train.parquet, README.md); each with a
+SHA256SUMS of its files.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,25 @@ from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
 from openbezoar.errors import ModelError
 from openbezoar.models import Checkpoint
+from openbezoar.publishing.checksums import File, write_sums
+from openbezoar.publishing.data_sets import FILE, write_parquet
+from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
+from openbezoar.publishing.ollama import modelfile, pieces_of
 from openbezoar.recipe import Release
-from openbezoar.records import Turn, write_jsonl
+from openbezoar.records import Turn
 from openbezoar.reporting.cards import DataFile, ModelFiles, check_card, data_card, model_card
-from openbezoar.reporting.data_sections import scheme_of
+from openbezoar.reporting.data_sections import row_counts
 from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
-from openbezoar.reporting.licences import GEMMA_NOTICE, Source, derive, terms_in
+from openbezoar.reporting.licences import GEMMA_NOTICE, Licence, Source, derive, terms_in
+from openbezoar.reporting.released_rows import data_name, rows_of
+from openbezoar.reporting.scores import differences
 from openbezoar.reporting.sources_of import sources_of
+from openbezoar.reporting.table import columns
+from openbezoar.reporting.training_sections import rewards
 from openbezoar.runs import file_digest, write_text
 
 DATA = "data"
+GGUF = "gguf"  # apart from the tokenizer files, which transformers would read along with a GGUF
 INPUTS = ["input_ids", "attention_mask"]  # all that generate() takes from a tokenizer
 PROBE = (Turn("user", "Name three uses of a brick."),)
 PROBES = (
@@ -38,23 +49,33 @@ PROBES = (
 
 
 def run(step: Release, context: StepContext) -> dict[str, Any]:
-    """Write a folder for each named merge step, and one for the data they were trained on."""
+    """Write a folder for each named merge step, and one for each data set that they were trained on."""
     facts = read_facts(context.run, context.steps or None)
     title = step.title or context.recipe.name
     models: dict[str, Any] = {}
     for name in step.release:
-        models[name] = _release_model(name, title, facts, context)
+        models[name] = _release_model(name, title, step, facts, context)
     data = _release_data(step.release, title, facts, context)
-    total = sum(m["bytes"] for m in models.values())
+    total = sum(file["bytes"] for m in models.values() for file in m["files"].values())
     rows = sum(d["rows"] for d in data.values())
     summary = f"{len(models)} model{'s' * (len(models) != 1)}, {total / 1e6:.0f} MB; {rows} rows of data"
-    return {"models": models, "data": data, "summary": summary}
+    return {"models": models, "data": data, "measured": _measured(facts), "summary": summary}
+
+
+def _measured(facts: RunFacts) -> dict[str, Any]:
+    """The numbers on the cards that other steps keep in files of theirs: scores, differences, row counts, rewards."""
+    return {
+        "scores": {column.title: {name: asdict(score) for name, score in column.scores.items()} for column in columns(facts)},
+        "differences": [asdict(difference) for difference in differences(facts)],
+        "rows": {s.name: row_counts(s) for s in facts.of("generate", "filter")},
+        "rewards": {s.name: rewards(s) for s in facts.of("dpo")},
+    }
 
 
 # -------------------------------------------------------------------------------- models
 
 
-def _release_model(name: str, title: str, facts: RunFacts, context: StepContext) -> dict[str, Any]:
+def _release_model(name: str, title: str, step: Release, facts: RunFacts, context: StepContext) -> dict[str, Any]:
     out = _empty(context.out / name)
     checkpoint = context.checkpoint(name)
     formatter = write_tokenizer(checkpoint, out, context.recipe_folder)
@@ -63,13 +84,42 @@ def _release_model(name: str, title: str, facts: RunFacts, context: StepContext)
     sources = sources_of(facts, context, [name])
     licence = derive(sources)
     terms = _carry_terms(facts, name, out, context, sources)
+    gguf, refused = _write_ggufs(name, step, out, formatter, licence, context)
     digests = {path.name: file_digest(path) for path in weights}
     size = sum(path.stat().st_size for path in weights)
-    files = ModelFiles(name, digests, size, formatter.prompt_text(PROBE), formatter.stop, formatter.end_text, terms)
+    prompt = formatter.prompt_text(PROBE)
+    files = ModelFiles(name, digests, size, prompt, formatter.stop, formatter.end_text, terms, gguf, refused)
     card = model_card(facts, title, files, licence, sources)
     check_card(card, f"{name}/README.md", "model")
     write_text(out / "README.md", card)
-    return {"path": f"{context.name}/{name}", "bytes": size, "sha256": digests, "licence": licence.id}
+    listed = _listed(write_sums(out))
+    return {"path": f"{context.name}/{name}", "bytes": size, "sha256": digests, "licence": licence.id, "files": listed, "gguf_refused": refused}
+
+
+def _listed(files: Sequence[File]) -> dict[str, dict[str, Any]]:
+    return {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files}
+
+
+def _write_ggufs(name: str, step: Release, out: Path, formatter: Formatter, licence: Licence, context: StepContext) -> tuple[tuple[File, ...], str]:
+    """The GGUF files with a Modelfile, or none and the reason why; the rest of the release does not wait for them."""
+    folder = _empty(out / GGUF)
+    made = []
+    about = {"name": name, "license": licence.name or licence.id}
+    try:
+        for kind in step.gguf:
+            file = folder / f"{name}-{SUFFIX[kind]}.gguf"
+            write_gguf(out, formatter, kind, file, about)
+            made.append(File(f"{GGUF}/{file.name}", file.stat().st_size, file_digest(file)))
+    except ModelError as error:
+        context.progress.say(f"  {name}: {error}")
+        shutil.rmtree(folder)
+        return (), str(error)
+    if not made:
+        folder.rmdir()
+        return (), ""
+    smallest = min(made, key=lambda file: file.bytes)
+    write_text(folder / "Modelfile", modelfile(Path(smallest.name).name, formatter, pieces_of(formatter), name, about["license"]))
+    return tuple(made), ""
 
 
 def _empty(folder: Path) -> Path:
@@ -173,42 +223,28 @@ def _carry_terms(facts: RunFacts, name: str, out: Path, context: StepContext, so
 
 def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: StepContext) -> dict[str, Any]:
     """The rows that the last filter on each scheme kept (or that were generated, without one), with the verdicts."""
-    lineage = facts.lineage(names)
-    made = [s for s in lineage if s.verb in ("generate", "filter")]
-    if not made:
-        return {}
-    out = _empty(context.out / DATA)
+    made = [s for s in facts.lineage(names) if s.verb in ("generate", "filter")]
     filtered_on = {i for s in made for i in s.inputs}
-    files: list[DataFile] = []
+    found: dict[str, Any] = {}
+    _empty(context.out / DATA)
     for step in made:
-        if step.name in filtered_on:
-            continue
-        name = f"{_data_name(facts, step, [f.name for f in files])}.jsonl"
-        rows = list(_with_verdicts(facts, step))
-        write_jsonl(out / name, rows)
-        columns = tuple(dict.fromkeys(k for row in rows for k in row))
-        files.append(DataFile(name, step.name, len(rows), file_digest(out / name), columns))
-    sources = [s for s in sources_of(facts, context, [f.step for f in files]) if s.what != "base model"]
+        if step.name not in filtered_on:
+            name = data_name(facts, step, found)
+            found[name] = _release_data_set(name, step, title, facts, context)
+    if not found:
+        (context.out / DATA).rmdir()
+    return found
+
+
+def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext) -> Mapping[str, Any]:
+    out = _empty(context.out / DATA / name)
+    sources = [s for s in sources_of(facts, context, [step.name]) if s.what != "base model"]
     licence = derive(sources)
-    card = data_card(facts, title, files, licence, sources)
-    check_card(card, f"{DATA}/README.md", "data")
+    rows = rows_of(facts, step, licence)
+    columns = write_parquet(rows, out)
+    data = DataFile(name, FILE, step.name, len(rows), file_digest(out / FILE), columns)
+    card = data_card(facts, title, data, licence, sources)
+    check_card(card, f"{DATA}/{name}/README.md", "data")
     write_text(out / "README.md", card)
-    return {f.name: {"step": f.step, "rows": f.rows, "sha256": f.sha256} for f in files}
-
-
-def _data_name(facts: RunFacts, step: StepFacts, taken: Sequence[str]) -> str:
-    """The scheme's name where a step stands for one scheme, else the step's."""
-    schemes = {scheme_of(s) for s in facts.lineage([step.name]) if s.verb == "generate"}
-    name = schemes.pop() if len(schemes) == 1 else step.name
-    return step.name if f"{name}.jsonl" in taken else name
-
-
-def _with_verdicts(facts: RunFacts, step: StepFacts) -> list[dict[str, Any]]:
-    """A step's rows; verdicts of earlier filters on the way are kept as STEP_status and so on."""
-    rows = [dict(row) for row in step.rows("rows.jsonl")]
-    for earlier in (s for s in facts.lineage([step.name]) if s.verb == "filter" and s.name != step.name):
-        verdicts = {row.get("id"): row for row in earlier.rows("rows.jsonl")}
-        for row in rows:
-            found = verdicts.get(row.get("id"), {})
-            row |= {f"{earlier.name}_{k}": found[k] for k in ("status", "rating", "reason") if k in found}
-    return rows
+    listed = _listed(write_sums(out))
+    return {"path": f"{context.name}/{DATA}/{name}", "step": step.name, "rows": len(rows), "sha256": data.sha256, "licence": licence.id, "files": listed}
