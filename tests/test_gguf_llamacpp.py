@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ TALKS = (
     (Turn("system", "Answer in one short sentence."), Turn("user", "Name three uses of a brick.")),
     (Turn("user", "Say a number."), Turn("assistant", "7"), Turn("user", "Now a colour.")),
 )
+TEXTS = [unicodedata.normalize("NFC", text) for text in HOSTILE]  # a GGUF cannot say that Qwen composes text
 TOKENS = 24
 # Nats by which a token of llama.cpp's may lie below our best one. llama.cpp computes with 16-bit (q8_0: 8-bit) activations,
 # so where two tokens are nearly as likely it may take the other.
 SLACK: dict[Kind, float] = {"f16": 0.05, "q8_0": 0.3}
+SAME: dict[Kind, float] = {"f16": 0.95, "q8_0": 0.8}  # share of tokens that are exactly ours, at least
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def ask(node: Path, gguf: Path, prompts: list[str]) -> dict[str, Any]:
-    job = json.dumps({"texts": HOSTILE, "prompts": prompts, "tokens": TOKENS})
+    job = json.dumps({"texts": TEXTS, "prompts": prompts, "tokens": TOKENS})
     done = subprocess.run(["node", "answers.mjs", str(gguf)], cwd=node, input=job, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -96,7 +99,7 @@ def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Cas
 
     # A text after a BOS token: this is how a prompt's inner texts are read, whatever the tokenizer does at a text's beginning.
     lead = bos or ""
-    for text, ids in zip(HOSTILE, found["texts"], strict=True):
+    for text, ids in zip(TEXTS, found["texts"], strict=True):
         ours = case.formatter.tokenizer(lead + text, add_special_tokens=False).input_ids[1 if lead else 0 :]
         assert ids == ours, f"{text!r}: llama.cpp {ids}, ours {ours}"
 
@@ -109,4 +112,4 @@ def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Cas
         assert below.max() <= SLACK[kind], f"after {prompt[-5:]}: llama.cpp's {answer} lies {below.tolist()} nats below our best"
         same, total = same + int((below == 0).sum()), total + len(answer)
     print(f"{case.name} {kind}: {same} of {total} greedy tokens are ours exactly")
-    assert same >= 0.9 * total
+    assert same >= SAME[kind] * total

@@ -100,7 +100,7 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
                 number(_float(n.get("first_loss")), 4),
                 *first_last,
                 number(_float(n.get("heldout_accuracy_before"))),
-                _accuracy(n.get("heldout_accuracy_after"), n.get("heldout_rows")),
+                _accuracy(step),
             )
         )
     headers = (
@@ -125,11 +125,17 @@ def rewards(step: StepFacts) -> dict[str, tuple[object, object]]:
     return {k: (first.get(f"rewards/{k}"), last.get(f"rewards/{k}")) for k in ("chosen", "rejected", "margins")}
 
 
-def _accuracy(value: object, n: object) -> str:
+def heldout_accuracy(step: StepFacts) -> tuple[float, float, float, int] | None:
+    """A dpo step's reward accuracy on held-out pairs after training with its 95 % interval and n; None without one."""
+    value, n = step.numbers.get("heldout_accuracy_after"), step.numbers.get("heldout_rows")
     if not isinstance(value, int | float) or not isinstance(n, int) or n < 1:
-        return NOTHING
-    hits = round(value * n)
-    return f"{estimate(value, *proportion_interval(min(max(hits, 0), n), n))} n={n}"
+        return None
+    return (value, *proportion_interval(min(max(round(value * n), 0), n), n), n)
+
+
+def _accuracy(step: StepFacts) -> str:
+    found = heldout_accuracy(step)
+    return NOTHING if found is None else f"{estimate(*found[:3])} n={found[3]}"
 
 
 def _curves(step: StepFacts) -> list[Picture]:

@@ -31,10 +31,10 @@ from openbezoar.reporting.data_sections import row_counts
 from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
 from openbezoar.reporting.licences import GEMMA_NOTICE, Licence, Source, derive, terms_in
 from openbezoar.reporting.released_rows import data_name, rows_of
-from openbezoar.reporting.scores import differences
+from openbezoar.reporting.scores import differences, graded
 from openbezoar.reporting.sources_of import sources_of
 from openbezoar.reporting.table import columns
-from openbezoar.reporting.training_sections import rewards
+from openbezoar.reporting.training_sections import heldout_accuracy, rewards
 from openbezoar.runs import file_digest, write_text
 
 DATA = "data"
@@ -63,12 +63,14 @@ def run(step: Release, context: StepContext) -> dict[str, Any]:
 
 
 def _measured(facts: RunFacts) -> dict[str, Any]:
-    """The numbers on the cards that other steps keep in files of theirs: scores, differences, row counts, rewards."""
+    """The numbers on the cards that other steps keep in files of theirs: scores, differences, row counts, rewards; and intervals."""
     return {
         "scores": {column.title: {name: asdict(score) for name, score in column.scores.items()} for column in columns(facts)},
         "differences": [asdict(difference) for difference in differences(facts)],
         "rows": {s.name: row_counts(s) for s in facts.of("generate", "filter")},
+        "answers": {s.name: [asdict(grades) for grades in graded(s)] for s in facts.of("mt_bench")},
         "rewards": {s.name: rewards(s) for s in facts.of("dpo")},
+        "heldout_accuracy": {s.name: heldout_accuracy(s) for s in facts.of("dpo")},
     }
 
 
