@@ -25,7 +25,7 @@ def release(
     public: Annotated[bool, typer.Option("--public", help="With --push: repositories that everybody can read.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --push: do it.")] = False,
 ) -> None:
-    """Make or refresh a run's release by its recipe's release step, and push it to the hub.
+    """Make or refresh a run's release; take it to the hub.
 
     Example: openbezoar release runs/demo --push my-name/demo --only OpenBezoar-HH-RLHF-DPO
     """
@@ -49,11 +49,11 @@ def release(
     graph = graph_of(path, overrides, folder.path.parent)
     for name in steps:
         graphs.execute(graph, for_terminal(), name)
-        print(folder.step(name))
+        print(graph.run.step(name))
         if target is not None:
-            manifest = folder.manifest(name)
+            manifest = graph.run.manifest(name)
             assert manifest is not None
-            _push(folder.step(name), manifest, target, only or [], not public, yes)
+            _push(graph.run.step(name), manifest, target, only or [], not public, yes)
 
 
 def _forms(text: str) -> list[str]:
