@@ -114,9 +114,13 @@ def _written(graph: Graph, node: Node) -> tuple[int, int]:
     return 0, 0
 
 
+GGUF_WIDTHS = {"f16": 2.0, "q8_0": 34 / 32}
+"""Bytes a weight in GGUF; q8_0 holds 32 weights in 32 bytes and a 16-bit scale."""
+
+
 def _release_widths(step: Release) -> tuple[float, ...]:
     """Bytes a weight of a release's copies; the safetensors are links to the merge step's."""
-    return ()
+    return tuple(GGUF_WIDTHS[kind] for kind in step.gguf)
 
 
 def _fetched_bytes(graph: Graph, todo: list[Node]) -> int:
