@@ -53,6 +53,8 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: no usable tokenizer ({' '.join(str(error).split())[:120]}); copy the base model's tokenizer files into it") from None
     if (folder / "tokenizer.model").is_file():
+        if not (folder / "tokenizer.json").is_file():
+            tokenizer = _normalising(tokenizer, folder)
         _check_sentencepiece(tokenizer, folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -67,18 +69,37 @@ def window_of(model: Any, tokenizer: Any) -> int:
 PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n\n### Response:\nna\u00efve caf\u00e9"
 
 
+def _normalising(tokenizer: Any, folder: Path) -> Any:
+    """A tokenizer that transformers has just converted, with the SentencePiece model's own way of normalising text, which the conversion leaves out."""
+    from sentencepiece import sentencepiece_model_pb2  # type: ignore[attr-defined]
+    from tokenizers import Regex, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((folder / "tokenizer.model").read_bytes())
+    rules, converted = model.normalizer_spec, tokenizer.backend_tokenizer
+    steps: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    if rules.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if not steps:
+        return tokenizer
+    converted.normalizer = normalizers.Sequence([*steps, *([converted.normalizer] if converted.normalizer else [])])
+    # The general class: the model's own would make the tokenizer again from its words, without this, when a copy is loaded.
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return PreTrainedTokenizerFast(tokenizer_object=converted, model_max_length=tokenizer.model_max_length, chat_template=tokenizer.chat_template, **special)
+
+
 def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
-    try:
-        import sentencepiece
-    except ImportError:
-        return
+    import sentencepiece
+
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     wanted, got = model.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
     if wanted != got:
         first = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got)))
-        raise ModelError(
-            f"{folder}: tokenizer.json and tokenizer.model disagree from token {first} of a probe text; remove tokenizer.json so that the SentencePiece model is used"
-        )
+        remedy = "remove tokenizer.json so that the SentencePiece model is used"
+        if not (folder / "tokenizer.json").is_file():
+            remedy = "bring a tokenizer.json that gives the SentencePiece model's ids"
+        raise ModelError(f"{folder}: the tokenizer and tokenizer.model disagree from token {first} of a probe text; {remedy}")
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"], weights: Mapping[str, Weight] | None = None) -> nn.Module:
