@@ -21,7 +21,7 @@ from openbezoar import progress as progress_module
 from openbezoar.progress import PlainProgress, RichProgress, Silent, duration
 
 STEPS = {
-    "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 45, "save_every": 1000, **FAST},
+    "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 30, "save_every": 1000, **FAST},
     "scores": {"evaluate": ["base", "sft"], "losses": {"own": "rows.jsonl"}},
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80"}
