@@ -355,6 +355,16 @@ def test_sections_without_a_step_are_left_out(tmp_path: Path) -> None:
     assert "outside noise" not in html
 
 
+def test_a_report_that_is_made_again_is_the_old_one_or_the_new_one(run: RunFolder, tmp_path: Path) -> None:
+    pages(run, tmp_path)
+    old = tmp_path / "old.html"
+    old.hardlink_to(tmp_path / "out/report.html")
+    old.write_text("the old report")
+    pages(run, tmp_path)
+    assert old.read_text() == "the old report", "the new one was written beside it, then renamed"
+    assert not [file for file in (tmp_path / "out").iterdir() if file.suffix not in (".html", ".md", ".svg")]
+
+
 def test_a_folder_without_a_finished_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no finished step"):
         write_report(RunFolder(tmp_path), tmp_path / "out")
