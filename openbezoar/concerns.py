@@ -18,7 +18,7 @@ from openbezoar.graph import Graph, Node
 from openbezoar.llm.calls import FILE, CallStore, Spent
 from openbezoar.memory import lora_parameters, parameters
 from openbezoar.models import cache_folder, is_here
-from openbezoar.recipe import Budget, Dpo, LocalModel, Merge, Price, Release, ServerModel, Sft, Training
+from openbezoar.recipe import Budget, Dpo, Filter, LocalModel, Merge, Price, Release, ServerModel, Sft, Training
 from openbezoar.shapes import model_of, shape_of_model
 
 SURE = 0.85  # of the memory; the estimates are good to some 15 %
@@ -146,7 +146,9 @@ def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) 
         return
     spent = _spent(graph)
     for step, budget in limits:
-        asked = [estimates[node.name] for node in todo if step in (None, node.name) and node.verb not in ("sft", "dpo", "merge", "evaluate")]
+        asked = [estimates[node.name] for node in todo if step in (None, node.name) and _asks(node)]
+        if not asked:
+            continue
         accounts = [(model, cost) for (name, model), cost in spent.items() if step in (None, name)]
         tokens = sum((made.tokens_in or 0) + (made.tokens_out or 0) for made in asked)
         money = sum(made.money or 0.0 for made in asked)
@@ -163,6 +165,11 @@ def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) 
             yield Concern(
                 "budget", step, f"about {money:.2f} to pay, {where} has {budget.money - paid:.2f} left: the run will stop there; raise it or ask for less"
             )
+
+
+def _asks(node: Node) -> bool:
+    """Whether a step asks a model, on the budget's account."""
+    return node.verb in ("generate", "mt_bench", "agreement", "failures") or (isinstance(node.step, Filter) and node.step.judge is not None)
 
 
 def _spent(graph: Graph) -> dict[tuple[str, str], Spent]:

@@ -8,6 +8,7 @@ assumed share of a CPU's arithmetic, and are marked so.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,6 +19,7 @@ from openbezoar.call_estimates import CHARACTERS_A_TOKEN, filter_tokens, generat
 from openbezoar.devices import Device, this_device
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node, scheme_options
+from openbezoar.harness.tasks import MMLU, find_local, task_file
 from openbezoar.memory import cache_bytes, merge_memory, parameters, process_bytes, step_memory
 from openbezoar.rates import learnt_rates, rate_name, ratio_name
 from openbezoar.recipe import (
@@ -209,7 +211,8 @@ class _Book:
 
     def _evaluate(self, step: Evaluate) -> Estimate:
         questions = sum(self._questions(step, t) for t in step.tasks)
-        work = sum(((t.fewshot if isinstance(t, TaskSpec) else None) or step.fewshot or 0) * 60 + 80 for t in step.tasks) / max(1, len(step.tasks))
+        shots = [t.fewshot if isinstance(t, TaskSpec) and t.fewshot is not None else step.fewshot or 0 for t in step.tasks]
+        work = sum(n * 60 + 80 for n in shots) / max(1, len(shots))
         tokens = questions * 4 * work * len(step.evaluate)
         for ref in (*step.losses.values(), *step.pairs.values()):
             rows, mean = self.rows(ref)
@@ -222,11 +225,18 @@ class _Book:
         spec = task if isinstance(task, TaskSpec) else TaskSpec(task=task)
         limit = spec.limit or step.limit
         folder = resolve_path(step.data, self.folder, self.recipe.data) if step.data else None
-        files = (
-            [resolve_path(spec.file, self.folder, self.recipe.data)] if spec.file else [folder / f"{spec.task}.jsonl{z}" for z in ("", ".gz")] if folder else []
-        )
-        n = next((sum(row.get("split") == "eval" for row in read_jsonl(file)) for file in files if file.is_file()), 1000)
-        return min(n, limit or n)
+        try:
+            file = (
+                task_file(spec, find_local(spec.task), folder, lambda name: resolve_path(name, self.folder, self.recipe.data)) if spec.file or folder else None
+            )
+        except UserError:
+            file = None
+        if file is None or not file.is_file():
+            return min(1000, limit or 1000)
+        rows = Counter(str(row.get("subject", "")) for row in read_jsonl(file) if row.get("split", "eval") == "eval")
+        if spec.task != "mmlu":
+            rows = Counter({"": rows[spec.task.removeprefix(MMLU)] if spec.task.startswith(MMLU) else rows.total()})
+        return sum(min(n, limit or n) for n in rows.values())  # the limit is of each subject
 
     def _mt_bench(self, step: MtBench) -> Estimate:
         questions = max(1, self.rows(step.questions)[0])

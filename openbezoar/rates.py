@@ -6,8 +6,9 @@ Reads and writes ``rates.json`` in the cache folder. ``plan`` divides by them.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openbezoar.devices import Device, this_device
 from openbezoar.models import cache_folder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from openbezoar.graph import Graph
 
 LEARNT_FROM = 1.0e12  # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's rate
+WHOLE = 0.8  # of the seconds that a step's tokens take at its own rate; with fewer, part of them were there before
 LEARNT_TOKENS = 1000  # of a generate step, below which its ratio is chance
 
 
@@ -47,6 +49,15 @@ def learnt_rates() -> dict[str, float]:
         return {}
 
 
+def _whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a step's seconds are those of all its work: not of a try that went on from a checkpoint, or read its answers from the call cache."""
+    numbers = manifest.get("numbers", {})
+    if "tokens_per_second" not in numbers:
+        return True
+    rate = numbers["tokens_per_second"]
+    return bool(rate) and manifest["seconds"] >= WHOLE * numbers["tokens"] / rate
+
+
 def learn(graph: Graph, ran: list[str], estimates: Mapping[str, Estimate]) -> None:
     """Keep the rates that the steps which just ran reached (the estimate of their work over the time it took), and tokens against those estimated."""
     work: dict[str, list[float]] = {}
@@ -59,10 +70,12 @@ def learn(graph: Graph, ran: list[str], estimates: Mapping[str, Estimate]) -> No
             for side, real, thought in (("in", numbers["prompt_tokens"], made.tokens_in), ("out", numbers["tokens"], made.tokens_out)):
                 key = f"{ratio_name(step, graph.recipe)}.{side}"
                 ratios[key] = known.get(key, 1.0) * real / thought
-        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1:
+        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1 and _whole(manifest):
             flops_seconds = work.setdefault(rate_name(device, graph.nodes[name].verb), [0.0, 0.0])
             flops_seconds[0] += made.flops
             flops_seconds[1] += manifest["seconds"]
-    if work or ratios:
+    if not work and not ratios:
+        return
+    with suppress(OSError):  # a cache folder that cannot be written to; the run is done all the same
         _file().parent.mkdir(parents=True, exist_ok=True)
         write_json(_file(), known | ratios | {name: flops / seconds for name, (flops, seconds) in work.items()})

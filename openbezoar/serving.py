@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from openbezoar.chat import STOP
 from openbezoar.errors import ModelError, UserError
@@ -226,22 +227,34 @@ def launch(name: str, program: str, served: Served, port: int | None, extra: lis
     """How a server is started on a model. Raises UserError if its port is taken, or (Ollama) if nothing answers there."""
     server = SERVERS[name]
     if name == "ollama":
-        address = f"{HOST}:{port}" if port else re.sub(r"^\w+://", "", os.environ.get("OLLAMA_HOST") or OLLAMA)
-        environment = {} if address == OLLAMA else {"OLLAMA_HOST": address}
-        return Launch((*server.command(program, served, 0), *extra), f"http://{address}/v1", served.name.lower(), environment)
+        url = f"http://{HOST}:{port}" if port else _ollama_url(os.environ.get("OLLAMA_HOST", "").strip())
+        environment = {} if url == f"http://{OLLAMA}" else {"OLLAMA_HOST": url.removeprefix("http://")}
+        return Launch((*server.command(program, served, 0), *extra), f"{url}/v1", served.name.lower(), environment)
     port = port or server.port
     model = str(served.folder) if name == "transformers" else served.name
     return Launch((*server.command(program, served, port), *extra), f"http://{HOST}:{port}/v1", model, {})
 
 
+def _ollama_url(host: str) -> str:
+    """Where $OLLAMA_HOST points, read as Ollama reads it: a port that is left out is 11434, but 80 after http:// and 443 after https://."""
+    parts = urlsplit(host if "://" in host else f"//{host}", scheme="http")
+    try:
+        port = parts.port or ({"http": 80, "https": 443}.get(parts.scheme) if "://" in host else None) or 11434
+    except ValueError:
+        raise UserError(f"OLLAMA_HOST is '{host}'; expected an address such as {OLLAMA}") from None
+    name = parts.hostname or HOST
+    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}:{port}"
+
+
 def check_port(name: str, url: str) -> None:
     """Raise UserError if another program has the port; Ollama's own server must be there."""
-    host, _, port = url.removeprefix("http://").removesuffix("/v1").rpartition(":")
-    if not port.isdecimal():
-        return
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        answers = probe.connect_ex((host, int(port))) == 0
+    parts = urlsplit(url)
+    host, port = parts.hostname or HOST, parts.port
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            answers = True
+    except OSError:  # a name that is not known, too
+        answers = False
     if name == "ollama" and not answers:
         raise UserError(f"ollama is installed, but nothing answers at {host}:{port}; start it with 'ollama serve' in another terminal")
     if name != "ollama" and answers:

@@ -71,6 +71,18 @@ def test_the_last_checkpoints_are_paired_where_the_recipes_call_them_differently
     assert found["DPO / KTO", "passages: acc"].difference.n == 48
 
 
+def test_published_answers_in_both_runs_do_not_hide_which_checkpoints_are_last(runs: tuple[RunFolder, RunFolder]) -> None:
+    for run, name in zip(runs, ("DPO", "KTO"), strict=True):
+        for step in ("scores", "talks", "wrong"):
+            path = run.step(step) / "scores.json"
+            path.write_text(path.read_text().replace('"DPO"', f'"{name}"'))
+        path = run.step("talks") / "scores.json"
+        scores = json.loads(path.read_text())
+        scores["models"]["published"] = scores["models"]["base"]
+        path.write_text(json.dumps(scores))
+    assert by_name(*runs)["DPO / KTO", "passages: acc"].difference.n == 48
+
+
 def test_settings_that_differ_are_named_and_equal_ones_are_not(runs: tuple[RunFolder, RunFolder]) -> None:
     assert settings_that_differ(read_facts(runs[0]), read_facts(runs[1])) == []
     edit(runs[1], "dpo", "manifest.json", (["parts", "settings", "beta"], 0.5), (["parts", "files", "pairs.jsonl"], "cd" * 32))

@@ -97,6 +97,56 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
     assert after.seconds == pytest.approx(4.0)
 
 
+def test_a_try_that_went_on_from_an_earlier_one_teaches_no_rate(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbezoar.rates.LEARNT_FROM", 0)
+    path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
+    built = graph.build(load(path), path, tmp_path / "runs")
+    (tmp_path / "runs/t/a").mkdir(parents=True)
+
+    def learnt(seconds: float, rate: float | None) -> bool:
+        numbers = {"tokens": 1000, "tokens_per_second": rate}
+        (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": seconds, "verb": "sft", "numbers": numbers}))
+        learn(built, ["a"], estimate(built))
+        return bool(learnt_rates())
+
+    assert not learnt(2.0, 10.0), "1,000 tokens at 10 a second are 100 seconds, and 2 were spent now"
+    assert not learnt(2.0, None), "nothing was left to do"
+    assert learnt(110.0, 10.0)
+
+
+def test_a_cache_folder_that_cannot_be_written_to_does_not_fail_a_run_that_is_done(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openbezoar.rates.LEARNT_FROM", 0)
+    path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
+    built = graph.build(load(path), path, tmp_path / "runs")
+    (tmp_path / "runs/t/a").mkdir(parents=True)
+    (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": 4.0, "verb": "sft"}))
+    (tmp_path / "no folder").write_text("")
+    monkeypatch.setenv("OPENBEZOAR_CACHE", str(tmp_path / "no folder"))
+    learn(built, ["a"], estimate(built))
+
+
+def test_questions_are_counted_in_the_files_and_with_the_limits_that_evaluate_takes(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    steps: dict[str, dict[str, Any]] = {
+        "unsplit": {"tasks": ["arc_easy"]},
+        "other-name": {"tasks": ["siqa"]},
+        "subjects": {"tasks": ["mmlu"], "limit": 3},
+        "subject": {"tasks": ["mmlu_virology"]},
+        "gone": {"tasks": ["piqa"]},
+        "shots": {"tasks": ["arc_easy"], "fewshot": 5},
+        "no-shots": {"tasks": [{"task": "arc_easy", "fewshot": 0}], "fewshot": 5},
+    }
+    path = write_recipe({name: {"evaluate": ["base"], "data": "bench", **step} for name, step in steps.items()})
+    (path.parent / "bench").mkdir()
+    subjects = [{"subject": name} for name, n in (("anatomy", 4), ("virology", 5)) for _ in range(n)]
+    for name, rows in (("arc_easy", [{}] * 7), ("social_iqa", [{"split": "eval"}] * 6 + [{"split": "fewshot"}]), ("mmlu", subjects)):
+        (path.parent / f"bench/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = estimate(graph.build(load(path), path, tmp_path / "runs"))
+    assert {name: e.rows for name, e in made.items()} == {"unsplit": 7, "other-name": 6, "subjects": 6, "subject": 5, "gone": 1000, "shots": 7, "no-shots": 7}
+    assert made["no-shots"].tokens_in == made["unsplit"].tokens_in != made["shots"].tokens_in
+
+
 # Tokens that generate steps of recipes/demo.yaml read and wrote with their 135M teacher, by the limit of an answer.
 MEASURED = {
     (112, "lamini"): 8518 + 5068, (112, "evol"): 21101 + 6733, (112, "orca"): 4748 + 2764,

@@ -153,6 +153,13 @@ def test_budgets_that_the_estimate_overshoots_are_told_with_what_is_left(write_r
     assert [c.step for c in told(recipe, to="made") if c.kind == "budget"] == ["made", None]
 
 
+def test_a_spent_budget_is_no_concern_where_nothing_is_left_to_ask(write_recipe: Callable[..., Path]) -> None:
+    recipe = write_recipe({"kept": {"filter": "rows.jsonl"}, "a": {"sft": "kept", "model": "base"}}, budget={"tokens": 10})
+    Path("runs").mkdir()
+    CallStore(Path("runs")).keep({"k": [Completion("x", "stop", 400, 100)]}, Spender("t", "made", "judge"))
+    assert [c for c in told(recipe) if c.kind == "budget"] == []
+
+
 def test_run_warns_first_and_goes_on(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe({"kept": {"filter": "rows.jsonl", "rules": {"drop_repetition": 1.0}}})
     monkeypatch.setattr("openbezoar.concerns.concerns", lambda *given: [Concern("memory", "kept", "does not fit")])

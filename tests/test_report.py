@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from synthetic_run import EVIL, HOSTILE_NAME, evaluation, make_run, step
+from synthetic_run import EVIL, HOSTILE_NAME, evaluation, grades, make_run, step
 
 from openbezoar.context import StepContext
 from openbezoar.errors import RunError
@@ -158,6 +158,33 @@ def test_a_summary_in_plain_words_comes_first(run: RunFolder, tmp_path: Path) ->
     assert "- **No clear difference:** between base and DPO in passages: acc (+0.110, n=48); MT-Bench: answers that stop" in first
     assert "The judge base and the majority of people agree on 0.600 [0.440, 0.740] n=40" in first
     assert "whether DPO differs from base in mine: held-out loss; hh: pair accuracy" in first, "what was not compared is said"
+
+
+def test_the_summary_tells_what_goes_wrong_in_answers_too(run: RunFolder, tmp_path: Path) -> None:
+    first = pages(run, tmp_path)[0].split("\n## ")[1]
+    assert "- **Better:** answers that are degenerate: base → DPO, difference -0.500 [-0.700, -0.200], n=16, p=0.004." in first
+
+
+def test_published_answers_are_not_taken_for_the_last_checkpoint(run: RunFolder, tmp_path: Path) -> None:
+    path = run.step("talks") / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["models"]["published"] = grades(8.0)
+    scores["differences"].append({**scores["differences"][0], "b": "published", "difference": 5.0, "low": 4.0, "high": 6.0})
+    path.write_text(json.dumps(scores))
+    first = pages(run, tmp_path)[0].split("\n## ")[1]
+    assert "MT-Bench: mean rating: from 3 to 5, base → DPO" in first and "published" not in first
+
+
+def test_two_steps_that_measure_the_same_are_told_apart(run: RunFolder, tmp_path: Path) -> None:
+    more = evaluation()
+    for name, value in (("base", 0.2), ("DPO", 0.8)):
+        more["checkpoints"][name]["tasks"]["passages"]["metrics"]["acc"]["value"] = value
+    more["differences"][-1] |= {"difference": 0.6, "low": 0.5, "high": 0.7, "p_holm": 0.001}
+    step(run.path, "again", "evaluate", {"evaluate": ["base", "SFT", "DPO"]}, ["DPO"], {"scores.json": more}, 9)
+    markdown, _ = pages(run, tmp_path)
+    assert "- **Better:** passages: acc, again: from 0.2 to 0.8, base → DPO, difference +0.600" in markdown
+    assert "- **No clear difference:** between base and DPO in passages: acc, scores (+0.110, n=48)" in markdown
+    assert "| passages: acc, again | base → DPO |" in markdown and "| passages: acc, scores | base → DPO |" in markdown
 
 
 def test_a_run_of_an_older_version_is_reported_with_what_it_lacks(run: RunFolder, tmp_path: Path) -> None:
@@ -326,6 +353,16 @@ def test_sections_without_a_step_are_left_out(tmp_path: Path) -> None:
         "## Environment, models and hashes",
     ]
     assert "outside noise" not in html
+
+
+def test_a_report_that_is_made_again_is_the_old_one_or_the_new_one(run: RunFolder, tmp_path: Path) -> None:
+    pages(run, tmp_path)
+    old = tmp_path / "old.html"
+    old.hardlink_to(tmp_path / "out/report.html")
+    old.write_text("the old report")
+    pages(run, tmp_path)
+    assert old.read_text() == "the old report", "the new one was written beside it, then renamed"
+    assert not [file for file in (tmp_path / "out").iterdir() if file.suffix not in (".html", ".md", ".svg")]
 
 
 def test_a_folder_without_a_finished_step_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,30 @@ def test_ollama_makes_a_model_from_the_modelfile_where_its_server_answers(releas
     assert done.stdout.startswith(f"OLLAMA_HOST=127.0.0.1:{port} ") and f"http://127.0.0.1:{port}/v1" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://0.0.0.0:11434"),
+        ("box:9000", "http://box:9000"),
+        ("http://box", "http://box:80"),
+        ("https://box/", "https://box:443"),
+        ("[::1]", "http://[::1]:11434"),
+        (":9000", "http://127.0.0.1:9000"),
+    ],
+)
+def test_ollamas_address_is_read_as_ollama_reads_it(host: str, url: str, release: Path, install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    served = open_served(str(release))
+    assert serving.launch("ollama", "ollama", served, None, []).url == f"{url}/v1"
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:1/v1", "http://no.such.host.invalid:11434/v1", "https://127.0.0.1:1/v1"])
+def test_an_ollama_that_cannot_be_reached_is_one_line(url: str) -> None:
+    with pytest.raises(UserError, match="nothing answers at"):
+        serving.check_port("ollama", url)
+
+
 def test_a_port_that_is_taken_is_told_before_a_server_starts(release: Path, install: Any) -> None:
     install("vllm")
     with socket.socket() as listening:

@@ -16,7 +16,7 @@ from openbezoar.judging.failures import MEASURES
 from openbezoar.judging.scores import question_scores
 from openbezoar.records import Row
 from openbezoar.reporting.facts import RunFacts, StepFacts
-from openbezoar.reporting.scores import SCORES, Difference, Score, mapping, measured, score_of, stopped
+from openbezoar.reporting.scores import SCORES, Difference, Score, mapping, measured, published, score_of, stopped
 from openbezoar.runs import digest
 
 Items = Mapping[Any, float]
@@ -112,7 +112,8 @@ class _Measure:
 def compare_scores(first: RunFacts, other: RunFacts) -> list[Compared]:
     """Every score of every checkpoint that either run has. Checkpoints of the same name are paired, and the last of both runs where neither name is in the other."""
     left, right = _measures(first), _measures(other)
-    last = [list(dict.fromkeys(key[0] for key in found)) for found in (left, right)]
+    others = published(first) | published(other)
+    last = [[name for name in dict.fromkeys(key[0] for key in found) if name not in others] for found in (left, right)]
     if last[0] and last[1] and last[0][-1] not in last[1] and last[1][-1] not in last[0]:
         name = f"{last[0][-1]} / {last[1][-1]}"
         left, right = (

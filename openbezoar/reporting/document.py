@@ -17,6 +17,7 @@ from typing import Any
 from openbezoar.reporting.figures import standalone
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import fenced, markdown_text, slug, visible
+from openbezoar.runs import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 TONES = {"better": "Better", "worse": "Worse", "changed": "Changed", "noise": "No clear difference", "missing": "Not known", "made": "Made", "cost": "Cost"}
@@ -169,10 +170,10 @@ def write_page(page: Page, out: Path, name: str) -> None:
     style, script = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     html = template("page.html.j2", page=page, style=style, script=script, policy=policy)
-    (out / f"{name}.html").write_text(html, encoding="utf-8")
-    (out / f"{name}.md").write_text(template("page.md.j2", page=page), encoding="utf-8")
+    write_text(out / f"{name}.html", html)
+    write_text(out / f"{name}.md", template("page.md.j2", page=page))
     for picture in (p for section in page.sections for p in _pictures(section.blocks)):
-        (out / f"{picture.name}.svg").write_text(standalone(picture.svg), encoding="utf-8")
+        write_text(out / f"{picture.name}.svg", standalone(picture.svg))
 
 
 def _digest(text: str) -> str:

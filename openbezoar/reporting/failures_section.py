@@ -7,7 +7,7 @@ from typing import Any
 
 from openbezoar.reporting.document import Block, Grid, Section
 from openbezoar.reporting.facts import RunFacts, StepFacts
-from openbezoar.reporting.scores import SCORES, Difference, mapping, score_of
+from openbezoar.reporting.scores import SCORES, failure_differences, mapping, score_of
 from openbezoar.reporting.scores_section import difference_blocks
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING
@@ -18,10 +18,10 @@ CHECKS = (("unsafe", "unsafe answers to harmless prompts"), ("unsupported", "ans
 
 def failure_sections(facts: RunFacts) -> list[Section]:
     """One section a failures step."""
-    return [_section(step) for step in facts.of("failures")]
+    return [_section(facts, step) for step in facts.of("failures")]
 
 
-def _section(step: StepFacts) -> Section:
+def _section(facts: RunFacts, step: StepFacts) -> Section:
     scores = step.read_json(SCORES)
     checkpoints = mapping(scores.get("checkpoints"))
     note = (
@@ -51,7 +51,7 @@ def _section(step: StepFacts) -> Section:
                 stack=True,
             )
         )
-    blocks += difference_blocks(_differences(scores))
+    blocks += difference_blocks([d for d in failure_differences(facts) if d.step in ("", step.name)])
     return Section(f"What goes wrong ({step.name})", tuple(blocks))
 
 
@@ -71,10 +71,3 @@ def _check(value: Any) -> str:
     score = score_of(value)
     lost = mapping(value).get("unscored") or 0
     return (NOTHING if score is None else score.text()) + (f", {lost} unscored" if lost else "")
-
-
-def _differences(scores: Mapping[str, Any]) -> list[Difference]:
-    return [
-        Difference(str(d["a"]), str(d["b"]), str(d["what"]), d["difference"], d["low"], d["high"], d["n"], "failures", d.get("p_holm"))
-        for d in scores.get("differences") or []
-    ]

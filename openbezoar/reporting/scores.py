@@ -143,6 +143,13 @@ def checkpoints_of(step: StepFacts) -> list[str]:
     return [*wanted, *(n for n in scored if n not in wanted)]
 
 
+def published(facts: RunFacts) -> set[str]:
+    """The models of mt_bench steps that are none of the recipe's: their answers were only set beside its own."""
+    listed = [(step, step.settings.get(step.verb)) for step in facts.of("mt_bench")]
+    found = {name for step, own in listed if isinstance(own, list) for name in checkpoints_of(step) if name not in own}
+    return found.difference(*map(checkpoints_of, facts.of("evaluate")))
+
+
 # -------------------------------------------------------------------------- differences
 
 
@@ -162,8 +169,14 @@ class Difference:
     low: float
     high: float
     n: int | None
-    kind: str = "task"  # task, loss, pairs or rating
+    kind: str = "task"  # task, loss, pairs, rating, ended or failures
     p: float | None = None  # corrected for the number of comparisons of its step
+    step: str = ""  # where several steps of the run measure the same
+
+    @property
+    def label(self) -> str:
+        """What was measured, in words that tell it from every other measure of the run."""
+        return f"{self.what}, {self.step}" if self.step else self.what
 
     @property
     def gain(self) -> float:
@@ -191,7 +204,12 @@ class Difference:
     def __str__(self) -> str:
         n = "" if self.n is None else f" n={self.n}"
         p = "" if self.p is None else f", p={self.p:.2g}"
-        return f"{self.before} → {self.after}, {self.what}: {estimate(self.value, self.low, self.high, sign=True)}{n}{p}"
+        return f"{self.before} → {self.after}, {self.label}: {estimate(self.value, self.low, self.high, sign=True)}{n}{p}"
+
+
+def told_apart(facts: RunFacts, step: StepFacts) -> str:
+    """The step's name where the run has several with its verb, else nothing."""
+    return step.name if len(facts.of(step.verb)) > 1 else ""
 
 
 def differences(facts: RunFacts) -> list[Difference]:
@@ -201,7 +219,7 @@ def differences(facts: RunFacts) -> list[Difference]:
         for kind, what, entry in _paired(step):
             value, low, high, n, p = (entry.get(k) for k in ("difference", "low", "high", "n", "p_holm"))
             if value is not None and low is not None and high is not None:
-                found.append(Difference(str(entry.get("a")), str(entry.get("b")), what, value, low, high, n, kind, p))
+                found.append(Difference(str(entry.get("a")), str(entry.get("b")), what, value, low, high, n, kind, p, told_apart(facts, step)))
     return found
 
 
@@ -216,8 +234,17 @@ def stop_differences(facts: RunFacts) -> list[Difference]:
         rows = every_pair({c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"})
         correct(rows)
         what = "MT-Bench: answers that stop"
-        found += [Difference(d["a"], d["b"], what, d["difference"], d["low"], d["high"], d["n"], "ended", d["p_holm"]) for d in rows]
+        found += [Difference(d["a"], d["b"], what, d["difference"], d["low"], d["high"], d["n"], "ended", d["p_holm"], told_apart(facts, step)) for d in rows]
     return found
+
+
+def failure_differences(facts: RunFacts) -> list[Difference]:
+    """Paired differences in what goes wrong, between every two checkpoints of each failures step."""
+    return [
+        Difference(str(d["a"]), str(d["b"]), str(d["what"]), d["difference"], d["low"], d["high"], d["n"], "failures", d.get("p_holm"), told_apart(facts, step))
+        for step in facts.of("failures")
+        for d in step.read_json(SCORES).get("differences") or []
+    ]
 
 
 def stopped(step: StepFacts) -> dict[str, dict[Any, float]]:

@@ -85,7 +85,7 @@ def differences_table(found: Sequence[Difference]) -> Table:
     """One row a difference, those outside noise first."""
     rows = tuple(
         (
-            d.what,
+            d.label,
             f"{d.before} → {d.after}",
             estimate(d.value, d.low, d.high, sign=True),
             NOTHING if d.n is None else str(d.n),

@@ -12,7 +12,7 @@ from openbezoar.reporting.document import Block, Fold, Point, Points, Section
 from openbezoar.reporting.environment_section import stated_licences
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.recipe_section import costs
-from openbezoar.reporting.scores import SCORES, Difference, differences, score_of, stop_differences
+from openbezoar.reporting.scores import SCORES, Difference, differences, failure_differences, published, score_of, stop_differences
 from openbezoar.reporting.table import Column, checkpoints, columns
 from openbezoar.reporting.wording import NOTHING, duration, estimate, plural
 
@@ -30,15 +30,16 @@ READING = (
 
 def summary_section(facts: RunFacts) -> Section:
     """The points, and how to read numbers."""
-    found = [*differences(facts), *stop_differences(facts)]
+    found = [*differences(facts), *stop_differences(facts), *failure_differences(facts)]
     points = (*_made(facts), *verdicts(facts, found), *_trust(facts), *_cost(facts), *_missing(facts, found))
     blocks: tuple[Block, ...] = (Points(points), Fold("How to read the numbers", (Points(tuple(map(Point, READING))),)))
     return Section("In short", blocks)
 
 
 def ends(facts: RunFacts) -> tuple[str, str] | None:
-    """The first and the last scored checkpoint; None if there are not two."""
-    names = checkpoints(facts)
+    """The first and the last scored checkpoint of the recipe; None if there are not two. Published answers of other models are none of it."""
+    others = published(facts)
+    names = [name for name in checkpoints(facts) if name not in others]
     return (names[0], names[-1]) if len(names) > 1 else None
 
 
@@ -77,18 +78,33 @@ def verdicts(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
             yield Point(f"{sentence(d, shown)}.", tone)
     noise = [d for d in here if d.verdict == "noise"]
     if noise:
-        what = "; ".join(f"{d.what} ({d.value:+.3f}, n={d.n})" for d in noise)
+        what = "; ".join(f"{_named(d)} ({d.value:+.3f}, n={d.n})" for d in noise)
         yield Point(f"between {pair[0]} and {pair[1]} in {what}.", "noise")
-    if here and len(noise) == len(here) >= sum(all(name in c.scores for name in pair) for c in shown):
+    if here and len(noise) == len(here) and not _unpaired(pair, here, shown):
         yield Point(f"Nothing that was measured shows {pair[1]} to be better or worse than {pair[0]}. More test items would narrow the intervals.")
+
+
+def _unpaired(pair: tuple[str, str], found: Sequence[Difference], shown: Sequence[Column]) -> list[str]:
+    """What both checkpoints have a score in, but no paired difference."""
+    compared = [d for d in found if (d.before, d.after) == pair]
+    return [c.title for c in shown if all(name in c.scores for name in pair) and not any(_is_of(d, c) for d in compared)]
+
+
+def _is_of(d: Difference, column: Column) -> bool:
+    return d.step == column.step and column.title.startswith(d.what)
+
+
+def _named(d: Difference) -> str:
+    """What was measured; a failure's name alone says too little."""
+    return f"answers that are {d.label}" if d.kind == "failures" else d.label
 
 
 def sentence(d: Difference, shown: Sequence[Column]) -> str:
     """A difference with the two scores that it is between."""
-    column = next((c for c in shown if c.title.startswith(d.what) and d.before in c.scores and d.after in c.scores), None)
+    column = next((c for c in shown if _is_of(d, c) and d.before in c.scores and d.after in c.scores), None)
     ends = f" from {column.scores[d.before].value:.3g} to {column.scores[d.after].value:.3g}," if column else ""
     p = "" if d.p is None else f", p={d.p:.2g}"
-    return f"{d.what}:{ends} {d.before} → {d.after}, difference {estimate(d.value, d.low, d.high, sign=True)}, n={d.n}{p}"
+    return f"{_named(d)}:{ends} {d.before} → {d.after}, difference {estimate(d.value, d.low, d.high, sign=True)}, n={d.n}{p}"
 
 
 def _trust(facts: RunFacts) -> Iterator[Point]:
@@ -132,8 +148,5 @@ def _missing(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
         yield Point("p values of some differences: the run is of a version that did not test them, so their 95 % interval decides, uncorrected.", "missing")
     if facts.of("mt_bench") and not facts.of("agreement"):
         yield Point("how far the judge agrees with people (no agreement step is finished); its ratings are worth no more than that.", "missing")
-    if pair := ends(facts):
-        compared = {d.what for d in found if (d.before, d.after) == pair}
-        left = [c.title for c in columns(facts) if all(name in c.scores for name in pair) and not any(c.title.startswith(what) for what in compared)]
-        if left:
-            yield Point(f"whether {pair[1]} differs from {pair[0]} in {'; '.join(left)}: the run has no paired comparison of the two in it.", "missing")
+    if (pair := ends(facts)) and (left := _unpaired(pair, found, columns(facts))):
+        yield Point(f"whether {pair[1]} differs from {pair[0]} in {'; '.join(left)}: the run has no paired comparison of the two in it.", "missing")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from openbezoar.errors import RunError
 from openbezoar.recipe import Recipe
 from openbezoar.reporting.facts import RunFacts, read_facts
-from openbezoar.reporting.scores import Score, checkpoints_of, measured
+from openbezoar.reporting.scores import Score, checkpoints_of, measured, told_apart
 from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
 from openbezoar.runs import RunFolder
 
@@ -83,6 +83,7 @@ class Column:
     title: str
     digits: int
     scores: dict[str, Score] = field(default_factory=dict)
+    step: str = ""  # where several steps of the run measure the same
 
     @property
     def same_n(self) -> int | None:
@@ -103,12 +104,11 @@ class Column:
 def columns(facts: RunFacts) -> list[Column]:
     """All measured quantities: tasks, losses, pair accuracies, ratings, answers that stop."""
     found: dict[tuple[int, str, str], Column] = {}
-    steps = facts.of("evaluate", "mt_bench")
-    alike = {verb for verb in ("evaluate", "mt_bench") if sum(s.verb == verb for s in steps) > 1}
-    for step in steps:
+    for step in facts.of("evaluate", "mt_bench"):
+        apart = told_apart(facts, step)
         for m in measured(step):
-            title = f"{m.title}, {step.name}" if step.verb in alike else m.title
-            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits)).scores[m.checkpoint] = m.score
+            title = f"{m.title}, {apart}" if apart else m.title
+            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits, step=apart)).scores[m.checkpoint] = m.score
     return [found[place] for place in sorted(found, key=lambda place: place[0])]
 
 
