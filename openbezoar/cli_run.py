@@ -80,7 +80,7 @@ def run(
     done = graph_of(recipe, overrides, runs)
     learn(done, ran, safe_estimate(done))
     write_json(graph.run.path / "run.json", {"recipe": str(recipe.resolve()), "overrides": overrides or []})
-    progress.say(f"{len(ran)} steps done in {duration(time.monotonic() - begun)}" if ran else "Nothing to do: every step is done.")
+    progress.say(f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}" if ran else "Nothing to do: every step is done.")
     _print_results(done, to)
 
 

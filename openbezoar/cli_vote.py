@@ -96,7 +96,7 @@ def _warn_of_others(poll: Poll) -> None:
 
     others = len(poll.votes.rows) - len(votes_on(poll.ballots, poll.votes.rows))
     if others:
-        print(f"{poll.votes.path}: {others} votes are on other answers or models; they stay there and are not counted here", file=sys.stderr)
+        print(f"{poll.votes.path}: votes on other answers or models: {others}; they stay there and are not counted here", file=sys.stderr)
 
 
 def _page(poll: Poll, port: int, seed: int, browser: bool) -> None:

@@ -205,6 +205,9 @@ def _installed(name: str) -> bool:
 
 
 def _commit() -> str | None:
+    """The checkout's commit; None for an installed package, whose folder may lie in somebody else's repository."""
+    if not (Path(__file__).parent.parent / ".git").exists():
+        return None
     try:
         done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -480,7 +480,7 @@ def test_a_run_s_answers_are_found_and_its_votes_lie_beside_its_steps(tmp_path: 
     assert "8 of 8 votes" in capsys.readouterr().out, "by default the first and the last model are compared"
     assert command(str(run), "--step", "talks", "--result", "--models", "base", "--models", "sft") == 0
     shown = capsys.readouterr()
-    assert "0 of 8 votes" in shown.out and "8 votes are on other answers or models" in shown.err
+    assert "0 of 8 votes" in shown.out and "votes on other answers or models: 8" in shown.err
     assert command(str(run), "--step", "talks", "--models", "nobody") == 2
     assert "--models nobody: it has given no answer here; choose of base, sft, dpo" in capsys.readouterr().err
     assert command(str(run), "--step", "talks", "--models", "base") == 2

@@ -185,7 +185,10 @@ def sampled(answers: Answers, local: Any, rows: Sequence[Pair], step: Evaluate, 
     from openbezoar.llm import Sampling
 
     prompts = [list(answers.formatter.prompt_ids(row.prompt)) for row in rows]
-    prompts = [ids for ids in prompts if len(ids) + step.kl_tokens <= answers.window][: step.kl_rows]
+    fitting = [ids for ids in prompts if len(ids) + step.kl_tokens <= answers.window]
+    if len(fitting) < len(prompts):
+        answers.context.counts.add(f"{label}: prompts too long to be answered for the KL divergence", len(prompts) - len(fitting))
+    prompts = fitting[: step.kl_rows]
     seeds = [step_seed(answers.context.seed, "kl", label, i) for i in range(len(prompts))]
     drawn = local.sample(prompts, Sampling(step.kl_tokens, temperature=1.0, top_p=1.0), seeds)
     made = [{"ids": [*prompt, *row.ids], "start": len(prompt), "tokens": len(row.ids)} for prompt, row in zip(prompts, drawn, strict=True)]
