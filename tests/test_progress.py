@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from openbezoar import progress as progress_module
 from openbezoar.progress import PlainProgress, RichProgress, Silent, duration
 
 STEPS = {
-    "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 30, "save_every": 1000, **FAST},
+    "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 20, "save_every": 1000, **FAST},
     "scores": {"evaluate": ["base", "sft"], "losses": {"own": "rows.jsonl"}},
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80"}
@@ -31,7 +32,9 @@ def started(arguments: list[str], on_terminal: bool) -> tuple[subprocess.Popen[b
     """(the program, all that it said when it has ended)."""
     near, far = pty.openpty() if on_terminal else os.pipe()
     command = [sys.executable, "-m", "openbezoar", *arguments]
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=far, stderr=far, env=ENVIRONMENT)
+    # A job that a shell has put into the background ignores SIGINT, and its children would too.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=far, stderr=far, env=ENVIRONMENT, preexec_fn=heed)
     os.close(far)
     said: list[bytes] = []
 
