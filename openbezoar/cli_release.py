@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from openbezoar.cli_arguments import RunPath, graph_of
 from openbezoar.errors import RunError
+from openbezoar.recipe import GgufForm
 
-FORMS = ("f16", "q8_0")
+FORMS = get_args(GgufForm)
 
 
 def release(

@@ -18,7 +18,7 @@ from openbezoar.graph import Graph, Node
 from openbezoar.llm.calls import FILE, CallStore, Spent
 from openbezoar.memory import lora_parameters, parameters
 from openbezoar.models import cache_folder, is_here
-from openbezoar.recipe import Budget, Dpo, Filter, LocalModel, Merge, Price, Release, ServerModel, Sft, Training
+from openbezoar.recipe import Budget, Dpo, Filter, GgufForm, LocalModel, Merge, Price, Release, ServerModel, Sft, Training
 from openbezoar.shapes import model_of, shape_of_model
 
 SURE = 0.85  # of the memory; the estimates are good to some 15 %
@@ -114,7 +114,7 @@ def _written(graph: Graph, node: Node) -> tuple[int, int]:
     return 0, 0
 
 
-GGUF_WIDTHS = {"f16": 2.0, "q8_0": 34 / 32}
+GGUF_WIDTHS: Mapping[GgufForm, float] = {"f16": 2.0, "q8_0": 34 / 32}
 """Bytes a weight in GGUF; q8_0 holds 32 weights in 32 bytes and a 16-bit scale."""
 
 

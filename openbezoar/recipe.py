@@ -501,11 +501,14 @@ class Report(Strict):
     report: Literal["all"] | list[str] = "all"
 
 
+GgufForm = Literal["f16", "q8_0"]
+
+
 class Release(Strict):
     """Merged weights, tokenizer with template, GGUF, data sets and cards, ready to publish."""
 
     release: list[str] = Field(min_length=1, description="Names of merge steps.")
-    gguf: list[Literal["f16", "q8_0"]] = Field(
+    gguf: list[GgufForm] = Field(
         ["q8_0"],
         description="Forms of GGUF to make of each model, for llama.cpp and Ollama: f16 is as large as the safetensors, q8_0 about half; [] makes none.",
     )

@@ -18,6 +18,7 @@ from openbezoar.llm.calls import CallStore, Spender
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Report
 from openbezoar.recipe_file import parse
+from openbezoar.reporting.document import Grid, Page, Section, write_page
 from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_chart, line_chart, radar_chart
 from openbezoar.reporting.page import write_report
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
@@ -298,6 +299,16 @@ def test_no_text_closes_its_own_fence(text: str) -> None:
 
 def test_cells_cannot_break_a_markdown_table() -> None:
     assert markdown_text("a|b\n<b>`x`</b> [l](u) *e*") == "a\\|b &lt;b&gt;\\`x\\`&lt;/b&gt; [l\\](u) \\*e\\*"
+
+
+@pytest.mark.parametrize(("measures", "stacked"), [(6, False), (7, True)])
+def test_an_interval_stands_below_its_value_where_a_table_is_wide(measures: int, stacked: bool, tmp_path: Path) -> None:
+    headers, row = ("checkpoint", *map(str, range(measures))), ("base", "0.641 [0.518, 0.747]", *("<i> [0, 1]",) * (measures - 1))
+    write_page(Page("wide", (Section("Scores", (Grid(Table(headers, (row,)), "all"),)),)), tmp_path, "wide")
+    html = (tmp_path / "wide.html").read_text(encoding="utf-8")
+    assert ("0.641<br><small>[0.518, 0.747]</small>" in html) == stacked
+    assert ("0.641 [0.518, 0.747]" in html) != stacked
+    assert "<i>" not in html and "&lt;i&gt;" in html
 
 
 def test_html_is_whole_by_itself_with_pictures_and_answers(run: RunFolder, tmp_path: Path) -> None:

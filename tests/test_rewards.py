@@ -26,6 +26,13 @@ def test_an_implicit_reward_is_the_gain_over_the_reference_not_the_likelihood() 
     assert found["subsets"]["b"]["n"] == 2 and found["subsets"]["b"]["margin"]["value"] == -1.0
 
 
+def test_margins_that_happen_to_be_zero_or_one_are_no_shares() -> None:
+    same = implicit_rewards([[-3.0, -4.0]] * 5, [[-3.0, -4.0]] * 5, [""] * 5, 0)
+    assert (same["margin"]["low"], same["margin"]["value"], same["margin"]["high"]) == (0.0, 0.0, 0.0)
+    still = divergence([{"logprob": -2.0, "tokens": 3}] * 5, [-2.0] * 5, 0)
+    assert (still["low"], still["value"], still["high"]) == (0.0, 0.0, 0.0)
+
+
 def test_a_subset_without_a_scored_pair_has_no_number() -> None:
     found = by_subset([1, None], ["seen", "unseen"], 0, share)
     assert found["seen"]["accuracy"]["value"] == 1.0 and found["unseen"] == {"n": 0, "accuracy": None}
@@ -75,6 +82,19 @@ def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) 
     found = result(context)["checkpoints"]["same"]
     assert found["kl"]["polite"]["value"] == pytest.approx(0.0, abs=1e-4)
     assert found["rewards"]["polite"]["margin"]["value"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_prompts_without_room_for_an_answer_are_counted_though_a_killed_run_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    settings: dict[str, Any] = {"evaluate": ["one", "two"], "tasks": [], "losses": {}, "reference": "one", "kl_tokens": 505}
+    step, context = made(place, tmp_path, **settings)
+    monkeypatch.setattr("openbezoar.stages.evaluate._against_reference", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(step, context)
+    monkeypatch.undo()
+    step, context = made(place, tmp_path, **settings)
+    run(step, context)
+    assert context.counts.by_reason["two, pairs polite: prompts too long to be answered for the KL divergence"] == 3
+    assert "kl" not in result(context)["checkpoints"]["two"]
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"reference": "far"}, "not in the list"), ({"reference": "one", "pairs": {}}, "add 'pairs'")])

@@ -19,11 +19,14 @@ Sums = Sequence[Sequence[float] | None]
 """Log-probabilities [chosen, rejected] of each pair, None for one left out."""
 
 
-def interval(values: Sequence[float], seed: int) -> dict[str, float]:
-    """Mean of items with its 95 % interval: Wilson's for zeros and ones, else a bootstrap over items."""
-    if set(values) <= {0, 1}:
-        low, high = proportion_interval(int(sum(values)), len(values))
-        return {"value": sum(values) / len(values), "low": low, "high": high}
+def share_of(hits: Sequence[int]) -> dict[str, float]:
+    """Share of ones among zeros and ones, with Wilson's 95 % interval."""
+    low, high = proportion_interval(sum(hits), len(hits))
+    return {"value": sum(hits) / len(hits), "low": low, "high": high}
+
+
+def mean_of(values: Sequence[float], seed: int) -> dict[str, float]:
+    """Mean over items, with a 95 % bootstrap interval."""
     value, low, high = mean_interval(values, seed)
     return {"value": value, "low": low, "high": high}
 
@@ -43,7 +46,7 @@ def _of(items: Sequence[float | None], seed: int) -> dict[str, Any]:
     margins = [item for item in items if item is not None]
     if not margins:
         return {"n": 0, "accuracy": None, "margin": None}
-    return {"n": len(margins), "accuracy": interval([int(m > 0) for m in margins], seed), "margin": interval(margins, seed)}
+    return {"n": len(margins), "accuracy": share_of([int(m > 0) for m in margins]), "margin": mean_of(margins, seed)}
 
 
 def by_subset(items: Sequence[Any], subsets: Sequence[str], seed: int, of: Any) -> dict[str, Any]:
@@ -53,9 +56,9 @@ def by_subset(items: Sequence[Any], subsets: Sequence[str], seed: int, of: Any) 
 
 
 def share(items: Sequence[int | None], seed: int) -> dict[str, Any]:
-    """{n, accuracy} of items that are 1, 0, or None for one left out."""
+    """{n, accuracy} of items that are 1, 0, or None for one left out; as ``by_subset`` calls it, the seed unused."""
     used = [item for item in items if item is not None]
-    return {"n": len(used), "accuracy": interval(used, seed) if used else None}
+    return {"n": len(used), "accuracy": share_of(used) if used else None}
 
 
 def divergence(samples: Sequence[Mapping[str, Any]], reference: Sequence[float], seed: int) -> dict[str, Any]:
@@ -66,4 +69,4 @@ def divergence(samples: Sequence[Mapping[str, Any]], reference: Sequence[float],
     """
     ratios = [float(s["logprob"]) - r for s, r in zip(samples, reference, strict=True)]
     tokens = sum(int(s["tokens"]) for s in samples)
-    return {"n": len(ratios), "tokens": tokens, **interval(ratios, seed), "per_token": sum(ratios) / tokens}
+    return {"n": len(ratios), "tokens": tokens, **mean_of(ratios, seed), "per_token": sum(ratios) / tokens}

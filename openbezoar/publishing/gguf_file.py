@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from openbezoar.chat import Formatter
 from openbezoar.errors import ModelError, missing_extra
 from openbezoar.publishing.architectures import Architecture, architecture_of, write_shape
 from openbezoar.publishing.vocabulary import read_vocabulary
+from openbezoar.recipe import GgufForm
 
-Kind = Literal["f16", "q8_0"]
-SUFFIX: Mapping[Kind, str] = {"f16": "F16", "q8_0": "Q8_0"}
+SUFFIX: Mapping[GgufForm, str] = {"f16": "F16", "q8_0": "Q8_0"}
 SLICE = 1 << 22  # elements that are converted at a time
 
 
@@ -34,7 +34,7 @@ class Tensor:
     offset: float
 
 
-def write_gguf(folder: Path, formatter: Formatter, kind: Kind, out: Path, about: Mapping[str, str]) -> None:
+def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, out: Path, about: Mapping[str, str]) -> None:
     """Write the model in ``folder`` as a GGUF.
 
     kind: 'f16', or 'q8_0' (blocks of 32 int8 with one fp16 scale); vectors stay in fp32 in both,
@@ -95,7 +95,7 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
     return found
 
 
-def _write_tensors(writer: Any, tensors: list[Tensor], kind: Kind) -> None:
+def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm) -> None:
     import numpy as np
 
     for tensor in tensors:
@@ -110,7 +110,7 @@ def _write_tensors(writer: Any, tensors: list[Tensor], kind: Kind) -> None:
         writer.write_tensor_data(_values(tensor, _form(tensor, kind)))
 
 
-def _form(tensor: Tensor, kind: Kind) -> Any:
+def _form(tensor: Tensor, kind: GgufForm) -> Any:
     """The stored type: fp32 for vectors, else ``kind`` where rows divide into its blocks."""
     from gguf import GGMLQuantizationType as Form
 

@@ -27,7 +27,7 @@ from openbezoar.errors import DataError, RecipeError
 from openbezoar.harness.run import Result, quiet, score
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.comparisons import correct, every_pair
-from openbezoar.judging.rewards import by_subset, divergence, implicit_rewards, interval, share
+from openbezoar.judging.rewards import by_subset, divergence, implicit_rewards, share, share_of
 from openbezoar.judging.statistics import mean_interval
 from openbezoar.recipe import DataRef, Evaluate, ServerModel
 from openbezoar.records import Example, Pair, Turn
@@ -167,32 +167,34 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
         )
     sums = [item for item in by_sum if item is not None]
     unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
-    subsets, seed = [row.subset for row in rows], step_seed(answers.context.seed, "pairs", label)
+    subsets = [row.subset for row in rows]
     return {
-        "accuracy": interval(sums, seed),
+        "accuracy": share_of(sums),
         "n": len(sums),
-        "normalised": interval(by_mean, seed),
+        "normalised": share_of(by_mean),
         "identical": sum(same),
         "unscored": unscored,
-        "subsets": by_subset(by_sum, subsets, seed, share),
+        "subsets": by_subset(by_sum, subsets, 0, share),
         "items": by_sum,
         "sums": [None if pair is None else [total for total, _ in pair] for pair in used],
     }
 
 
-def sampled(answers: Answers, local: Any, rows: Sequence[Pair], step: Evaluate, label: str) -> list[Result]:
-    """The checkpoint's own answers to the first prompts of a pair set, drawn at temperature 1: [{ids, start, logprob, tokens}], answers from ``start``."""
+def sampled(answers: Answers, local: Any, rows: Sequence[Pair], step: Evaluate, label: str) -> Result:
+    """The checkpoint's own answers to the first prompts of a pair set that leave them room, drawn at temperature 1.
+
+    {drawn: [{ids, start, logprob, tokens}], too_long: prompts without room}; answers begin at ``start``.
+    """
     from openbezoar.llm import Sampling
 
     prompts = [list(answers.formatter.prompt_ids(row.prompt)) for row in rows]
     fitting = [ids for ids in prompts if len(ids) + step.kl_tokens <= answers.window]
-    if len(fitting) < len(prompts):
-        answers.context.counts.add(f"{label}: prompts too long to be answered for the KL divergence", len(prompts) - len(fitting))
-    prompts = fitting[: step.kl_rows]
-    seeds = [step_seed(answers.context.seed, "kl", label, i) for i in range(len(prompts))]
-    drawn = local.sample(prompts, Sampling(step.kl_tokens, temperature=1.0, top_p=1.0), seeds)
-    made = [{"ids": [*prompt, *row.ids], "start": len(prompt), "tokens": len(row.ids)} for prompt, row in zip(prompts, drawn, strict=True)]
-    return [{**one, "logprob": total} for one, total in zip(made, logprobs_of_ids(answers.scorer, made), strict=True)]
+    chosen = fitting[: step.kl_rows]
+    seeds = [step_seed(answers.context.seed, "kl", label, i) for i in range(len(chosen))]
+    drawn = local.sample(chosen, Sampling(step.kl_tokens, temperature=1.0, top_p=1.0), seeds)
+    made = [{"ids": [*prompt, *row.ids], "start": len(prompt), "tokens": len(row.ids)} for prompt, row in zip(chosen, drawn, strict=True)]
+    scored = [{**one, "logprob": total} for one, total in zip(made, logprobs_of_ids(answers.scorer, made), strict=True)]
+    return {"drawn": scored, "too_long": len(prompts) - len(fitting)}
 
 
 def logprobs_of_ids(scorer: Any, samples: Sequence[Result]) -> list[float]:
@@ -215,19 +217,25 @@ def _against_reference(reference: str, step: Evaluate, context: StepContext, che
         for key, rows in pairs.items():
             sums = (found["pairs"][key]["sums"], own["pairs"][key]["sums"])
             found["rewards"][key] = implicit_rewards(*sums, [row.subset for row in rows], step_seed(context.seed, "rewards", name, key))
-    samples = {(name, key): made for name, found in others.items() for key, made in found.pop("samples", {}).items() if made}
+    samples: dict[tuple[str, str], list[Result]] = {}
+    for name, found in others.items():
+        for key, made in found.pop("samples", {}).items():
+            if made["too_long"]:
+                context.counts.add(f"{name}, pairs {key}: prompts too long to be answered for the KL divergence", made["too_long"])
+            if made["drawn"]:
+                samples[name, key] = made["drawn"]
     if not samples:
         return
     model, _ = load_for_inference(context.checkpoint(reference))
     scorer = Scorer(model, step.tokens)
     try:
         vocabulary = int(model.config.get_text_config().vocab_size)
-        for (name, key), made in samples.items():
-            if max(i for s in made for i in s["ids"]) >= vocabulary:
-                context.counts.add(f"{name}, {key}: no KL divergence, its vocabulary is not the reference's", len(made))
+        for (name, key), drawn in samples.items():
+            if max(i for s in drawn for i in s["ids"]) >= vocabulary:
+                context.counts.add(f"{name}, {key}: no KL divergence, its vocabulary is not the reference's", len(drawn))
                 continue
-            found = divergence(made, logprobs_of_ids(scorer, made), step_seed(context.seed, "kl", name, key))
-            checkpoints[name].setdefault("kl", {})[key] = found
+            moved = divergence(drawn, logprobs_of_ids(scorer, drawn), step_seed(context.seed, "kl", name, key))
+            checkpoints[name].setdefault("kl", {})[key] = moved
     finally:
         del model, scorer
         free()
