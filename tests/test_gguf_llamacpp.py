@@ -21,8 +21,8 @@ from released import HOSTILE, KINDS, released
 
 from openbezoar.chat import Formatter
 from openbezoar.models import Checkpoint, cache_folder
-from openbezoar.publishing.gguf_file import SUFFIX, Kind, write_gguf
-from openbezoar.recipe import PromptSpec
+from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
+from openbezoar.recipe import GgufForm, PromptSpec
 from openbezoar.records import Turn
 from openbezoar.stages.release import write_tokenizer
 
@@ -37,8 +37,8 @@ TEXTS = [unicodedata.normalize("NFC", text) for text in HOSTILE]  # a GGUF canno
 TOKENS = 24
 # Nats by which a token of llama.cpp's may lie below our best one. llama.cpp computes with 16-bit (q8_0: 8-bit) activations,
 # so where two tokens are nearly as likely it may take the other.
-SLACK: dict[Kind, float] = {"f16": 0.05, "q8_0": 0.3}
-SAME: dict[Kind, float] = {"f16": 0.95, "q8_0": 0.8}  # share of tokens that are exactly ours, at least
+SLACK: dict[GgufForm, float] = {"f16": 0.05, "q8_0": 0.3}
+SAME: dict[GgufForm, float] = {"f16": 0.95, "q8_0": 0.8}  # share of tokens that are exactly ours, at least
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def ask(node: Path, gguf: Path, prompts: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Case, kind: Kind) -> None:
+def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Case, kind: GgufForm) -> None:
     from transformers import AutoModelForCausalLM
 
     gguf = case.folder / f"{SUFFIX[kind]}.gguf"
