@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from openbezoar.lengths import CHARACTERS_A_TOKEN
 from openbezoar.recipe import Filter, Generate
 from openbezoar.records import Row
 
-CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
 TEMPLATE = 25  # tokens of a chat template and its own system message
 INSTRUCTION = 22  # tokens of a new instruction with its tags
 USABLE = 0.37  # of the instructions asked for: new, whole and well-formed
@@ -41,11 +41,11 @@ def finished(mean: float, limit: int) -> tuple[float, float]:
     return 1 - cut, mean - limit * cut / (1 - cut)
 
 
-def rows_made(step: Generate, seeds: Sequence[Row], text: Text) -> tuple[float, float]:
+def rows_made(step: Generate, options: Any, seeds: Sequence[Row], text: Text) -> tuple[float, float]:
     """Of a generate step's rows the share whose answer is finished, and the mean characters of those rows."""
     share, answer = finished(ANSWERS.get(step.generate, ANSWER), step.max_new_tokens)
     if step.generate == "orca":
-        asked = _mean(seeds, "input") + len(text("orca_system_messages")) / 16
+        asked = _orca(options, seeds) + len(text("orca_system_messages")) / 16
     else:
         asked = (EVOLUTION if step.generate == "evol_instruct" else INSTRUCTION) * CHARACTERS_A_TOKEN
     return share, asked + answer * CHARACTERS_A_TOKEN

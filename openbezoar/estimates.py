@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from openbezoar import prompts
-from openbezoar.call_estimates import CHARACTERS_A_TOKEN, filter_tokens, generate_tokens, rows_made
+from openbezoar.call_estimates import PASSED, filter_tokens, generate_tokens, rows_made
 from openbezoar.devices import Device, this_device
 from openbezoar.errors import UserError
 from openbezoar.graph import Graph, Node, scheme_options
 from openbezoar.harness.tasks import MMLU, find_local, task_file
+from openbezoar.lengths import CHARACTERS_A_TOKEN, Texts, path_tokens, texts_of, trained
 from openbezoar.memory import cache_bytes, merge_memory, parameters, process_bytes, step_memory
 from openbezoar.rates import learnt_rates, rate_name, ratio_name
 from openbezoar.recipe import (
     WITHOUT_REFERENCE,
     Agreement,
     DataRef,
+    DataSpec,
     Dpo,
     Evaluate,
     Failures,
@@ -45,7 +46,6 @@ from openbezoar.records import JsonLines, Row, read_jsonl
 from openbezoar.shapes import model_of, shape_of_model
 from openbezoar.sources import ROWS, resolve_path, select
 
-PROMPT_TOKENS = 60  # the template and its system message
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
 
 
@@ -101,39 +101,58 @@ class _Book:
 
     # ---- data
 
-    def rows(self, ref: DataRef, rejected: bool = True) -> tuple[int, float]:
-        """(number of rows, mean characters of a row's text); ``rejected``: of a pair's both dialogues."""
-        total, characters = 0, 0.0
+    def texts(self, ref: DataRef, rejected: bool = True) -> Iterator[Texts]:
+        """Rows by length: each of a file; those of a step that has not run as so many of one length. ``rejected``: of a pair's both dialogues."""
         for spec in data_specs(ref):
-            if spec.data in self.graph.nodes:
-                of_step = self.estimates[spec.data]
-                rows: int = of_step.rows or 0
-                manifest = self.graph.run.manifest(spec.data)
-                if manifest and self.graph.nodes[spec.data].state == "done":
-                    numbers = manifest.get("numbers", {})
-                    rows = numbers.get("kept", numbers.get("rows", rows))
-                rows = min(max(rows - spec.offset, 0), spec.limit or rows)
-                mean = self.made(spec.data)[1]
-            elif spec.data.startswith("hub:"):
-                rows, mean = spec.limit or 10_000, 1000.0
+            done = spec.data in self.graph.nodes and self.graph.nodes[spec.data].state == "done"
+            if spec.data.startswith("hub:"):
+                yield Texts(spec.limit or 10_000, (1000.0,))
+            elif spec.data in self.graph.nodes and not (done and (self.graph.run.step(spec.data) / ROWS).is_file()):
+                rows = max(self.kept(spec.data) - spec.offset, 0)
+                yield Texts(min(rows, spec.limit or rows), (self.made(spec.data)[1],), self.brings_system(spec.data))
             else:
-                rows, mean = 0, 0.0
-                for row in select(JsonLines(resolve_path(spec.data, self.folder, self.recipe.data)), spec, self.recipe.seed):
-                    rows, mean = rows + 1, mean + _characters(row, rejected)
-                mean /= max(1, rows)
-            total, characters = total + rows, characters + rows * mean
-        return total, characters / max(1, total)
+                yield from (texts_of(row, rejected) for row in self.rows_of(spec))
+
+    def rows_of(self, spec: DataSpec) -> Iterator[Row]:
+        """Rows on disk, one at a time."""
+        file = self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
+        return select(JsonLines(file), spec, self.recipe.seed)
+
+    def rows(self, ref: DataRef) -> tuple[int, float]:
+        """(number of rows, mean characters of a row's texts)."""
+        total = characters = 0.0
+        for some in self.texts(ref):
+            total, characters = total + some.rows, characters + some.rows * some.characters
+        return round(total), characters / max(1, total)
+
+    def kept(self, name: str) -> float:
+        """Rows that a step which has not run will hand on: of a filter those that are whole and pass most rules."""
+        step, rows = self.graph.nodes[name].step, self.estimates[name].rows or 0
+        return self.whole(step, rows) * PASSED if isinstance(step, Filter) else rows
+
+    def whole(self, step: Filter, rows: float) -> float:
+        """Of a filter's rows those whose answers are finished, where it drops the others."""
+        names = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes]
+        return rows * fmean(self.made(name)[0] for name in names) if names and step.rules.drop_unfinished else rows
 
     def made(self, name: str) -> tuple[float, float]:
         """Of a step's rows the share that is finished, and the mean characters of those: as they are if it is done, else as estimated."""
         step = self.graph.nodes[name].step
         if self.graph.nodes[name].state == "done" and (rows := self.seed_rows(name)):
             whole = [row for row in rows if row.get("finish") != "length"] or rows
-            return len(whole) / len(rows), sum(_characters(row, False) for row in whole) / len(whole)
+            return len(whole) / len(rows), fmean(texts_of(row, False).characters for row in whole)
         if isinstance(step, Generate):
-            return rows_made(step, self.seed_rows(step.seeds or []), self.text(step))
+            return rows_made(step, scheme_options(step, "plan"), self.seed_rows(step.seeds or []), self.text(step))
         inner = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes] if isinstance(step, Filter) else []
         return 1.0, self.made(inner[0])[1] if inner else 900.0
+
+    def brings_system(self, name: str) -> bool:
+        """Whether a step's rows have system messages of their own."""
+        step = self.graph.nodes[name].step
+        if isinstance(step, Filter):
+            inner = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes]
+            return bool(inner) and all(map(self.brings_system, inner))
+        return isinstance(step, Generate) and step.generate == "orca"
 
     # ---- models
 
@@ -171,9 +190,7 @@ class _Book:
         if step.judge is None:
             return Estimate(rows)
         template = self.text(step)("judge_filter" if step.mode == "text" else "judge_filter_probability")
-        names = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes]
-        whole = rows * fmean(self.made(name)[0] for name in names) if names and step.rules.drop_unfinished else rows
-        return self._asked("filter", step.judge, rows, step.batch, *filter_tokens(step, whole, mean, template))
+        return self._asked("filter", step.judge, rows, step.batch, *filter_tokens(step, self.whole(step, rows), mean, template))
 
     def _asked(self, verb: str, model: str, rows: int, batch: int, tokens_in: float, tokens_out: float) -> Estimate:
         """Tokens as an estimate with money, memory and time. A model in this process reads faster than it writes."""
@@ -195,18 +212,17 @@ class _Book:
         for spec in data_specs(ref):
             file = self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
             if not spec.data.startswith("hub:") and file.is_file():
-                found += select(JsonLines(file), spec, self.recipe.seed)
+                found += self.rows_of(spec)
         return found
 
     def _train(self, step: Sft | Dpo) -> Estimate:
-        rows, mean = self.rows(step.sft, rejected=False) if isinstance(step, Sft) else self.rows(step.dpo)
+        texts = self.texts(step.sft, rejected=False) if isinstance(step, Sft) else self.texts(step.dpo)
+        rows, length = trained(step, texts, self.recipe.prompt.system)
         steps = math.ceil(math.ceil(rows / step.batch) * step.epochs)
-        seen = min(rows * step.epochs, (step.max_steps or steps) * step.batch)
-        length = min(step.max_length, mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS)
-        tokens = seen * length
+        tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)
-        made = Estimate(rows, int(tokens), 0, None, step_memory(shape, step, self.device) if shape else None)
+        made = Estimate(round(rows), int(tokens), 0, None, step_memory(shape, step, self.device) if shape else None)
         return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:
@@ -215,8 +231,9 @@ class _Book:
         work = sum(n * 60 + 80 for n in shots) / max(1, len(shots))
         tokens = questions * 4 * work * len(step.evaluate)
         for ref in (*step.losses.values(), *step.pairs.values()):
-            rows, mean = self.rows(ref)
-            tokens += min(rows, step.loss_rows) * (mean / CHARACTERS_A_TOKEN + PROMPT_TOKENS) * len(step.evaluate)
+            asked = [(some.rows, sum(path_tokens(some, self.recipe.prompt.system))) for some in self.texts(ref)]
+            rows = sum(n for n, _ in asked)
+            tokens += min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in asked) * len(step.evaluate)
         made = Estimate(questions * len(step.evaluate), int(tokens), 0, None, self._resident(step.evaluate[0]))
         return self.timed(made, "evaluate", step.evaluate[0], tokens)
 
@@ -240,7 +257,7 @@ class _Book:
 
     def _mt_bench(self, step: MtBench) -> Estimate:
         questions = max(1, self.rows(step.questions)[0])
-        others = math.ceil(self.rows(step.answers)[0] / questions) if step.answers is not None else 0
+        others = self._others(step.answers) if step.answers is not None else 0
         models = len(step.mt_bench) + others
         made, answer = questions * 2 * len(step.mt_bench), step.max_new_tokens * 0.6
         compared = (models - 1 if step.against else math.comb(models, 2)) if step.grading != "single" else 0
@@ -249,6 +266,10 @@ class _Book:
         return self._judged(
             step.judge, "mt_bench", made, step.mode, judged, judged_in, step.judge_max_new_tokens, made * 150, made * answer, *step.mt_bench[:1]
         )
+
+    def _others(self, ref: DataRef) -> int:
+        """Models whose published answers stand beside ours; a file may hold answers to questions that are not asked."""
+        return len({str(row.get("model_id", row.get("model"))) for row in self.seed_rows(ref)})
 
     def _agreement(self, step: Agreement) -> Estimate:
         rows, mean = self.rows(step.pairs)
@@ -294,12 +315,6 @@ class _Book:
 
 def node_verb(step: Sft | Dpo) -> str:
     return "sft" if isinstance(step, Sft) else "dpo"
-
-
-def _characters(row: dict[str, Any], rejected: bool) -> int:
-    if "chosen" in row and "rejected" in row:
-        return len(str(row["chosen"])) + (len(str(row["rejected"])) if rejected else 0)
-    return sum(len(v) for k, v in row.items() if isinstance(v, str) and k in ("instruction", "context", "response", "input", "target", "system"))
 
 
 def safe_estimate(graph: Graph, device: Device | None = None) -> dict[str, Estimate]:

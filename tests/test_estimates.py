@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 
 from openbezoar import graph
 from openbezoar.estimates import estimate
+from openbezoar.lengths import Texts, path_tokens, texts_of, trained
 from openbezoar.memory import TrainingMemory, lora_parameters, parameters, training_memory
 from openbezoar.rates import learn, learnt_rates
-from openbezoar.recipe import LocalModel, Sft
+from openbezoar.recipe import Dpo, LocalModel, Sft
 from openbezoar.recipe_file import load
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +70,7 @@ def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeyp
     monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 16_000_000_000)
     path = ROOT / "recipes/openbezoar-3b.yaml"
     made = estimate(graph.build(load(path), path, tmp_path))
-    assert made["hh-sft"].rows == 100_000
+    assert made["hh-sft"].rows == 100_000 - 64  # the held-out rows
     assert (made["lamini-kept"].money or 0) > 1
     assert (made["answers"].money or 0) > 1
     # What benchmarks/full_size.py holds against the measured peaks of the same steps.
@@ -159,6 +161,72 @@ def test_tokens_of_a_generate_step_are_within_30_per_cent_of_what_real_runs_took
     path = ROOT / "recipes/demo.yaml"
     made = estimate(graph.build(load(path, (f"steps.{step}.max_new_tokens={limit}",)), path, tmp_path))[step]
     assert 0.7 < ((made.tokens_in or 0) + (made.tokens_out or 0)) / MEASURED[limit, step] < 1.3
+
+
+# Tokens that all models of a step read and wrote, or that a training step went through, in a run of the recipe as it stands.
+RUNS = {
+    "demo": {
+        "lamini": 7818 + 4442, "evol": 23014 + 6036, "orca": 4755 + 2451, "lamini-kept": 9056, "evol-kept": 4354, "orca-kept": 8125,
+        "sft-lamini": 4045, "sft-evol": 4515, "sft-orca": 5426, "hh-sft": 6669, "dpo": 8298, "answers": 35973 + 2150,
+    },
+    "gemma3-270m": {
+        "judge-check": 65628, "lamini": 23717 + 15830, "evol": 67663 + 24332, "orca": 19093 + 9546,
+        "lamini-kept": 26823, "evol-kept": 22858, "orca-kept": 39223,
+        "sft-lamini": 20076, "sft-evol": 20544, "sft-orca": 35636, "sft-dolly": 21010, "hh-sft": 26555, "dpo": 51834,
+        "answers": 472887 + 7926, "wrong": 139312 + 24822,
+    },
+}  # fmt: skip
+DATA = os.environ.get("OPENBEZOAR_DATA")
+NEEDS_DATA = pytest.mark.skipif(DATA is None, reason="OPENBEZOAR_DATA names no folder with the real recipe's data")
+
+
+@pytest.mark.parametrize("name", ["demo", pytest.param("gemma3-270m", marks=NEEDS_DATA)])
+def test_every_step_s_tokens_are_within_30_per_cent_of_what_a_run_took(name: str, tmp_path: Path) -> None:
+    path = ROOT / f"recipes/{name}.yaml"
+    made = estimate(graph.build(load(path, (f"data={DATA}",) if name != "demo" else ()), path, tmp_path))
+    over = {step: round(((made[step].tokens_in or 0) + (made[step].tokens_out or 0)) / tokens, 2) for step, tokens in RUNS[name].items()}
+    assert all(0.7 < ratio < 1.3 for ratio in over.values()), over
+
+
+@pytest.mark.parametrize(
+    ("row", "paths"),
+    [
+        ({"instruction": "ab", "context": "c", "response": "def", "category": "left out"}, (6,)),
+        ({"input": "ab", "target": "c", "system": "def"}, (6,)),
+        ({"prompt": "ab", "chosen": "c", "rejected": "def"}, (3, 5)),
+        ({"chosen": "abcd", "rejected": "ab"}, (4, 2)),
+    ],
+)
+def test_a_row_s_texts_are_those_that_a_model_reads(row: dict[str, str], paths: tuple[int, ...]) -> None:
+    assert texts_of(row).paths == paths and texts_of(row, rejected=False).paths == paths[:1]
+    assert texts_of(row).own_system == ("system" in row)
+
+
+def test_rows_that_are_too_long_or_held_out_are_not_counted_as_trained() -> None:
+    short, long = Texts(1, (42.0, 84.0)), Texts(1, (42.0, 4200.0))
+    a, b = path_tokens(short, "")
+    assert b - a == pytest.approx(10)  # 42 characters are ten tokens
+    assert path_tokens(short, "x" * 42)[0] == pytest.approx(a + 10)
+    assert path_tokens(Texts(1, (42.0,), own_system=True), None)[0] == pytest.approx(a)
+
+    def of(**settings: Any) -> tuple[float, float]:
+        return trained(Dpo(dpo="x", model="base", max_length=100, **settings), [short] * 30 + [long] * 10, "")
+
+    assert of(heldout="y") == (30, pytest.approx(a + b))
+    assert of(heldout_every=10, heldout_rows=2) == (28, pytest.approx(a + b))
+    assert of(heldout="y", too_long="truncate") == (40, pytest.approx((30 * (a + b) + 10 * (a + 100)) / 40))
+
+
+def test_published_answers_count_by_their_models(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """A file of published answers may hold many more questions than are asked."""
+    step = {"mt_bench": ["base"], "questions": "questions.jsonl", "judge": "base", "mode": "probability"}
+    path = write_recipe({"alone": step, "beside": {**step, "answers": "answers.jsonl"}})
+    (path.parent / "questions.jsonl").write_text("".join(json.dumps({"question_id": n, "category": "math", "turns": ["a", "b"]}) + "\n" for n in range(3)))
+    answers = [{"question_id": n, "model_id": name, "turns": ["c", "d"]} for n in range(50) for name in ("other", "another")]
+    (path.parent / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    made = estimate(graph.build(load(path), path, tmp_path / "runs"))
+    answering = 3 * 2 * 150
+    assert (made["beside"].tokens_in or 0) - answering == pytest.approx(3 * ((made["alone"].tokens_in or 0) - answering), abs=3)
 
 
 def test_a_filter_s_estimate_leaves_out_answers_that_would_be_cut_off(tmp_path: Path) -> None:

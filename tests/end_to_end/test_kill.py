@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,23 @@ def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_kill
     whole = tmp_path / "whole" / "t"
     done = command(recipe, whole.parent)
     assert done.returncode == 0, done.stderr
-    for number, (step, *killer) in enumerate(MOMENTS):
+
+    def killed(number: int, step: str, *killer: Any) -> None:
         run = tmp_path / f"killed{number}" / "t"
         for earlier in list(STEPS)[: list(STEPS).index(step)]:
             shutil.copytree(whole / earlier, run / earlier)
-        killed = command(recipe, run.parent, step, tuple(killer))
-        assert killed.returncode == -signal.SIGKILL, f"{step} {killer} was never reached: {killed.stderr}"
+        died = command(recipe, run.parent, step, tuple(killer))
+        assert died.returncode == -signal.SIGKILL, f"{step} {killer} was never reached: {died.stderr}"
         again = command(recipe, run.parent, step)
         assert again.returncode == 0, again.stderr
         expected, found = results(whole / step), results(run / step)
         assert expected
         assert found == expected, (step, killer)
         assert not any((run / ".work").iterdir())
+
+    with ThreadPoolExecutor(2) as two:  # each process takes one core
+        for outcome in [two.submit(killed, number, *moment) for number, moment in enumerate(MOMENTS)]:
+            outcome.result()
 
 
 def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(recipe: Path, tmp_path: Path) -> None:
