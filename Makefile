@@ -72,6 +72,9 @@ bench: $(READY)
 	$(BENCH).dpo $(COMPARE) --data $(DATA)/hh_rlhf_train.jsonl.gz --n 48 --json docs/benchmarks/dpo.json
 	$(BENCH).score $(COMPARE) --data $(DATA)/lm_eval --n 24 --json docs/benchmarks/score.json
 	$(BENCH).generate --model $(MODEL) --rounds $(ROUNDS) --data $(DATA)/dolly.jsonl.gz --json docs/benchmarks/generate.json
+	$(BENCH).data --model $(MODEL) --data $(DATA)/dolly.jsonl.gz --json docs/benchmarks/data.json
+	$(BENCH).data --model $(MODEL) --data $(DATA)/hh_rlhf_train.jsonl.gz --json docs/benchmarks/data_pairs.json
+	$(BENCH).full_size --folder build/full-size --pairs $(DATA)/hh_rlhf_test.jsonl.gz --json docs/benchmarks/full_size.json
 	$(BENCH).page
 
 # Differences are printed as they are found; without DATA the pairs are the demo's and no question is asked.

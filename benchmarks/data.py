@@ -2,7 +2,7 @@
 
     python -m benchmarks.data --model M --data FILE --rows 1000,10000,100000 --json OUT
 
-Reads a model folder (its tokenizer only) and a file of instruction rows or preference pairs,
+Reads a model (its tokenizer only) and a file of instruction rows or preference pairs,
 whose rows are repeated with a number put into each prompt so that all differ. Each size runs
 in a process of its own, through what ``sft`` and ``dpo`` do with their rows: a shuffled
 reference, the split of held-out rows, trees on disk; then one epoch of batches in the loop's
@@ -185,7 +185,7 @@ def run(model: Path, data: Path, sizes: list[int], processes: int | None, in_mem
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.data", description="Rows a second and peak memory of preparing rows for training.")
-    parser.add_argument("--model", type=Path, required=True, help="model folder, for its tokenizer")
+    parser.add_argument("--model", required=True, help="model reference or folder, for its tokenizer")
     parser.add_argument("--data", type=Path, required=True, help=".jsonl or .jsonl.gz file of instruction rows or preference pairs")
     parser.add_argument("--rows", default="1000,10000,100000", help="sizes, commas between")
     parser.add_argument("--processes", type=int, help="default: the cores that may be used")
@@ -195,9 +195,12 @@ def main() -> None:
     given = parser.parse_args()
     sizes = [int(size) for size in given.rows.split(",")]
     if given.one:
-        print(json.dumps(measure(given.model, given.data, sizes[0], given.processes, given.in_memory)))
+        print(json.dumps(measure(Path(given.model), given.data, sizes[0], given.processes, given.in_memory)))
         return
-    report = run(given.model, given.data, sizes, given.processes, given.in_memory)
+    from openbezoar.models import open_checkpoint
+    from openbezoar.recipe import PromptSpec
+
+    report = run(open_checkpoint(given.model, PromptSpec()).folder(), given.data, sizes, given.processes, given.in_memory)
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     else:

@@ -284,8 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import transformers
 
     made = {
-        "command": ["python", "-m", "benchmarks.full_size", *(sys.argv[1:] if argv is None else argv)],
-        "machine": platform.processor() or platform.machine(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "pairs": given.pairs.name, "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
         "shape": SHAPE | {"layers": given.layers}, "stages": results,
     }  # fmt: skip
     given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

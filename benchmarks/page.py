@@ -1,7 +1,7 @@
 """docs/benchmarks.md from the benchmarks' JSON: ``python -m benchmarks.page --results FOLDER --out FILE``.
 
-Reads sft.json, dpo.json, score.json and generate.json, whichever are there. Any other JSON file of the folder
-with ``title``, ``text`` and ``rows`` (a list of objects with the same keys) becomes a table.
+Reads sft.json, dpo.json, score.json, generate.json, data.json, data_pairs.json and full_size.json, whichever are
+there.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def page(results: Mapping[str, Result], folder: str) -> str:
     parts = [HEAD.format(results=folder)]
     if not results:
         parts.append("Nothing has been measured yet.\n")
-    machines = {_machine(r["machine"]) for r in results.values() if "machine" in r}
-    parts += [f"Machine: {text}\n" for text in sorted(machines)]
-    if all(r["machine"]["device"] == "cpu" for r in results.values() if "machine" in r):
+    described = {name: r["machine"] for name, r in results.items() if isinstance(r.get("machine"), Mapping)}
+    parts += [f"Machine of {', '.join(names)}: {text}.\n" for text, names in _machines(described).items()]
+    if all(machine["device"] == "cpu" for machine in described.values()):
         parts.append(NO_GPU)
     for name, title in (("sft", "Supervised fine-tuning"), ("dpo", "Direct preference optimisation")):
         if name in results:
@@ -52,16 +52,23 @@ def page(results: Mapping[str, Result], folder: str) -> str:
         parts.append(f"## Scoring benchmarks\n\n{_score(results['score'])}")
     if "generate" in results:
         parts.append(f"## Local generation\n\n{_generate(results['generate'])}")
-    for result in results.values():
-        if "rows" in result and "title" in result:
-            parts.append(f"## {result['title']}\n\n{result.get('text', '')}\n\n{_rows(result['rows'])}")
+    sizes = [results[name] for name in ("data", "data_pairs") if name in results]
+    if sizes:
+        parts.append(f"## Rows into batches\n\n{_data(sizes)}")
+    if "full_size" in results:
+        parts.append(f"## The paper's size on this CPU\n\n{_full_size(results['full_size'])}")
     return "\n".join(parts)
 
 
-def _machine(about: Result) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    device = "" if about["device"] == "cpu" else f", {about['device']}"
-    return f"{about['processor']}{device}, {about['threads']} threads of {about['cores']} cores, load {about['load_before']} before the run; {versions}."
+def _machines(described: Mapping[str, Result]) -> dict[str, list[str]]:
+    """Machines in words, each with the benchmarks that ran on it and the load before them."""
+    found: dict[str, list[str]] = {}
+    for name, about in described.items():
+        versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items() if version)
+        device = "" if about["device"] == "cpu" else f", {about['device']}"
+        text = f"{about['processor']}{device}, {about['threads']} threads of {about['cores']} cores; {versions}"
+        found.setdefault(text, []).append(f"`{name}` (load {about['load_before']} before it)")
+    return found
 
 
 def _training(result: Result) -> str:
@@ -95,7 +102,11 @@ def _training(result: Result) -> str:
 
 
 def _setting(found: Result) -> str:
-    return ", ".join(str(v) if isinstance(v, str) else f"{k} {v}" for k, v in found["best"].items())
+    return _words(found["best"])
+
+
+def _words(setting: Result) -> str:
+    return ", ".join(str(v) if isinstance(v, str) else k if v is True else f"{k} {v}" for k, v in setting.items() if v is not False)
 
 
 def _notes(arm: str, found: Result) -> list[str]:
@@ -105,7 +116,8 @@ def _notes(arm: str, found: Result) -> list[str]:
             notes.append(f"- {arm}: {side} did not compute the same and was left out: {json.dumps({k: v for k, v in check.items() if k != 'same'})}")
     for side, search in found["search"].items():
         if search["untried"]:
-            notes.append(f"- {arm}: {len(search['untried'])} settings of {side} were not tried for lack of time: {json.dumps(search['untried'])}")
+            tried, untried = ("; ".join(_words(s) for s in some) for some in ([t["setting"] for t in search["tried"]], search["untried"]))
+            notes.append(f"- {arm}: of {side} only these settings were tried in the time given: {tried}. Not tried: {untried}.")
         notes += [f"- {arm}: {side} failed with {json.dumps(t['setting'])}: {t['error'][:200]}" for t in search["tried"] if t.get("error")]
     return notes
 
@@ -165,6 +177,36 @@ def _batch_sizes(found: Result) -> str:
     )
 
 
+def _data(results: Sequence[Result]) -> str:
+    lines = []
+    for result in results:
+        for size in result["sizes"]:
+            memory = [f"{size['memory'][name] / 1e6:.0f}" for name in ("peak_of_this_process", "peak")]
+            lines.append([f"`{result['data']}`", f"{size['rows']:,}", f"{size['rows_per_second']:,.0f}", f"{1e3 * size['seconds_per_row']:.2f}", *memory])
+    head = ["rows of", "rows", "rows/s", "ms a row", "peak MB of the process that trains", "with its helpers"]
+    return (
+        "Reading, rendering, tokenising and packing, as `sft` and `dpo` do it, on all cores. The files' rows are repeated with a number "
+        "put into each prompt, so that all differ. Memory is anonymous memory, torch and transformers included.\n\n" + _table(head, lines) + "\n"
+    )
+
+
+def _full_size(result: Result) -> str:
+    lines = []
+    for name, stage in result["stages"].items():
+        planned = f"{stage['planned'] / 1e9:.2f} ({stage['planned_over_peak']:.2f})" if "planned" in stage else ""
+        limit = f"{stage['limit'] / 1e9:.0f}" if "limit" in stage else ""
+        step = f"{stage['seconds_an_optimiser_step']:.0f}" if "seconds_an_optimiser_step" in stage else ""
+        lines.append([name, f"{stage['seconds']:.0f}", step, f"{stage['peak'] / 1e9:.2f}", limit, planned])
+    shape = result["shape"]
+    head = ["stage", "seconds", "of them an optimiser step", "peak GB", "limit GB", "`plan` said GB (over the peak)"]
+    return (
+        f"A checkpoint of {shape['layers']} layers, hidden size {shape['hidden']:,}, vocabulary {shape['vocabulary']:,}, with random weights: "
+        "3,426,473,600 parameters at 26 layers, OpenLLaMA 3B v2's. The base in NF4, LoRA r=16 on q, k, v; sft: steps of 2,048 tokens; "
+        f"dpo: steps of 8 pairs of `{result['pairs']}`. Peaks are the kernel's high-water mark of a process of its own, loading included.\n\n"
+        f"{_table(head, lines)}\n"
+    )
+
+
 def peak(side: Result) -> float:
     """Median peak in GiB."""
     return float(side["peak_memory"]["median"]) / GIB
@@ -177,11 +219,6 @@ def _verdict(result: Result) -> str:
 
 def _seconds(found: Result) -> str:
     return f"{found['median']:.1f} ({found['min']:.1f} to {found['max']:.1f})"
-
-
-def _rows(rows: Sequence[Result]) -> str:
-    head = list(rows[0]) if rows else []
-    return _table(head, [[str(row.get(key, "")) for key in head] for row in rows]) + "\n"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
