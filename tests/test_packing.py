@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -60,3 +61,20 @@ def test_layers_of_other_kinds_and_precisions_stay_as_they_are() -> None:
     model = Model()
     assert pack(model) == 0
     assert type(model.exact) is nn.Linear and type(model.derived) is Other and type(model.head) is nn.Linear
+
+
+@needs_kernel
+def test_packing_holds_no_more_than_one_weight_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(5))).bfloat16().requires_grad_(False)
+    model.get_output_embeddings = lambda: None  # type: ignore[assignment]
+    plain = [weakref.ref(m.weight) for m in model.modules() if type(m) is nn.Linear]
+    alive: list[int] = []
+    original = PackedLinear.__init__
+
+    def counted(self: PackedLinear, layer: nn.Linear) -> None:
+        alive.append(sum(weight() is not None for weight in plain))
+        original(self, layer)
+
+    monkeypatch.setattr(PackedLinear, "__init__", counted)
+    assert pack(model) == 5
+    assert alive == [5, 4, 3, 2, 1], "a plain weight goes once its layer is packed"

@@ -39,7 +39,9 @@ def pack(model: nn.Module) -> int:
         return 0
     head = model.get_output_embeddings()  # type: ignore[operator]  # the scorer works with its weight
     packed = 0
-    for parent in list(model.modules()):
+    # A list with the layers themselves would keep each plain weight until the last is packed: the model twice.
+    parents = [module for module in model.modules() if type(module) is not nn.Linear]
+    for parent in parents:
         if isinstance(parent, nn.ModuleDict):
             continue  # PEFT's place for adapters, whose weights the LoRA layer multiplies itself
         for name, child in list(parent.named_children()):
