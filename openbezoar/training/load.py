@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from openbezoar.errors import ModelError, missing_extra
-from openbezoar.heap import keep_freed_blocks
+from openbezoar.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora
@@ -149,6 +149,9 @@ def keep_4bit_layout(model: nn.Module) -> None:
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  no such attribute is declared
 
 
+LARGE = 2 << 30  # bytes of weights as stored
+
+
 def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str) -> nn.Module:
     """The base with ``adapters`` merged in, held as asked for.
 
@@ -240,7 +243,8 @@ def load_for_training(
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    keep_freed_blocks()
+    # Fresh pages cost a small model a tenth of its time, a large one next to nothing; its heap of holes would cost it gigabytes.
+    (give_back_large_blocks if stored > LARGE else keep_freed_blocks)()
     return peft
 
 
