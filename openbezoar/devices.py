@@ -67,8 +67,11 @@ def device_named(text: str) -> Device:
 
 
 def this_device() -> Device:
-    """What this machine computes on: the first GPU if there is one, else its CPU with the memory that is free now."""
-    return _gpu() or _cpu() if GPU.exists() else _cpu()
+    """What this machine computes on: the first GPU that CUDA_VISIBLE_DEVICES leaves if there is one, else its CPU with the memory that is free now."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not GPU.exists() or first in ("", "-1"):
+        return _cpu()
+    return _gpu(first)
 
 
 def _cpu() -> Device:
@@ -76,9 +79,9 @@ def _cpu() -> Device:
 
 
 @cache
-def _gpu() -> Device | None:
-    """The first GPU that the driver names; without nvidia-smi one of unknown memory."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+def _gpu(which: str = "0") -> Device:
+    """The GPU that the driver has under a number or UUID; without nvidia-smi one of unknown memory."""
+    query = ["nvidia-smi", f"--id={which}", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         name, mebibytes, capability = (part.strip() for part in done.stdout.splitlines()[0].split(","))

@@ -29,15 +29,18 @@ from openbezoar.policy import check_open, stated_for_data
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
     Agreement,
+    Dpo,
     Evaluate,
     Failures,
     Filter,
     Generate,
     LocalModel,
+    Lora,
     MtBench,
     Recipe,
     Release,
     Report,
+    Sft,
     Step,
     TaskSpec,
     Training,
@@ -105,6 +108,8 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
     nodes: dict[str, Node] = {}
     for name in _order(inputs, recipe_path):
         step = recipe.steps[name]
+        if isinstance(step, Sft):
+            _check_lora(recipe, recipe_path, name, step)
         parts = _parts(recipe, recipe_path, name, {i: nodes[i].key for i in inputs[name]})
         if isinstance(step, Release):
             stated = [*stated_for_data(recipe), *((model, spec.licence) for model, spec in recipe.models.items() if spec.licence)]
@@ -155,6 +160,28 @@ def _check_verb(recipe: Recipe, path: Path, name: str, key: str, other: str) -> 
     allowed = ("merge",) if key == "release" else ("agreement",) if key == "judge_check" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
     if verb not in allowed:
         raise RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a {verb} step and has no {kind}; name one of the verbs {', '.join(allowed)}")
+
+
+def _check_lora(recipe: Recipe, path: Path, name: str, step: Sft) -> None:
+    """Refuse stated settings of an adapter where one that has others is continued: they would have no effect."""
+    held = _lora_of(recipe, step.model) if step.adapter == "continue" else None
+    if held is None or "lora" not in step.model_fields_set:
+        return
+    for field in Lora.model_fields:
+        has, asked = getattr(held, field), getattr(step.lora, field)
+        if has != asked and not (field == "targets" and sorted(has) == sorted(asked)):
+            raise RecipeError(
+                f"{path}: steps.{name}.lora.{field}: {asked}, but the adapter of '{step.model}', which is continued, has {has}; "
+                "give both the same, leave lora out, or set adapter: new"
+            )
+
+
+def _lora_of(recipe: Recipe, name: str) -> Lora | None:
+    """The settings that the last adapter of a step's model has; None if it has no adapter."""
+    step = recipe.steps.get(name)
+    if isinstance(step, Sft) and step.adapter == "continue" and (before := _lora_of(recipe, step.model)) is not None:
+        return before
+    return step.lora if isinstance(step, (Sft, Dpo)) else None
 
 
 def _unknown(recipe: Recipe, path: Path, name: str, key: str, other: str) -> RecipeError:

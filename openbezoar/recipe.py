@@ -281,7 +281,9 @@ class Sft(Training):
     """QLoRA fine-tuning, loss on the answer only."""
 
     sft: DataRef
-    adapter: Literal["continue", "new"] = Field("continue", description="On top of an sft step: continue its adapter, or merge it and start a new one.")
+    adapter: Literal["continue", "new"] = Field(
+        "continue", description="On top of an sft step: continue its adapter, with the lora settings that it has, or merge it and start a new one."
+    )
 
 
 class Merge(Strict):

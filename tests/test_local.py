@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,21 @@ def test_a_stop_string_that_is_a_token_ends_only_the_rows_that_ask_for_it(local:
     assert token in local.sample([[3]], Sampling(1, stop=(name,)), [0])[0].ends
     asked, other = local.sample([[3], [3]], [Sampling(1, stop=(name,)), Sampling(1)], [0, 0])
     assert token in asked.ends and other.ends == local.formatter.stop_ids()
+
+
+def test_a_model_in_its_own_format_ends_at_each_end_token_of_its_generation_settings(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "listed"
+    shutil.copytree(tiny, folder)
+    own = Checkpoint("m", str(folder), (), "none", "float32", PromptSpec(template="own"))
+    (free,) = Local(own).sample([[3, 4, 5]], Sampling(8), [0])
+    end = free.ids[3]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
+    local = Local(own)
+    (row,) = local.sample([[3, 4, 5]], Sampling(8), [0])
+    assert row.ids == free.ids[: free.ids.index(end) + 1] and row.finish == "stop" and row.said == row.ids[:-1]
+    assert local.model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False)[0, 3:].tolist() == row.ids
+    trained = Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))  # ends as its release does
+    assert trained.sample([[3, 4, 5]], Sampling(8), [0])[0].ids == free.ids
 
 
 def test_top_p_draws_follow_the_truncated_distribution() -> None:

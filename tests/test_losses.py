@@ -432,6 +432,28 @@ def test_the_key_changes_with_each_thing_that_the_numbers_depend_on(tiny: Path, 
     assert changed(first, key_of(folder)) == {"tokenizer", "weights"}
 
 
+def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openbezoar.forest import Scorer
+    from openbezoar.training import distributed
+    from openbezoar.training.load import load_base
+    from openbezoar.training.loop import batch_of
+
+    scorer = Scorer(load_base(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), (), "none", "float32"), 64)
+    trees = [(TokenPath.of(range(3, 9 + i), range(4, 9)), TokenPath.of(range(3, 9 + i), range(5, 12 - i % 3))) for i in range(12)]
+    step = step_of(batch=8, epochs=1)
+    alone = key_of(tiny)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trained = []
+    for number in (0, 1):
+        chosen = [trees[i] for i in batch_of(number, len(trees), step, 1)]
+        for rank in (0, 1):
+            share = [chosen[i] for i in distributed.share(chosen, rank, 2)]
+            trained += [[share[i] for i in group] for group in scorer.batches(share)]
+    assert list(reference_module.passes_of(trees, [], scorer, step, 1)) == trained
+    assert changed(alone, key_of(tiny)) == {"passes"}
+
+
 def test_a_file_under_another_key_or_a_broken_one_is_never_used(tmp_path: Path) -> None:
     tree = (TokenPath.of([1], [2]), TokenPath.of([1], [3]))
     file = tmp_path / "reference.safetensors"

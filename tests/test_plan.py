@@ -73,11 +73,34 @@ def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memo
     smi.chmod(0o755)
     monkeypatch.setattr(devices, "GPU", smi)
     monkeypatch.setenv("PATH", f"{smi.parent}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices._gpu.cache_clear()
     assert this_device() == Device("cuda", "Tesla T4", 15_360 << 20, here=True, bfloat16=False)
     smi.write_text("#!/bin/sh\nexit 9\n")
     devices._gpu.cache_clear()
     assert this_device().kind == "cuda" and this_device().bytes is None
+    devices._gpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [(None, "GPU 0"), ("1", "GPU 1"), ("GPU-5e2f,0", "GPU GPU-5e2f"), ("", "CPU"), ("-1", "CPU")],
+    ids=["unset", "1", "uuid", "empty", "-1"],
+)
+def test_the_gpu_is_the_first_one_that_cuda_is_to_see(visible: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openbezoar import devices
+
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin/nvidia-smi"
+    smi.write_text('#!/bin/sh\necho "GPU ${1#--id=}, 15360, 8.0"\n')
+    smi.chmod(0o755)
+    monkeypatch.setattr(devices, "GPU", smi)
+    monkeypatch.setenv("PATH", f"{smi.parent}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices._gpu.cache_clear()
+    assert this_device().name.startswith(name)
     devices._gpu.cache_clear()
 
 

@@ -64,6 +64,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"a": {"sft": "nowhere", "model": "base"}}, {}, "no step 'nowhere'"),
     ({"a": {"sft": "rows.jsonl", "model": "bas"}}, {}, "did you mean 'base'"),
     ({"a": {"sft": "rows.jsonl", "model": "b"}, "b": {"sft": "rows.jsonl", "model": "a"}}, {}, "steps go in a circle: a → b → a"),
+    (
+        {"a": {**SFT, "lora": {"r": 4}}, "b": {**SFT, "model": "a"}, "c": {**SFT, "model": "b", "lora": {"r": 8}}},
+        {},
+        "steps.c.lora.r: 8, but the adapter of 'b', which is continued, has 4",
+    ),
     ({"a": SFT, "m": {"merge": "base"}}, {}, "steps.m"),
     ({"a": SFT, "b": {"sft": "a", "model": "base"}}, {}, "'a' is a sft step and has no rows"),
     ({"base": SFT}, {}, "both a model and a step"),
@@ -88,6 +93,14 @@ def test_a_mistake_in_a_recipe_is_one_line_with_exit_2(
         assert expected in err
         assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_continued_adapter_may_state_its_own_settings_and_a_new_one_others(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    same = {"r": 4, "targets": ["k_proj", "q_proj"]}
+    first = {**SFT, "lora": {"r": 4, "targets": ["q_proj", "k_proj"]}}
+    steps = {"a": first, "b": {**SFT, "model": "a", "lora": same}, "c": {**SFT, "model": "b", "adapter": "new", "lora": {"r": 8}}}
+    path = write_recipe({**steps, "m": {"merge": "c"}, "d": {**SFT, "model": "m", "lora": {"r": 2}}})
+    assert len(graph.build(load(path), path, tmp_path).nodes) == 5
 
 
 @pytest.mark.parametrize(

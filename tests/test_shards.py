@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,30 @@ def test_old_rotary_tables_are_left_out_and_everything_is_kept_where_names_diffe
     assert shards.of_model(extra, model).keys() == weights.keys()
     renamed = {f"language_model.{name}": weight for name, weight in weights.items()}
     assert shards.of_model(renamed, model).keys() == renamed.keys()
+
+
+def test_an_adapter_that_is_not_on_linear_layers_alone_is_refused_rather_than_merged_in_part(adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapters[0], tmp_path / "more")
+    file = tmp_path / "more" / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 9)}, file)
+    with pytest.raises(ModelError, match=r"'base_model.model.model.embed_tokens.lora_embedding_A' is no LoRA weight of a linear layer"):
+        shards.adapter_deltas(tmp_path / "more")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("embed_tokens", "'embed_tokens' of lora.targets is of kind Embedding"),
+        ("norm", "'norm' of lora.targets is of kind LlamaRMSNorm"),
+        ("lm_head", "'lm_head' of lora.targets is the output head"),
+        ("wq", "no module 'wq'"),
+    ],
+)
+def test_targets_that_are_no_linear_layer_of_the_trunk_are_refused_in_one_line(tiny: Path, target: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_for_training(checkpoint(tiny), Lora(r=4, targets=["q_proj", target]), "none", "float32", False, 0)
 
 
 def test_an_adapter_of_another_model_is_refused_by_name(tiny: Path, tiny_gemma: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from openbezoar.recipe import Lora, PromptSpec, Sft, Training
 from openbezoar.recipe_file import load
 from openbezoar.records import Counts, Example, Turn
 from openbezoar.training.data import Renderer, split_heldout
-from openbezoar.training.load import keep_4bit_layout, load_for_training
+from openbezoar.training.load import keep_4bit_layout, load_base, load_for_training
 from openbezoar.training.loop import batch_of, plan_steps, rate_at
 
 
@@ -82,6 +82,15 @@ def test_scoring_does_not_depend_on_the_token_budget(tiny: Path) -> None:
     for a, b in zip(alone, together, strict=True):
         for x, y in zip(a, b, strict=True):
             assert torch.allclose(x, y, atol=1e-4)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_paths_that_ask_for_nothing_are_scored_as_nothing(tiny: Path, plain: bool) -> None:
+    scorer = Scorer(load_base(checkpoint(tiny), (), "none", "float32"), plain=plain)
+    greedy: list[list[bool]] = []
+    for ids in ((3,), (3, 4, 5)):
+        assert [len(x) for x in scorer.logprobs([(TokenPath(ids, (False,) * len(ids)),)], greedy=greedy)[0]] == [0]
+    assert greedy == [[True], [True]]
 
 
 def test_a_shared_prefix_is_laid_out_once_and_last_tokens_are_left_out() -> None:
@@ -222,6 +231,18 @@ def test_rows_that_do_not_fit_are_dropped_or_lose_their_oldest_turns_and_are_cou
     assert formatter.tokenizer.decode([i for i, s in zip(path.ids, path.scored, strict=True) if s]) == "answer</s>"
 
 
+def test_a_row_is_counted_once_however_many_turns_it_loses(tiny: Path) -> None:
+    from openbezoar.chat import Formatter
+    from openbezoar.training.load import load_tokenizer
+
+    def talk(last: str) -> Example:
+        return Example("x", (*(Turn("user" if i % 2 == 0 else "assistant", "word " * 30) for i in range(6)), Turn("user", last)), "answer")
+
+    formatter, counts = Formatter(load_tokenizer(tiny), PromptSpec(system="")), Counts()
+    assert len(Renderer(formatter, 80, "truncate", counts).examples([talk("short"), talk("word " * 60)])) == 1
+    assert counts.by_reason == {"oldest turns cut": 1, "too long": 1}
+
+
 def test_a_run_whose_end_token_carries_no_loss_is_refused(tiny: Path) -> None:
     from openbezoar.chat import Formatter
     from openbezoar.training.load import load_tokenizer
@@ -237,6 +258,21 @@ def test_held_out_rows_are_every_nth_and_never_trained_on() -> None:
     train, held = split_heldout(rows, 3, 2)
     assert [r.id for r in held] == ["2", "5"]
     assert not {r.id for r in train} & {r.id for r in held}
+
+
+def test_too_few_rows_to_hold_one_out_is_said_with_what_to_do(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe({"a": {"sft": {"data": "rows.jsonl", "limit": 8}, "model": "base", **FAST}})
+    with pytest.raises(DataError, match=r"no row is held out .*lower heldout_every"):
+        run(path, tmp_path / "runs")
+
+
+def test_a_merge_without_a_row_for_its_drift_is_refused_in_one_line(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openbezoar.stages import merge
+
+    monkeypatch.setattr(merge, "LONGEST", 8)
+    path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base", **FAST, "max_steps": 1}, "m": {"merge": "a"}})
+    with pytest.raises(DataError, match=r"none of the rows for the drift can be used, 8 tokens at most \(2 too long\); name others with 'drift'"):
+        run(path, tmp_path / "runs")
 
 
 def run(path: Path, runs: Path, to: str | None = None) -> graph.Graph:

@@ -3,7 +3,7 @@
 The layout travels as a keyword of the forward call, so activation checkpointing and several
 micro-batches stay right. Each segment's queries attend to its ancestors and to itself: the
 exact work of a forest, in torch's own kernels on any device, with autograd doing the rest.
-Where FlexAttention compiles and agrees with that, it takes its place (``flex``).
+Where FlexAttention compiles and agrees with that, it takes its place (``flex``) for as long as it does.
 Without a layout it is transformers' own SDPA.
 """
 
@@ -69,8 +69,15 @@ def attend(
         )
     # Asked whatever the length, so that probing is over with the self-check, before activation checkpointing watches what is saved.
     usable = flex.usable(query, key, window, cap, _segments)
-    way = flex.attend if usable and query.shape[2] >= flex.BLOCK else _segments
-    return way(layout, query, key, value, scaling, window, cap).transpose(1, 2).contiguous(), None
+    # A layer that activation checkpointing runs again goes the way of its first run, since the other would save other tensors.
+    again: bool | None = layout.kept.get(("by flex", module))
+    out = None
+    if again or (again is None and usable and query.shape[2] >= flex.BLOCK):
+        out = (flex.attend if again else flex.attempt)(layout, query, key, value, scaling, window, cap)
+    layout.kept["by flex", module] = out is not None
+    if out is None:
+        out = _segments(layout, query, key, value, scaling, window, cap)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:

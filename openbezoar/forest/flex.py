@@ -3,7 +3,8 @@
 Token i sees token j exactly if j <= i <= last[j], where last[j] ends the subtree of j's segment;
 blocks of tokens that no path connects are never computed. A sliding window counts along the path.
 Whether it is used is decided once for each kind of attention: by the device, and by a probe that
-compares values and gradients with attention over segments.
+compares values and gradients with attention over segments. A kind that fails later, such as at
+the compiler's limit of variants, is left to the segments from then on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ KERNELS = 64
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Segments = Callable[[Layout, Tensor, Tensor, Tensor, float | None, int | None, float | None], Tensor]
 _usable: dict[tuple[Any, ...], bool] = {}
+_said: set[str] = set()
 
 
 def usable(query: Tensor, key: Tensor, window: int | None, cap: float | None, segments: Segments) -> bool:
@@ -35,15 +37,42 @@ def usable(query: Tensor, key: Tensor, window: int | None, cap: float | None, se
 
     segments: the function to agree with. Where the device is able but the probe fails, a line on stderr says why.
     """
-    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < CAPABILITY:
+    if not _able(query.device):
         return False
-    name = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], window is None, cap)
+    name = _kind(query, key, window, cap)
     if name not in _usable:
         reason = _fault(query, key, window, cap, segments)
         _usable[name] = not reason
         if reason:
-            print(f"  attention by segments: FlexAttention does not work here ({reason})", file=sys.stderr, flush=True)
+            _say(reason)
     return _usable[name]
+
+
+def _able(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
+def _kind(query: Tensor, key: Tensor, window: int | None, cap: float | None) -> tuple[Any, ...]:
+    return query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], window is None, cap
+
+
+def _say(reason: str) -> None:
+    """Kinds of attention that fail alike are one line."""
+    if reason not in _said:
+        _said.add(reason)
+        print(f"  attention by segments: FlexAttention does not work here ({reason})", file=sys.stderr, flush=True)
+
+
+def attempt(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor | None:
+    """As ``attend``; None where that fails. This kind is then not usable any more, and a line on stderr says why."""
+    try:
+        return attend(layout, query, key, value, scaling, window, cap)
+    except torch.OutOfMemoryError:
+        raise  # the row is too large for the device, whatever computes it
+    except Exception as error:  # as in the probe
+        _usable[_kind(query, key, window, cap)] = False
+        _say(_reason(error))
+        return None
 
 
 def attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
@@ -62,6 +91,8 @@ def _kernel() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = max(KERNELS, torch._dynamo.config.recompile_limit)
+    # Backward kernels are compiled beside the forward ones, so that what cannot be compiled shows where segments can take over.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
@@ -125,8 +156,12 @@ def _fault(query: Tensor, key: Tensor, window: int | None, cap: float | None, se
             if not gap <= allowed:
                 return f"its results differ by {gap:.0e} of the largest"
     except Exception as error:  # the compiler, its kernels and the driver raise many kinds
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        return _reason(error)
     return ""
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _gap(query: Tensor, key: Tensor, longest: int, window: int | None, cap: float | None, segments: Segments) -> float:

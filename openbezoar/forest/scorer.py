@@ -130,6 +130,8 @@ class Scorer:
     def forest(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[Tensor]:
         """One pass over whole trees laid out in one row: a float32 vector for each path, in order."""
         layout = lay_out(trees, self.device)
+        if not len(layout.rows):  # nothing is asked for
+            return self._select(torch.empty(0, self.head.in_features, device=self.device), layout.targets, layout.counts, greedy)
         return self._select(self._row(layout)[layout.rows], layout.targets, layout.counts, greedy)
 
     def _row(self, layout: Layout, cache: Any = None) -> Tensor:
@@ -181,8 +183,8 @@ class Scorer:
             counts.append(len(asked))
         padded = bool((mask == 0).any())
         hidden = self.trunk(input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False).last_hidden_state
-        picked = hidden[torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)]
-        return self._select(picked, torch.tensor(targets, device=self.device), counts, greedy)
+        where, which, wanted = (torch.tensor(x, dtype=torch.long, device=self.device) for x in (rows, columns, targets))
+        return self._select(hidden[where, which], wanted, counts, greedy)
 
     def score(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]:
         """One pass over whole trees, with gradients where they are on: per tree and path the asked-for log-probabilities.

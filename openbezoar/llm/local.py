@@ -55,6 +55,7 @@ class Local:
         self.formatter = Formatter(self.tokenizer, checkpoint.prompt)
         self.scorer = Scorer(self.model)
         self.device = self.scorer.device
+        self.own_ends = _own_ends(self.model) if checkpoint.prompt.template == "own" else ()
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -149,9 +150,9 @@ class Local:
         return rows
 
     def _ends(self, sampling: Sampling) -> tuple[int, ...]:
-        """Tokens that end an answer: the format's, and stop strings that are tokens of their own, which decoding may leave out."""
+        """Tokens that end an answer: the format's, the model's in its own format, and stop strings that are tokens, which decoding may leave out."""
         added = self.tokenizer.get_added_vocab() if sampling.stop else {}
-        return (*self.formatter.stop_ids(), *(added[stop] for stop in sampling.stop if stop in added))
+        return (*self.formatter.stop_ids(), *self.own_ends, *(added[stop] for stop in sampling.stop if stop in added))
 
     def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""
@@ -201,6 +202,13 @@ class Local:
         if cut >= 0:
             text, row.finish = text[:cut], "stop"
         return Completion(text.strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
+
+
+def _own_ends(model: Any) -> tuple[int, ...]:
+    """The end tokens that a model's own generation settings list; some models end an answer in several ways."""
+    settings = getattr(model, "generation_config", None)
+    ids = None if settings is None or settings._from_model_config else settings.eos_token_id  # a config's may be its class's default
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
 
 def _left_padded(rows: Sequence[Tensor], width: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
+from openbezoar.errors import DataError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Dpo, Merge, Sft
@@ -28,14 +29,20 @@ from openbezoar.training import shards
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import DTYPES, device, free, load_base, load_for_inference
 
+LONGEST = 1024
+"""Most tokens of a row on which the drift is measured."""
+
 
 def run(step: Merge, context: StepContext) -> dict[str, Any]:
     """Merge the adapters of another step's model."""
     checkpoint = context.checkpoint(step.merge)
     rows = _drift_rows(step, context)
     unmerged, tokenizer = load_for_inference(checkpoint)
-    renderer = Renderer(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), 1024, "truncate", context.counts)
+    renderer = Renderer(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), LONGEST, "truncate", context.counts)
     trees = renderer.examples(rows)
+    if not trees:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in context.counts.by_reason.items()) or "there are none"
+        raise DataError(f"none of the rows for the drift can be used, {LONGEST} tokens at most ({reasons}); name others with 'drift'")
     before = _Answers.of(unmerged, trees)
     unmerged_loss = before.loss()
     del unmerged

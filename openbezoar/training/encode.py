@@ -51,6 +51,7 @@ class Encoder:
 
     def _fitting(self, prompt: tuple[Turn, ...], answers: list[str]) -> Ids | None:
         """The prompt with each answer; None (and a count) when it does not fit."""
+        given = prompt
         while True:
             head = self.formatter.prompt_ids(prompt)
             tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
@@ -60,9 +61,9 @@ class Encoder:
             if self.too_long == "drop" or shorter is None:
                 self.counts.add("too long")
                 return None
-            if len(prompt) > 1:
-                self.counts.add("oldest turns cut")
             prompt = shorter
+        if prompt is not given:
+            self.counts.add("oldest turns cut")
         end = self.formatter.end_ids
         if end and any(tail[-1:] != end[-1:] for tail in tails):
             raise DataError("the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the prompt template")

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -226,9 +226,7 @@ def load_for_training(
     if continues:
         peft = wrap(model, checkpoint.adapters[-1], trainable=True)
     else:
-        missing = [t for t in lora.targets if not any(name.endswith(f".{t}") for name, _ in model.named_modules())]
-        if missing:
-            raise ModelError(f"{checkpoint.name}: the model has no module '{missing[0]}' for lora.targets; look at its layers' names")
+        _check_targets(model, lora.targets, checkpoint.name)
         torch.manual_seed(seed)  # PEFT draws A from the global generator
         config = LoraConfig(
             r=lora.r,
@@ -246,6 +244,19 @@ def load_for_training(
     # Fresh pages cost a small model a tenth of its time, a large one next to nothing; its heap of holes would cost it gigabytes.
     (give_back_large_blocks if stored > LARGE else keep_freed_blocks)()
     return peft
+
+
+def _check_targets(model: Any, targets: Sequence[str], name: str) -> None:
+    """Raises ModelError for a target that the model has not, and for one that is no linear layer of its trunk: merging knows those only."""
+    head = model.get_output_embeddings()
+    for target in targets:
+        found = [layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")]
+        if not found:
+            raise ModelError(f"{name}: the model has no module '{target}' for lora.targets; look at its layers' names")
+        for layer in found:
+            if layer is head or not isinstance(layer, nn.Linear):
+                what = "the output head, which stays frozen" if layer is head else f"of kind {type(layer).__name__}"
+                raise ModelError(f"{name}: '{target}' of lora.targets is {what}; adapters go on the linear layers of attention and MLP")
 
 
 def free() -> None:

@@ -31,6 +31,7 @@ from openbezoar.models import Checkpoint
 from openbezoar.progress import Progress
 from openbezoar.recipe import Training
 from openbezoar.runs import digest, environment, file_digest
+from openbezoar.training import distributed
 from openbezoar.training.loop import batch_of, plan_steps
 
 REFERENCE = "reference.safetensors"
@@ -50,8 +51,8 @@ def reference_key(
 ) -> dict[str, str]:
     """What reference log-probabilities depend on, by name; each value is a digest.
 
-    Order of rows, batch, token budget and seed decide which pairs share a pass, and with it
-    the last bits.
+    Order of rows, batch, token budget, seed and number of processes decide which pairs share
+    a pass, and with it the last bits.
     """
     folder = checkpoint.folder()
     files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")}
@@ -67,7 +68,7 @@ def reference_key(
         "max_length": [step.max_length, step.too_long],
         "dtype": [step.dtype, device.type],
         "pairs": [rows.hexdigest(), len(trees)],
-        "passes": [step.batch, step.tokens, seed],
+        "passes": [step.batch, step.tokens, seed, *([distributed.world()] if distributed.world() > 1 else [])],
         "packages": environment()["packages"],
     }
     return {name: digest(value) for name, value in parts.items()}
@@ -128,14 +129,16 @@ class ReferenceCache:
 
 
 def passes_of(trees: Sequence[Tree], heldout: Sequence[Tree], scorer: Scorer, step: Training, seed: int) -> Iterator[list[Tree]]:
-    """Every pass in which training first meets a pair, in order, then those of the held-out pairs."""
+    """Every pass, of all processes, in which training first meets a pair, in order, then those of the held-out pairs."""
     met: set[int] = set()
     for number in range(plan_steps(len(trees), step)):
         rows = batch_of(number, len(trees), step, seed)
         if not met.issuperset(rows):
             met.update(rows)
             chosen = [trees[i] for i in rows]
-            for group in scorer.batches(chosen):
-                yield [chosen[i] for i in group]
+            for rank in range(distributed.world()):
+                share = [chosen[i] for i in distributed.share(chosen, rank, distributed.world())]
+                for group in scorer.batches(share):
+                    yield [share[i] for i in group]
     for group in scorer.batches(heldout):
         yield [heldout[i] for i in group]

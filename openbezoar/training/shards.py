@@ -115,6 +115,8 @@ def adapter_deltas(folder: Path) -> dict[str, Update]:
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight").removeprefix("base_model.model.")
             deltas[module] = Update(a.float(), tensors[name.replace(".lora_A.", ".lora_B.")].float(), scale)
+    if others := [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise ModelError(f"{folder}: '{others[0]}' is no LoRA weight of a linear layer and cannot be merged here; merge with PEFT first")
     if not deltas:
         raise ModelError(f"{folder}: no LoRA weights in adapter_model.safetensors")
     return deltas
