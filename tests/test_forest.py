@@ -325,3 +325,18 @@ def test_a_row_too_large_for_the_device_is_not_tried_again(on_a_gpu: None, monke
     monkeypatch.setattr(flex, "_kernel", lambda: kernel)
     with pytest.raises(torch.OutOfMemoryError):
         Scorer(model_of("llama")).score(LONG)
+
+
+def test_questions_with_the_same_examples_share_a_pass_up_to_its_tokens() -> None:
+    """Each question's choices and all questions' examples count once: twenty of 500 tokens are 640 to compute, not 42,000."""
+    examples = list(range(20, 500))
+    questions = [tuple(Path.of([*examples, *[500 + i] * 7], [choice]) for choice in (1, 2, 3, 4)) for i in range(20)]
+    scorer = Scorer(model_of("llama"), tokens=1024)
+    (one,) = scorer.batches(questions)
+    assert sorted(one) == list(range(20))
+    assert len(lay_out([questions[i] for i in one], scorer.device).ids) == 480 + 20 * 7
+    scorer.tokens = 512
+    passes = scorer.batches(questions)
+    assert sorted(i for group in passes for i in group) == list(range(20))
+    sizes = [len(lay_out([questions[i] for i in group], scorer.device).ids) for group in passes]
+    assert max(sizes) <= 512 and len(passes) == 5

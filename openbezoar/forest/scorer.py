@@ -110,13 +110,13 @@ class Scorer:
         if not self.plain:
             left = 0
             for i, cost in in_order(trees):
-                whole = sum(len(path.ids) for path in trees[i])
                 if passes and cost <= left:
                     passes[-1].append(i)
                     left -= cost
                 else:
                     passes.append([i])
-                    left = self.tokens - whole
+                    # What its own paths share counts once too; the last token of a path is predicted, not read.
+                    left = self.tokens - in_order([trees[i]])[0][1] - 1
             return passes
         longest = [max(len(path.ids) for path in tree) for tree in trees]
         for i in sorted(range(len(trees)), key=lambda i: (-longest[i], i)):
