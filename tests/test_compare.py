@@ -63,6 +63,15 @@ def test_other_items_or_another_judge_are_not_paired(
     assert compared.first is not None and compared.other is not None, "both scores are shown all the same"
 
 
+def test_ratings_are_paired_on_the_turns_that_both_runs_have(runs: tuple[RunFolder, RunFolder]) -> None:
+    path = runs[1].step("talks") / "judgments.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # In the other run the judge could be read on second turns only, in the first one on first turns only.
+    path.write_text("".join(json.dumps({**row, "rating": None if row["turn"] == 1 else 2.0}) + "\n" for row in rows))
+    found = by_name(*runs)["DPO", "MT-Bench: mean rating"]
+    assert (found.difference, found.why) == (None, "no item in common")
+
+
 def test_the_last_checkpoints_are_paired_where_the_recipes_call_them_differently(runs: tuple[RunFolder, RunFolder]) -> None:
     for step in ("scores", "talks", "wrong"):
         path = runs[1].step(step) / "scores.json"

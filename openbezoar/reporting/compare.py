@@ -13,7 +13,7 @@ from typing import Any
 
 from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.failures import MEASURES
-from openbezoar.judging.scores import question_scores
+from openbezoar.judging.scores import question_of, turn_ratings
 from openbezoar.records import Row
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.scores import SCORES, Difference, Score, mapping, measured, published, score_of, stopped
@@ -143,8 +143,13 @@ def _pair(a: _Measure | None, b: _Measure | None, key: tuple[str, str]) -> tuple
         return None, "not known to be the same items"
     if a.same != b.same:
         return None, "other items, judge or settings"
-    rows = every_pair({"first": a.items, "other": b.items}, int(digest([*key])[:8], 16), {"what": a.title})
+    rows = every_pair({"first": a.items, "other": b.items}, int(digest([*key])[:8], 16), {"what": a.title}, _unit)
     return (rows[0], "") if rows else (None, "no item in common")
+
+
+def _unit(item: Any) -> Any:
+    """What is independent: the question of a turn, else the item itself."""
+    return question_of(item) if isinstance(item, tuple) else item
 
 
 def _measures(facts: RunFacts) -> dict[tuple[str, str], _Measure]:
@@ -187,17 +192,17 @@ def _data(step: StepFacts, ref: Any) -> Any:
 
 
 def _graded(step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind: str, name: str) -> tuple[Items | None, str | None]:
-    """Ratings or shares of answers that stop, by question; the same if the questions' texts are, and who grades them how."""
+    """Ratings or answers that stop, by question and turn; the same if the questions' texts are, and who grades them how."""
     rows = [row for row in step.rows("answers.jsonl") if row.get("model") == checkpoint]
     asked = {str(row.get("question_id")): row.get("questions") for row in rows}
     if kind == "ended":
-        items = {str(q): v for q, v in stopped(step).get(checkpoint, {}).items()}
+        items = {(str(q), turn): v for (q, turn), v in stopped(step).get(checkpoint, {}).items()}
         return items, digest([asked, step.settings.get("max_new_tokens")])
     judged = [row for row in step.rows("judgments.jsonl") if row.get("model") == checkpoint]
     judge = str(step.settings.get("judge"))
     who = mapping(step.parts.get("models")).get(judge) or mapping(step.parts.get("inputs")).get(judge)
     how = [who, step.settings.get("mode"), step.settings.get("judge_prompts"), step.parts.get("texts"), step.settings.get("prompts")]
-    return {str(q): v for q, v in question_scores(judged).items()}, digest([asked, *how]) if who else None
+    return {(str(q), turn): v for (q, turn), v in turn_ratings(judged).items()}, digest([asked, *how]) if who else None
 
 
 def _failures(step: StepFacts) -> dict[tuple[str, str], _Measure]:

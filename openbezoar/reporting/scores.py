@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.judging.comparisons import correct, every_pair
+from openbezoar.judging.scores import question_of
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.wording import estimate
 from openbezoar.runs import step_seed
@@ -226,12 +227,14 @@ def differences(facts: RunFacts) -> list[Difference]:
 def stop_differences(facts: RunFacts) -> list[Difference]:
     """Paired differences in the share of answers that stop by themselves, over the questions of each mt_bench step.
 
-    A question's value is the share of its turns that ended; p values are corrected for the pairs of checkpoints.
+    A question's value is the share that ended of the turns that both answered; p values are corrected for the pairs of checkpoints.
     """
     found = []
     for step in facts.of("mt_bench"):
         values = stopped(step)
-        rows = every_pair({c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"})
+        rows = every_pair(
+            {c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"}, question_of
+        )
         correct(rows)
         what = "MT-Bench: answers that stop"
         found += [Difference(d["a"], d["b"], what, d["difference"], d["low"], d["high"], d["n"], "ended", d["p_holm"], told_apart(facts, step)) for d in rows]
@@ -247,13 +250,13 @@ def failure_differences(facts: RunFacts) -> list[Difference]:
     ]
 
 
-def stopped(step: StepFacts) -> dict[str, dict[Any, float]]:
-    """{checkpoint: {question: share of its answers that the model ended itself}} of an mt_bench step."""
-    values: dict[str, dict[Any, float]] = {}
+def stopped(step: StepFacts) -> dict[str, dict[tuple[Any, int], float]]:
+    """{checkpoint: {(question, turn): whether the model ended its answer itself, 0 or 1}} of an mt_bench step."""
+    values: dict[str, dict[tuple[Any, int], float]] = {}
     for row in step.rows("answers.jsonl"):
-        known = [finish == "stop" for finish in row.get("finish") or [] if finish not in (None, "error")]
-        if known:
-            values.setdefault(str(row.get("model")), {})[row.get("question_id")] = sum(known) / len(known)
+        for turn, finish in enumerate(row.get("finish") or [], 1):
+            if finish not in (None, "error"):
+                values.setdefault(str(row.get("model")), {})[row.get("question_id"), turn] = float(finish == "stop")
     return values
 
 
