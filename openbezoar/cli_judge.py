@@ -34,7 +34,8 @@ def score(
         return
     for name, task in found["tasks"].items():
         for metric, value in task["metrics"].items():
-            print(f"{name:20} {metric:10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  n={task['n']}  {task['fewshot']}-shot")
+            ends = f"[{value['low']:.4f}, {value['high']:.4f}]" if value["low"] is not None else "(no interval)"
+            print(f"{name:20} {metric:10} {value['value']:.4f}  {ends}  n={task['n']}  {task['fewshot']}-shot")
 
 
 def agreement(
