@@ -34,7 +34,8 @@ def score(
         return
     for name, task in found["tasks"].items():
         for metric, value in task["metrics"].items():
-            print(f"{name:20} {metric:10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  n={task['n']}  {task['fewshot']}-shot")
+            ends = f"[{value['low']:.4f}, {value['high']:.4f}]" if value["low"] is not None else "(no interval)"
+            print(f"{name:20} {metric:10} {value['value']:.4f}  {ends}  n={task['n']}  {task['fewshot']}-shot")
 
 
 def agreement(
@@ -121,7 +122,8 @@ def judge(
     if pairs is not None:
         name, step = "agreement", {"agreement": "judge", "pairs": {"data": str(pairs), "shuffle": limit is not None, **some}, **common}
     else:
-        where = {"where": {"model_id": models.split(",")}} if models else {}
+        # A step's own answers.jsonl names its models under 'model', FastChat's files under 'model_id'.
+        where = {"rename": {"model": "model_id"}, "where": {"model_id": [m.strip() for m in models.split(",")]}} if models else {}
         files = [{"data": str(file), **where} for file in answers or []]
         name = "grades"
         step = {"mt_bench": [], "questions": {"data": str(questions), **some}, "answers": files, "judge": "judge", "grading": grading, **common}

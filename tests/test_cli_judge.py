@@ -83,3 +83,34 @@ def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], 
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_score_prints_a_metric_without_an_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from openbezoar.harness import run
+
+    metrics = {"prompt_level_strict_acc": {"value": 0.5, "low": 0.2, "high": 0.8}, "inst_level_strict_acc": {"value": 0.25, "low": None, "high": None}}
+    found = {"model": "m", "tasks": {"ifeval": {"metrics": metrics, "n": 4, "fewshot": 0}}}
+    monkeypatch.setattr(run, "score_reference", lambda *_: found)
+    with pytest.raises(SystemExit) as stop:
+        main(["score", "m", "--tasks", "ifeval"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "0.5000  [0.2000, 0.8000]  n=4" in out
+    assert "0.2500  (no interval)  n=4" in out
+
+
+def test_models_are_chosen_by_either_name_of_the_field(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from openbezoar import recipe_file
+    from openbezoar.errors import UserError
+    from openbezoar.recipe import DataSpec
+    from openbezoar.sources import read
+
+    def told(tree: dict[str, Any], name: str) -> None:
+        (ref,) = tree["steps"]["grades"]["answers"]
+        raise UserError(" ".join(str(row["model_id"]) for _, row in read(DataSpec.model_validate(ref), place, None, {}, 1)))
+
+    monkeypatch.setattr(recipe_file, "parse", told)
+    arguments = ("--judge", "j", "--questions", "questions.jsonl", "--answers", "answers.jsonl", "--models", "bad, fair")
+    assert call(capsys, *arguments)[2].strip().endswith("bad bad bad")
+    write_jsonl(place / "answers.jsonl", [{"question_id": 0, "model": m, "turns": ["A", "B"]} for m in ("good", "bad", "fair")])
+    assert call(capsys, *arguments)[2].strip().endswith("bad fair")

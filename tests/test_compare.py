@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import make_run
+from synthetic_run import failures, make_run
+from synthetic_run import step as finished_step
 
 from openbezoar.cli import main
 from openbezoar.reporting.compare import compare_scores, settings_that_differ
 from openbezoar.reporting.compare_page import write_comparison
 from openbezoar.reporting.facts import read_facts
+from openbezoar.reporting.scores import differences
+from openbezoar.reporting.table import scores_table
 from openbezoar.runs import RunFolder
 
 
@@ -61,6 +64,58 @@ def test_other_items_or_another_judge_are_not_paired(
     compared = by_name(*runs)["DPO", measure]
     assert compared.difference is None and why in compared.why
     assert compared.first is not None and compared.other is not None, "both scores are shown all the same"
+
+
+def test_ratings_are_paired_on_the_turns_that_both_runs_have(runs: tuple[RunFolder, RunFolder]) -> None:
+    path = runs[1].step("talks") / "judgments.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # In the other run the judge could be read on second turns only, in the first one on first turns only.
+    path.write_text("".join(json.dumps({**row, "rating": None if row["turn"] == 1 else 2.0}) + "\n" for row in rows))
+    found = by_name(*runs)["DPO", "MT-Bench: mean rating"]
+    assert (found.difference, found.why) == (None, "no item in common")
+
+
+def test_rows_shuffled_by_another_seed_are_other_rows(runs: tuple[RunFolder, RunFolder]) -> None:
+    for run in runs:
+        edit(run, "scores", "scores.json", (["checkpoints", "DPO", "pairs", "hh", "items"], [1, 0] * 10))
+        edit(
+            run,
+            "scores",
+            "manifest.json",
+            (["parts", "files"], {"p.jsonl": "ab"}),
+            (["parts", "settings", "pairs"], {"hh": {"data": "p.jsonl", "shuffle": True}}),
+        )
+    assert by_name(*runs)["DPO", "hh: pair accuracy"].difference.n == 20
+    edit(runs[1], "scores", "manifest.json", (["parts", "seed"], 8))
+    found = by_name(*runs)["DPO", "hh: pair accuracy"]
+    assert (found.difference, found.why) == (None, "other items, judge or settings")
+    for run in runs:  # in the file's order the seed moves no row
+        edit(run, "scores", "manifest.json", (["parts", "settings", "pairs"], {"hh": {"data": "p.jsonl", "shuffle": False}}))
+    assert by_name(*runs)["DPO", "hh: pair accuracy"].difference.n == 20
+
+
+def test_each_of_two_failures_steps_is_compared(runs: tuple[RunFolder, RunFolder]) -> None:
+    for run, said in zip(runs, ("Fine.", "on and " * 40), strict=True):
+        answers = [{"model": "DPO", "set": "instructions", "system": "trained", "id": str(n), "answer": said, "finish": "stop"} for n in range(16)]
+        settings = {"failures": ["base", "DPO"], "instructions": "i.jsonl", "rows": 16, "max_new_tokens": 9}
+        finished_step(
+            run.path, "yet-more", "failures", settings, ["DPO"], {"scores.json": failures(), "answers.jsonl": answers}, 10, data_files={"i.jsonl": "ab"}
+        )
+    found = {c.title: c for c in compare_scores(*map(read_facts, runs)) if c.checkpoint == "DPO" and c.title.startswith("degenerate")}
+    assert list(found) == ["degenerate", "degenerate, yet-more"]
+    assert found["degenerate"].why == "not known to be the same items"
+    assert found["degenerate, yet-more"].difference.verdict == "worse"
+
+
+def test_of_some_tasks_less_is_better(runs: tuple[RunFolder, RunFolder]) -> None:
+    for run in runs:
+        edit(run, "scores", "scores.json", *((["checkpoints", c, "tasks", "passages", "higher_is_better"], False) for c in ("base", "SFT", "DPO")))
+    (found,) = [d for d in differences(read_facts(runs[0])) if (d.before, d.after, d.what) == ("base", "SFT", "passages: acc")]
+    assert (found.value, found.verdict) == (0.1, "worse")
+    assert by_name(*runs)["DPO", "passages: acc"].difference.verdict == "worse"
+    table = scores_table(read_facts(runs[0]))
+    assert any(header.startswith("passages: acc, 0-shot, lower is better") for header in table.headers)
+    assert table.note.endswith("higher for everything else that does not say otherwise.")
 
 
 def test_the_last_checkpoints_are_paired_where_the_recipes_call_them_differently(runs: tuple[RunFolder, RunFolder]) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval")
 
 import openbezoar.training.load as load_module  # noqa: E402
 from openbezoar.context import StepContext  # noqa: E402
-from openbezoar.errors import DataError, RecipeError  # noqa: E402
+from openbezoar.errors import DataError, ModelError, RecipeError  # noqa: E402
 from openbezoar.judging.statistics import mcnemar  # noqa: E402
 from openbezoar.progress import PlainProgress  # noqa: E402
 from openbezoar.recipe import Evaluate, Recipe  # noqa: E402
@@ -222,6 +222,27 @@ def test_mistakes_show_before_a_model_is_loaded(place: Path, tmp_path: Path, mon
         run(*made(place, tmp_path, evaluate=["one", "far"]))
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         run(*made(place, tmp_path, losses={"plain": "nowhere.jsonl"}))
+
+
+def test_a_model_of_no_numbers_gets_no_score(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is above and below nothing: such a model would score what its first choices score, and differ from every other 'outside noise'."""
+    from openbezoar.forest import Scorer
+
+    load = load_module.load_for_inference
+
+    def damaged(checkpoint: Any) -> Any:
+        model, tokenizer = load(checkpoint)
+        model.model.norm.weight.data[0] = torch.nan
+        return model, tokenizer
+
+    monkeypatch.setattr(load_module, "load_for_inference", damaged)
+    with pytest.raises(ModelError, match="not numbers"):
+        run(*made(place, tmp_path))
+    monkeypatch.setattr(Scorer, "_check_once", lambda self, trees: None)  # as where only long rows overflow
+    with pytest.raises(ModelError, match=r"arc_easy: .* not numbers"):
+        run(*made(place, tmp_path))
+    with pytest.raises(ModelError, match=r"plain, row 1: .* no number"):
+        run(*made(place, tmp_path, tasks=[]))
 
 
 def test_pairs_that_prefer_nothing_are_an_error(place: Path, tmp_path: Path) -> None:

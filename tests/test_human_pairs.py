@@ -214,6 +214,26 @@ def test_a_gate_holds_is_broken_or_open(tmp_path: Path) -> None:
     assert "dpo → base -12.50" in warning
 
 
+def test_a_gate_on_a_few_items_that_all_fell_is_open(tmp_path: Path) -> None:
+    for n in (1, 3):
+        (warning,) = gate_of(evaluate(), scores([1] * n, [0] * n), tmp_path)
+        assert "is open: too few items to say: base → dpo -100.00 points" in warning
+    with pytest.raises(RunError, match="is broken"):  # ten of ten
+        gate_of(evaluate(), scores([1] * 10, [0] * 10), tmp_path)
+    (warning,) = gate_of(Evaluate(evaluate=["base", "dpo"], gate=[Gate(measure="mine", fall=0.01)]), scores([1], [0]), tmp_path)
+    assert "is open" in warning
+
+
+def test_a_gate_on_a_task_of_which_less_is_better_is_broken_by_a_rise(tmp_path: Path) -> None:
+    fallen = [0] * 100 + GOOD[100:]
+    for before, after, held in ((GOOD, fallen, True), (fallen, GOOD, False)):
+        table = scores(before, after)
+        for found in table["checkpoints"].values():
+            found["tasks"]["mmlu"]["higher_is_better"] = False
+        warnings = gate_of(evaluate(broken="warn"), table, tmp_path)
+        assert warnings == [] if held else "is broken: base → dpo +12.50 points (95 %: +" in warnings[0] and "a rise of 1" in warnings[0]
+
+
 def test_a_gate_on_a_loss_counts_nats_upwards(tmp_path: Path) -> None:
     step = Evaluate(evaluate=["base", "dpo"], gate=[Gate(measure="mine", fall=0.01, broken="warn")])
     (warning,) = gate_of(step, scores(GOOD, [0] * 100 + GOOD[100:]), tmp_path)

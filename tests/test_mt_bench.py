@@ -13,7 +13,7 @@ from conftest import remembered
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.prompting import PAIR, SINGLE
-from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, summary_line
+from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.progress import PlainProgress
 from openbezoar.prompts import load
@@ -488,6 +488,19 @@ def test_the_difference_is_over_the_questions_that_both_models_have() -> None:
     assert [(d["a"], d["b"], d["n"], d["difference"]) for d in found] == [("a", "b", 1, 3.0), ("a", "c", 1, 2.0), ("b", "c", 1, -1.0)]
     assert all(d["p_holm"] == 1.0 for d in found)
     assert summary_line(score_table(["a", "b", "c"], [], rows, seed=1)).endswith("; 0 of 5 turns unscored")
+
+
+def test_a_turn_that_one_model_has_no_rating_for_favours_neither() -> None:
+    # Second turns get 4, first turns 8, whoever answers; the judge could not be read on any second turn of a.
+    rows = [judgment(m, q, t, None if (m, t) == ("a", 2) else 12.0 - 4 * t) for m in "ab" for q in range(30) for t in (1, 2)]
+    (found,) = rating_differences(["a", "b"], rows, seed=1)
+    assert (found["difference"], found["n"], found["p_holm"]) == (0, 30, 1)
+    assert self_preference("a", ["a", "b"], rows, seed=1)["mean"] == 0
+    # By hand, where all is rated: of question 1 (2 + 4) / 2 less (5 + 3) / 2, of question 2 only the first turns, 9 less 6.
+    rows = [judgment("b", 1, 1, 2.0), judgment("b", 1, 2, 4.0), judgment("a", 1, 1, 5.0), judgment("a", 1, 2, 3.0)]
+    rows += [judgment("b", 2, 1, 9.0), judgment("b", 2, 2, 1.0), judgment("a", 2, 1, 6.0)]
+    (found,) = rating_differences(["a", "b"], rows, seed=1)
+    assert (found["difference"], found["n"]) == ((-1 + 3) / 2, 2)
 
 
 def test_the_look_of_answers_by_hand() -> None:

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openbezoar.judging import parse_filter_reply, parse_rating, parse_verdict
+from openbezoar.judging.parsers import parse_yes_no
+from openbezoar.prompts import load, names
 
 RATINGS = [
     ("[[8]]", 8.0),
@@ -133,6 +135,58 @@ VERDICTS = [
 @pytest.mark.parametrize(("reply", "expected"), VERDICTS)
 def test_a_verdict_is_the_last_of_the_three(reply: str, expected: str | None) -> None:
     assert parse_verdict(reply) == expected
+
+
+THOUGHTS = [
+    ("<think>Perhaps {}, but let me look again", None),  # cut off
+    ("<think>Perhaps {}.</think>\nHm.", None),
+    ("Perhaps {}.</think>\nHm.", None),  # the template begins the thought
+    ("<think>Nonsense</think> {}", True),
+    ("<think>No, </think>not {} <think>", True),
+]
+
+
+@pytest.mark.parametrize(("reply", "counts"), THOUGHTS)
+def test_what_a_judge_thinks_aloud_is_no_verdict(reply: str, counts: bool | None) -> None:
+    assert parse_rating(reply.format("[[8]]")) == (counts and 8)
+    assert parse_verdict(reply.format("[[A]]")) == (counts and "A")
+    assert parse_yes_no(reply.format("[[yes]]")) is counts
+
+
+def last_sentence(prompt: str) -> str:
+    return prompt.rpartition(". ")[2]
+
+
+JUDGES = [name for name in names() if name.startswith("judge_") and "[[" in load(name)]
+OFFICIAL = [
+    'by strictly following this format: "[[rating]]", for example: "Rating: [[5]]".',
+    'by strictly following this format: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.',
+]
+
+
+@pytest.mark.parametrize("repeated", [*(last_sentence(load(name)) for name in JUDGES), *OFFICIAL])
+def test_a_judge_that_repeats_its_instructions_has_said_nothing(repeated: str) -> None:
+    for text in (repeated, repeated.replace('"', ""), repeated.replace('"', "**")):
+        assert (parse_rating(text), parse_verdict(text), parse_yes_no(text)) == (None, None, None)
+        assert parse_rating(f"{text}\n\nRating: [[8]]") == 8
+        assert parse_verdict(f"{text}\nVerdict: [[B]]") == "B"
+        assert parse_yes_no(f"{text}\nVerdict: [[yes]]") is True
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        # Replies of a judge of 135M parameters.
+        ("give your verdict in double square brackets: [[A]] if assistant A did better, [[B]]", None),
+        ("[[A]] if assistant A did better, [[B]] if assistant B did, [[C]] if neither did, for instance: Verdict: [[D]]", None),
+        ("[[A]] if assistant A did better. Both are short. Verdict: [[B]]", "B"),
+        ("Verdict: [[A]]. If asked again, I would say the same", "A"),
+        ("Verdict: [[A]]\nif that helps", "A"),
+        ("It gives no reasons, for example. [[A]]", "A"),
+    ],
+)
+def test_a_verdict_is_told_from_a_condition(reply: str, verdict: str | None) -> None:
+    assert parse_verdict(reply) == verdict
 
 
 def test_no_text_at_all_is_no_rating() -> None:
@@ -296,6 +350,10 @@ HOSTILE = [
     "* ",
     "a ",
     "8",
+    "<think>",
+    "[[A]] if ",
+    "for example ",
+    "for instance: a ",
 ]
 
 
@@ -304,7 +362,7 @@ def test_a_long_hostile_reply_takes_no_long_time(unit: str) -> None:
     def seconds(n: int) -> float:
         text = unit * (n // len(unit))
         begun = time.perf_counter()
-        for parse in (parse_rating, parse_verdict, parse_filter_reply):
+        for parse in (parse_rating, parse_verdict, parse_yes_no, parse_filter_reply):
             parse(text)
             parse("[[" + text + "]]")
             parse("[[rating" + text)

@@ -1,5 +1,7 @@
 """Intervals and tests, against values worked out by hand and by simulation."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from openbezoar.judging.statistics import (
     paired_p,
     proportion_interval,
     random_signs,
+    widened,
 )
 
 
@@ -98,6 +101,21 @@ def test_random_signs_by_hand() -> None:
     # The test that fits: McNemar's for 0 and 1.
     assert paired_p([1, 1, 1, 1], [0, 0, 0, 0], seed=1) == 2 / 16
     assert paired_p([1.0] * 4, [0.5] * 4, seed=1) == random_signs([1.0] * 4, [0.5] * 4, seed=1)
+
+
+def test_a_large_difference_stays_one_among_a_thousand_comparisons() -> None:
+    # 100 differences of 1 to 2: far beyond what 10,000 signs can tell; Hoeffding's bound by hand for equal ones, 2 exp(-100² / 200).
+    assert random_signs([1.0] * 100, [0.5] * 100, seed=1) == pytest.approx(2 * math.exp(-50))
+    clear = random_signs([1 + n / 100 for n in range(100)], [0.5] * 100, seed=1)
+    assert holm([clear] + [0.5] * 999)[0] < 0.001
+
+
+def test_a_mean_without_spread_over_few_groups_is_not_certain() -> None:
+    # By hand, one group: z² / (1 + z²) = 0.79346 of the groups may be otherwise.
+    assert widened((0.5, 0.5, 0.5), 1) == pytest.approx((0.5, 0.5 - 0.79346 / 2, 0.5 + 0.79346 / 2), abs=1e-4)
+    assert widened((1.0, 1.0, 1.0), 10) == pytest.approx((1.0, *proportion_interval(10, 10)))
+    assert widened((0.0, 0.0, 0.0), 10) == pytest.approx((0.0, *proportion_interval(0, 10)))
+    assert widened((0.5, 0.25, 0.75), 10) == (0.5, 0.25, 0.75)
 
 
 def test_holms_correction_by_hand() -> None:

@@ -219,6 +219,8 @@ class Scorer:
             shared, apart = torch.cat(self.forest((tree, made))), torch.cat(self.forward([*tree, *made]))
         finally:
             self.model.train(training)
+        if bool(apart.isnan().any()):
+            raise ModelError("the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype overflows (try dtype float32)")
         # In 16 bits two orders of summation differ by some hundredths; a wrong mask differs by whole units.
         allowed = 1e-4 if self.head.weight.dtype == torch.float32 else 0.5
         if len(shared) and not float((shared - apart).abs().mean()) <= allowed:

@@ -9,6 +9,7 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,8 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         for tree, sums, flags in zip(trees.values(), scores, greedy, strict=True):
             for (number, _), score, flag in zip(tree, sums, flags, strict=True):
                 results[number] = (float(score.sum()), flag)
+                if math.isnan(results[number][0]):
+                    raise ModelError(f"{self.label}: the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype overflows")
         return results
 
     def _path(self, texts: Any, context: list[int], continuation: list[int]) -> Path:

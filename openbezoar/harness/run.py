@@ -33,7 +33,7 @@ def score(
     """Results by reported name.
 
     Each is {task, fewshot, n, version, metrics: {name: {value, low, high}}, main: a metric's
-    name, items: its value at each question, truncated: requests cut to the window,
+    name, higher_is_better: of it, items: its value at each question, truncated: requests cut to the window,
     prompt_hash}. Metrics are named as in lm-eval ('acc'; with a filter 'exact_match,strict-match').
     MMLU's subjects are pooled, which weights them by their questions, and listed under
     ``subjects``. seed: of the bootstrap. tokens: budget of one forward pass.
@@ -126,6 +126,7 @@ def _score_one(lm: Any, benchmark: Benchmark, seed: int) -> Result:
         "version": found["versions"][names[0]],
         "metrics": metrics,
         "main": main,
+        "higher_is_better": bool(first.higher_is_better().get(main.partition(",")[0], True)),
         "items": items if _numbers(items) else [],
         "truncated": lm.truncated,
         "prompt_hash": digest([sample["arguments"] for name in names for sample in found["samples"][name]]),

@@ -7,13 +7,14 @@ numbers stay when a gate is changed, and are held against it each time the recip
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import RecipeError, RunError
 from openbezoar.judging.human_pairs import agreement_with_majority
-from openbezoar.judging.statistics import paired_difference
+from openbezoar.judging.statistics import Interval, paired_difference, widened
 from openbezoar.recipe import Agreement, Evaluate, Gate, Step
 from openbezoar.runs import step_seed
 
@@ -52,8 +53,8 @@ def _judge(name: str, step: Agreement, scores: Mapping[str, Any]) -> None:
         )
 
 
-KINDS = {"tasks": 0.01, "pairs": 0.01, "losses": -1.0}
-"""Where a gate's quantity may stand in the scores, and what one point of it is; a loss falls short by rising, a nat a point."""
+KINDS = {"tasks": 0.01, "pairs": 0.01, "losses": 1.0}
+"""Where a gate's quantity may stand in the scores, and what one point of it is: a hundredth, of a loss a nat."""
 
 
 def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tuple[str, str]:
@@ -76,15 +77,28 @@ def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tupl
     both = [(x, y) for x, y in pairs if x is not None and y is not None]
     if not both:
         return OPEN, f"gate on {gate.measure}: no item that {before} and {after} were both scored on"
-    point = KINDS[kind]
+    # A loss, or a task of which lower values are better, gets worse by rising.
+    lower = kind == "losses" or checkpoints[before][kind][gate.measure].get("higher_is_better") is False
+    point = -KINDS[kind] if lower else KINDS[kind]
     found = paired_difference([x for x, _ in both], [y for _, y in both], step_seed(seed, "gate", gate.measure), level=gate.confidence)
+    if found[0] and found[1] == found[2]:
+        found = _without_spread(found[0], len(both), kind != "losses" and all(0 <= value <= 1 for pair in both for value in pair))
     value, low, high = (found[0] / point, *sorted(end / point for end in found[1:]))
     state = BROKEN if high < -gate.fall else HELD if low >= -gate.fall else OPEN
     unit = "nats" if kind == "losses" else "points"
     said = {HELD: "holds", OPEN: "is open: too few items to say", BROKEN: "is broken"}[state]
-    change = -value if kind == "losses" else value
-    ends = (-high, -low) if kind == "losses" else (low, high)
+    change = -value if lower else value
+    ends = (-high, -low) if lower else (low, high)
     return state, (
         f"gate on {gate.measure} {said}: {before} → {after} {change:+.2f} {unit} ({100 * gate.confidence:g} %: {ends[0]:+.2f} to {ends[1]:+.2f}, n={len(both)}), "
-        f"allowed: {'a rise' if kind == 'losses' else 'a fall'} of {gate.fall:g}"
+        f"allowed: {'a rise' if lower else 'a fall'} of {gate.fall:g}"
     )
+
+
+def _without_spread(difference: float, n: int, shares: bool) -> Interval:
+    """The interval of n differences that are all the same, which drawing again takes for certain: of shares by their number, otherwise anything, since it is one item."""
+    if not shares:
+        return difference, -math.inf, math.inf
+    place = (difference + 1) / 2
+    _, low, high = widened((place, place, place), n)
+    return difference, 2 * low - 1, 2 * high - 1

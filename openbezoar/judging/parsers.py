@@ -2,7 +2,9 @@
 
 Reads text, writes nothing, never raises, takes time linear in the text's length. What
 cannot be read is None, which callers count as unscored; it is never a zero or a middle
-rating.
+rating. What stands in <think> is no verdict, and neither is what a reply repeats of the
+judge's instructions: ``[[A]]" if assistant A …`` up to the end of the sentence, and
+``for instance: Verdict: [[C]]``.
 
 A rating is what stands in the last well-formed ``[[…]]``. Well formed means: one number,
 perhaps after a label ("Rating:"), perhaps over ten ("8/10", "8 out of 10"), perhaps in
@@ -31,6 +33,10 @@ LOWEST, HIGHEST = 1.0, 10.0
 _BRACKETS = re.compile(r"\[\[([^\[\]]*+)\]\]")
 _VERDICT = re.compile(r"\[\[\s*+([ABC])\s*+\]\]", re.IGNORECASE)
 _YES_NO = re.compile(r"\[\[\s*+(yes|no)\s*+\]\]", re.IGNORECASE)
+_REPEATED = re.compile(
+    r"\[\[[^\[\]\n]*+\]\][\"'”’*`)]{0,3}+[ \t]++(?:if|for\ a\ tie)\b[^\n.]*+"
+    r"|\bfor\ (?:instance|example)[:,]?+[ \t]*+[\"'“‘*`]{0,3}+(?:\w++:?+[ \t]*+){0,2}+[\"'“‘*`]{0,3}+\[\[[^\[\]\n]*+\]\]"
+)
 _NUMBER = r"[+\-−]?(?:\d++(?:\.\d*+)?|\.\d++)(?:e[+\-]?\d++)?"
 _RATING = re.compile(
     r"(?:(?:\w++\s++){0,3}(?:rating|score|grade)\s*+(?:is\s|[:=])?\s*+)?"
@@ -42,7 +48,7 @@ _RATING = re.compile(
 
 def parse_rating(text: str) -> float | None:
     """The rating from 1 to 10 in the last well-formed ``[[…]]``; None if there is none, or it is out of range."""
-    for inner in reversed(_BRACKETS.findall(text or "")):
+    for inner in reversed(_BRACKETS.findall(_stated(text))):
         rating = _rating(inner)
         if rating is not None:
             return rating if LOWEST <= rating <= HIGHEST else None
@@ -51,14 +57,19 @@ def parse_rating(text: str) -> float | None:
 
 def parse_verdict(text: str) -> Verdict | None:
     """The last of ``[[A]]``, ``[[B]]`` and ``[[C]]`` (a tie); None if there is none."""
-    found = _VERDICT.findall(text or "")
+    found = _VERDICT.findall(_stated(text))
     return _VERDICTS[found[-1].upper()] if found else None
 
 
 def parse_yes_no(text: str) -> bool | None:
     """The last of ``[[yes]]`` and ``[[no]]``, case and inner spaces ignored; None if there is none."""
-    found = _YES_NO.findall(text or "")
+    found = _YES_NO.findall(_stated(text))
     return found[-1].lower() == "yes" if found else None
+
+
+def _stated(text: str) -> str:
+    """A reply without thoughts, and without what it repeats of its instructions."""
+    return _REPEATED.sub("", _spoken(text or ""))
 
 
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B", "C": "tie"}

@@ -41,18 +41,35 @@ def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequen
 
 
 def rating_differences(models: Sequence[str], judgments: Sequence[Row], seed: int) -> list[Row]:
-    """Every two models' mean ratings compared over the questions that both have a rating for; as ``comparisons.every_pair``, with ``p_holm``."""
-    scores = {model: question_scores([j for j in judgments if j["model"] == model]) for model in models}
-    rows = every_pair(scores, seed, {"what": "rating"})
+    """Every two models' ratings compared over the turns that both have one for, by question; as ``comparisons.every_pair``, with ``p_holm``."""
+    scores = {model: turn_ratings([j for j in judgments if j["model"] == model]) for model in models}
+    rows = every_pair(scores, seed, {"what": "rating"}, question_of)
     correct(rows)
     return rows
 
 
 def self_preference(judge: str, models: Sequence[str], judgments: Sequence[Row], seed: int) -> dict[str, Any]:
-    """The judge's rating of its own answers less its mean rating of the others', over the questions that it rated both on: {model, mean, low, high, n}."""
-    own = question_scores([j for j in judgments if j["model"] == judge])
-    others = question_scores([j for j in judgments if j["model"] != judge and j["model"] in models])
-    return {"model": judge, **interval([own[q] - others[q] for q in own if q in others], step_seed(seed, "self", judge))}
+    """The judge's rating of its own answers less its mean rating of the others', over the turns that it rated both on: {model, mean, low, high, n: questions}."""
+    own = turn_ratings([j for j in judgments if j["model"] == judge])
+    others: dict[tuple[Any, int], list[float]] = {}
+    for j in judgments:
+        if j["rating"] is not None and j["model"] != judge and j["model"] in models:
+            others.setdefault((j["question_id"], j["turn"]), []).append(j["rating"])
+    gains: dict[Any, list[float]] = {}
+    for turn, rating in own.items():
+        if turn in others:
+            gains.setdefault(turn[0], []).append(rating - sum(others[turn]) / len(others[turn]))
+    return {"model": judge, **interval([sum(of) / len(of) for of in gains.values()], step_seed(seed, "self", judge))}
+
+
+def turn_ratings(judgments: Sequence[Row]) -> dict[tuple[Any, int], float]:
+    """One model's ratings by (question_id, turn). Turns differ in how hard they are, so that two models are compared on the same ones."""
+    return {(j["question_id"], j["turn"]): j["rating"] for j in judgments if j["rating"] is not None}
+
+
+def question_of(turn: tuple[Any, int]) -> Any:
+    """The question of (question, turn): what is independent."""
+    return turn[0]
 
 
 def question_scores(judgments: Sequence[Row]) -> dict[Any, float]:

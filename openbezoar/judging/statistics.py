@@ -122,10 +122,16 @@ def proportion_interval(k: int, n: int) -> tuple[float, float]:
 
 
 def widened(found: Interval, groups: int) -> Interval:
-    """The interval of a share of yes and no over groups; where it is 0 or 1, drawing again shows no spread, and it is Wilson's over the groups."""
-    if found[0] not in (0.0, 1.0):
+    """The interval of a mean of values from 0 to 1 over groups; where all groups have the same one, drawing again shows no spread.
+
+    Then as large a share of groups may be otherwise as Wilson's interval allows for 0 of so
+    many, and those may lie at either end; for a share of 0 or 1 that is Wilson's interval.
+    """
+    value, low, high = found
+    if high - low > 1e-9:
         return found
-    return (found[0], *proportion_interval(int(found[0]) * groups, groups))
+    other = proportion_interval(0, groups)[1]
+    return value, value - other * value, value + other * (1 - value)
 
 
 # ------------------------------------------------------------------------------- agreement
@@ -174,7 +180,9 @@ def random_signs(a: Sequence[float], b: Sequence[float], seed: int, draws: int =
 
     Under that hypothesis (and differences as likely in one direction as in the other) each
     difference might as well have the other sign; p is the share of ``draws`` random signs,
-    the observed ones among them, whose sum is at least as far from 0.
+    the observed ones among them, whose sum is at least as far from 0. Where that is finer
+    than draws can tell, p is Hoeffding's (1963) bound on it, 2 exp(-S^2 / (2 sum d^2)), or else no
+    difference could be seen among some hundred comparisons, however large.
     """
     differences = np.asarray(_differences(a, b), dtype=np.float64)
     differences = differences[differences != 0]
@@ -186,7 +194,8 @@ def random_signs(a: Sequence[float], b: Sequence[float], seed: int, draws: int =
     for first in range(0, draws - 1, step):
         signs = generator.integers(0, 2, size=(min(step, draws - 1 - first), differences.size), dtype=np.int8) * 2.0 - 1.0
         extreme += int((np.abs(signs @ differences) >= observed).sum())
-    return extreme / draws
+    bound = 2 * math.exp(-(float(differences.sum()) ** 2) / (2 * float((differences**2).sum())))
+    return min(extreme / draws, bound)
 
 
 def paired_p(a: Sequence[float], b: Sequence[float], seed: int) -> float:

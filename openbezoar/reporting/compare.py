@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.failures import MEASURES
-from openbezoar.judging.scores import question_scores
+from openbezoar.judging.scores import question_of, turn_ratings
 from openbezoar.records import Row
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.scores import SCORES, Difference, Score, mapping, measured, published, score_of, stopped
@@ -107,6 +107,8 @@ class _Measure:
     score: Score
     items: Items | None
     same: str | None
+    what: str = ""  # of a failure its own name, which says whether fewer are better
+    lower: bool = False  # a task of which lower values are better
 
 
 def compare_scores(first: RunFacts, other: RunFacts) -> list[Compared]:
@@ -130,7 +132,13 @@ def compare_scores(first: RunFacts, other: RunFacts) -> list[Compared]:
         a, b = left.get(key), right.get(key)
         known = a or b
         assert known is not None
-        d = None if row is None else Difference("", "", known.title, row["difference"], row["low"], row["high"], row["n"], known.kind, row["p_holm"])
+        d = (
+            None
+            if row is None
+            else Difference(
+                "", "", known.what or known.title, row["difference"], row["low"], row["high"], row["n"], known.kind, row["p_holm"], lower=known.lower
+            )
+        )
         found.append(Compared(key[0], known.title, known.digits, a.score if a else None, b.score if b else None, d, why))
     return found
 
@@ -143,8 +151,13 @@ def _pair(a: _Measure | None, b: _Measure | None, key: tuple[str, str]) -> tuple
         return None, "not known to be the same items"
     if a.same != b.same:
         return None, "other items, judge or settings"
-    rows = every_pair({"first": a.items, "other": b.items}, int(digest([*key])[:8], 16), {"what": a.title})
+    rows = every_pair({"first": a.items, "other": b.items}, int(digest([*key])[:8], 16), {"what": a.title}, _unit)
     return (rows[0], "") if rows else (None, "no item in common")
+
+
+def _unit(item: Any) -> Any:
+    """What is independent: the question of a turn, else the item itself."""
+    return question_of(item) if isinstance(item, tuple) else item
 
 
 def _measures(facts: RunFacts) -> dict[tuple[str, str], _Measure]:
@@ -155,9 +168,11 @@ def _measures(facts: RunFacts) -> dict[tuple[str, str], _Measure]:
         for m in measured(step):
             items, same = (_evaluated if step.verb == "evaluate" else _graded)(step, scores, m.checkpoint, m.kind, m.name)
             title = m.title if (m.checkpoint, m.title) not in found else f"{m.title}, {step.name}"
-            found[m.checkpoint, title] = _Measure(title, m.kind, m.digits, m.score, items, same)
+            found[m.checkpoint, title] = _Measure(title, m.kind, m.digits, m.score, items, same, lower=m.kind == "task" and m.lower)
     for step in facts.of("failures"):
-        found |= _failures(step)
+        for checkpoint, measure in _failures(step):
+            title = measure.title if (checkpoint, measure.title) not in found else f"{measure.title}, {step.name}"
+            found[checkpoint, title] = replace(measure, title=title)
     return found
 
 
@@ -179,36 +194,35 @@ def _evaluated(step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind
 
 
 def _data(step: StepFacts, ref: Any) -> Any:
-    """A data reference with the hash of its file (or the key of its step) in place of the name; None if neither is known."""
+    """A data reference with the hash of its file (or the key of its step) in place of the name, and the seed where rows are shuffled; None if neither is known."""
     name = ref.get("data") if isinstance(ref, Mapping) else ref
     known = mapping(step.parts.get("files")).get(str(name)) or mapping(step.parts.get("inputs")).get(str(name))
     known = known or (name if str(name).startswith("hub:") else None)
-    return [known, {k: v for k, v in ref.items() if k != "data"} if isinstance(ref, Mapping) else {}] if known else None
+    some = {k: v for k, v in ref.items() if k != "data"} if isinstance(ref, Mapping) else {}
+    return [known, some, step.parts.get("seed") if some.get("shuffle") else None] if known else None
 
 
 def _graded(step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind: str, name: str) -> tuple[Items | None, str | None]:
-    """Ratings or shares of answers that stop, by question; the same if the questions' texts are, and who grades them how."""
+    """Ratings or answers that stop, by question and turn; the same if the questions' texts are, and who grades them how."""
     rows = [row for row in step.rows("answers.jsonl") if row.get("model") == checkpoint]
     asked = {str(row.get("question_id")): row.get("questions") for row in rows}
     if kind == "ended":
-        items = {str(q): v for q, v in stopped(step).get(checkpoint, {}).items()}
+        items = {(str(q), turn): v for (q, turn), v in stopped(step).get(checkpoint, {}).items()}
         return items, digest([asked, step.settings.get("max_new_tokens")])
     judged = [row for row in step.rows("judgments.jsonl") if row.get("model") == checkpoint]
     judge = str(step.settings.get("judge"))
     who = mapping(step.parts.get("models")).get(judge) or mapping(step.parts.get("inputs")).get(judge)
     how = [who, step.settings.get("mode"), step.settings.get("judge_prompts"), step.parts.get("texts"), step.settings.get("prompts")]
-    return {str(q): v for q, v in question_scores(judged).items()}, digest([asked, *how]) if who else None
+    return {(str(q), turn): v for (q, turn), v in turn_ratings(judged).items()}, digest([asked, *how]) if who else None
 
 
-def _failures(step: StepFacts) -> dict[tuple[str, str], _Measure]:
-    """What goes wrong under the trained system message, by prompt."""
+def _failures(step: StepFacts) -> Iterator[tuple[str, _Measure]]:
+    """Checkpoints with what goes wrong under the trained system message, by prompt."""
     told = [_data(step, step.settings.get("instructions")), *(step.settings.get(k) for k in ("rows", "max_new_tokens"))]
     same = digest(told) if told[0] else None
     rows = [r for r in step.rows("answers.jsonl") if r.get("set") == "instructions" and r.get("system") == "trained" and r.get("finish") != "error"]
-    found: dict[tuple[str, str], _Measure] = {}
     for checkpoint, numbers in mapping(step.read_json(SCORES).get("checkpoints")).items():
         own = [r for r in rows if r.get("model") == checkpoint]
         for name, measure in MEASURES.items():
             if score := score_of(mapping(numbers.get("answers")).get(name)):
-                found[checkpoint, name] = _Measure(name, "failures", 3, score, {r["id"]: float(measure(r)) for r in own}, same)
-    return found
+                yield checkpoint, _Measure(name, "failures", 3, score, {r["id"]: float(measure(r)) for r in own}, same, name)

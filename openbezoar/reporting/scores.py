@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.judging.comparisons import correct, every_pair
+from openbezoar.judging.scores import question_of
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.wording import estimate
 from openbezoar.runs import step_seed
@@ -40,6 +41,7 @@ class Measured:
     title: str
     score: Score
     digits: int = 3
+    lower: bool = False  # lower values are better
 
 
 def score_of(value: Any, n: Any = None, key: str = "value") -> Score | None:
@@ -82,13 +84,19 @@ def _evaluated(checkpoint: str, content: Mapping[str, Any]) -> Iterator[Measured
         metric = task.get("main")
         if score := score_of(mapping(task.get("metrics")).get(metric), task.get("n")):
             shots = f", {task['fewshot']}-shot" if task.get("fewshot") is not None else ""
-            yield Measured(checkpoint, "task", name, f"{name}: {metric}{shots}", score)
+            lower = lower_is_better(task)
+            yield Measured(checkpoint, "task", name, f"{name}: {metric}{shots}{', lower is better' if lower else ''}", score, lower=lower)
     for name, loss in mapping(content.get("losses")).items():
         if score := score_of(loss):
-            yield Measured(checkpoint, "loss", name, f"{name}: held-out loss", score)
+            yield Measured(checkpoint, "loss", name, f"{name}: held-out loss", score, lower=True)
     for name, pair in mapping(content.get("pairs")).items():
         if score := score_of(pair.get("accuracy"), pair.get("n")):
             yield Measured(checkpoint, "pairs", name, f"{name}: pair accuracy", score)
+
+
+def lower_is_better(task: Mapping[str, Any]) -> bool:
+    """Whether lower values of a task's main metric are better; results of older versions do not say, and then higher ones are."""
+    return task.get("higher_is_better") is False
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,7 @@ class Difference:
     kind: str = "task"  # task, loss, pairs, rating, ended or failures
     p: float | None = None  # corrected for the number of comparisons of its step
     step: str = ""  # where several steps of the run measure the same
+    lower: bool = False  # of a task: lower values are better
 
     @property
     def label(self) -> str:
@@ -182,7 +191,7 @@ class Difference:
     def gain(self) -> float:
         """How much better ``after`` is: the difference with the sign of what is measured, 0 where there is no better."""
         measure = "loss" if self.kind == "loss" else self.what
-        return 0.0 if measure in NO_DIRECTION else -self.value if measure in LOWER_IS_BETTER else self.value
+        return 0.0 if measure in NO_DIRECTION else -self.value if self.lower or measure in LOWER_IS_BETTER else self.value
 
     @property
     def worse(self) -> bool:
@@ -219,19 +228,24 @@ def differences(facts: RunFacts) -> list[Difference]:
         for kind, what, entry in _paired(step):
             value, low, high, n, p = (entry.get(k) for k in ("difference", "low", "high", "n", "p_holm"))
             if value is not None and low is not None and high is not None:
-                found.append(Difference(str(entry.get("a")), str(entry.get("b")), what, value, low, high, n, kind, p, told_apart(facts, step)))
+                a, b = str(entry.get("a")), str(entry.get("b"))
+                scored = mapping(mapping(mapping(step.read_json(SCORES).get("checkpoints")).get(b)).get("tasks"))
+                lower = kind == "task" and lower_is_better(mapping(scored.get(str(entry.get("task")))))
+                found.append(Difference(a, b, what, value, low, high, n, kind, p, told_apart(facts, step), lower))
     return found
 
 
 def stop_differences(facts: RunFacts) -> list[Difference]:
     """Paired differences in the share of answers that stop by themselves, over the questions of each mt_bench step.
 
-    A question's value is the share of its turns that ended; p values are corrected for the pairs of checkpoints.
+    A question's value is the share that ended of the turns that both answered; p values are corrected for the pairs of checkpoints.
     """
     found = []
     for step in facts.of("mt_bench"):
         values = stopped(step)
-        rows = every_pair({c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"})
+        rows = every_pair(
+            {c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"}, question_of
+        )
         correct(rows)
         what = "MT-Bench: answers that stop"
         found += [Difference(d["a"], d["b"], what, d["difference"], d["low"], d["high"], d["n"], "ended", d["p_holm"], told_apart(facts, step)) for d in rows]
@@ -247,13 +261,13 @@ def failure_differences(facts: RunFacts) -> list[Difference]:
     ]
 
 
-def stopped(step: StepFacts) -> dict[str, dict[Any, float]]:
-    """{checkpoint: {question: share of its answers that the model ended itself}} of an mt_bench step."""
-    values: dict[str, dict[Any, float]] = {}
+def stopped(step: StepFacts) -> dict[str, dict[tuple[Any, int], float]]:
+    """{checkpoint: {(question, turn): whether the model ended its answer itself, 0 or 1}} of an mt_bench step."""
+    values: dict[str, dict[tuple[Any, int], float]] = {}
     for row in step.rows("answers.jsonl"):
-        known = [finish == "stop" for finish in row.get("finish") or [] if finish not in (None, "error")]
-        if known:
-            values.setdefault(str(row.get("model")), {})[row.get("question_id")] = sum(known) / len(known)
+        for turn, finish in enumerate(row.get("finish") or [], 1):
+            if finish not in (None, "error"):
+                values.setdefault(str(row.get("model")), {})[row.get("question_id"), turn] = float(finish == "stop")
     return values
 
 

@@ -128,7 +128,8 @@ def scores_table(facts: RunFacts, only: Sequence[str] | None = None) -> Table:
     if not found or not names:
         return Table((), ())
     rows = tuple((name, *(c.cell(name) for c in found)) for name in names)
-    note = "In brackets: 95 % interval. Lower is better for losses, higher for everything else."
+    otherwise = " that does not say otherwise" if any("lower is better" in c.title for c in found) else ""
+    note = f"In brackets: 95 % interval. Lower is better for losses, higher for everything else{otherwise}."
     return Table(("checkpoint", *(c.header() for c in found)), rows, note)
 
 

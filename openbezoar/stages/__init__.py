@@ -24,9 +24,9 @@ STAGES: dict[str, Stage] = {
     "merge": Stage("openbezoar.stages.merge", 1),
     "dpo": Stage("openbezoar.stages.dpo", 1),
     "evaluate": Stage("openbezoar.stages.evaluate", 3),
-    "agreement": Stage("openbezoar.stages.agreement", 1),
-    "mt_bench": Stage("openbezoar.stages.mt_bench", 2),
-    "failures": Stage("openbezoar.stages.failures", 1),
+    "agreement": Stage("openbezoar.stages.agreement", 2),
+    "mt_bench": Stage("openbezoar.stages.mt_bench", 3),
+    "failures": Stage("openbezoar.stages.failures", 2),
     "report": Stage("openbezoar.stages.report", 2),
     "release": Stage("openbezoar.stages.release", 2),
 }

@@ -17,13 +17,14 @@ killed run goes on with the next checkpoint.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError, RecipeError
+from openbezoar.errors import DataError, ModelError, RecipeError
 from openbezoar.harness.run import Result, quiet, score
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.comparisons import correct, every_pair
@@ -125,6 +126,10 @@ class Answers:
         found: list[list[tuple[float, int]] | None] = [None] * len(rows)
         for number, tree in zip(trees, scores, strict=True):
             found[number] = [(float(path.double().sum()), len(path)) for path in tree]
+            if not all(math.isfinite(total) for total, _ in found[number] or ()):
+                raise ModelError(
+                    f"{label}, row {number + 1}: the model gives a log-probability that is no number; its weights are damaged, or its dtype overflows"
+                )
         return found
 
 
