@@ -10,10 +10,10 @@ from typing import TypeVar
 from openbezoar.errors import RowError
 from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_step
 from openbezoar.progress import Progress
-from openbezoar.recipe import DataRef, LocalModel, Recipe, ServerModel
+from openbezoar.recipe import TEMPLATES, DataRef, LocalModel, Recipe, ServerModel
 from openbezoar.records import Counts, Example, Pair, Row, to_example, to_pair
 from openbezoar.runs import RunFolder
-from openbezoar.sources import read, resolve_path
+from openbezoar.sources import model_reference, read, resolve_path
 
 T = TypeVar("T")
 
@@ -84,7 +84,15 @@ class StepContext:
         """The whole model that a name stands for: base, adapters, prompt."""
         spec = self.recipe.models.get(name)
         if isinstance(spec, LocalModel):
-            return checkpoint_of_model(name, spec, self.recipe.prompt, self.recipe_folder)
+            prompt = spec.prompt or self.recipe.prompt
+            if prompt.template not in TEMPLATES:  # a file, which must be found wherever the checkpoint is opened
+                prompt = prompt.model_copy(update={"template": str(self.path(prompt.template).resolve())})
+            return checkpoint_of_model(
+                name,
+                spec.model_copy(update={"model": model_reference(spec.model, self.recipe_folder, self.recipe.data), "prompt": prompt}),
+                prompt,
+                self.recipe_folder,
+            )
         return checkpoint_of_step(name, self.run.path)
 
     def batched(self, name: str, items: Sequence[T], size: int, make: Callable[[int, Sequence[T]], list[Row]], unit: str = "rows") -> list[Row]:

@@ -22,12 +22,13 @@ from openbezoar import __version__, prompts
 from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError, RecipeError, RunError, UserError
+from openbezoar.errors import DataError, ModelError, RecipeError, RunError, UserError
 from openbezoar.judging import gates
 from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
 from openbezoar.policy import check_open, stated_for_data
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
+    TEMPLATES,
     Agreement,
     Dpo,
     Evaluate,
@@ -37,6 +38,7 @@ from openbezoar.recipe import (
     LocalModel,
     Lora,
     MtBench,
+    PromptSpec,
     Recipe,
     Release,
     Report,
@@ -278,6 +280,8 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
     if isinstance(step, Evaluate):
         files |= _task_files(recipe, path, name, step)
     prompt = recipe.prompt.model_dump(mode="json")
+    if template := _template_file(recipe, path, recipe.prompt, "prompt"):
+        files[recipe.prompt.template] = file_digest(template)
     return {
         "name": name,
         "settings": _without_licences(settings),
@@ -289,6 +293,16 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
         "version": STAGES[verb_of(step)].version,
         "texts": _texts(step, f"{path}: steps.{name}"),
     }
+
+
+def _template_file(recipe: Recipe, path: Path, prompt: PromptSpec, place: str) -> Path | None:
+    """The file of a prompt's chat template; None for one that has a name."""
+    if prompt.template in TEMPLATES:
+        return None
+    file = resolve_path(prompt.template, path.parent, recipe.data)
+    if not file.is_file():
+        raise RecipeError(f"{path}: {place}.template: '{prompt.template}' is none of {', '.join(TEMPLATES)}, and there is no file {file}")
+    return file
 
 
 def _without_licences(settings: Any) -> Any:
@@ -346,13 +360,17 @@ def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     if not isinstance(spec, LocalModel):
         return spec.identity()
     identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None}
-    folder = resolve_path(spec.model, path.parent, recipe.data)
+    if spec.prompt and (template := _template_file(recipe, path, spec.prompt, f"models.{name}.prompt")):
+        identity["template"] = file_digest(template)
     if spec.model.startswith("pypi:"):
         return identity
+    folder = resolve_path(spec.model, path.parent, recipe.data)
     if folder.is_file():
         identity["file"] = file_digest(folder)
     elif folder.is_dir():
         identity["files"] = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model")}
+    elif spec.model.startswith(("/", ".", "~", "$data")) or spec.model.endswith(".gguf"):  # what is no name on the hub
+        raise ModelError(f"{path}: models.{name}: no folder or file {folder}; expected a folder, org/name on the hub, pypi:NAME or a .gguf file")
     return identity
 
 

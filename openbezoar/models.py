@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openbezoar.errors import ModelError, missing_extra
-from openbezoar.recipe import LocalModel, PromptSpec
+from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec
 from openbezoar.runs import file_digest, write_json
 
 MODEL_FILE = "model.json"
+TEMPLATE_FILE = "prompt.jinja"
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -87,6 +88,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published:
             path = published / path.relative_to(folder)
         return f"run:{path.relative_to(run)}" if path.is_relative_to(run) else str(path)
 
+    prompt = checkpoint.prompt.model_dump(mode="json")
+    if checkpoint.prompt.template not in TEMPLATES:  # the text that was trained stays, whatever becomes of the file
+        text = Path(checkpoint.prompt.template).read_text(encoding="utf-8")
+        (folder / TEMPLATE_FILE).write_text(text, encoding="utf-8")
+        prompt["template"] = portable(folder / TEMPLATE_FILE)
     base = Path(checkpoint.base)
     on_disk = base.is_absolute() or base.resolve().is_relative_to(run)  # a run's own folder may be relative
     write_json(
@@ -96,7 +102,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published:
             "adapters": [portable(a) for a in checkpoint.adapters],
             "quantize": checkpoint.quantize,
             "dtype": checkpoint.dtype,
-            "prompt": checkpoint.prompt.model_dump(mode="json"),
+            "prompt": prompt,
             "licence": checkpoint.licence,
         },
     )
@@ -111,8 +117,13 @@ def checkpoint_of_step(name: str, run: Path) -> Checkpoint:
 
 
 def _read(file: Path, run: Path, name: str) -> Checkpoint:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return _parsed(json.loads(file.read_text(encoding="utf-8")), run, name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file}: it describes no model ({type(error).__name__}: {error}); run the step again") from None
 
+
+def _parsed(content: dict[str, Any], run: Path, name: str) -> Checkpoint:
     def local(text: str) -> str:
         return str((run / text.removeprefix("run:")).resolve()) if text.startswith("run:") else text
 
@@ -122,7 +133,7 @@ def _read(file: Path, run: Path, name: str) -> Checkpoint:
         tuple(Path(local(a)) for a in content["adapters"]),
         content["quantize"],
         content["dtype"],
-        PromptSpec.model_validate(content["prompt"]),
+        PromptSpec.model_validate({**content["prompt"], "template": local(content["prompt"]["template"])}),
         content.get("licence"),
     )
 

@@ -12,6 +12,7 @@ from openbezoar.graph import Graph
 from openbezoar.memory import shape_of
 from openbezoar.models import local_folder
 from openbezoar.recipe import Dpo, LocalModel, Merge, ServerModel, Sft, Shape
+from openbezoar.sources import model_reference
 
 
 def model_of(graph: Graph, name: str) -> LocalModel | ServerModel | None:
@@ -27,7 +28,8 @@ def shape_of_model(graph: Graph, name: str) -> Shape | None:
     spec = model_of(graph, name)
     if not isinstance(spec, LocalModel):
         return None
-    return spec.shape or _shape_on_disk(spec.model, graph.recipe_path.parent)
+    folder = graph.recipe_path.parent
+    return spec.shape or _shape_on_disk(model_reference(spec.model, folder, graph.recipe.data), folder)
 
 
 def _shape_on_disk(model: str, folder: Path) -> Shape | None:

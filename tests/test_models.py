@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from openbezoar import gguf_models
+from openbezoar.context import StepContext
 from openbezoar.errors import ModelError
 from openbezoar.models import Checkpoint, checkpoint_of_step, fetch, open_checkpoint, write_checkpoint
-from openbezoar.recipe import PromptSpec
+from openbezoar.progress import Silent
+from openbezoar.recipe import PromptSpec, Recipe
+from openbezoar.runs import RunFolder
 
 BODY = b"GGUF" + bytes(range(256)) * 40
 
@@ -124,3 +127,29 @@ def test_a_checkpoint_is_found_after_its_run_was_moved(tmp_path: Path, tiny: Pat
     assert found.adapters == (tmp_path / "moved" / "s" / "adapter",)
     assert found.base == str(tiny) and found.prompt.system == "x" and found.quantize == "nf4"
     assert open_checkpoint(str(tmp_path / "moved" / "s")) == found
+
+
+def test_a_template_of_ones_own_is_found_from_anywhere_and_kept_with_what_was_trained(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jinja").write_text("A")
+    recipe = Recipe.model_validate({"name": "t", "prompt": {"template": "mine.jinja"}, "models": {"base": str(tiny)}, "steps": {}})
+    run = tmp_path / "runs" / "t"
+    context = StepContext("s", recipe, tmp_path, RunFolder(run), run / ".work/s", 0, Silent())
+    monkeypatch.chdir("/")
+    given = context.checkpoint("base")
+    assert Path(given.prompt.template).read_text() == "A"
+    context.out.mkdir(parents=True)
+    write_checkpoint(context.out, given, run, run / "s")
+    context.out.rename(run / "s")
+    (tmp_path / "mine.jinja").write_text("B")
+    run.rename(tmp_path / "moved")
+    assert Path(open_checkpoint(str(tmp_path / "moved" / "s")).prompt.template).read_text() == "A"
+    (tmp_path / "moved/s/model.json").write_text("{}")
+    with pytest.raises(ModelError, match="it describes no model"):
+        open_checkpoint(str(tmp_path / "moved" / "s"))
+
+
+def test_a_model_may_lie_in_the_recipe_s_data_folder(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"name": "t", "data": "d", "models": {"base": "$data/m"}, "steps": {}})
+    context = StepContext("s", recipe, tmp_path, RunFolder(tmp_path / "t"), tmp_path, 0, Silent())
+    (tmp_path / "d/m").mkdir(parents=True)
+    assert context.checkpoint("base").base == str(tmp_path / "d/m")
