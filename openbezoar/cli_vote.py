@@ -44,6 +44,7 @@ def vote(
 
     Example: openbezoar vote runs/demo --models base --models OpenBezoar-SFT
     """
+    from openbezoar.runs import MANIFEST
     from openbezoar.voting.votes import Poll, VoteFile
 
     if turns not in ("1", "2", "both"):
@@ -58,6 +59,8 @@ def vote(
         poll = Poll(ballots, file, f"expert_{voter}")
         _warn_of_others(poll)
         if export:
+            if export.resolve() in {p.resolve() for p in (path, *source, questions or path)} or (export.resolve().parent / MANIFEST).is_file():
+                raise UserError(f"--export {export}: it would take the place of what the pairs are made from; name another file")
             _export(poll, export)
         elif result:
             _print_result(poll, seed, as_json)
@@ -74,6 +77,8 @@ def _ballots(
     from openbezoar.voting.ballots import TURNS, answers_of_files, answers_of_run, chosen_models, make_ballots
 
     counts = Counts()
+    if missing := [path for path in source if not path.exists()]:
+        raise UserError(f"{missing[0]}: no such file or folder; expected a run such as runs/demo, or answer files")
     if len(source) == 1 and source[0].is_dir():
         if questions is not None:
             raise UserError(f"--questions: the answers in {source[0]} have their questions with them; leave it out")
@@ -134,7 +139,10 @@ def _export(poll: Poll, path: Path) -> None:
         print(f"left out: {n} {reason}", file=sys.stderr)
     if not rows:
         raise UserError(f"{path}: not written: of {len(voted)} votes none prefers one of two answers to the same prompt; vote on first turns (--turns 1)")
-    write_jsonl(path, rows)
+    try:
+        write_jsonl(path, rows)
+    except OSError as error:
+        raise UserError(f"--export {path}: {error.strerror}; name another file") from None
     print(f"{path}: {len(rows)} pairs")
 
 

@@ -447,6 +447,17 @@ def test_results_and_pairs_come_without_a_page(files: list[str], tmp_path: Path,
     assert all(r["chosen"].endswith("number 0") and r["chosen_model"] == MODELS[0] for r in read_jsonl(tmp_path / "pairs.jsonl"))
 
 
+def test_pairs_never_take_the_place_of_what_they_are_made_from(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    give_votes(files)
+    for file in (files[5], files[0], files[3]):
+        before = Path(file).read_bytes()
+        assert command(*files, "--export", file) == 2
+        assert "take the place of what the pairs are made from" in capsys.readouterr().err
+        assert Path(file).read_bytes() == before
+    assert command(*files, "--export", str(tmp_path / "nowhere" / "x.jsonl")) == 2
+    assert "No such file or directory; name another file" in capsys.readouterr().err
+
+
 def test_dpo_trains_on_exported_votes(files: list[str], tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     from conftest import FAST
 
@@ -492,7 +503,7 @@ def test_wrong_arguments_are_told_in_one_line(files: list[str], tmp_path: Path, 
         (files[:2], "answer files need their questions"),
         ([*files, "--turns", "3"], "--turns 3: expected 1, 2 or both"),
         ([*files, "--voter", "a/b"], "--voter a/b: expected letters"),
-        ([str(tmp_path / "nothing")], "answer files need their questions"),
+        ([str(tmp_path / "nothing")], "nothing: no such file or folder; expected a run"),
         ([str(tmp_path / "nothing"), *files[2:4]], "no such file"),
         ([*files, "--export", str(tmp_path / "x")], "no such file of votes"),
     ):
