@@ -21,6 +21,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 RUNS = Path("runs")
 
 
+def named(path: Path) -> Path:
+    """The path with the folder's own name at its end, which '.' and '..' do not have."""
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def graph_of(recipe: Path, overrides: list[str] | None, runs: Path) -> Graph:
     """The graph of a recipe file with its overrides."""
     from openbezoar import graph

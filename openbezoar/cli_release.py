@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from openbezoar.cli_arguments import RunPath, graph_of
+from openbezoar.cli_arguments import RunPath, graph_of, named
 from openbezoar.errors import RunError
 from openbezoar.recipe import GgufForm
 
@@ -34,20 +34,29 @@ def release(
     from openbezoar.progress import for_terminal
     from openbezoar.recipe_file import load
 
-    folder = graphs.open_run(run_path)
+    folder = graphs.open_run(named(run_path))
     about = folder.path / "run.json"
     if not about.is_file():
         raise RunError(f"{run_path}: no run.json; finish the run with 'openbezoar run RECIPE' first")
     if target is None and (only or public or yes):
         raise RunError("--only, --public and --yes belong to --push ORG/NAME")
-    content = json.loads(about.read_text(encoding="utf-8"))
-    path, overrides = Path(content["recipe"]), list(content["overrides"])
-    steps = [name for name, step in load(path, overrides).steps.items() if hasattr(step, "release")]
+    try:
+        content = json.loads(about.read_text(encoding="utf-8"))
+        path, overrides = Path(content["recipe"]), list(content["overrides"])
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{about}: it does not name the run's recipe; give 'openbezoar run RECIPE' again, which writes it") from None
+    recipe = load(path, overrides)
+    steps = [name for name, step in recipe.steps.items() if hasattr(step, "release")]
     if not steps:
         raise RunError(f"{path}: no release step; add one, such as release: {{release: [NAME OF A MERGE STEP]}}")
     if gguf is not None:
         overrides += [f"steps.{name}.gguf={json.dumps(_forms(gguf))}" for name in steps]
+    if folder.name != recipe.name:  # a copy, or a folder that was given another name
+        overrides.append(f"name={json.dumps(folder.name)}")
     graph = graph_of(path, overrides, folder.path.parent)
+    for node in (node for name in steps for node in graph.upto(name)):
+        if node.state != "done" and node.name not in steps:
+            raise RunError(f"{run_path}: {node.name} is not what {path} asks for ({node.why}); 'openbezoar run' it first, or take the recipe's change back")
     for name in steps:
         graphs.execute(graph, for_terminal(), name)
         print(graph.run.step(name))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openbezoar.cli_arguments import RunPath
+from openbezoar.cli_arguments import RunPath, named
 
 
 def report(
@@ -27,16 +27,11 @@ def report(
     from openbezoar.reporting.compare_page import write_comparison
     from openbezoar.reporting.page import write_report
 
-    first = open_run(_named(run))
+    first = open_run(named(run))
     if other is None:
         target = out or first.step("report")
         write_report(first, target)
         print(target / "report.html")
         return
-    second = open_run(_named(other))
+    second = open_run(named(other))
     print(write_comparison(first, second, out or first.path / f"compare-{second.name}"))
-
-
-def _named(path: Path) -> Path:
-    """The path with the folder's own name at its end, which '.' and '..' do not have."""
-    return path if path.name not in ("", "..") else path.resolve()
