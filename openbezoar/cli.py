@@ -7,6 +7,9 @@ user's mistake (one line), 130 interrupted.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import shlex
 import shutil
 import sys
@@ -78,11 +81,45 @@ def _how_to_go_on(arguments: list[str]) -> str:
     return f"; finished steps, answers and checkpoints are kept. To go on: {program} {shlex.join(arguments)}"
 
 
+# What the machine says no to, and what helps. An error that is none of these is a bug of ours, with its traceback.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and give the same command again; what was finished is kept"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "name another path"),
+}
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the machine refused, in one line; None for any other error."""
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}; {REMEDIES[error.errno]}"
+    if os.strerror(errno.ENOSPC) in str(error):  # torch and safetensors have errors of their own
+        return f"{' '.join(str(error).split())}; {REMEDIES[errno.ENOSPC]}"
+    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":  # pathlib's words for ~NOBODY
+        return "a path begins with '~' and a name that is no user's; write the path out"
+    return None
+
+
+def _forgive_encodings() -> None:
+    """Bytes that are no text, typed or piped in, and a terminal without some of our characters end no command."""
+    for stream, forgiven in ((sys.stdin, True), (sys.stdout, False), (sys.stderr, False)):
+        if isinstance(stream, io.TextIOWrapper) and (forgiven or stream.encoding.lower() not in ("utf-8", "utf8")):
+            stream.reconfigure(errors="replace" if forgiven else "backslashreplace")
+
+
+def _usage(error: Exception) -> str:
+    """A usage error of the command line: what is wrong with which argument, and whose help tells more."""
+    context = getattr(error, "ctx", None)
+    words = " ".join(str(getattr(error, "format_message", lambda: error)()).split()).rstrip(".")
+    return f"openbezoar: {words}; see {context.command_path if context else 'openbezoar'} --help"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
     from openbezoar.training import distributed
 
     command = typer.main.get_command(app)
+    _forgive_encodings()
     try:
         code = command.main(arguments, prog_name="openbezoar", standalone_mode=False)
     except UserError as error:
@@ -91,9 +128,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if not hasattr(error, "exit_code"):  # click's own usage errors carry one
+        if refusal := _refusal(error):
+            print(f"openbezoar{distributed.which()}: {refusal}", file=sys.stderr)
+        elif not hasattr(error, "exit_code"):  # click's own usage errors carry one
             raise
-        print(f"openbezoar: {getattr(error, 'message', error)}; see openbezoar --help", file=sys.stderr)
+        else:
+            bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
+            print(getattr(error, "message", error) if bare else _usage(error), file=sys.stderr)
         code = 2
     if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
         print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)

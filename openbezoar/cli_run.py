@@ -77,7 +77,7 @@ def run(
     graph.run.path.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     ran = graphs.execute(graph, progress, to)
-    done = graph_of(recipe, overrides, runs)
+    done = graphs.build(graph.recipe, recipe, runs)  # not from the file, which may have been edited since
     learn(done, ran, safe_estimate(done))
     write_json(graph.run.path / "run.json", {"recipe": str(recipe.resolve()), "overrides": overrides or []})
     progress.say(f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}" if ran else "Nothing to do: every step is done.")

@@ -42,7 +42,7 @@ def show(
     width = max(map(len, manifests))
     for name, manifest in ordered:
         assert manifest is not None
-        print(f"{name:{width}}  {manifest['verb']:9} {duration(manifest['seconds']) or '0.0 s':>8}  {manifest.get('summary', '')}")
+        print(f"{name:{width}}  {manifest.get('verb', ''):9} {duration(manifest.get('seconds')) or '0.0 s':>8}  {manifest.get('summary', '')}")
     if (folder.step("report") / "report.html").is_file():
         print(f"report: {folder.step('report') / 'report.html'}")
 

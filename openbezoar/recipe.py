@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Strict(BaseModel):
     """Base of every block: an unknown key is an error, values do not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 # ------------------------------------------------------------------------------ models
@@ -38,6 +38,9 @@ class Shape(Strict):
     mlp: int = Field(gt=0, description="Width of the gated MLP.")
     vocabulary: int = Field(gt=0)
     tied_head: bool = Field(False, description="Whether the output head is the embedding matrix.")
+
+
+TEMPLATES = ("openbezoar", "own")  # names of templates; any other text is a file's path
 
 
 class PromptSpec(Strict):
@@ -89,6 +92,14 @@ class ServerModel(Strict):
         None, description="For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>: {prompt}\\n<bot>:'."
     )
     licence: str | None = Field(None, description="Terms of the model's outputs, for the data card.")
+
+    @field_validator("server")
+    @classmethod
+    def _is_an_address(cls, value: str | list[str]) -> str | list[str]:
+        for address in [value] if isinstance(value, str) else value:
+            if not address.startswith(("http://", "https://")):
+                raise ValueError("expected an address that begins with http:// or https://, such as http://localhost:8000/v1")
+        return value
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -148,7 +159,7 @@ def data_specs(ref: DataRef) -> list[DataSpec]:
 class Generate(BaseModel):
     """Make synthetic instruction data by one scheme. Further keys are the scheme's own options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     generate: str = Field(description="The scheme; the options of each are below.")
     teacher: str = Field(description="Name of a model.")

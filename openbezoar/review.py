@@ -70,7 +70,7 @@ def entries(run: RunFolder, step: str, shown: str = "all") -> list[Entry]:
     manifest = run.manifest(step)
     if manifest is None or manifest.get("verb") != "filter":
         filters = sorted(p.parent.name for p in run.path.glob("*/manifest.json") if (run.manifest(p.parent.name) or {}).get("verb") == "filter")
-        what = "no finished step" if manifest is None else f"a {manifest.get('verb')} step, and only rows of a filter are reviewed:"
+        what = "no finished step" if manifest is None else f"a {manifest.get('verb')} step, and only rows of a filter are reviewed"
         raise RunError(f"{run.path}: '{step}' is {what}; filter steps: {', '.join(filters) or 'none'}")
     if shown not in get_args(Shown):
         raise RunError(f"--only {shown}: expected one of {', '.join(get_args(Shown))}")

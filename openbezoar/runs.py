@@ -52,8 +52,10 @@ class RunFolder:
             content: Manifest = json.loads((self.step(name) / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise RunError(f"{self.step(name) / MANIFEST}: not JSON ({error}); delete the folder and run again") from None
+        if not isinstance(content, dict):
+            raise RunError(f"{self.step(name) / MANIFEST}: no manifest, which is a JSON object; delete the folder and run again")
         return content
 
     @contextmanager

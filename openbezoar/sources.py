@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from array import array
 from collections.abc import Iterator
 from itertools import islice
@@ -27,6 +28,11 @@ def resolve_path(text: str, recipe_folder: Path, data_folder: str | None) -> Pat
     return path if path.is_absolute() else (recipe_folder / path)
 
 
+def model_reference(text: str, recipe_folder: Path, data_folder: str | None) -> str:
+    """A recipe's model reference, with ``$data/…`` as the path that it stands for."""
+    return str(resolve_path(text, recipe_folder, data_folder).resolve()) if text.startswith("$data") else text
+
+
 class Table(Protocol):
     """Rows that can be gone through again and again."""
 
@@ -48,7 +54,7 @@ def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
     if spec.where:
         allowed = {field: set(wanted) if isinstance(wanted, list) else {wanted} for field, wanted in spec.where.items()}
         rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
-    return islice(rows, spec.offset, None if spec.limit is None else spec.offset + spec.limit)
+    return islice(rows, *(None if place is None else min(place, sys.maxsize) for place in (spec.offset, spec.limit and spec.offset + spec.limit)))
 
 
 def read(

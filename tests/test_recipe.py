@@ -15,6 +15,7 @@ import yaml
 from openbezoar import graph
 from openbezoar.cli import main
 from openbezoar.errors import RecipeError
+from openbezoar.progress import Silent
 from openbezoar.recipe import json_schema
 from openbezoar.recipe_file import load
 
@@ -79,7 +80,149 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"a": SFT}, {"defaults": {"stf": {}}}, "did you mean 'sft'"),
     ({"a": SFT}, {"nmae": "x"}, "nmae: unknown key"),
     ({"a": {"sft": "$data/x.jsonl", "model": "base"}}, {}, "has no 'data' folder"),
+    ({"a": {"sft": {"data": "rows.jsonl", "limit": -1}, "model": "base"}}, {}, "steps.a: sft.limit: Input should be greater"),
+    ({"a": {"sft": ["rows.jsonl", {"dta": "rows.jsonl"}], "model": "base"}}, {}, "sft.1.dta: unknown key (did you mean 'data'"),
+    ({"a": {"sft": {"file": "rows.jsonl"}, "model": "base"}}, {}, "sft.file: unknown key; see"),
+    ({"a": {**SFT, "model": "strong"}}, {"models": {"strong": {"server": "http://x", "modle": "y"}}}, "models.strong.modle: unknown key (did you mean 'model'"),
+    ({"a": SFT}, {"models": {"base": {"modell": "y"}}}, "models.base.modell: unknown key (did you mean 'model'"),
+    ({"a": SFT}, {"models": {"base": {"server": "localhost:8000", "model": "y"}}}, "models.base.server: expected an address that begins with http://"),
+    ({"a": SFT}, {"models": {"base": 5}}, "models.base: expected a mapping (it is 5)"),
+    ({"a": SFT}, {"models": {"base": "/nowhere/model"}}, "models.base: no folder or file /nowhere/model"),
+    ({"a": SFT}, {"defaults": {"sft": 3}}, "defaults.sft: expected a mapping"),
+    ({"a": {**SFT, "epochs": float("inf")}}, {}, "epochs: Input should be a finite number"),
+    ({"a": SFT}, {"prompt": {"template": "mine.jinja"}}, "prompt.template: 'mine.jinja' is none of openbezoar, own, and there is no file"),
+    ({"a": {"sft": "x" * 300, "model": "base"}}, {}, "File name too long"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: x\nsteps:\n  a: {filter: r.jsonl}\n  a: {filter: r.jsonl, min_rating: 9}\n", "line 4: 'a' is there already, in line 3"),
+        ("name: x\nseed: 2024-13-45\n", "not YAML: month must be in 1..12"),
+        ("[" * 5000, "nested too deeply"),
+        ("caf\xe9", "not UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_line(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_bytes(text.encode("latin-1"))
+    code, _, err = run_cli(["plan", str(tmp_path / "r.yaml")], capsys)
+    assert code == 2 and expected in err and err.count("\n") == 1
+    code, _, err = run_cli(["plan", str(tmp_path)], capsys)
+    assert code == 2 and "Is a directory; expected a recipe's file" in err
+
+
+def test_a_key_may_be_overridden_where_a_mapping_is_merged(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe({})
+    path.write_text(
+        "name: t\nmodels: {base: a/b}\nsteps:\n  a: &a {sft: rows.jsonl, model: base, batch: 2}\n  b: &b {<<: *a, batch: 4}\n  c: {<<: *b, batch: 8}\n"
+    )
+    assert [step.batch for step in load(path).steps.values()] == [2, 4, 8]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["plan"], "openbezoar: Missing argument 'RECIPE'; see openbezoar plan --help\n"),
+        (["cache", "--prune", "-1"], "Invalid value for '--prune': Input should be greater than or equal to 0; see openbezoar cache --help\n"),
+        (["nothing"], "No such command 'nothing'; see openbezoar --help\n"),
+        (["plan", "r.yaml", "--set", "seed=2024-13-45"], "r.yaml: no such recipe"),
+    ],
+)
+def test_a_mistake_on_the_command_line_names_the_argument(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_cli(arguments, capsys)
+    assert code == 2 and expected in err and err.count("\n") == 1
+
+
+def test_without_a_command_the_help_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_cli([], capsys)
+    assert code == 2 and err.startswith("Usage: openbezoar") and "see openbezoar" not in err
+
+
+def test_what_the_machine_refuses_is_one_line(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe({"kept": {"filter": "rows.jsonl"}})
+    code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "rows.jsonl")], capsys)
+    assert code == 2 and "Not a directory; name another path" in err and "Traceback" not in err
+
+    for error in (OSError(28, "No space left on device", "runs/t/x"), RuntimeError("Error while serializing: No space left on device (os error 28)")):
+
+        def full(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(graph, "execute", full)
+        code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
+        assert code == 2 and "No space left on device" in err and "make room and give the same command again" in err and err.count("\n") == 1
+
+
+def test_a_recipe_that_is_edited_while_it_runs_ends_as_it_began(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe({"kept": {"filter": "rows.jsonl"}})
+    execute = graph.execute
+
+    def edited(*arguments: Any) -> list[str]:
+        path.write_text("half a reci")
+        return execute(*arguments)
+
+    monkeypatch.setattr(graph, "execute", edited)
+    code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 0, err
+    assert (tmp_path / "runs/t/run.json").is_file()
+
+
+def test_a_huge_limit_is_no_limit(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe({"kept": {"filter": {"data": "rows.jsonl", "limit": 10**30}, "rules": {"drop_repetition": 1.0}}})
+    graph.execute(graph.build(load(path), path, tmp_path / "runs"), Silent())
+    assert (tmp_path / "runs/t/kept/manifest.json").is_file()
+
+
+def test_a_change_of_the_chat_template_s_file_runs_its_steps_again(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    def keys() -> dict[str, str]:
+        return {name: node.key for name, node in graph.build(load(path), path, tmp_path / "runs").nodes.items()}
+
+    (tmp_path / "mine.jinja").write_text("A")
+    own = {"base": {"model": "pypi:x", "prompt": {"template": "mine.jinja"}}}
+    for top in ({"prompt": {"template": "mine.jinja"}}, {"models": own}):
+        path = write_recipe({"a": SFT}, **top)
+        before = keys()
+        (tmp_path / "mine.jinja").write_text((tmp_path / "mine.jinja").read_text() + "B")
+        assert keys() != before
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"{"])
+def test_a_damaged_manifest_is_one_line(content: bytes, write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe({"kept": {"filter": "rows.jsonl"}})
+    (tmp_path / "runs/t/kept").mkdir(parents=True)
+    (tmp_path / "runs/t/kept/manifest.json").write_bytes(content)
+    for arguments in (["plan", str(path), "--runs", str(tmp_path / "runs")], ["show", str(tmp_path / "runs/t")], ["report", str(tmp_path / "runs/t")]):
+        code, _, err = run_cli(arguments, capsys)
+        assert code == 2 and "delete the folder and run again" in err and err.count("\n") == 1
+
+
+def test_a_release_of_a_copied_run_stays_in_it_and_trains_nothing(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"sft": SFT, "chat": {"merge": "sft"}, "release": {"release": ["chat"]}}
+    path = write_recipe(steps)
+    copy = tmp_path / "runs" / "copy"
+    nodes = graph.build(load(path), path, tmp_path / "runs").nodes
+    for name, node in nodes.items():
+        (copy / name).mkdir(parents=True)
+        (copy / name / "manifest.json").write_text(json.dumps({"verb": node.verb, "key": node.key}))
+    (copy / "run.json").write_text(json.dumps({"recipe": str(path), "overrides": []}))
+    monkeypatch.chdir(copy)
+    for named in (str(copy), "."):
+        code, out, err = run_cli(["release", named], capsys)
+        assert (code, err) == (0, "") and Path(out.strip()) == copy / "release"
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["copy"]
+    write_recipe({**steps, "sft": {**SFT, "batch": 3}})
+    code, _, err = run_cli(["release", str(copy)], capsys)
+    assert code == 2 and "sft is not what" in err and "take the recipe's change back" in err
+    (copy / "run.json").write_text("{}")
+    code, _, err = run_cli(["release", str(copy)], capsys)
+    assert code == 2 and "does not name the run's recipe" in err
 
 
 @pytest.mark.parametrize(("steps", "top", "expected"), CASES, ids=[c[2] for c in CASES])
