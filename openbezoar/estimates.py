@@ -218,7 +218,7 @@ class _Book:
     def _train(self, step: Sft | Dpo) -> Estimate:
         texts = self.texts(step.sft, rejected=False) if isinstance(step, Sft) else self.texts(step.dpo)
         rows, length = trained(step, texts, self.recipe.prompt.system)
-        steps = math.ceil(math.ceil(rows / step.batch) * step.epochs)
+        steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
         tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)

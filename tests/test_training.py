@@ -154,6 +154,7 @@ def test_an_epoch_sees_each_row_once_and_its_order_depends_on_seed_and_epoch_alo
     assert made[0] != made[1]
     assert batch_of(4, 10, settings(), 5) == batch_of(4, 10, settings(), 5)
     assert plan_steps(10, settings()) == 3
+    assert plan_steps(10, settings(batch=1, epochs=1.1)) == 11
     assert plan_steps(10, settings(epochs=2.0, max_steps=5)) == 5
 
 
@@ -317,6 +318,16 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
     best = numbers["DPO"]
     assert best["losses"].keys() == {"original", "dequantized"}
     assert best["onto"] == min(best["losses"], key=best["losses"].get)
+
+
+def test_of_two_merges_that_are_as_good_one_is_kept(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"loss": 1.0, "kl": 0.0, "max_logprob_difference": 0.0, "mean_logprob_difference": 0.0, "rows": 1, "tokens": 1}
+    monkeypatch.setattr("openbezoar.stages.merge._drift", lambda *given: same)
+    path = write_recipe({"sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST}, "SFT": {"merge": "sft"}})
+    built = run(path, tmp_path / "runs")
+    assert [folder.name for folder in built.run.step("SFT").glob("model*") if folder.is_dir()] == ["model"]
+    numbers = (built.run.manifest("SFT") or {})["numbers"]
+    assert numbers["onto"] == "original" and numbers["losses"] == {"original": 1.0, "dequantized": 1.0}
 
 
 def test_a_step_goes_on_from_a_merge_in_a_relative_run_folder(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,9 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
         tokenizer.save_pretrained(str(folder))
         tried[onto] = _drift(before, Checkpoint(onto, str(folder.resolve()), (), "none", step.dtype, checkpoint.prompt), trees)
         free()
-        for worse in [name for name in tried if tried[name]["loss"] > min(d["loss"] for d in tried.values())]:
-            shutil.rmtree(context.out / f"model-{worse}", ignore_errors=True)
-    chosen = min(tried, key=lambda name: tried[name]["loss"])
+        chosen = min(tried, key=lambda name: tried[name]["loss"])
+        for other in tried.keys() - {chosen}:
+            shutil.rmtree(context.out / f"model-{other}", ignore_errors=True)
     shutil.rmtree(context.out / "model", ignore_errors=True)
     (context.out / f"model-{chosen}").rename(context.out / "model")
     made = Checkpoint(context.name, str(context.out / "model"), (), "none", step.dtype, checkpoint.prompt, checkpoint.licence)

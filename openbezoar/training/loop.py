@@ -57,7 +57,7 @@ class Objective:
 
 def plan_steps(rows: int, settings: Training) -> int:
     """Optimiser steps of a run: whole batches of each epoch, the last one perhaps smaller."""
-    steps = math.ceil(math.ceil(rows / settings.batch) * settings.epochs)
+    steps = math.ceil(round(math.ceil(rows / settings.batch) * settings.epochs, 6))  # 10 × 1.1 is a little over 11
     return max(1, min(steps, settings.max_steps or steps))
 
 
