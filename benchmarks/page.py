@@ -183,10 +183,14 @@ def _data(results: Sequence[Result]) -> str:
         for size in result["sizes"]:
             memory = [f"{size['memory'][name] / 1e6:.0f}" for name in ("peak_of_this_process", "peak")]
             lines.append([f"`{result['data']}`", f"{size['rows']:,}", f"{size['rows_per_second']:,.0f}", f"{1e3 * size['seconds_per_row']:.2f}", *memory])
+    remarks = sorted({result["remark"] for result in results if "remark" in result})
     head = ["rows of", "rows", "rows/s", "ms a row", "peak MB of the process that trains", "with its helpers"]
     return (
         "Reading, rendering, tokenising and packing, as `sft` and `dpo` do it, on all cores. The files' rows are repeated with a number "
-        "put into each prompt, so that all differ. Memory is anonymous memory, torch and transformers included.\n\n" + _table(head, lines) + "\n"
+        "put into each prompt, so that all differ. Memory is anonymous memory, torch and transformers included.\n\n"
+        + "".join(f"{remark}\n\n" for remark in remarks)
+        + _table(head, lines)
+        + "\n"
     )
 
 
