@@ -200,12 +200,13 @@ def _full_size(result: Result) -> str:
         planned = f"{stage['planned'] / 1e9:.2f} ({stage['planned_over_peak']:.2f})" if "planned" in stage else ""
         limit = f"{stage['limit'] / 1e9:.0f}" if "limit" in stage else ""
         step = f"{stage['seconds_an_optimiser_step']:.0f}" if "seconds_an_optimiser_step" in stage else ""
-        lines.append([name, f"{stage['seconds']:.0f}", step, f"{stage['peak'] / 1e9:.2f}", limit, planned])
+        tokens = f"{stage['tokens_an_optimiser_step']:,}" if "tokens_an_optimiser_step" in stage else ""
+        lines.append([name, f"{stage['seconds']:.0f}", step, tokens, f"{stage['peak'] / 1e9:.2f}", limit, planned])
     shape = result["shape"]
-    head = ["stage", "seconds", "of them an optimiser step", "peak GB", "limit GB", "`plan` said GB (over the peak)"]
+    head = ["stage", "seconds", "of them an optimiser step", "tokens of such a step", "peak GB", "limit GB", "`plan` said GB (over the peak)"]
     return (
         f"A checkpoint of {shape['layers']} layers, hidden size {shape['hidden']:,}, vocabulary {shape['vocabulary']:,}, with random weights: "
-        "3,426,473,600 parameters at 26 layers, OpenLLaMA 3B v2's. The base in NF4, LoRA r=16 on q, k, v; sft: steps of 2,048 tokens; "
+        "3,426,473,600 parameters at 26 layers, OpenLLaMA 3B v2's. The base in NF4, LoRA r=16 on q, k, v; "
         f"dpo: steps of 8 pairs of `{result['pairs']}`. Peaks are the kernel's high-water mark of a process of its own, loading included.\n\n"
         f"{_table(head, lines)}\n"
     )

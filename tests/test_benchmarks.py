@@ -162,7 +162,15 @@ def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: 
 def test_the_page_shows_sizes_peaks_beside_plan_s_and_each_machine_once() -> None:
     machine = {"processor": "a CPU", "device": "cpu", "threads": 2, "cores": 2, "versions": {"torch": "2", "trl": None}}
     size = {"rows": 1000, "rows_per_second": 2500.4, "seconds_per_row": 0.0004, "memory": {"peak_of_this_process": 5e8, "peak": 6e8}}
-    stage = {"seconds": 201.3, "seconds_an_optimiser_step": 61.2, "peak": 7.48e9, "limit": 8e9, "planned": 7.2e9, "planned_over_peak": 0.963}
+    stage = {
+        "seconds": 201.3,
+        "seconds_an_optimiser_step": 61.2,
+        "tokens_an_optimiser_step": 1024,
+        "peak": 7.48e9,
+        "limit": 8e9,
+        "planned": 7.2e9,
+        "planned_over_peak": 0.963,
+    }
     results = {
         "data": {"data": "rows.jsonl", "sizes": [size], "remark": "It was cold."},
         "full_size": {"shape": {"layers": 26, "hidden": 3200, "vocabulary": 32000}, "pairs": "pairs.jsonl", "stages": {"sft": stage, "write": {"seconds": 9.0, "peak": 1e9}}},
@@ -170,7 +178,7 @@ def test_the_page_shows_sizes_peaks_beside_plan_s_and_each_machine_once() -> Non
     text = page.page(results, "docs/benchmarks")
     assert "It was cold.\n\n| rows of |" in text
     assert "| `rows.jsonl` | 1,000 | 2,500 | 0.40 | 500 | 600 |" in text
-    assert "| sft | 201 | 61 | 7.48 | 8 | 7.20 (0.96) |" in text and "| write | 9 |  | 1.00 |  |  |" in text
+    assert "| sft | 201 | 61 | 1,024 | 7.48 | 8 | 7.20 (0.96) |" in text and "| write | 9 |  |  | 1.00 |  |  |" in text
     told = page._machines({"sft": {**machine, "load_before": 0.1}, "dpo": {**machine, "load_before": 2}, "score": {**machine, "cores": 4, "load_before": 0}})
     assert list(told.values()) == [["`sft` (load 0.1 before it)", "`dpo` (load 2 before it)"], ["`score` (load 0 before it)"]]
     assert all("trl" not in words for words in told)
