@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from openbezoar import prompts
@@ -107,7 +108,7 @@ class _Book:
             done = spec.data in self.graph.nodes and self.graph.nodes[spec.data].state == "done"
             if spec.data.startswith("hub:"):
                 yield Texts(spec.limit or 10_000, (1000.0,))
-            elif spec.data in self.graph.nodes and not (done and (self.graph.run.step(spec.data) / ROWS).is_file()):
+            elif spec.data in self.graph.nodes and not (done and self.file_of(spec).is_file()):
                 rows = max(self.kept(spec.data) - spec.offset, 0)
                 yield Texts(min(rows, spec.limit or rows), (self.made(spec.data)[1],), self.brings_system(spec.data))
             else:
@@ -115,8 +116,11 @@ class _Book:
 
     def rows_of(self, spec: DataSpec) -> Iterator[Row]:
         """Rows on disk, one at a time."""
-        file = self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
-        return select(JsonLines(file), spec, self.recipe.seed)
+        return select(JsonLines(self.file_of(spec)), spec, self.recipe.seed)
+
+    def file_of(self, spec: DataSpec) -> Path:
+        """Where a step's rows lie or will lie, or a local file's."""
+        return self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
 
     def rows(self, ref: DataRef) -> tuple[int, float]:
         """(number of rows, mean characters of a row's texts)."""
@@ -210,8 +214,7 @@ class _Book:
         """Seeds that are on disk; none of a step that has not run, or of the hub."""
         found: list[Row] = []
         for spec in data_specs(ref):
-            file = self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
-            if not spec.data.startswith("hub:") and file.is_file():
+            if not spec.data.startswith("hub:") and self.file_of(spec).is_file():
                 found += self.rows_of(spec)
         return found
 

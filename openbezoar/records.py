@@ -76,6 +76,9 @@ class Counts:
         for reason, n in by_reason.items():
             self.add(reason, n)
 
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {reason}" for reason, n in self.by_reason.items()) or "no rows"
+
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Rows of a ``.jsonl`` or ``.jsonl.gz`` file, one held at a time.

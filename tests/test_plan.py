@@ -64,17 +64,25 @@ def test_devices_are_named_by_card_or_by_size(monkeypatch: pytest.MonkeyPatch) -
         device_named("cuda")
 
 
-def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> Path:
+    """An nvidia-smi that says one line, on a machine with a GPU of which none is hidden."""
     from openbezoar import devices
 
     (tmp_path / "bin").mkdir()
     smi = tmp_path / "bin/nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'Tesla T4, 15360, 7.5'\n")
+    smi.write_text(f'#!/bin/sh\necho "{says}"\n')
     smi.chmod(0o755)
     monkeypatch.setattr(devices, "GPU", smi)
     monkeypatch.setenv("PATH", f"{smi.parent}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices._gpu.cache_clear()
+    return smi
+
+
+def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openbezoar import devices
+
+    smi = driver(tmp_path, monkeypatch, "Tesla T4, 15360, 7.5")
     assert this_device() == Device("cuda", "Tesla T4", 15_360 << 20, here=True, bfloat16=False)
     smi.write_text("#!/bin/sh\nexit 9\n")
     devices._gpu.cache_clear()
@@ -90,13 +98,7 @@ def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memo
 def test_the_gpu_is_the_first_one_that_cuda_is_to_see(visible: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from openbezoar import devices
 
-    (tmp_path / "bin").mkdir()
-    smi = tmp_path / "bin/nvidia-smi"
-    smi.write_text('#!/bin/sh\necho "GPU ${1#--id=}, 15360, 8.0"\n')
-    smi.chmod(0o755)
-    monkeypatch.setattr(devices, "GPU", smi)
-    monkeypatch.setenv("PATH", f"{smi.parent}:/bin:/usr/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    driver(tmp_path, monkeypatch, "GPU ${1#--id=}, 15360, 8.0")
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     devices._gpu.cache_clear()

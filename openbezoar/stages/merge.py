@@ -41,8 +41,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     renderer = Renderer(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), LONGEST, "truncate", context.counts)
     trees = renderer.examples(rows)
     if not trees:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in context.counts.by_reason.items()) or "there are none"
-        raise DataError(f"none of the rows for the drift can be used, {LONGEST} tokens at most ({reasons}); name others with 'drift'")
+        raise DataError(f"none of the rows for the drift can be used, {LONGEST} tokens at most ({context.counts}); name others with 'drift'")
     before = _Answers.of(unmerged, trees)
     unmerged_loss = before.loss()
     del unmerged

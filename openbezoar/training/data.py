@@ -79,7 +79,7 @@ def training_trees(
     require(trained, context.counts, what)
     if not heldout:
         raise DataError(
-            f"no {what} is held out ({_reasons(context.counts)}); name rows with 'heldout', or lower heldout_every so that it is at most the number of {what}s"
+            f"no {what} is held out ({context.counts}); name rows with 'heldout', or lower heldout_every so that it is at most the number of {what}s"
         )
     return trained, heldout
 
@@ -87,8 +87,4 @@ def training_trees(
 def require(trees: Sequence[Tree], counts: Counts, what: str) -> None:
     """Raise DataError with the counts if no row is left."""
     if not trees:
-        raise DataError(f"no {what} is left to train on ({_reasons(counts)}); raise max_length or bring other rows")
-
-
-def _reasons(counts: Counts) -> str:
-    return ", ".join(f"{n} {reason}" for reason, n in counts.by_reason.items()) or "no rows"
+        raise DataError(f"no {what} is left to train on ({counts}); raise max_length or bring other rows")

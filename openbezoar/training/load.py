@@ -66,6 +66,7 @@ def window_of(model: Any, tokenizer: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
+LARGE = 2 << 30  # bytes of weights as stored, from which freed memory is given back in training
 PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n\n### Response:\nna\u00efve caf\u00e9"
 
 
@@ -147,9 +148,6 @@ def keep_4bit_layout(model: nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  no such attribute is declared
-
-
-LARGE = 2 << 30  # bytes of weights as stored
 
 
 def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str) -> nn.Module:
@@ -241,7 +239,7 @@ def load_for_training(
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    # Fresh pages cost a small model a tenth of its time, a large one next to nothing; its heap of holes would cost it gigabytes.
+    # Fresh pages cost a small model 7 % of its time; a large one's heap of holes would cost it gigabytes (docs/benchmarks.md).
     (give_back_large_blocks if stored > LARGE else keep_freed_blocks)()
     return peft
 
