@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 SHAPE = {"hidden": 3200, "layers": 26, "heads": 32, "mlp": 8640, "vocabulary": 32000}
 PARAMETERS, LORA_PARAMETERS = 3_426_473_600, 7_987_200
 LORA = {"r": 16, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj"]}
-TOKENS, ROWS, STEPS, PAIRS = 1024, 2, 2, 8  # of an SFT step, its rows; optimiser steps; pairs of a DPO step
+TOKENS, PASS, ROWS, STEPS, PAIRS = 2048, 1024, 4, 2, 8  # tokens of an SFT step and of a pass, an SFT step's rows; optimiser steps; pairs of a DPO step
 LIMITS = {"load": 8e9, "sft": 8e9, "remerge": 8e9, "merge": 15e9, "dpo": 15e9}  # a T4 has 15 GB
 STAGES = ("write", *LIMITS)
 
@@ -157,7 +157,7 @@ def write_recipe(folder: Path, layers: int, pairs: Path) -> Path:
     fitting = [row for row in rows if len(formatter.tokenizer(row["chosen"] + row["rejected"]).input_ids) < 900]
     _write_lines(folder / "pairs.jsonl", fitting[: PAIRS * STEPS])
     _write_lines(folder / "heldout-pairs.jsonl", fitting[PAIRS * STEPS : PAIRS * STEPS + 1])
-    common = {"lora": LORA, "quantize": "nf4", "max_length": 1024, "tokens": TOKENS, "max_steps": STEPS, "checkpointing": "auto"}
+    common = {"lora": LORA, "quantize": "nf4", "max_length": PASS, "tokens": PASS, "max_steps": STEPS, "checkpointing": "auto"}
     recipe = {
         "name": "full",
         "models": {"base": {"model": "base", "shape": SHAPE | {"layers": layers}}},

@@ -19,7 +19,7 @@ from openbezoar.forest import Path as TokenPath
 from openbezoar.forest import Scorer
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import Lora, PromptSpec, Sft
-from openbezoar.training import checkpointing, shards
+from openbezoar.training import checkpointing, load, shards
 from openbezoar.training.load import load_base, load_for_inference, load_for_training
 
 CPU = torch.device("cpu")
@@ -271,3 +271,21 @@ def test_checkpointing_is_no_part_of_a_step_s_key(write_recipe: Callable[..., Pa
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     keys = {graph.build(load(path, [f"steps.a.checkpointing={value}"]), path, tmp_path / "runs").nodes["a"].key for value in ("auto", "on", "off")}
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(0, ["back", "read", "back"]), (1 << 40, ["back", "read", "keep"])], ids=["large", "small"])
+@pytest.mark.parametrize("way", ["inference", "nf4 inference", "training", "nf4 training"])
+def test_freed_blocks_go_back_while_a_model_is_read_and_are_kept_for_a_small_ones_passes(
+    tiny: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, way: str, limit: int, calls: list[str]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(load, "LARGE", limit)
+    monkeypatch.setattr(load, "give_back_large_blocks", lambda *size: told.append("back"))
+    monkeypatch.setattr(load, "keep_freed_blocks", lambda: told.append("keep"))
+    monkeypatch.setattr(load, "lean_layers", lambda model: told.append("read"))
+    quantize: Any = "nf4" if way.startswith("nf4") else "none"
+    if way.endswith("inference"):
+        load_for_inference(checkpoint(tiny, adapters[:1], quantize))
+    else:
+        load_for_training(checkpoint(tiny), Lora(r=4), quantize, "bfloat16", False, 0)
+    assert told == calls

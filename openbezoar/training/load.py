@@ -2,7 +2,7 @@
 
 A checkpoint's older adapters are merged into the base in fp32 and cast; only its last one
 stays an adapter. The base is then held as it was when that adapter was trained (NF4 or not).
-A loaded model is about to be run, so the process's heap is told to keep what passes free (``heap``).
+The process's heap is told what to do with freed blocks (``heap``): large ones go back while models are loaded; then a small model's passes keep theirs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def window_of(model: Any, tokenizer: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
-LARGE = 2 << 30  # bytes of weights as stored, from which freed memory is given back in training
+LARGE = 2 << 30  # bytes of weights as stored, from which memory freed by a pass is given back to the system
 PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n\n### Response:\nna\u00efve caf\u00e9"
 
 
@@ -109,10 +109,15 @@ def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"], weights: Mapping[str, Weight] | None = None) -> nn.Module:
-    """The model in a folder; with ``weights``, these instead of the folder's own, each made when it is its turn."""
+    """The model in a folder; with ``weights``, these instead of the folder's own, each made when it is its turn.
+
+    From here on the process gives freed blocks back: those that are let go while tensors are
+    made and packed, and another model's, would stay as holes, gigabytes of them at the paper's size.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
     from transformers.utils import logging as hf_logging
 
+    give_back_large_blocks(8 << 20)  # smaller ones, of which a small model is made, cost more time than they leave holes
     hf_logging.disable_progress_bar()
     settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if quantize == "nf4":
@@ -168,6 +173,20 @@ def load_unpacked(checkpoint: Checkpoint, adapters: tuple[Path, ...], dtype: str
     return _from_pretrained(folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), adapters, nf4=True))
 
 
+def _stored(folder: Path) -> int:
+    """Bytes of a model folder's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _settle(folder: Path) -> None:
+    """What passes free, once the model is there: a small model's next pass takes the same pages, a large one's go back.
+
+    Mapped afresh they cost 7 % of a training step of SmolLM2-135M; kept, a step at the
+    paper's size holds twice what its tensors take.
+    """
+    (give_back_large_blocks if _stored(folder) > LARGE else keep_freed_blocks)()
+
+
 def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """(model, tokenizer), the model in evaluation mode and without gradients.
 
@@ -185,7 +204,7 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     model.eval()
     model.requires_grad_(False)
     pack(model)
-    keep_freed_blocks()
+    _settle(checkpoint.folder())
     return model, tokenizer
 
 
@@ -216,8 +235,7 @@ def load_for_training(
     from peft import LoraConfig, get_peft_model
 
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
-    stored = sum(file.stat().st_size for file in checkpoint.folder().glob("*.safetensors"))
-    if quantize == "nf4" and unpacks(stored, nf4, dtype):
+    if quantize == "nf4" and unpacks(_stored(checkpoint.folder()), nf4, dtype):
         model = load_unpacked(checkpoint, older, dtype)
     else:
         model = load_base(checkpoint, older, quantize, dtype)
@@ -239,8 +257,7 @@ def load_for_training(
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    # Fresh pages cost a small model 7 % of its time; a large one's heap of holes would cost it gigabytes (docs/benchmarks.md).
-    (give_back_large_blocks if stored > LARGE else keep_freed_blocks)()
+    _settle(checkpoint.folder())
     return peft
 
 
