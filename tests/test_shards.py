@@ -289,3 +289,16 @@ def test_freed_blocks_go_back_while_a_model_is_read_and_are_kept_for_a_small_one
     else:
         load_for_training(checkpoint(tiny), Lora(r=4), quantize, "bfloat16", False, 0)
     assert told == calls
+
+
+def test_an_nf4_base_stored_in_32_bits_is_held_as_one_in_16_is(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``plan`` counts parameters, so what decides here must not be the file's size."""
+    sizes: list[int] = []
+    monkeypatch.setattr(load, "unpacks", lambda in_16_bits, nf4, dtype: bool(sizes.append(in_16_bits)))
+    for dtype in (torch.bfloat16, torch.float32):
+        folder = tmp_path / str(dtype)
+        shutil.copytree(tiny, folder)
+        shards.write(shards.weights_of(tiny, dtype, CPU), folder, most=100_000)
+        (folder / shards.WHOLE).unlink()
+        load_for_training(checkpoint(folder), Lora(r=4), "nf4", "bfloat16", False, 0)
+    assert sizes == [2 * sum(value.numel() for value in load_file(tiny / shards.WHOLE).values())] * 2

@@ -26,7 +26,7 @@ from openbezoar.recipe import Lora
 from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
 from openbezoar.training.packing import pack
-from openbezoar.training.shards import Weight, skeleton, weights_of
+from openbezoar.training.shards import Weight, count_values, skeleton, weights_of
 
 # bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -66,7 +66,7 @@ def window_of(model: Any, tokenizer: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
-LARGE = 2 << 30  # bytes of weights as stored, from which memory freed by a pass is given back to the system
+LARGE = 2 << 30  # bytes of a model in 16 bits, from which memory freed by a pass is given back to the system
 PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n\n### Response:\nna\u00efve caf\u00e9"
 
 
@@ -173,9 +173,9 @@ def load_unpacked(checkpoint: Checkpoint, adapters: tuple[Path, ...], dtype: str
     return _from_pretrained(folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), adapters, nf4=True))
 
 
-def _stored(folder: Path) -> int:
-    """Bytes of a model folder's weights."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def _in_16_bits(folder: Path) -> int:
+    """Bytes of a model's weights in 16 bits, whatever they are stored in."""
+    return 2 * count_values(folder)
 
 
 def _settle(folder: Path) -> None:
@@ -184,7 +184,7 @@ def _settle(folder: Path) -> None:
     Mapped afresh they cost 7 % of a training step of SmolLM2-135M; kept, a step at the
     paper's size holds twice what its tensors take.
     """
-    (give_back_large_blocks if _stored(folder) > LARGE else keep_freed_blocks)()
+    (give_back_large_blocks if _in_16_bits(folder) > LARGE else keep_freed_blocks)()
 
 
 def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
@@ -235,7 +235,7 @@ def load_for_training(
     from peft import LoraConfig, get_peft_model
 
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
-    if quantize == "nf4" and unpacks(_stored(checkpoint.folder()), nf4, dtype):
+    if quantize == "nf4" and unpacks(_in_16_bits(checkpoint.folder()), nf4, dtype):
         model = load_unpacked(checkpoint, older, dtype)
     else:
         model = load_base(checkpoint, older, quantize, dtype)
