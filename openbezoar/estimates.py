@@ -166,6 +166,12 @@ class _Book:
     def shape(self, name: str) -> Shape | None:
         return shape_of_model(self.graph, name)
 
+    def system(self, name: str) -> str | None:
+        """The system message that a model, or a step's model, is prompted with; None for the project's own."""
+        spec = self.spec(name)
+        prompt = spec.prompt if isinstance(spec, LocalModel) else None
+        return (prompt or self.recipe.prompt).system
+
     def price(self, name: str | None) -> Price:
         spec = self.spec(name) if name else None
         return spec.price if isinstance(spec, ServerModel) else Price()
@@ -220,7 +226,7 @@ class _Book:
 
     def _train(self, step: Sft | Dpo) -> Estimate:
         texts = self.texts(step.sft, rejected=False) if isinstance(step, Sft) else self.texts(step.dpo)
-        rows, length = trained(step, texts, self.recipe.prompt.system)
+        rows, length = trained(step, texts, self.system(step.model))
         steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
         tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
@@ -234,7 +240,7 @@ class _Book:
         work = sum(n * 60 + 80 for n in shots) / max(1, len(shots))
         tokens = questions * 4 * work * len(step.evaluate)
         for ref in (*step.losses.values(), *step.pairs.values()):
-            asked = [(some.rows, sum(path_tokens(some, self.recipe.prompt.system))) for some in self.texts(ref)]
+            asked = [(some.rows, sum(path_tokens(some, self.system(step.evaluate[0])))) for some in self.texts(ref)]
             rows = sum(n for n, _ in asked)
             tokens += min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in asked) * len(step.evaluate)
         made = Estimate(questions * len(step.evaluate), int(tokens), 0, None, self._resident(step.evaluate[0]))

@@ -15,7 +15,7 @@ from openbezoar.estimates import estimate
 from openbezoar.lengths import Texts, path_tokens, texts_of, trained
 from openbezoar.memory import TrainingMemory, lora_parameters, parameters, training_memory
 from openbezoar.rates import learn, learnt_rates
-from openbezoar.recipe import Dpo, LocalModel, Sft
+from openbezoar.recipe import Dpo, LocalModel, PromptSpec, Sft
 from openbezoar.recipe_file import load
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +78,21 @@ def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeyp
         "sft-lamini": 5.1, "hh-sft": 5.1, "dpo": 3.3, "OpenBezoar-SFT": 7.7,
     }  # fmt: skip
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_models_own_system_message_is_counted(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}, "b": {"evaluate": ["a"], "losses": {"kept": "rows.jsonl"}}})
+    recipe = load(path)
+
+    def tokens(system: str | None) -> list[int]:
+        base = recipe.models["base"].model_copy(update={"prompt": None if system is None else PromptSpec(system=system)})
+        made = estimate(graph.build(recipe.model_copy(update={"models": {**recipe.models, "base": base}}), path, tmp_path / "runs"))
+        return [made[name].tokens_in for name in "ab"]
+
+    rows = estimate(graph.build(recipe, path, tmp_path / "runs"))["a"].rows
+    short, long = tokens(""), tokens("word " * 80)
+    assert all(many - few > rows * 50 for many, few in zip(long, short, strict=True))
+    assert tokens(None) == tokens(recipe.prompt.system)
 
 
 def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
