@@ -13,13 +13,14 @@ import os
 import shlex
 import shutil
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from openbezoar import __version__
 from openbezoar.cli_chat import chat
-from openbezoar.cli_judge import agreement, judge, score
+from openbezoar.cli_judge import agreement, judging, score
 from openbezoar.cli_release import release
 from openbezoar.cli_report import report
 from openbezoar.cli_run import plan, run, schema
@@ -28,7 +29,18 @@ from openbezoar.cli_serve import serve
 from openbezoar.cli_vote import vote
 from openbezoar.errors import UserError
 
+
+class _InOrder(TyperGroup):
+    """Lists the commands as ``COMMANDS`` does; Typer would put those that have commands of their own last."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        names = [str(command.info.name) if isinstance(command, typer.Typer) else command.__name__ for command in COMMANDS]
+        self.commands = {name: self.commands[name] for name in names}
+
+
 app = typer.Typer(
+    cls=_InOrder,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -52,14 +64,17 @@ COMMANDS = (
     vote,
     serve,
     score,
-    judge,
+    judging,
     agreement,
     release,
     cache,
     schema,
 )
 for command in COMMANDS:
-    app.command()(command)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command)
+    else:
+        app.command()(command)
 
 
 @app.callback(invoke_without_command=True)

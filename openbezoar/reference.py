@@ -101,6 +101,8 @@ def command_reference() -> str:
     ]
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         lines += ["", f"## `openbezoar {name}`", "", *_command(command)]
+        for inner, its in getattr(command, "commands", {}).items():
+            lines += ["", f"### `openbezoar {name} {inner}`", "", *_command(its)]
     return "\n".join(lines) + "\n"
 
 

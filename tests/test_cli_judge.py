@@ -79,7 +79,55 @@ def test_a_judge_earns_its_number_on_human_pairs(place: Path, tiny: Path, capsys
     ],
 )
 def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = call(capsys)
+    assert (code, err) == (2, "openbezoar: judge: expected --judge MODEL; name the model that judges\n")
     code, _, err = call(capsys, "--judge", "nowhere", *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+ROWS = [{"id": f"a{n}", "prompt": f"Say {n}.", "completion": "It is. " * (n + 1), "acceptable": n / 5} for n in range(6)]
+
+
+def test_a_filter_judge_is_held_against_labels_beside_two_that_ask_nobody(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(place / "rows.jsonl", [*ROWS, {**ROWS[0], "acceptable": 0.5}])
+    arguments = ("check", "--judge", str(tiny), "--rows", "rows.jsonl", "--mode", "probability", "--min-rating", "1")
+    code, out, _ = call(capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["n"], found["good"], found["unscored"], found["label"]) == (6, 3, 0, "acceptable")
+    assert found["left_out"] == {"people were split": 1}
+    assert list(found["filters"]) == ["judge", "keep all", "length only"]
+    assert found["filters"]["judge"]["kept"] == 6  # no rating is below 1
+    assert found["filters"]["judge"]["precision"]["value"] == 0.5
+    assert found["filters"]["length only"]["auc"]["value"] == 1.0
+    assert len((place / "runs/judge-check/check/verdicts.jsonl").read_text().splitlines()) == 6
+    code, out, err = call(capsys, *arguments)
+    assert code == 0
+    assert [line.split("  ")[0] for line in out.splitlines()[2:5]] == ["judge", "keep all", "length only"]
+    assert "50.0 % [" in out
+    assert "3 of 6 answers are good" in out
+    assert "Every verdict: runs/judge-check/check" in err
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([{"prompt": "a", "completion": "b", "right": True, "kind": False}], (), "Name one of right, kind with --label"),
+        ([{"prompt": "a", "completion": "b"}], (), "Name the field that says it, of prompt, completion with --label"),
+        ([{"prompt": "a", "completion": "b", "label": "yes"}], (), "the label 'label' is 'yes'; expected true, false or a share from 0 to 1"),
+        ([{"prompt": "a", "label": True}], (), "no text in 'response'; expected one of response, output, completion"),
+        ([{"prompt": "a", "completion": "b", "label": None}], (), "none of 1 has a label (1 without a label)"),
+        ([{"prompt": "a", "completion": "b", "label": True}], ("--label", "good"), "no field 'good'"),
+        ([{"prompt": "a", "completion": "b", "label": True}], ("--mode", "loud"), "mode"),
+    ],
+)
+def test_rows_that_cannot_check_a_judge_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], more: tuple[str, ...], message: str
+) -> None:
+    write_jsonl(place / "rows.jsonl", rows)
+    code, _, err = call(capsys, "check", "--judge", "nowhere", "--rows", "rows.jsonl", *more)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1

@@ -35,6 +35,7 @@ from openbezoar.schemes import SCHEMES
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+INNER: dict[str, Any] = {f"{name} {inner}": its for name, command in COMMANDS.items() for inner, its in getattr(command, "commands", {}).items()}
 
 # Words of the pages that stand for the reader's own, and what they are here.
 STANDS_FOR = {
@@ -82,7 +83,9 @@ RUN = [command for command in ALL if not command.startswith(tuple(NOT_RUN))]
 def parsed(words: list[str]) -> None:
     """Have the real command line parse the arguments of openbezoar; nothing is run."""
     assert words[0] in COMMANDS, f"there is no command '{words[0]}'"
-    COMMANDS[words[0]].make_context(words[0], list(words[1:]))
+    command, rest = COMMANDS[words[0]], list(words[1:])
+    inner = getattr(command, "commands", {}).get(rest[0] if rest else "")
+    (inner or command).make_context(words[0], rest[1:] if inner else rest)
 
 
 def after_module(words: list[str]) -> list[str]:
@@ -177,23 +180,23 @@ def test_commands_in_running_text_exist_with_their_options() -> None:
 # -------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *COMMANDS, *INNER])
 def test_help_fits_a_screen_and_shows_an_example_that_the_command_line_takes(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     with pytest.raises(SystemExit) as end:
-        main([*([name] if name else []), "--help"])
+        main([*name.split(), "--help"])
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0
     assert len(lines) <= 40 and all(len(line) <= 80 for line in lines)
-    command: Any = COMMANDS[name] if name else typer.main.get_command(app)
+    command: Any = {**COMMANDS, **INNER}[name] if name else typer.main.get_command(app)
     examples = [" ".join(text.partition("\n\n")[0].split()) for text in inspect.cleandoc(command.help).split("Example: ")[1:]]
     assert examples
     for example in examples:
         words = shlex.split(example.partition(" > ")[0])
-        assert words[0] == "openbezoar" and (not name or words[1] == name)
+        assert words[0] == "openbezoar" and words[1:][: len(name.split())] == name.split()
         parsed(words[1:])
 
 

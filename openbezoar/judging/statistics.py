@@ -134,6 +134,38 @@ def widened(found: Interval, groups: int) -> Interval:
     return value, value - other * value, value + other * (1 - value)
 
 
+def auc(scores: Sequence[float], good: Sequence[bool], groups: Sequence[Any], seed: int, draws: int = DRAWS) -> Interval | None:
+    """Chance that a good item scores higher than a bad one, ties counting half: the area under the ROC curve (Hanley & McNeil 1982).
+
+    groups: what each item belongs to; whole groups are drawn again for the interval. None
+    without a good or without a bad item.
+    """
+    values, order = np.asarray(scores, dtype=np.float64), np.argsort(scores, kind="stable")
+    if values.size == 0:
+        return None
+    positive = np.asarray(good, dtype=np.float64)[order]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    of = np.array([numbers[group] for group in groups])[order]
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
+
+    def areas(times: Array) -> Array:
+        """From how often each group was drawn, [draws, groups]."""
+        weights = times[:, of]
+        above, below = (np.add.reduceat(weights * part, starts, axis=1) for part in (positive, 1 - positive))
+        lower = below.cumsum(axis=1) - below
+        return ratio((above * (lower + below / 2)).sum(axis=1), above.sum(axis=1) * below.sum(axis=1))
+
+    value = float(areas(np.ones((1, len(numbers))))[0])
+    if not math.isfinite(value):
+        return None
+    generator, n, step = np.random.default_rng(seed), len(numbers), max(1, _CHUNK // values.size)
+    again = np.concatenate(
+        [areas(generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - first)).astype(np.float64)) for first in range(0, draws, step)]
+    )
+    low, high = np.quantile(again[np.isfinite(again)], _tails(n, LEVEL))
+    return widened((value, float(low), float(high)), n)
+
+
 # ------------------------------------------------------------------------------- agreement
 
 

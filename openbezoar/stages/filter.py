@@ -26,16 +26,10 @@ from openbezoar.cleaning.rules import Candidate, Screen
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
-from openbezoar.judging.parsers import parse_filter_reply
-from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, ask, expected_rating, judge_texts
-from openbezoar.llm import LLM, Sampling, open_llm
+from openbezoar.judging.verdicts import rate
+from openbezoar.llm import open_llm
 from openbezoar.recipe import Filter
-from openbezoar.records import Row, Turn, instruction_text, write_jsonl
-from openbezoar.runs import step_seed
-
-PROMPTS = {"text": "judge_filter", "probability": "judge_filter_probability"}
-PLACEHOLDERS = ("instruction", "response")
-RETRY_TEMPERATURE = 0.7  # the first ask is greedy, and asking greedily again would give the same reply
+from openbezoar.records import Row, instruction_text, write_jsonl
 
 
 def run(step: Filter, context: StepContext) -> dict[str, Any]:
@@ -112,50 +106,10 @@ def _asked(row: Row) -> str:
 
 
 def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int, str, str]]) -> list[Row]:
-    """One verdict row an item (place, what was asked, response): status, rating, reason, or ``unscored`` with why and the last reply."""
+    """One verdict row an item (place, what was asked, response)."""
     files = {name: context.path(text) for name, text in step.prompts.items()}
-    name = PROMPTS[step.mode]
-    template = judge_texts({name: PLACEHOLDERS}, files, tuple(PROMPTS.values()))[name]
     with closing(open_llm(judge, context)) as llm:
-
-        def make(_: int, batch: Sequence[tuple[int, str, str]]) -> list[Row]:
-            conversations = [ask(template, instruction=asked, response=response) for _, asked, response in batch]
-            if step.mode == "probability":
-                return _by_probability(llm, conversations, step.min_rating)
-            return _by_text(step, context.seed, llm, conversations, [i for i, _, _ in batch])
-
-        return context.batched("judge", items, step.batch, make)
-
-
-def _by_probability(llm: LLM, conversations: Sequence[Sequence[Turn]], min_rating: float) -> list[Row]:
-    verdicts: list[Row] = []
-    for logprobs in llm.choice_logprobs(conversations, RATING_PREFIX, RATING_CHOICES):
-        rating = expected_rating(logprobs)
-        if rating is None:
-            verdicts.append({"unscored": "no_probability", "reply": ""})
-        else:
-            verdicts.append({"status": "accept" if rating >= min_rating else "reject", "rating": round(rating, 4), "reason": "probability"})
-    return verdicts
-
-
-def _by_text(step: Filter, seed: int, llm: LLM, conversations: Sequence[Sequence[Turn]], places: Sequence[int]) -> list[Row]:
-    """Ask all; ask again, with other seeds, those whose reply cannot be parsed."""
-    verdicts: list[Row] = [{} for _ in conversations]
-    open_ = list(range(len(conversations)))
-    for attempt in range(1 + step.retries):
-        sampling = Sampling(step.max_new_tokens, RETRY_TEMPERATURE if attempt else 0.0)
-        replies = llm.chat([conversations[i] for i in open_], sampling, [step_seed(seed, "judge", places[i], attempt) for i in open_])
-        for i, reply in zip(open_, replies, strict=True):
-            parsed = None if reply.finish == "error" else parse_filter_reply(reply.text)
-            if parsed is None:
-                verdicts[i] = {"unscored": UNSCORED[reply.finish], "reply": reply.text}
-            else:
-                verdicts[i] = dict(zip(("status", "rating", "reason"), parsed, strict=True))
-            verdicts[i]["asks"] = attempt + 1
-        open_ = [i for i in open_ if "unscored" in verdicts[i]]
-        if not open_:
-            break
-    return verdicts
+        return rate(llm, step, context, items, files)
 
 
 # ----------------------------------------------------------------------------- the outcome
