@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,35 @@ def test_a_training_killed_between_two_steps_ends_as_one_that_was_not(
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     untimed = [key for key in whole if key not in ("tokens_per_second", "matmul_fraction")]
     assert {key: numbers[key] for key in untimed} == {key: whole[key] for key in untimed}
+
+
+def test_a_trainable_tensor_without_a_gradient_stops_the_run_by_name(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever cuts a layer off, as bitsandbytes' repacked weights did: no adapter is trained in part without a word."""
+    loaded = loop.work
+
+    def cut_off(scorer: Scorer) -> tuple[float, float]:
+        layer = next(module for name, module in scorer.model.named_modules() if name.endswith("layers.0.self_attn.v_proj"))
+        layer.forward = layer.base_layer.forward  # type: ignore[assignment, union-attr]
+        return loaded(scorer)
+
+    monkeypatch.setattr(loop, "work", cut_off)
+    with pytest.raises(ModelError, match=r"2 of \d+ trainable tensors have no gradient, '.*layers\.0\.self_attn\.v_proj\.lora_A"):
+        run(tmp_path / "a", settings())
+
+
+def test_the_live_line_and_the_log_tell_each_step(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+
+    class Line:
+        def advance(self, n: float = 1, **numbers: float) -> None:
+            told.append(numbers)
+
+    monkeypatch.setattr(Silent, "bar", lambda self, label, total, unit, done=0.0: nullcontext(Line()))
+    run(tmp_path / "a", settings())
+    logged = lines(tmp_path / "a" / "metrics.jsonl")
+    assert [line["step"] for line in logged] == [1, 2, 3, 4]
+    assert [numbers["loss"] for numbers in told] == [line["loss"] for line in logged]
+    assert all(numbers["tokens/s"] > 0 and 0 < numbers["of matmul rate"] < 10 for numbers in told)
 
 
 def test_a_float16_step_that_overflows_is_skipped_counted_and_halves_the_scale(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
