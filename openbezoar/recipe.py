@@ -251,7 +251,8 @@ class Training(Strict):
     clip: float = Field(0.3, gt=0, description="Greatest gradient norm. [QLoRA] 0.3.")
     weight_decay: float = Field(0.0, ge=0)
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
-        "adamw", description="'adamw8bit' keeps its state in 8 bits, 'paged_adamw8bit' [QLoRA] may also move it out of a GPU's memory."
+        "adamw",
+        description="'adamw8bit' keeps its state in 8 bits, 'paged_adamw8bit' may also move it out of a GPU's memory. (QLoRA's scripts page a state of 32 bits.)",
     )
     lora: Lora = Lora()
     quantize: Literal["nf4", "none"] = Field("nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none.")
