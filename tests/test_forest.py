@@ -127,6 +127,35 @@ def test_an_unknown_feature_of_attention_is_refused_by_name(family: str, setting
         Scorer(model).score([(Path.of(range(3, 9), range(9, 12)),)])
 
 
+HEADS: dict[str, dict[str, Any]] = {
+    "granite": {**GROUPED, "logits_scaling": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "cohere": {**GROUPED, "logit_scale": 0.25, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
+    "phi": {**SHAPE, "num_key_value_heads": 6, "partial_rotary_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_the_head_s_bias_and_scale_are_the_model_s_own(family: str) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **HEADS[family]), dtype=torch.float32).eval().requires_grad_(False)
+    if family == "phi":
+        torch.nn.init.normal_(model.lm_head.bias)
+    probe = model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
+    with torch.no_grad():
+        probe.mul_(20)
+    head, scorer = (5, 6, 7, 8, 9), Scorer(model)
+    tree = (Path.of(head, (20, 21, 22)), Path.of(head, (30,)))
+    ((ours, _),) = scorer.score([tree])
+    ids = torch.tensor([tree[0].ids])
+    logits = model(ids).logits[0].float()
+    theirs = logits.log_softmax(-1)[4:7].gather(-1, ids[0, 5:, None])[:, 0]
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    gradients = [torch.autograd.grad(scores.sum(), probe)[0] for scores in (ours, theirs)]
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-4 * gradients[1].abs().max()
+    hidden = model.model(ids, use_cache=False).last_hidden_state[0]
+    assert torch.allclose(scorer.logits(hidden), logits, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
 def test_segments_through_autograd_as_on_gpus_agree_too(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr("openbezoar.forest.attention._has_cpu_kernel", lambda device: False)
