@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 
 import openbezoar
-from benchmarks import common, duel, generate, page, score, training
+from benchmarks import common, duel, full_size, generate, page, score, training
 from benchmarks.common import BenchmarkError
-from openbezoar.recipe import Sft
+from openbezoar.chat import Formatter
+from openbezoar.recipe import PromptSpec, Sft
+from openbezoar.records import Counts, to_example
+from openbezoar.training.data import Renderer
+from openbezoar.training.load import load_tokenizer
 
 PEERS = {"trl", "benchmarks"}
+ROOT = Path(__file__).parent.parent
 
 
 def test_sides_take_turns_in_every_round() -> None:
@@ -182,6 +187,20 @@ def test_the_page_shows_sizes_peaks_beside_plan_s_and_each_machine_once() -> Non
     told = page._machines({"sft": {**machine, "load_before": 0.1}, "dpo": {**machine, "load_before": 2}, "score": {**machine, "cores": 4, "load_before": 0}})
     assert list(told.values()) == [["`sft` (load 0.1 before it)", "`dpo` (load 2 before it)"], ["`score` (load 0 before it)"]]
     assert all("trl" not in words for words in told)
+
+
+def test_a_full_size_sft_step_has_2048_tokens_in_whole_passes_of_1024(tmp_path: Path) -> None:
+    pairs = ROOT / "recipes/demo/pairs.jsonl"
+    full_size.write_tokenizer(tmp_path / "base", full_size.read_pairs(pairs))
+    recipe = json.loads(full_size.write_recipe(tmp_path, 1, pairs).read_text())
+    step = recipe["steps"]["sft"]
+    formatter = Formatter(load_tokenizer(tmp_path / "base"), PromptSpec())
+    (rows, counts) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()], Counts()
+    trees = Renderer(formatter, step["max_length"], "drop", counts).examples([to_example(row, "row") for row in rows])
+    lengths = [len(path.ids) for (path,) in trees]
+    assert counts.by_reason == {} and len(lengths) == step["batch"] * step["max_steps"]
+    assert step["tokens"] == 1024 and all(504 < length <= 512 for length in lengths)
+    assert 2016 < sum(lengths) / step["max_steps"] <= 2048
 
 
 def test_the_search_begins_with_middling_micro_batches_that_divide_the_batch() -> None:
