@@ -17,6 +17,7 @@ pytest.importorskip("lm_eval")
 from openbezoar.errors import DataError, RecipeError, UserError  # noqa: E402
 from openbezoar.forest import Path as TokenPath  # noqa: E402
 from openbezoar.forest import Scorer  # noqa: E402
+from openbezoar.forest.layout import lay_out  # noqa: E402
 from openbezoar.harness.run import FEWSHOT_SEED, quiet, score  # noqa: E402
 from openbezoar.harness.tasks import LOCAL, Benchmark, open_benchmarks  # noqa: E402
 from openbezoar.recipe import TaskSpec  # noqa: E402
@@ -226,6 +227,51 @@ def test_generated_answers_are_those_of_lm_evals_own_model(tokenizer: Any) -> No
     theirs = [lm.generate_until([request], disable_tqdm=True)[0] for request in asked]  # one at a time: no padding
     assert ours == theirs
     assert stop and stop not in ours[0] and probe.startswith(ours[0])
+
+
+def test_greedy_answers_read_what_their_contexts_share_once_and_are_those_of_transformers(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shots = tiny_model(3), "Question: what is snow? Answer: it is white. " * 6
+    settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
+    asked = requests("generate_until", *((f"{shots}Question: what is {word}? Answer:", settings) for word in ("rain", "a long river", "ice", "the sea")))
+    lm = forest_lm(model, tokenizer)
+    read: list[int] = []
+    prefill = lm.scorer.prefill
+    monkeypatch.setattr(lm.scorer, "prefill", lambda trees, cache: (read.append(len(lay_out(trees, torch.device("cpu")).ids)), prefill(trees, cache))[1])
+    ours = lm.generate_until(asked)
+    lengths = [len(tokenizer(request.args[0]).input_ids) for request in asked]
+    assert sum(read) < sum(lengths) / 2
+    monkeypatch.setattr(lm, "_plain_greedy", lambda settings: False)
+    read.clear()
+    assert lm.generate_until(asked) == ours and any(ours)
+    assert not read
+
+
+@pytest.mark.parametrize(
+    ("own", "settings"),
+    [({"repetition_penalty": 3.0}, {}), ({}, {"repetition_penalty": 3.0}), ({}, {"num_beams": 3}), ({"no_repeat_ngram_size": 1}, {})],
+)
+def test_answers_that_ask_for_more_than_the_likeliest_token_are_left_to_transformers(tokenizer: Any, own: dict[str, Any], settings: dict[str, Any]) -> None:
+    model = tiny_model(3)
+    given = {"until": [], "max_gen_toks": 24, "do_sample": False}
+    plain = forest_lm(model, tokenizer).generate_until(requests("generate_until", ("Snow is", given)))
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    asked = requests("generate_until", ("Snow is", {**given, **settings}))
+    ours = forest_lm(model, tokenizer).generate_until(asked)
+    assert ours == hf_lm(model, tokenizer).generate_until(asked, disable_tqdm=True)
+    assert ours != plain
+
+
+def test_every_end_token_of_the_models_own_settings_ends_an_answer(tokenizer: Any) -> None:
+    model = tiny_model(3)
+    asked = requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 8}))
+    context = tokenizer("Snow is").input_ids
+    third = int(model.generate(input_ids=torch.tensor([context]), max_new_tokens=3, do_sample=False, pad_token_id=1)[0, -1])
+    (free,) = forest_lm(model, tokenizer).generate_until(asked)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, third]
+    (ended,) = forest_lm(model, tokenizer).generate_until(asked)
+    assert ended == hf_lm(model, tokenizer).generate_until(asked, disable_tqdm=True)[0]
+    assert free.startswith(ended) and len(ended) < len(free)
 
 
 def test_asking_for_greedy_flags_changes_neither_scores_nor_gradients() -> None:

@@ -11,7 +11,8 @@ import torch
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
-from openbezoar.llm.local import Local, pick
+from openbezoar.llm.decoding import pick
+from openbezoar.llm.local import Local
 from openbezoar.models import Checkpoint
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
@@ -28,7 +29,7 @@ def local(request: pytest.FixtureRequest) -> Local:
 def test_greedy_answers_equal_generate_token_for_token(local: Local) -> None:
     ours = local.complete(PROMPTS, Sampling(20), [0, 0, 0])
     for prompt, answer in zip(PROMPTS, ours, strict=True):
-        ids = torch.tensor([local.tokenizer(prompt).input_ids], device=local.device)
+        ids = torch.tensor([local.tokenizer(prompt).input_ids], device=local.scorer.device)
         theirs = local.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
         assert answer.text == local.tokenizer.decode(theirs, skip_special_tokens=True).strip()
 
@@ -122,5 +123,5 @@ def test_choice_logprobs_are_the_sum_over_the_choice_s_tokens(local: Local) -> N
         given = local.tokenizer(text, add_special_tokens=False).input_ids
         whole = local.tokenizer(text + choice, add_special_tokens=False).input_ids
         shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
-        logs = local.model(torch.tensor([whole], device=local.device)).logits[0].float().log_softmax(-1)
+        logs = local.model(torch.tensor([whole], device=local.scorer.device)).logits[0].float().log_softmax(-1)
         assert value == pytest.approx(sum(float(logs[i - 1, whole[i]]) for i in range(shared, len(whole))), abs=1e-3)

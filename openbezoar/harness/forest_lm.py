@@ -23,9 +23,16 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from openbezoar.errors import DataError, ModelError
 from openbezoar.forest import Path, Scorer
+from openbezoar.llm import Sampling
+from openbezoar.llm.decoding import Decoder, Sampled
 from openbezoar.progress import PlainProgress, Progress
 
 MAX_NEW_TOKENS = 256  # of an answer whose task sets no limit; HFLM's
+# Generation settings of a model that leave greedy answers as they are.
+GREEDY_ALIKE = {
+    "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "max_length", "max_new_tokens", "use_cache", "cache_implementation", "transformers_version", "trust_remote_code", "_from_model_config",
+}  # fmt: skip
 
 
 class ForestLM(TemplateLM):  # type: ignore[misc]
@@ -41,6 +48,8 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; benchmarks need one")
         self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
         self.scorer = Scorer(model, tokens)
+        pad = tokenizer.pad_token_id
+        self.decoder = Decoder(self.scorer, tokenizer.eos_token_id if pad is None else pad)
         self.progress, self.label = progress or PlainProgress(quiet=True), label
         self.max_length = int(resolve_max_length(model.config, tokenizer))
         self.truncated = 0
@@ -120,8 +129,9 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                 stop = handle_stop_sequences(settings.pop("until"), eos=self.tokenizer.decode(self.eot_token_id))
                 contexts = {n: self._generation_context(requests[n].args[0], settings["max_gen_toks"]) for n in numbers}
                 for batch in self._batches(contexts, settings["max_gen_toks"]):
-                    for n, text in zip(batch, self._generate([contexts[n] for n in batch], stop, settings), strict=True):
-                        answers[n] = text
+                    answer = self._greedy if self._plain_greedy(settings) else self._generate
+                    for n, text in zip(batch, answer([contexts[n] for n in batch], stop, settings), strict=True):
+                        answers[n] = postprocess_generated_text(text, stop, None)
                     bar.advance(len(batch))
         return answers
 
@@ -144,11 +154,26 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                 batches.append([n])
         return batches
 
+    def _plain_greedy(self, settings: dict[str, Any]) -> bool:
+        """Whether the likeliest token each time is all that a task, and the model's own generation settings, ask for."""
+        own = getattr(self.model, "generation_config", None)
+        asked: set[str] = set() if own is None else {name for name, value in own.to_diff_dict().items() if value is not None}
+        return not settings["do_sample"] and settings.keys() <= {"do_sample", "temperature", "max_gen_toks"} and asked <= GREEDY_ALIKE
+
+    def _greedy(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
+        """Continuations by the decoder: beginnings that contexts share are read once, and rows that have ended leave the batch."""
+        own = getattr(self.model, "generation_config", None)
+        eos = [] if own is None or own.eos_token_id is None else own.eos_token_id
+        ends = (*(eos if isinstance(eos, list) else [eos]), self.eot_token_id)
+        found = _StopStrings(self.tokenizer, stop)
+        rows = [Sampled.of(place, Sampling(settings["max_gen_toks"]), ends, seed=0) for place in range(len(contexts))]
+        self.decoder.draw([context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids))
+        return [self.tokenizer.decode(row.said, skip_special_tokens=True) for row in rows]
+
     @torch.no_grad()
     def _generate(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
-        width = max(map(len, contexts))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eot_token_id
-        device = self.scorer.device
+        """Continuations by transformers' own ``generate``, for every setting that it knows; contexts padded on the left."""
+        width, pad, device = max(map(len, contexts)), self.decoder.pad, self.scorer.device
         ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=device)
         mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
         options = {k: v for k, v in settings.items() if k not in ("max_gen_toks", "temperature", "do_sample")}
@@ -164,19 +189,22 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             stopping_criteria=StoppingCriteriaList([_StopStrings(self.tokenizer, stop, width)]),
             **options,
         )
-        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:].tolist()]
-        return [postprocess_generated_text(text, stop, None) for text in texts]
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:].tolist()]
 
 
 class _StopStrings(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row when its new text holds a stop string."""
+    """Ends a row when its new text, from token ``start`` on, holds a stop string."""
 
-    def __init__(self, tokenizer: Any, stop: list[str], start: int) -> None:
+    def __init__(self, tokenizer: Any, stop: list[str], start: int = 0) -> None:
         self.tokenizer, self.start = tokenizer, start
         self.stop = [s for s in stop if s]
         # A stop string may begin inside a token, so look a little further back than it is long.
         self.tail = max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stop), default=0) + 2
 
+    def among(self, ids: list[int]) -> bool:
+        """Whether the last of these ids hold a stop string."""
+        text = self.tokenizer.decode(ids[-self.tail :])
+        return any(s in text for s in self.stop)
+
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        texts = self.tokenizer.batch_decode(input_ids[:, self.start :][:, -self.tail :])
-        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)
+        return torch.tensor([self.among(row) for row in input_ids[:, self.start :].tolist()], device=input_ids.device)

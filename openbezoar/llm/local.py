@@ -1,48 +1,21 @@
-"""A model in this process: batched sampling with a key/value cache, and log-probabilities of given answers.
-
-Each row draws from a generator of its own seed, so what it draws does not depend on its
-neighbours; rows that have ended leave the batch.
-"""
+"""A model in this process: answers in its prompt's format, and log-probabilities of given ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from openbezoar.chat import Formatter
 from openbezoar.forest import Path, Scorer
 from openbezoar.llm import Completion, Sampling, Samplings, each
-from openbezoar.llm.cache import roomy_cache
+from openbezoar.llm.decoding import Decoder, Sampled
 from openbezoar.llm.streaming import Stream
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
 from openbezoar.training.load import free, load_for_inference, window_of
 
-CANDIDATES = (512, 8192)  # tokens sorted for top-p before the whole vocabulary is
 CHECK_EVERY = 8  # tokens between looks for a stop string
-
-
-@dataclass
-class Sampled:
-    """One answer in the making. ends: tokens that end it."""
-
-    place: int
-    sampling: Sampling
-    ends: tuple[int, ...]
-    draws: Tensor  # uniform numbers, one a token
-    ids: list[int] = field(default_factory=list)
-    finish: str = "length"
-
-    @property
-    def said(self) -> list[int]:
-        """The ids without the one that ends the answer."""
-        return self.ids[:-1] if self.ids and self.ids[-1] in self.ends else self.ids
 
 
 class Local:
@@ -54,12 +27,12 @@ class Local:
         self.model, self.tokenizer = loaded or load_for_inference(checkpoint)
         self.formatter = Formatter(self.tokenizer, checkpoint.prompt)
         self.scorer = Scorer(self.model)
-        self.device = self.scorer.device
+        self.decoder = Decoder(self.scorer, self.tokenizer.pad_token_id)
         self.own_ends = _own_ends(self.model) if checkpoint.prompt.template == "own" else ()
 
     def close(self) -> None:
         """Free the model's memory."""
-        del self.model, self.scorer
+        del self.model, self.scorer, self.decoder
         free()
 
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
@@ -109,44 +82,12 @@ class Local:
         """Most tokens of a conversation and its answer together."""
         return window_of(self.model, self.tokenizer)
 
-    @torch.no_grad()
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int], taken: Callable[[Sampled], None] = lambda row: None
     ) -> list[Sampled]:
         """The token ids drawn after prompts of token ids, all in one batch; ``taken`` is told of each row after each of its tokens."""
-        if not prompts:
-            return []
-        rows = [
-            Sampled(i, drawn, self._ends(drawn), torch.rand(drawn.max_new_tokens, generator=torch.Generator().manual_seed(seed)))
-            for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
-        ]
-        hidden, cache, mask = self._prefilled(prompts)
-        positions = mask.sum(-1, keepdim=True)
-        ids, live = positions, rows
-        for step in range(max(row.sampling.max_new_tokens for row in rows)):
-            if step:
-                hidden = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[
-                    :, -1
-                ]
-                positions = positions + 1
-            # Contiguous: from a strided slice of three dimensions, the head's product would copy its matrix once a row.
-            logits = self.scorer.logits(hidden.contiguous())
-            for i, row in enumerate(live):
-                if step < row.sampling.min_new_tokens:
-                    logits[i, list(row.ends)] = -torch.inf
-            drawn = pick(logits, [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
-            for row, token in zip(live, drawn.tolist(), strict=True):
-                self._take(row, token)
-                taken(row)
-            keep = [i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens]
-            if not keep:
-                break
-            ids = drawn[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            if len(keep) < len(live):
-                index = torch.tensor(keep, device=self.device)
-                cache.batch_select_indices(index)
-                ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
+        rows = [Sampled.of(i, drawn, self._ends(drawn), seed) for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))]
+        self.decoder.draw(prompts, rows, self._stopped, taken)
         return rows
 
     def _ends(self, sampling: Sampling) -> tuple[int, ...]:
@@ -154,46 +95,13 @@ class Local:
         added = self.tokenizer.get_added_vocab() if sampling.stop else {}
         return (*self.formatter.stop_ids(), *self.own_ends, *(added[stop] for stop in sampling.stop if stop in added))
 
-    def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""
-        width, n = max(map(len, prompts)), len(prompts)
-        mask = torch.zeros(n, width, dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            mask[i, width - len(prompt) :] = 1
-        mask = mask.to(self.device)
-        cache = roomy_cache(self.scorer.config)
-        if self.scorer.plain:
-            ids = torch.full((n, width), self.tokenizer.pad_token_id, dtype=torch.long)
-            for i, prompt in enumerate(prompts):
-                ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            positions = (mask.cumsum(-1) - 1).clamp_min(0)
-            out = self.scorer.trunk(input_ids=ids.to(self.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-            return out.last_hidden_state[:, -1], cache, mask
-        hidden: list[Tensor] = [torch.empty(0)] * n
-        held: list[list[Tensor]] = [[torch.empty(0)] * n for _ in range(2 * len(cache.layers))]  # keys and values by layer, then by row
-        trees = [(Path((*prompt, 0), (False,) * len(prompt) + (True,)),) for prompt in prompts]
-        for chosen in self.scorer.batches(trees):
-            filled = roomy_cache(self.scorer.config, whole=True)
-            after, places = self.scorer.prefill([trees[i] for i in chosen], filled)
-            row = [x for layer in filled.layers for x in (layer.keys[0], layer.values[0])]
-            for k, i in enumerate(chosen):
-                hidden[i] = after[k]
-                at = torch.tensor(places[k], device=self.device)
-                for slot, one in zip(held, row, strict=True):
-                    slot[i] = one[:, at]
-        for number, layer in enumerate(cache.layers):
-            layer.update(_left_padded(held[2 * number], width), _left_padded(held[2 * number + 1], width))
-        return torch.stack(hidden), cache, mask
-
-    def _take(self, row: Sampled, token: int) -> None:
-        row.ids.append(token)
+    def _stopped(self, row: Sampled) -> bool:
+        """Whether the row's last tokens hold a stop string; looked at now and then."""
         stop = (*row.sampling.stop, *self.formatter.stop)
-        if token in row.ends:
-            row.finish = "stop"
-        elif stop and (len(row.ids) == row.sampling.max_new_tokens or len(row.ids) % CHECK_EVERY == 0):
-            tail = self.tokenizer.decode(row.ids[-4 * CHECK_EVERY :], skip_special_tokens=True)
-            if any(s in tail for s in stop):
-                row.finish = "stop"
+        if not stop or (len(row.ids) != row.sampling.max_new_tokens and len(row.ids) % CHECK_EVERY):
+            return False
+        tail = self.tokenizer.decode(row.ids[-4 * CHECK_EVERY :], skip_special_tokens=True)
+        return any(s in tail for s in stop)
 
     def _completion(self, row: Sampled, prompt_tokens: int) -> Completion:
         stop = (*row.sampling.stop, *self.formatter.stop)
@@ -209,47 +117,3 @@ def _own_ends(model: Any) -> tuple[int, ...]:
     settings = getattr(model, "generation_config", None)
     ids = None if settings is None or settings._from_model_config else settings.eos_token_id  # a config's may be its class's default
     return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
-
-
-def _left_padded(rows: Sequence[Tensor], width: int) -> Tensor:
-    """Tensors [heads, n, d] of different n → [rows, heads, width, d], zeros on the left."""
-    made = rows[0].new_zeros(len(rows), rows[0].shape[0], width, rows[0].shape[2])
-    for i, row in enumerate(rows):
-        made[i, :, width - row.shape[1] :] = row
-    return made
-
-
-def pick(logits: Tensor, samplings: Sequence[Sampling], draws: Tensor) -> Tensor:
-    """One token a row from fp32 logits [rows, vocabulary], which it may overwrite, and uniform numbers [rows].
-
-    Greedy at temperature 0. Otherwise the inverse of the cumulative distribution at the
-    row's number, over the smallest set of likeliest tokens whose mass reaches top-p.
-    """
-    picked = logits.argmax(-1)
-    random = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
-    if not random:
-        return picked
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device)[:, None]
-
-    left = torch.tensor(random, device=logits.device)
-    top_p = column([sampling.top_p for sampling in samplings])
-    # In place: a fresh [rows, vocabulary] each time costs more in page faults than the arithmetic.
-    scaled = logits.div_(column([sampling.temperature or 1.0 for sampling in samplings]))
-    normaliser = scaled.logsumexp(-1, keepdim=True)
-    for n in (*(c for c in CANDIDATES if c < logits.shape[-1]), logits.shape[-1]):
-        part = scaled if len(left) == len(scaled) else scaled[left]
-        values, tokens = part.topk(n, dim=-1)
-        mass = (values - normaliser[left]).exp().cumsum(-1)
-        # The token that crosses top-p still belongs to the set.
-        size = (mass < top_p[left]).sum(-1).clamp_max(n - 1)
-        reached = mass.gather(-1, size[:, None])
-        place = (mass < draws.to(mass.device)[left, None] * reached).sum(-1)
-        whole = (mass[:, -1] >= top_p[left, 0]) | torch.tensor(n == logits.shape[-1], device=mass.device)
-        chosen = tokens.gather(-1, torch.minimum(place, size)[:, None])[:, 0]
-        picked[left[whole]] = chosen[whole]
-        left = left[~whole]
-        if not len(left):
-            break
-    return picked
