@@ -23,7 +23,7 @@ STAGES: dict[str, Stage] = {
     "sft": Stage("openbezoar.stages.sft", 1),
     "merge": Stage("openbezoar.stages.merge", 1),
     "dpo": Stage("openbezoar.stages.dpo", 1),
-    "evaluate": Stage("openbezoar.stages.evaluate", 3),
+    "evaluate": Stage("openbezoar.stages.evaluate", 4),
     "agreement": Stage("openbezoar.stages.agreement", 2),
     "mt_bench": Stage("openbezoar.stages.mt_bench", 3),
     "failures": Stage("openbezoar.stages.failures", 2),
