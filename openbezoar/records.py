@@ -159,7 +159,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise DataError(f"{path}: line {number} is not a JSON object; expected one {{...}} a line")
             yield row
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, and of brackets thousands deep, too
         number = _undecodable(path) if isinstance(error, UnicodeDecodeError) else number
         raise DataError(f"{path}: line {number} is not JSON ({error}); expected one object a line") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -201,6 +201,7 @@ def to_example(row: Mapping[str, Any], where: str) -> Example:
         pair = to_pair(row, where)
         return Example(pair.id, pair.prompt, pair.chosen)
     if "instruction" in row:
+        check_instruction(row, where)
         text = instruction_text(row)
         answer = row.get("response", row.get("output"))
         name = "response"
@@ -216,6 +217,15 @@ def to_example(row: Mapping[str, Any], where: str) -> Example:
     if row.get("system") is not None:
         turns.insert(0, Turn("system", str(row["system"])))
     return Example(str(row.get("id", where)), tuple(turns), answer)
+
+
+def check_instruction(row: Mapping[str, Any], where: str) -> None:
+    """Raises DataError for an instruction that is no text or empty, and for Alpaca's rows, whose ``input`` would be overlooked."""
+    if not isinstance(row["instruction"], str) or not row["instruction"].strip():
+        raise DataError(f"{where}: the instruction is empty or no text; drop the row or fill it in")
+    beside = row.get("input")
+    if isinstance(beside, str) and beside.strip() and not row.get("context"):
+        raise DataError(f"{where}: an 'input' beside the 'instruction', as in Alpaca's rows, would be left out; add rename: {{input: context}}")
 
 
 def instruction_text(row: Mapping[str, Any]) -> str:

@@ -81,7 +81,7 @@ class RunFolder:
 
     def publish(self, name: str, manifest: Manifest) -> None:
         """Make a step's work its result: manifest last, old result aside, one rename, old result away."""
-        work, final, old = self.path / ".work" / name, self.step(name), self.path / ".work" / f"{name}.old"
+        work, final, old = self.work(name), self.step(name), self.path / ".work" / f".{name}.old"  # no step's name begins with a dot
         for leftover in work.glob(".resume*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         (work / ".key").unlink(missing_ok=True)
@@ -98,8 +98,8 @@ class RunFolder:
         """Finish what a kill in the middle of ``publish`` left: a whole work folder takes its place."""
         parent = self.path / ".work"
         for work in sorted(parent.iterdir()) if parent.is_dir() else []:
-            if work.name.endswith(".old"):
-                target = self.step(work.name.removesuffix(".old"))
+            if work.name.startswith("."):
+                target = self.step(work.name.removeprefix(".").removesuffix(".old"))
                 # Killed between the two renames: the new work is whole if it has a manifest.
                 if not target.exists() and not (parent / target.name / MANIFEST).is_file():
                     work.rename(target)

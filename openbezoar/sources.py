@@ -52,7 +52,7 @@ def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
     if spec.rename or spec.add:
         rows = ({**{spec.rename.get(key, key): value for key, value in row.items()}, **spec.add} for row in rows)
     if spec.where:
-        allowed = {field: set(wanted) if isinstance(wanted, list) else {wanted} for field, wanted in spec.where.items()}
+        allowed = {field: wanted if isinstance(wanted, list) else [wanted] for field, wanted in spec.where.items()}
         rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
     return islice(rows, *(None if place is None else min(place, sys.maxsize) for place in (spec.offset, spec.limit and spec.offset + spec.limit)))
 

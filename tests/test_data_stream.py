@@ -244,6 +244,8 @@ def test_a_row_without_its_fields_is_named_wherever_it_is_found(context: StepCon
     [
         (b'{"id": 1, \n', r"line 2001 is not JSON \(Expecting property name"),
         (b"[1]\n", r"line 2001 is not a JSON object"),
+        (b'{"id": ' + b"1" * 5000 + b"}\n", r"line 2001 is not JSON \(Exceeds the limit"),
+        (b"[" * 200_000 + b"\n", r"line 2001 is not JSON \(maximum recursion depth"),
         (b'{"id": "\xff"}\n', r"line 2001 is not JSON \('utf-8' codec can't decode byte 0xff"),
     ],
 )
@@ -270,6 +272,12 @@ def test_a_shuffled_file_has_the_order_of_a_shuffled_list_whatever_ends_its_line
     random.Random(9).shuffle(rows)
     assert list(JsonLines(path).shuffled(9)) == rows
     assert sorted(r["id"] for r in read_jsonl(path)) == sorted(r["id"] for r in rows)
+
+
+def test_a_field_that_holds_a_list_is_compared_like_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"id": 1, "tags": ["a"]}, {"id": 2, "tags": "a"}, {"id": 3, "tags": {"a": 1}}])
+    for wanted in ("a", ["a", "b"]):
+        assert [row["id"] for row in select(JsonLines(path), DataSpec(data="x", where={"tags": wanted}), 1)] == [2]
 
 
 def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:

@@ -256,6 +256,9 @@ def test_a_continued_adapter_may_state_its_own_settings_and_a_new_one_others(wri
         ('{"text": "a"}\n', "no field 'instruction'"),
         ('{"id": "x7", "instruction": "a"}\n', "x7: no field 'response'"),
         ('{"instruction": " ", "response": "b"}\n', "the instruction is empty"),
+        ('{"id": "x8", "instruction": null, "response": "b"}\n', "x8: the instruction is empty or no text"),
+        ('{"instruction": "", "context": "c", "response": "b"}\n', "the instruction is empty or no text"),
+        ('{"id": "x9", "instruction": "Translate.", "input": "chat", "output": "cat"}\n', "x9: an 'input' beside the 'instruction'"),
         ('{"chosen": "hello", "rejected": "b"}\n', "no row is left to train on (1 not a dialogue"),
     ],
 )

@@ -33,13 +33,26 @@ def test_a_kill_inside_publish_leaves_a_whole_result(tmp_path: Path, moment: str
     (work / "manifest.json").write_text(json.dumps({"key": "new"}))
     (work / ".key").unlink()
     if moment != "before the renames":
-        run.step("s").rename(run.path / ".work" / "s.old")
+        run.step("s").rename(run.path / ".work" / ".s.old")
     if moment == "before the old one is gone":
         work.rename(run.step("s"))
     run.recover()
     assert (run.step("s") / "value").read_text() == "new"
     assert run.manifest("s") == {"key": "new"}
     assert not any((run.path / ".work").iterdir())
+
+
+@pytest.mark.parametrize("other", [None, "half", "done"])
+def test_a_step_whose_name_ends_like_an_old_result_keeps_its_work(tmp_path: Path, other: str | None) -> None:
+    run = RunFolder(tmp_path / "r")
+    if other:
+        (run.begin("s", "k") / "value").write_text("other")
+    if other == "done":
+        run.publish("s", {"key": "k"})
+    (run.begin("s.old", "k") / "half").write_text("x")
+    run.recover()
+    assert run.step("s").exists() == (other == "done")
+    assert (run.begin("s.old", "k") / "half").is_file()
 
 
 def test_begin_keeps_work_of_the_same_key_only(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from openbezoar.judging.grading import say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe import DataRef, Failures
-from openbezoar.records import Row, Turn, instruction_text, to_pair, write_jsonl
+from openbezoar.records import Row, Turn, check_instruction, instruction_text, to_pair, write_jsonl
 from openbezoar.runs import step_seed, write_json
 
 TRAINED = "trained"
@@ -70,7 +70,8 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
     def prompt(row: Row, where: str) -> Asked:
         if "chosen" in row:
             turns = to_pair(row, where).prompt
-        elif isinstance(row.get("instruction"), str) and row["instruction"].strip():
+        elif "instruction" in row:
+            check_instruction(row, where)
             turns = (Turn("user", instruction_text(row)),)
         else:
             raise DataError(f"{where}: no field 'instruction' or 'chosen'; expected rows with prompts")

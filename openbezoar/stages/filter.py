@@ -29,7 +29,7 @@ from openbezoar.errors import DataError
 from openbezoar.judging.verdicts import rate
 from openbezoar.llm import open_llm
 from openbezoar.recipe import Filter
-from openbezoar.records import Row, instruction_text, write_jsonl
+from openbezoar.records import Row, check_instruction, instruction_text, write_jsonl
 
 
 def run(step: Filter, context: StepContext) -> dict[str, Any]:
@@ -80,6 +80,8 @@ def _check(row: Row) -> None:
             raise DataError(
                 f"filter: row {row['id']} has no text in '{name}'; it has {', '.join(map(str, list(row)[:8]))}; name rows with instruction and response"
             )
+    if row["instruction"].strip():  # without one a rule drops it
+        check_instruction(row, f"filter: row {row['id']}")
 
 
 def _candidate(row: Row) -> Candidate:

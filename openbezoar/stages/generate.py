@@ -16,7 +16,7 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError, ModelError, RecipeError
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe import DataRef, Generate, data_specs
-from openbezoar.records import Row, write_jsonl
+from openbezoar.records import Row, check_instruction, write_jsonl
 from openbezoar.schemes import SCHEMES, Scheme
 from openbezoar.schemes.work import Work
 from openbezoar.sources import ROWS
@@ -59,6 +59,8 @@ def seed_rows(ref: DataRef, fields: Sequence[str], context: StepContext) -> list
                 if not isinstance(row.get(name), str) or not row[name].strip():
                     what = "is empty or no text" if name in row else f"is missing; the row has {', '.join(map(str, list(row)[:8])) or 'no field'}"
                     raise DataError(f"seeds: {spec.data}: row {row.get('id', number)}: the field '{name}' {what}")
+            if "instruction" in fields:
+                check_instruction(row, f"seeds: {spec.data}: row {row.get('id', number)}")
             rows.append(row)
     return rows
 
