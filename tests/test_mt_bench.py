@@ -13,13 +13,14 @@ from conftest import remembered
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.prompting import PAIR, SINGLE
+from openbezoar.judging.questions import read_answers, read_questions
 from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.progress import PlainProgress
 from openbezoar.prompts import load
 from openbezoar.recipe import MtBench
 from openbezoar.recipe_file import parse
-from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
+from openbezoar.records import Counts, Row, Turn, read_jsonl, write_jsonl
 from openbezoar.runs import RunFolder
 from openbezoar.stages import mt_bench as stage
 
@@ -415,6 +416,18 @@ def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
         "old: questions without a published answer": 5,
         "unscored_answer_error": 1,
     }
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"tokens": 12}, {"finish": "stop"}, {"finish": ["eos", "eos"], "tokens": [3, 4]}, {"finish": ["stop", "stop"]}, {"finish": ["stop"], "tokens": [1]}],
+)
+def test_how_published_answers_ended_is_not_taken_from_fields_of_other_meaning(beside: Row) -> None:
+    questions = read_questions([{"question_id": 1, "turns": ["a", "b"], "category": "math", "reference": 12}])
+    assert questions[0].references == ("12", "")
+    (row,) = read_answers([{"question_id": 1, "model_id": "m", "turns": ["x", "y"], **beside}], questions, Counts())
+    assert (row["finish"], row["tokens"]) == ([None, None], [None, None])
+    assert answer_numbers([row])["ended"] is None
 
 
 def test_a_steps_answers_can_be_graded_again_elsewhere(bench: Any, tmp_path: Path) -> None:

@@ -501,3 +501,12 @@ def test_data_sets_of_all_schemes_share_their_columns_and_types(tmp_path: Path) 
     first, second = (load_rows(tmp_path / str(place)) for place in range(2))
     assert (first[0]["round"], first[0]["cleaned"], first[0]["why"], first[1]["round"]) == (2, '["markers"]', "\\ud800", None)
     assert (second[0]["rating"], second[0]["flag"], second[0]["mixed"]) == (7.0, True, 1.5)
+
+
+def test_rows_may_bring_columns_of_our_names_with_other_things_in_them(tmp_path: Path) -> None:
+    from openbezoar.publishing.data_sets import write_parquet
+
+    write_parquet([{"id": 1, "depth": "3 m", "rating": "good", "round": 1.5, "views": 2**70, "far": 2.0**80}, {"id": 2, "depth": 3}], tmp_path)
+    first, second = load_rows(tmp_path)
+    assert [first[name] for name in ("id", "depth", "rating", "round", "views", "far")] == ["1", "3 m", "good", 1.5, str(2**70), 2.0**80]
+    assert (second["depth"], second["rating"]) == ("3", None)

@@ -65,7 +65,7 @@ def _references(row: Row, category: str) -> tuple[str, str]:
     given = row.get("reference_gpt4") or row.get("reference") or []
     if category in TEMPERATURES and category not in REFERENCED:
         return "", ""
-    texts = [str(text or "") for text in ([given] if isinstance(given, str) else list(given))]
+    texts = [str(text or "") for text in (given if isinstance(given, list) else [given])]
     first, second = [*texts, "", ""][:2]
     return first, second
 
@@ -75,8 +75,9 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
 
     A row has ``question_id``, ``model_id`` (or ``model``) and ``turns`` (two), or FastChat's
     ``choices``, of which the first counts; a step's own ``answers.jsonl`` is read whole.
-    Otherwise how an answer ended is not known (``finish`` and ``tokens`` are null), but for
-    FastChat's "ERROR" and a missing turn, which never came.
+    Otherwise how an answer ended is not known (``finish`` and ``tokens`` are null, whatever
+    else a file may have under these names), but for FastChat's "ERROR" and a missing turn,
+    which never came.
     Counted: answers to other questions, and questions that a model has no answer to. Raises
     DataError for a row without its fields, or a question answered twice by a model.
     """
@@ -99,8 +100,7 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
             "category": question.category,
             "questions": list(question.turns),
             "turns": [text or "" for text in turns],
-            "finish": row.get("finish") or ["error" if text is None or text == FAILED else None for text in turns],
-            "tokens": row.get("tokens") or [None, None],
+            **_ends(row, turns),
         }
     for model, answers in found.items():
         if len(answers) < len(questions):
@@ -109,6 +109,18 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
 
 
 FAILED = "ERROR"  # what FastChat writes for an answer that could not be generated; peers grade it
+
+
+def _ends(row: Row, turns: Sequence[str | None]) -> Row:
+    """How the two answers ended, and their tokens, where the row says so as a step's own does; else what the texts tell."""
+    finish, tokens = row.get("finish"), row.get("tokens")
+    if isinstance(finish, list) and isinstance(tokens, list) and len(finish) == len(tokens) == 2 and all(map(_is_an_end, finish, tokens)):
+        return {"finish": finish, "tokens": tokens}
+    return {"finish": ["error" if text is None or text == FAILED else None for text in turns], "tokens": [None, None]}
+
+
+def _is_an_end(finish: Any, tokens: Any) -> bool:
+    return finish in (None, "error") or (finish in ("stop", "length") and isinstance(tokens, int))
 
 
 def _published(row: Row) -> list[str | None] | None:

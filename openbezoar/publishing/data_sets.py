@@ -40,26 +40,31 @@ COLUMNS: Mapping[str, str] = {
 
 
 def write_parquet(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str, ...]:
-    """Write rows to ``train.parquet``; returns the columns. A value that is no text or number is kept as JSON."""
+    """Write rows to ``train.parquet``; returns the columns. A value that is no text or number is kept as JSON.
+
+    A column of ``COLUMNS`` has its type there, unless rows bring one of that name that holds something else.
+    """
     try:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError:
         raise missing_extra("pyarrow", "hub") from None
     names = tuple(dict.fromkeys((*COLUMNS, *(name for row in rows for name in row))))
-    types = {name: COLUMNS.get(name) or _type([row.get(name) for row in rows]) for name in names}
+    types = {name: _type([row.get(name) for row in rows], COLUMNS.get(name)) for name in names}
     columns = {name: arrow.array([_value(row.get(name), types[name]) for row in rows], type=arrow.type_for_alias(types[name])) for name in names}
     parquet.write_table(arrow.table(columns), folder / FILE)
     return names
 
 
-def _type(values: Sequence[Any]) -> str:
-    """The narrowest type that holds all values of a column."""
+def _type(values: Sequence[Any], wanted: str | None) -> str:
+    """The type ``wanted`` if it holds all values of a column, else the narrowest one that does."""
     kinds = {type(value) for value in values if value is not None}
+    if wanted == TEXT or not kinds:
+        return wanted or TEXT
     if kinds == {bool}:
         return "bool"
-    if kinds and kinds <= {int, float}:
-        return WHOLE if kinds == {int} else REAL
+    if kinds <= {int, float} and all(abs(value) < 2**63 for value in values if type(value) is int):
+        return WHOLE if kinds == {int} and wanted != REAL else REAL
     return TEXT
 
 
