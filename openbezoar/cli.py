@@ -28,6 +28,7 @@ from openbezoar.cli_runs import cache, review, show
 from openbezoar.cli_serve import serve
 from openbezoar.cli_vote import vote
 from openbezoar.errors import UserError
+from openbezoar.progress import visible
 
 
 class _InOrder(TyperGroup):
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = command.main(arguments, prog_name="openbezoar", standalone_mode=False)
     except UserError as error:
-        print(f"openbezoar{distributed.which()}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"openbezoar{distributed.which()}: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,12 @@ RUNS = Path("runs")
 def named(path: Path) -> Path:
     """The path with the folder's own name at its end, which '.' and '..' do not have."""
     return path if path.name not in ("", "..") else path.resolve()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; what might be a command to a terminal stands in it as JSON's own escapes."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def graph_of(recipe: Path, overrides: list[str] | None, runs: Path) -> Graph:

@@ -81,16 +81,16 @@ def _open(references: Sequence[str]) -> list[Talk]:
 
 def _write(text: str) -> None:
     """To stdout at once; a terminal gets no control characters."""
-    from openbezoar.progress import printable
+    from openbezoar.progress import visible
 
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text.encode("utf-8", "replace").decode())
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text.encode("utf-8", "replace").decode())
     sys.stdout.flush()
 
 
 def _tell(text: str) -> None:
-    from openbezoar.progress import printable
+    from openbezoar.progress import visible
 
-    print(printable(text), file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def _typed() -> str:

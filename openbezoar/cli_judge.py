@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from openbezoar.cli_arguments import AsJson, Model
+from openbezoar.cli_arguments import AsJson, Model, print_json
+from openbezoar.progress import visible
 
 
 def score(
@@ -30,7 +30,7 @@ def score(
 
     found = score_reference(model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot, limit)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
         return
     for name, task in found["tasks"].items():
         for metric, value in task["metrics"].items():
@@ -58,12 +58,12 @@ def agreement(
     rows = agreement_table(verdicts, votes)
     judges = sorted({v.judge for v in verdicts})
     if len(judges) > 1:
-        print(f"{judge}: the votes of {len(judges)} judges are counted together: {', '.join(judges[:8])}", file=sys.stderr)
+        print(visible(f"{judge}: the votes of {len(judges)} judges are counted together: {', '.join(judges[:8])}"), file=sys.stderr)
     for file, lost in ((judge, unread), (human, unread_human)):
         if lost:
             print(f"{file}: {lost} rows without a verdict are left out", file=sys.stderr)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     print(f"{'setup':5} {'turn':>4}  {'compared':15} {'n':>6}  {'agreement':24} kappa")
     for row in rows:
@@ -145,9 +145,9 @@ def judge(
     graphs.execute(graphs.build(recipe, Path.cwd() / "judge", out.parent), for_terminal())
     facts = read_facts(graphs.open_run(out)).steps[name]
     if as_json:
-        print(json.dumps(facts.read_json("scores.json"), indent=1))
+        print_json(facts.read_json("scores.json"))
         return
-    print(_judge_words(facts))
+    print(visible(_judge_words(facts)))
     print(f"Every reply: {out / name}", file=sys.stderr)
 
 
@@ -181,7 +181,7 @@ def check(
 
     found = labelled.check(_spec(model, server, key), rows, label, {"mode": mode, "min_rating": min_rating}, limit, out, for_terminal())
     if as_json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
         return
     print(_check_words(found))
     print(f"Every verdict: {out / labelled.STEP}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openbezoar.cli_arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of
+from openbezoar.cli_arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of, print_json
 from openbezoar.progress import duration
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def plan(
 
     made = plan_of(graph_of(recipe, overrides, runs), this_device() if device is None else device_named(device))
     if as_json:
-        print(json.dumps(plan_json(made), indent=1, ensure_ascii=False))
+        print_json(plan_json(made))
     else:
         print_plan(made)
 

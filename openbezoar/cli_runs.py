@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from openbezoar.cli_arguments import RUNS, AsJson, RunPath, Runs
+from openbezoar.cli_arguments import RUNS, AsJson, RunPath, Runs, print_json
 from openbezoar.errors import RunError
-from openbezoar.progress import duration
+from openbezoar.progress import duration, visible
 
 
 def show(
@@ -33,16 +32,16 @@ def show(
         if step not in manifests:
             raise RunError(f"{run_path}: no finished step '{step}'; it has {', '.join(names)}")
         content = {"folder": str(folder.step(step)), **(manifests[step] or {})}
-        print(json.dumps(content, indent=1, ensure_ascii=False))
+        print_json(content)
         return
     ordered = sorted(manifests.items(), key=lambda item: str((item[1] or {}).get("finished")))
     if as_json:
-        print(json.dumps({"run": str(run_path), "steps": [{"folder": str(folder.step(n)), **(m or {})} for n, m in ordered]}, indent=1, ensure_ascii=False))
+        print_json({"run": str(run_path), "steps": [{"folder": str(folder.step(n)), **(m or {})} for n, m in ordered]})
         return
     width = max(map(len, manifests))
     for name, manifest in ordered:
         assert manifest is not None
-        print(f"{name:{width}}  {manifest.get('verb', ''):9} {duration(manifest.get('seconds')) or '0.0 s':>8}  {manifest.get('summary', '')}")
+        print(visible(f"{name:{width}}  {manifest.get('verb', ''):9} {duration(manifest.get('seconds')) or '0.0 s':>8}  {manifest.get('summary', '')}"))
     if (folder.step("report") / "report.html").is_file():
         print(f"report: {folder.step('report') / 'report.html'}")
 
@@ -63,21 +62,20 @@ def review(
     from openbezoar import review as reviewing
     from openbezoar.cleaning.reviews import Reviews
     from openbezoar.graph import open_run
-    from openbezoar.progress import printable
 
     run = open_run(run_path)
     reviewing.entries(run, step, only)
     if undo is not None:
         with run.lock():
             for decision in reviewing.undo(run, step, undo):
-                print(printable(f"taken back: {decision.verdict} {decision.id}"))
+                print(visible(f"taken back: {decision.verdict} {decision.id}"))
         return
     if not listed:
         session = reviewing.review(run, step, only, _typed("a r e u v n b g q ?> "), print)
         print(f"\n{len(session.made)} decisions made", file=sys.stderr)
     decisions = Reviews(run.path, step).in_force
     for decision in decisions.values() if listed else ():
-        print(printable(f"{decision.verdict:7} {decision.row} {decision.id}"))
+        print(visible(f"{decision.verdict:7} {decision.row} {decision.id}"))
     print(f"{len(decisions)} in force for {step}; 'openbezoar run RECIPE' puts them to work", file=sys.stderr)
 
 
@@ -109,18 +107,8 @@ def cache(
     rows = store.size()
     spent = [{"run": run, "step": step, "model": name, **asdict(cost)} for (run, step, name), cost in store.accounts().items()]
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "file": str(store.path),
-                    "bytes": store.path.stat().st_size,
-                    "forgotten": gone,
-                    "models": [{"model": name, "answers": n, "bytes": size} for name, n, size in rows],
-                    "spent": spent,
-                },
-                indent=1,
-            )
-        )
+        models = [{"model": name, "answers": n, "bytes": size} for name, n, size in rows]
+        print_json({"file": str(store.path), "bytes": store.path.stat().st_size, "forgotten": gone, "models": models, "spent": spent})
         return
     print(f"{store.path}  {store.path.stat().st_size / 1e6:.1f} MB" + (f"  {gone} forgotten" if gone is not None else ""))
     for name, n, size in rows:

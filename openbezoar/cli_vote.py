@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openbezoar.cli_arguments import AsJson
+from openbezoar.cli_arguments import AsJson, print_json
 from openbezoar.errors import UserError
+from openbezoar.progress import visible
 
 if TYPE_CHECKING:
     from openbezoar.voting.ballots import Ballot
@@ -92,7 +92,7 @@ def _ballots(
     models = chosen_models(rows, named)
     ballots = make_ballots(rows, models, seed, [int(turns)] if turns != "both" else TURNS, counts)
     for reason, n in counts.by_reason.items():
-        print(f"left out: {n} {reason}", file=sys.stderr)
+        print(visible(f"left out: {n} {reason}"), file=sys.stderr)
     return ballots[:limit], path
 
 
@@ -136,7 +136,7 @@ def _export(poll: Poll, path: Path) -> None:
     voted = votes_on(poll.ballots, poll.votes.rows)
     rows = preference_rows(voted, counts)
     for reason, n in counts.by_reason.items():
-        print(f"left out: {n} {reason}", file=sys.stderr)
+        print(visible(f"left out: {n} {reason}"), file=sys.stderr)
     if not rows:
         raise UserError(f"{path}: not written: of {len(voted)} votes none prefers one of two answers to the same prompt; vote on first turns (--turns 1)")
     try:
@@ -151,10 +151,10 @@ def _print_result(poll: Poll, seed: int, as_json: bool) -> None:
 
     found = numbers(poll.models, votes_on(poll.ballots, poll.given), seed)
     if as_json:
-        print(json.dumps({"judge": poll.judge, "ballots": len(poll.ballots), **found}, indent=1))
+        print_json({"judge": poll.judge, "ballots": len(poll.ballots), **found})
         return
     print(f"{found['n']} of {len(poll.ballots)} votes given by {poll.judge}")
     made, notes = tables(found)
     for table in made:
-        print(f"\n{table.text()}")
+        print(visible(f"\n{table.text()}"))
     print("\n".join(("", *notes)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -187,7 +188,7 @@ class RichProgress:
         from rich.table import Column
 
         def text(field: str, ratio: int | None = None) -> TextColumn:
-            return TextColumn("{task." + field + "}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio))
+            return TextColumn("{task." + field + "}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio))
 
         columns = (text("description"), BarColumn(16), MofNCompleteColumn(), text("fields[rate]"), text("fields[left]"), text("fields[numbers]"))
         bars = Bars(TextColumn(" "), *columns, console=self.console)
@@ -225,6 +226,12 @@ def for_terminal(quiet: bool = False) -> Progress:
     return RichProgress()
 
 
-def printable(text: str) -> str:
-    """Foreign text made harmless for a terminal: control characters other than tab and line feed are shown, not sent."""
-    return "".join(c if c in "\t\n" or (c.isprintable() and c != "\x9b") else repr(c)[1:-1] for c in text)
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories of what has no shape of its own, or turns text around
+_JOINERS = "\u200c\u200d"  # parts of words in some scripts, and of emoji
+
+
+def visible(text: str) -> str:
+    """Foreign text for a terminal or a page: control, direction and other shapeless characters are written as escapes; tab and line feed stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in "\t\n" or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else repr(c)[1:-1] for c in text)

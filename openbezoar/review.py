@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from openbezoar.cleaning.reviews import TEXTS, Decision, Reviews, row_hash
 from openbezoar.errors import RunError
-from openbezoar.progress import printable
+from openbezoar.progress import visible
 from openbezoar.records import Row, read_jsonl
 from openbezoar.reporting.wording import shorten
 from openbezoar.runs import RunFolder
@@ -109,13 +109,13 @@ class Session:
         entry = self.entries[self.place]
         decision = self.reviews.in_force.get(entry.hash)
         self.say("")
-        self.say(f"[{self.place + 1}/{len(self.entries)}] {printable(entry.id)}  {entry.bucket}  {printable(entry.reason)}")
+        self.say(f"[{self.place + 1}/{len(self.entries)}] {visible(entry.id)}  {entry.bucket}  {visible(entry.reason)}")
         if decision is not None:
             self.say(f"decided: {decision.verdict}")
         for name, text in texts_of(entry.row, decision).items():
             whole = text if limit is None else shorten(text, limit)
             self.say(f"{name}:")
-            self.say("\n".join(f"    {line}" for line in printable(whole).split("\n")))
+            self.say("\n".join(f"    {line}" for line in visible(whole).split("\n")))
 
     def _do(self, command: str, rest: str) -> bool:
         """Carry out a command; False at the end of the rows."""
@@ -153,7 +153,7 @@ class Session:
         if 0 <= found < len(self.entries):
             self._go(found)
         else:
-            self.say(f"no row '{printable(wanted)}' here")
+            self.say(f"no row '{visible(wanted)}' here")
 
     def _decide(self, decision: Decision) -> None:
         self.reviews.add(decision)

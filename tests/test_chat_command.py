@@ -219,8 +219,8 @@ def test_a_terminal_gets_no_escapes_and_a_pipe_gets_the_text(monkeypatch: pytest
         def isatty(self) -> bool:
             return True
 
-    text = "red \x1b[31m\x1b]0;title\x07 \x9b2J \u202e\tend\n"
-    for stream, wanted in ((Terminal(), "red \\x1b[31m\\x1b]0;title\\x07 \\x9b2J \\u202e\tend\n"), (io.StringIO(), text)):
+    text = "red \x1b[31m\x1b]0;title\x07 \x9b2J \u202e\t10\u00a0km,\u3000end\n"
+    for stream, wanted in ((Terminal(), "red \\x1b[31m\\x1b]0;title\\x07 \\x9b2J \\u202e\t10\u00a0km,\u3000end\n"), (io.StringIO(), text)):
         monkeypatch.setattr(sys, "stdout", stream)
         _write(text)
         monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FAST
+from rich.console import Console
 
 from openbezoar import progress as progress_module
 from openbezoar.progress import PlainProgress, RichProgress, Silent, duration
@@ -150,6 +152,15 @@ def test_bars_outside_of_a_step_and_markup_in_texts_are_shown_as_they_are(capsys
     said.ended("1/2", "[red]x", 3.0, "[/] done")
     err = capsys.readouterr().err
     assert "[bold]not markup[/bold]" in err and "[red]x" in err and "[/] done" in err
+
+
+def test_a_live_bar_shows_brackets_in_its_label_as_they_are() -> None:
+    said, screen = RichProgress(), io.StringIO()
+    said.console = Console(file=screen, force_terminal=True, width=100)
+    with said.bar("arc [ours]", 2, "rows") as bar:
+        bar.advance(1)
+        said.say("a line, above which the bar is drawn anew")
+    assert "arc [ours]" in screen.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0, ""), (None, ""), (3.21, "3.2 s"), (84.6, "85 s"), (241, "4 min"), (8000, "2.2 h"), (400_000, "4.6 days")])

@@ -278,6 +278,19 @@ def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(
     assert (tmp_path / "runs/t/good/manifest.json").is_file()
 
 
+def test_no_row_or_manifest_sends_commands_to_a_terminal(write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe({"a": {"filter": "rows.jsonl"}})
+    (path.parent / "rows.jsonl").write_text('{"id": "\\u001b]0;x\\u0007", "\\u009b2J": 1}\n')
+    _, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
+    assert "\\x1b]0;x\\x07" in err and "\\x9b2J" in err
+    run = tmp_path / "runs" / "hostile"
+    (run / "a").mkdir(parents=True)
+    (run / "a/manifest.json").write_text(json.dumps({"verb": "filter", "summary": "\x1b[2J", "numbers": {"why": "a\u009b2J\u202e\U000e0041 é"}}))
+    shown = [run_cli(["show", str(run), *more], capsys)[1] for more in ([], ["a"], ["--json"])]
+    assert not any(c in text for text in (err, *shown) for c in "\x1b\x07\x9b\u202e\U000e0041")
+    assert json.loads(shown[1])["numbers"]["why"] == "a\u009b2J\u202e\U000e0041 é" and "é" in shown[1]
+
+
 def test_a_dialogue_that_is_none_is_dropped_and_counted_among_good_ones(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

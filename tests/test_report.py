@@ -15,7 +15,7 @@ from openbezoar.context import StepContext
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
-from openbezoar.progress import PlainProgress
+from openbezoar.progress import PlainProgress, visible
 from openbezoar.recipe import Report
 from openbezoar.recipe_file import parse
 from openbezoar.reporting.document import Grid, Page, Section, write_page
@@ -23,7 +23,7 @@ from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_c
 from openbezoar.reporting.page import write_report
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
 from openbezoar.reporting.table import Table, checkpoint_table
-from openbezoar.reporting.wording import fenced, markdown_text, visible
+from openbezoar.reporting.wording import fenced, markdown_text
 from openbezoar.runs import RunFolder
 from openbezoar.stages import report as stage
 
@@ -282,7 +282,7 @@ def test_characters_without_a_shape_are_shown_as_escapes(character: str) -> None
 
 
 def test_text_with_a_shape_stays_as_it_is() -> None:
-    text = "tab\tline\nÄ 中文 \U0001f469\u200d\U0001f4bb — ‘quoted’"
+    text = "tab\tline\nÄ 中文\u3000 10\u00a0km \U0001f469\u200d\U0001f4bb — ‘quoted’"
     assert visible(text) == text
 
 

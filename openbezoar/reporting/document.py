@@ -14,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from openbezoar.progress import visible
 from openbezoar.reporting.figures import standalone
 from openbezoar.reporting.table import Table
-from openbezoar.reporting.wording import fenced, markdown_text, slug, visible
+from openbezoar.reporting.wording import fenced, markdown_text, slug
 from openbezoar.runs import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"

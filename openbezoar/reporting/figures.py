@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from openbezoar.reporting.wording import amount, visible
+from openbezoar.progress import visible
+from openbezoar.reporting.wording import amount
 
 WIDTH = 350.0
 COLOURS = ("#3b82f6", "#d9730d", "#22976a", "#a855f7", "#d6456f", "#7a828e", "#a38200", "#0f93a8")

@@ -6,8 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from openbezoar.progress import visible
 from openbezoar.reporting.figures import escaped, fitted, svg_open, svg_text, wrapped
-from openbezoar.reporting.wording import visible
 
 _INNER, _LEAST, _HIGH, _GAP, _DOWN, _LANE = 318.0, 100.0, 62.0, 8.0, 26.0, 5.0
 

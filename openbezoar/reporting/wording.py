@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from openbezoar.progress import visible
 from openbezoar.runs import digest
 
 NOTHING = "—"
@@ -61,17 +61,6 @@ def tally(counts: Mapping[str, int]) -> str:
 
 _UNDERSCORE = re.compile(r"(?<!\w)_|_(?!\w)")
 _LINK = re.compile(r"\](?=[(\[:])")
-
-
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories of what has no shape of its own, or turns text around
-_JOINERS = "\u200c\u200d"  # parts of words in some scripts, and of emoji
-
-
-def visible(text: str) -> str:
-    """Text in which control, direction and other shapeless characters are written as escapes; tab and line feed stay."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c in "\t\n" or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else repr(c)[1:-1] for c in text)
 
 
 def slug(text: str) -> str:
