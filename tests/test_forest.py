@@ -100,6 +100,29 @@ def test_random_trees_score_and_learn_like_their_paths_one_by_one(family: str, s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def causal(family: str) -> nn.Module:
+    """A small random model of a family whose trunk is not called ``model``, or whose sizes have other names."""
+    sizes = {"gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 512}, "opt": {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 48}}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **sizes.get(family, SHAPE)})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "opt", "phi"])
+def test_families_that_call_their_trunk_otherwise_are_scored_alike(family: str) -> None:
+    model = causal(family)
+    trees = [tuple(Path.of((5, 6, 7, 8), end) for end in ((9, 10), (11, 12, 13), (9, 14))), (Path.of((5, 6, 9), (20, 21)),)]
+    shared, apart = Scorer(model), Scorer(model, plain=True)
+    assert not shared.plain
+    for one, other in zip(shared.logprobs(trees), apart.logprobs(trees), strict=True):
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(one, other, strict=True))
+
+
+def test_a_family_whose_attention_ignores_the_layout_is_refused_in_one_line() -> None:
+    with pytest.raises(ModelError, match="FalconModel: scoring with shared prefixes differs"):
+        Scorer(causal("falcon")).logprobs([(Path.of((5, 6, 7), (8, 9)), Path.of((5, 6, 7), (10, 11)))])
+
+
 def test_a_tree_of_depth_four_longer_than_the_window_agrees(family: str) -> None:
     shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
     agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])

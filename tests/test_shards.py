@@ -239,6 +239,13 @@ def trees() -> Iterator[tuple[TokenPath, ...]]:
         yield TokenPath.of(ids[: n // 2], ids[n // 2 :]), TokenPath.of(ids[: n // 2], ids[: n // 3])
 
 
+def test_a_family_whose_sizes_have_other_names_is_not_checkpointed_by_itself() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    opt = OPTForCausalLM(OPTConfig(vocab_size=97, hidden_size=48, ffn_dim=64, word_embed_proj_dim=48, num_hidden_layers=1, num_attention_heads=6))
+    assert checkpointing.apply(opt, Sft(sft="x", model="base")) is False
+
+
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 @pytest.mark.parametrize("model_fixture", ["tiny", "tiny_gemma"])
 def test_checkpointing_leaves_gradients_bit_identical_dropout_included(model_fixture: str, quantize: str, request: pytest.FixtureRequest) -> None:

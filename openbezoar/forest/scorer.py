@@ -77,7 +77,10 @@ class Scorer:
     def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False) -> None:
         self.model, self.tokens = model, tokens
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.trunk: nn.Module = base.model  # type: ignore[assignment]
+        # transformers' own word for what each family calls otherwise (model, transformer, gpt_neox); the model itself where there is no such part.
+        self.trunk: nn.Module = base.base_model  # type: ignore[assignment]
+        if self.trunk is base:
+            raise ModelError(f"a {type(base).__name__} has no trunk apart from its head; the scorer needs a causal language model of transformers")
         head = base.get_output_embeddings()  # type: ignore[operator]
         if type(head) is not nn.Linear:
             raise ModelError(f"the output head is a {type(head).__name__}; the scorer needs a plain linear head (take 'lm_head' out of the adapter's targets)")

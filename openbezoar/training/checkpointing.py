@@ -6,6 +6,7 @@ the second run, so gradients are the same bits, dropout included.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from openbezoar.errors import ModelError
@@ -14,13 +15,22 @@ from openbezoar.memory import checkpoints, shape_of
 from openbezoar.recipe import Training
 
 
+def _wanted(config: Mapping[str, Any], step: Training) -> bool:
+    if step.checkpointing != "auto":
+        return step.checkpointing
+    try:
+        return checkpoints(shape_of(config), step)
+    except KeyError:  # a family whose sizes have other names, so that its memory cannot be counted
+        return False
+
+
 def apply(model: Any, step: Training) -> bool:
     """Switch checkpointing on where the step wants it; whether it is on.
 
     Raises ModelError where the step asks for it and the model has none.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not checkpoints(shape_of(base.config.get_text_config().to_dict()), step):
+    if not _wanted(base.config.get_text_config().to_dict(), step):
         return False
     if not base.supports_gradient_checkpointing:
         if step.checkpointing == "auto":
