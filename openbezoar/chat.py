@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from openbezoar.errors import ModelError
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
@@ -79,8 +81,14 @@ class Formatter:
         messages = [turn.as_dict() for turn in turns]
         if self.spec.system is not None and (not messages or messages[0]["role"] != "system"):
             messages.insert(0, {"role": "system", "content": self.spec.system})
-        text = self.tokenizer.apply_chat_template(messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=generation)
-        return str(text)
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=generation))
+        except TemplateError as error:  # by raise_exception too, as templates without a system role do
+            shown = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' refuses a conversation of {shown} ({' '.join(str(error).split())}); "
+                "mend the template, or name another as prompt: {template: …}"
+            ) from None
 
     def prompt_text(self, turns: Sequence[Turn]) -> str:
         """The text that is sent at inference; it ends where the answer begins."""

@@ -69,6 +69,23 @@ def test_a_missing_template_is_refused_by_name(tiny: Path) -> None:
         Formatter(bare, PromptSpec(template="nothing.jinja"))
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
+            r"of system, user \(System role not supported\)",
+        ),
+        ("{% for m in messages %}", r"of system, user \(Unexpected end of template"),
+        ("{{ messages[0].content.text.more }}", r"of system, user \('str object' has no attribute 'text'"),
+    ],
+)
+def test_a_template_that_refuses_a_conversation_is_one_line(tiny: Path, tmp_path: Path, template: str, said: str) -> None:
+    (tmp_path / "odd.jinja").write_text(template)
+    with pytest.raises(ModelError, match=said):
+        Formatter(tokenizer(tiny), PromptSpec(template=str(tmp_path / "odd.jinja"))).prompt_ids([Turn("system", "x"), Turn("user", "Hi")])
+
+
 @settings(max_examples=60, deadline=None)
 @given(answer=st.text(min_size=1, max_size=40), instruction=st.text(min_size=1, max_size=40))
 def test_prompt_and_answer_ids_are_the_ids_of_the_whole_text_unless_a_shift_is_counted(tiny: Path, answer: str, instruction: str) -> None:
