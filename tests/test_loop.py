@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -238,6 +239,21 @@ def test_the_work_of_a_pass_is_counted_from_the_model_s_own_matrices(tiny: Path)
         # A shared prompt of three tokens once, last tokens not at all.
         tree = (TokenPath.of([3, 4, 5], [6, 7]), TokenPath.of([3, 4, 5], [8, 9, 10]))
         assert work_of([tree], scorer, each) == each[0] * (3 + 1 + 2) + each[1] * 5
+
+
+def test_a_log_that_cannot_be_shortened_for_want_of_room_is_not_lost(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    text = "".join(f'{{"step": {n}, "loss": 1.0}}\n' for n in range(1, 200))
+    log.write_text(text)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError):
+            loop._truncated(log, 150)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.read_text() == text
+    assert len(loop._truncated(log, 150)) == 150 == len(log.read_text().splitlines())
 
 
 def test_the_pace_is_a_fraction_of_the_measured_rate() -> None:

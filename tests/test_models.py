@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +118,31 @@ def test_bin_weights_become_the_same_safetensors(tiny: Path, tmp_path: Path) -> 
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[k], weights[k]) for k in weights)
     assert fetch(str(out)) == out
+
+
+def test_a_model_that_two_runs_want_at_once_is_converted_by_one_of_them(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch as stored
+    import torch
+
+    source = tmp_path / "old"
+    shutil.copytree(tiny, source)
+    torch.save(stored.load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    save, begun, made = stored.save_file, threading.Event(), []
+
+    def slowly(tensors: Any, file: Path, **more: Any) -> None:
+        made.append(file)
+        begun.set()
+        time.sleep(0.3)  # the other one comes meanwhile
+        save(tensors, file, **more)
+
+    monkeypatch.setattr(stored, "save_file", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gguf_models.convert_bin, source, tmp_path / "new")
+        assert begun.wait(30)
+        second = pool.submit(gguf_models.convert_bin, source, tmp_path / "new")
+        assert first.result() == second.result() == tmp_path / "new"
+    assert len(made) == 1 and fetch(str(tmp_path / "new")) == tmp_path / "new"
 
 
 def test_a_checkpoint_is_found_after_its_run_was_moved(tmp_path: Path, tiny: Path) -> None:

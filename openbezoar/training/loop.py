@@ -27,7 +27,7 @@ from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.progress import Progress
 from openbezoar.recipe import Training
-from openbezoar.runs import step_seed
+from openbezoar.runs import step_seed, write_text
 from openbezoar.training import distributed
 from openbezoar.training.interrupts import finishing_the_step
 from openbezoar.training.load import DTYPES
@@ -239,5 +239,5 @@ def _truncated(path: FilePath, done: int) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for text in lines if text.endswith("\n") and (line := json.loads(text))["step"] <= done]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
