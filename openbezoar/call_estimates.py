@@ -2,7 +2,7 @@
 
 Reads prompt texts and seeds' lengths, writes nothing. Lengths of prompts are counted in
 characters of what will be sent. What a teacher makes of them is not known beforehand: the
-constants below are what a 135M model did over several recipes, and ``estimates.learn``
+constants below are what a 135M model did over several recipes, and ``rates.learn``
 corrects them by what each teacher did in each scheme on this machine.
 """
 

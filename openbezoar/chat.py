@@ -42,18 +42,21 @@ _OPENBEZOAR = (
 
 
 class Formatter:
-    """One tokenizer with one prompt format."""
+    """One tokenizer with one prompt format. A template that is a file has its whole path in ``spec``.
 
-    def __init__(self, tokenizer: Any, spec: PromptSpec, recipe_folder: Path | None = None) -> None:
+    Raises ModelError for a tokenizer without an end-of-sequence token, and for a template that is not there.
+    """
+
+    def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
         if tokenizer.eos_token is None:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop")
         self.adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        self.jinja, self.stop = self._template(recipe_folder)
+        self.jinja, self.stop = self._template()
         self._last: tuple[tuple[Turn, ...], str] | None = None
         self.boundary_shifts = 0  # answers whose first token would have merged with the prompt's last
 
-    def _template(self, recipe_folder: Path | None) -> tuple[str, tuple[str, ...]]:
+    def _template(self) -> tuple[str, tuple[str, ...]]:
         kind = self.spec.template
         if kind == "openbezoar":
             end = self.tokenizer.eos_token if self.spec.append_eos else ""
@@ -65,7 +68,7 @@ class Formatter:
                 raise ModelError(f"{self.tokenizer.name_or_path}: the model has no chat template of its own; use prompt: {{template: openbezoar}}")
             template = str(self.tokenizer.chat_template)
             return template, tuple(stop for stop in STOP if stop in template)  # a release's template is the trained one
-        path = (recipe_folder or Path()) / Path(kind).expanduser()
+        path = Path(kind).expanduser()
         if not path.is_file():
             raise ModelError(f"prompt.template: '{kind}' is neither 'openbezoar', 'own' nor a file ({path})")
         return path.read_text(encoding="utf-8"), ()

@@ -42,6 +42,7 @@ from openbezoar.recipe import (
     Shape,
     TaskSpec,
     data_specs,
+    verb_of,
 )
 from openbezoar.records import JsonLines, Row, read_jsonl
 from openbezoar.shapes import model_of, shape_of_model
@@ -232,7 +233,7 @@ class _Book:
         # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
         shape = self.shape(step.model)
         made = Estimate(round(rows), int(tokens), 0, None, step_memory(shape, step, self.device) if shape else None)
-        return self.timed(made, node_verb(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
+        return self.timed(made, verb_of(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
 
     def _evaluate(self, step: Evaluate) -> Estimate:
         questions = sum(self._questions(step, t) for t in step.tasks)
@@ -320,10 +321,6 @@ class _Book:
         shape, spec = self.shape(name), self.spec(name)
         width = 4 if isinstance(spec, LocalModel) and spec.dtype == "float32" else 2
         return process_bytes(self.device) + width * sum(parameters(shape)) if shape else None
-
-
-def node_verb(step: Sft | Dpo) -> str:
-    return "sft" if isinstance(step, Sft) else "dpo"
 
 
 def safe_estimate(graph: Graph, device: Device | None = None) -> dict[str, Estimate]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,10 +53,6 @@ class Checkpoint:
             "quantize": self.quantize if self.adapters else "none",
             "prompt": prompt,
         }
-
-    def with_adapter(self, adapter: Path, quantize: Literal["nf4", "none"], name: str) -> Checkpoint:
-        """This model with one more adapter on it."""
-        return replace(self, adapters=(*self.adapters, adapter), quantize=quantize, name=name)
 
 
 def _digests(folder: Path) -> dict[str, str]:

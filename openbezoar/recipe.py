@@ -620,6 +620,3 @@ def json_schema() -> dict[str, Any]:
     for verb, kind in VERBS.items():  # 'defaults' may give what a step leaves out, but never its verb
         schema["$defs"][kind.__name__]["required"] = [verb]
     return schema
-
-
-STEP_CLASSES = get_args(Step)

@@ -76,7 +76,7 @@ def parse(tree: dict[str, Any], where: str) -> Recipe:
 
 
 def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
     if name in ("reviews", "votes"):
         raise RecipeError(f"{where}: steps: a run keeps what people decide in its folder '{name}'; give the step another name")

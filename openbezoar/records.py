@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,8 +279,3 @@ def parse_dialogue(text: str, where: str) -> tuple[Turn, ...]:
 
 def _fields(row: Mapping[str, Any]) -> str:
     return ", ".join(map(str, list(row)[:8])) or "none"
-
-
-def turns_from(messages: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
-    """Turns from role/content dictionaries."""
-    return tuple(Turn(m["role"], m["content"]) for m in messages)  # type: ignore[arg-type]

@@ -114,4 +114,4 @@ def released(kind: str, folder: Path, prompt: PromptSpec | None = None) -> Forma
             weight.copy_(torch.randn_like(weight) * (0.2 if weight.ndim > 1 else 0.1) + (1.0 if "norm" in name and not kind.startswith("gemma") else 0.0))
     model.to(torch.bfloat16).save_pretrained(base)
     model.to(torch.bfloat16).save_pretrained(folder)
-    return write_tokenizer(Checkpoint(kind, str(base), (), "none", "bfloat16", prompt or PromptSpec()), folder, folder)
+    return write_tokenizer(Checkpoint(kind, str(base), (), "none", "bfloat16", prompt or PromptSpec()), folder)

@@ -131,7 +131,7 @@ def test_a_release_s_own_template_keeps_the_trained_stop_strings(tiny: Path, tmp
     trained = Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec())
     shutil.copytree(tiny, tmp_path / "release")
     (tmp_path / "release" / "tokenizer_config.json").unlink()
-    formatter = write_tokenizer(trained, tmp_path / "release", tmp_path)
+    formatter = write_tokenizer(trained, tmp_path / "release")
     released = Local(open_checkpoint(str(tmp_path / "release"))).formatter
     talk = [Turn("user", "Hello"), Turn("assistant", "Hi."), Turn("user", "Who?")]
     assert released.stop == STOP == formatter.stop and released.prompt_ids(talk) == formatter.prompt_ids(talk)

@@ -241,7 +241,7 @@ def test_a_model_of_no_numbers_gets_no_score(place: Path, tmp_path: Path, monkey
     monkeypatch.setattr(Scorer, "_check_once", lambda self, trees: None)  # as where only long rows overflow
     with pytest.raises(ModelError, match=r"arc_easy: .* not numbers"):
         run(*made(place, tmp_path))
-    with pytest.raises(ModelError, match=r"plain, row 1: .* no number"):
+    with pytest.raises(ModelError, match=r"plain, row 1: .* not numbers"):
         run(*made(place, tmp_path, tasks=[]))
 
 

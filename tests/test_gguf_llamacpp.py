@@ -74,7 +74,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for file in checkpoint.folder().iterdir():
         if file.suffix == ".safetensors" or file.name in ("config.json", "model.safetensors.index.json"):
             (folder / file.name).symlink_to(file)
-    return Case("real", folder, write_tokenizer(checkpoint, folder, folder))
+    return Case("real", folder, write_tokenizer(checkpoint, folder))
 
 
 def ask(node: Path, gguf: Path, prompts: list[str]) -> dict[str, Any]:

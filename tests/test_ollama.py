@@ -139,11 +139,11 @@ def formatter(request: pytest.FixtureRequest, tmp_path: Path) -> Formatter:
     (tmp_path / "chatml.jinja").write_text(CHATML)
     specs = {
         "openbezoar": PromptSpec(),
-        "chatml": PromptSpec(template="chatml.jinja"),
+        "chatml": PromptSpec(template=str(tmp_path / "chatml.jinja")),
         "no end": PromptSpec(append_eos=False),
-        "own system": PromptSpec(template="chatml.jinja", system="Count to {{ 3 }}."),
+        "own system": PromptSpec(template=str(tmp_path / "chatml.jinja"), system="Count to {{ 3 }}."),
     }
-    return Formatter(AutoTokenizer.from_pretrained(folder), specs[kind], tmp_path)
+    return Formatter(AutoTokenizer.from_pretrained(folder), specs[kind])
 
 
 def test_ollama_renders_the_trained_prompt(formatter: Formatter) -> None:
@@ -191,7 +191,7 @@ def test_a_template_that_is_not_made_of_roles_and_texts_is_left_to_ollama(tiny: 
     from transformers import AutoTokenizer
 
     (tmp_path / "odd.jinja").write_text(template)
-    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), PromptSpec(template="odd.jinja"), tmp_path)
+    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), PromptSpec(template=str(tmp_path / "odd.jinja")))
     assert pieces_of(formatter) is None
     text = modelfile("M.gguf", formatter, None, "M", "mit")
     assert "TEMPLATE" not in text and "SYSTEM" not in text and "cannot be written" in text

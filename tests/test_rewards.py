@@ -34,9 +34,9 @@ def test_margins_that_happen_to_be_zero_or_one_are_no_shares() -> None:
 
 
 def test_a_subset_without_a_scored_pair_has_no_number() -> None:
-    found = by_subset([1, None], ["seen", "unseen"], 0, share)
+    found = {name: share(own) for name, own in by_subset([1, None], ["seen", "unseen"]).items()}
     assert found["seen"]["accuracy"]["value"] == 1.0 and found["unseen"] == {"n": 0, "accuracy": None}
-    assert by_subset([1, 0], ["", ""], 0, share) == {}
+    assert by_subset([1, 0], ["", ""]) == {}
 
 
 def test_the_divergence_of_two_known_distributions_lies_in_its_interval() -> None:

@@ -223,7 +223,7 @@ class Scorer:
         finally:
             self.model.train(training)
         if bool(apart.isnan().any()):
-            raise ModelError("the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype overflows (try dtype float32)")
+            raise no_numbers()
         # In 16 bits two orders of summation differ by some hundredths; a wrong mask differs by whole units.
         allowed = 1e-4 if self.head.weight.dtype == torch.float32 else 0.5
         if len(shared) and not float((shared - apart).abs().mean()) <= allowed:
@@ -259,6 +259,11 @@ class Scorer:
         finally:
             self.model.train(training)
         return results
+
+
+def no_numbers(where: str = "") -> ModelError:
+    """The error for scores that are not finite; ``where`` says which."""
+    return ModelError(f"{where}the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype overflows (try dtype float32)")
 
 
 def _on_cpu(parts: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from openbezoar.errors import DataError, ModelError
 from openbezoar.forest import Path, Scorer
+from openbezoar.forest.scorer import no_numbers
 from openbezoar.llm import Sampling
 from openbezoar.llm.decoding import Decoder, Sampled
 from openbezoar.progress import PlainProgress, Progress
@@ -90,7 +91,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             for (number, _), score, flag in zip(tree, sums, flags, strict=True):
                 results[number] = (float(score.sum()), flag)
                 if math.isnan(results[number][0]):
-                    raise ModelError(f"{self.label}: the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype overflows")
+                    raise no_numbers(f"{self.label}: ")
         return results
 
     def _path(self, texts: Any, context: list[int], continuation: list[int]) -> Path:

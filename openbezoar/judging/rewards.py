@@ -10,11 +10,12 @@ cut at the same length.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from openbezoar.judging.statistics import mean_interval, proportion_interval
 from openbezoar.runs import step_seed
 
+T = TypeVar("T")
 Sums = Sequence[Sequence[float] | None]
 """Log-probabilities [chosen, rejected] of each pair, None for one left out."""
 
@@ -39,7 +40,8 @@ def implicit_rewards(policy: Sums, reference: Sums, subsets: Sequence[str], seed
     None for one that either model left out.
     """
     items = [None if p is None or r is None else (p[0] - r[0]) - (p[1] - r[1]) for p, r in zip(policy, reference, strict=True)]
-    return {**_of(items, seed), "subsets": by_subset(items, subsets, seed, _of), "items": items}
+    by_name = {name: _of(own, step_seed(seed, name)) for name, own in by_subset(items, subsets).items()}
+    return {**_of(items, seed), "subsets": by_name, "items": items}
 
 
 def _of(items: Sequence[float | None], seed: int) -> dict[str, Any]:
@@ -49,14 +51,17 @@ def _of(items: Sequence[float | None], seed: int) -> dict[str, Any]:
     return {"n": len(margins), "accuracy": share_of([int(m > 0) for m in margins]), "margin": mean_of(margins, seed)}
 
 
-def by_subset(items: Sequence[Any], subsets: Sequence[str], seed: int, of: Any) -> dict[str, Any]:
-    """``of`` for the items of each named subset, in the order first met; empty where rows name none."""
-    named = dict.fromkeys(name for name in subsets if name)
-    return {name: of([item for item, s in zip(items, subsets, strict=True) if s == name], step_seed(seed, name)) for name in named}
+def by_subset(items: Sequence[T], subsets: Sequence[str]) -> dict[str, list[T]]:
+    """The items of each named subset, in the order first met; empty where rows name none."""
+    found: dict[str, list[T]] = {name: [] for name in subsets if name}
+    for item, name in zip(items, subsets, strict=True):
+        if name:
+            found[name].append(item)
+    return found
 
 
-def share(items: Sequence[int | None], seed: int) -> dict[str, Any]:
-    """{n, accuracy} of items that are 1, 0, or None for one left out; as ``by_subset`` calls it, the seed unused."""
+def share(items: Sequence[int | None]) -> dict[str, Any]:
+    """{n, accuracy} of items that are 1, 0, or None for one left out."""
     used = [item for item in items if item is not None]
     return {"n": len(used), "accuracy": share_of(used) if used else None}
 

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError, ModelError, RecipeError
+from openbezoar.errors import DataError, RecipeError
 from openbezoar.harness.run import Result, quiet, score
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.comparisons import correct, every_pair
@@ -90,7 +90,7 @@ def _checkpoint(
         results: dict[str, Any] = {"tasks": score(model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens)}
         answers: Answers | None = None
         if examples or pairs:
-            answers = Answers(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), Scorer(model, step.tokens), window_of(model, tokenizer), context)
+            answers = Answers(Formatter(tokenizer, checkpoint.prompt), Scorer(model, step.tokens), window_of(model, tokenizer), context)
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
@@ -114,6 +114,7 @@ class Answers:
         None for a row that does not fit the model's window, or of which an answer has no token.
         """
         from openbezoar.forest import Path as TokenPath
+        from openbezoar.forest.scorer import no_numbers
 
         trees: dict[int, tuple[TokenPath, ...]] = {}
         for number, (turns, answers) in enumerate(rows):
@@ -127,9 +128,7 @@ class Answers:
         for number, tree in zip(trees, scores, strict=True):
             found[number] = [(float(path.double().sum()), len(path)) for path in tree]
             if not all(math.isfinite(total) for total, _ in found[number] or ()):
-                raise ModelError(
-                    f"{label}, row {number + 1}: the model gives a log-probability that is no number; its weights are damaged, or its dtype overflows"
-                )
+                raise no_numbers(f"{label}, row {number + 1}: ")
         return found
 
 
@@ -179,7 +178,7 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
         "normalised": share_of(by_mean),
         "identical": sum(same),
         "unscored": unscored,
-        "subsets": by_subset(by_sum, subsets, 0, share),
+        "subsets": {name: share(own) for name, own in by_subset(by_sum, subsets).items()},
         "items": by_sum,
         "sums": [None if pair is None else [total for total, _ in pair] for pair in used],
     }

@@ -38,7 +38,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     checkpoint = context.checkpoint(step.merge)
     rows = _drift_rows(step, context)
     unmerged, tokenizer = load_for_inference(checkpoint)
-    renderer = Renderer(Formatter(tokenizer, checkpoint.prompt, context.recipe_folder), LONGEST, "truncate", context.counts)
+    renderer = Renderer(Formatter(tokenizer, checkpoint.prompt), LONGEST, "truncate", context.counts)
     trees = renderer.examples(rows)
     if not trees:
         raise DataError(f"none of the rows for the drift can be used, {LONGEST} tokens at most ({context.counts}); name others with 'drift'")

@@ -80,7 +80,7 @@ def _measured(facts: RunFacts) -> dict[str, Any]:
 def _release_model(name: str, title: str, step: Release, facts: RunFacts, context: StepContext) -> dict[str, Any]:
     out = _empty(context.out / name)
     checkpoint = context.checkpoint(name)
-    formatter = write_tokenizer(checkpoint, out, context.recipe_folder)
+    formatter = write_tokenizer(checkpoint, out)
     weights = _weights(checkpoint.folder(), out)
     _write_generation_config(checkpoint.folder(), out, formatter)
     sources = sources_of(facts, context, [name])
@@ -150,7 +150,7 @@ def _weights(source: Path, out: Path) -> list[Path]:
     return placed
 
 
-def write_tokenizer(checkpoint: Checkpoint, out: Path, recipe_folder: Path) -> Formatter:
+def write_tokenizer(checkpoint: Checkpoint, out: Path) -> Formatter:
     """Save the checkpoint's tokenizer with the trained prompt as its chat template, and hold the two against each other.
 
     Raises ModelError if what is saved does not render and tokenise as in training.
@@ -159,7 +159,7 @@ def write_tokenizer(checkpoint: Checkpoint, out: Path, recipe_folder: Path) -> F
 
     from openbezoar.training.load import load_tokenizer
 
-    formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt, recipe_folder)
+    formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
     saved = load_tokenizer(checkpoint.folder())
     saved.chat_template = _template(formatter)
     saved.model_input_names = list(INPUTS)

@@ -36,7 +36,7 @@ def renderer_of(step: Training, context: StepContext) -> Renderer:
     """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows shows before the model is loaded."""
     checkpoint = context.checkpoint(step.model)
     distributed.from_first(lambda: str(checkpoint.folder()))  # one process fetches and converts, the others find it done
-    formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt, context.recipe_folder)
+    formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
     return Renderer(formatter, step.max_length, step.too_long, context.counts)
 
 

@@ -188,7 +188,6 @@ class PreferenceLoss:
 
     function: Callable[[PairScores, LossSettings], Tensor]
     needs_reference: bool
-    normalised_by_length: bool
     at_start: Callable[[LossSettings], float] | None
     whole_batch: bool = False
 
@@ -198,15 +197,15 @@ def _ln2(_: LossSettings) -> float:
 
 
 PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
-    #                              function      reference  by length  at the start
-    "sigmoid": PreferenceLoss(sigmoid, True, False, _ln2),
-    "sigmoid_norm": PreferenceLoss(sigmoid_norm, True, True, _ln2),
-    "ipo": PreferenceLoss(ipo, True, True, lambda s: 1 / (4 * s.beta**2)),
-    "hinge": PreferenceLoss(hinge, True, False, lambda s: 1.0),
-    "dpop": PreferenceLoss(dpop, True, False, _ln2),
-    "kto_pair": PreferenceLoss(kto_pair, True, False, lambda s: 0.5, whole_batch=True),
-    "simpo": PreferenceLoss(simpo, False, True, None),
-    "orpo": PreferenceLoss(orpo, False, True, None),
+    #                              function      reference  at the start
+    "sigmoid": PreferenceLoss(sigmoid, True, _ln2),
+    "sigmoid_norm": PreferenceLoss(sigmoid_norm, True, _ln2),
+    "ipo": PreferenceLoss(ipo, True, lambda s: 1 / (4 * s.beta**2)),
+    "hinge": PreferenceLoss(hinge, True, lambda s: 1.0),
+    "dpop": PreferenceLoss(dpop, True, _ln2),
+    "kto_pair": PreferenceLoss(kto_pair, True, lambda s: 0.5, whole_batch=True),
+    "simpo": PreferenceLoss(simpo, False, None),
+    "orpo": PreferenceLoss(orpo, False, None),
 }
 
 

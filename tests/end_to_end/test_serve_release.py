@@ -36,7 +36,7 @@ def test_a_release_answers_through_transformers_serve_with_the_trained_prompt(tm
         if file.name not in ("tokenizer_config.json", "chat_template.jinja"):
             (release / file.name).symlink_to(file)
     (release / "tokenizer.json").unlink(missing_ok=True)
-    write_tokenizer(Checkpoint("release", str(model), (), "none", "bfloat16", PromptSpec()), release, tmp_path)
+    write_tokenizer(Checkpoint("release", str(model), (), "none", "bfloat16", PromptSpec()), release)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
