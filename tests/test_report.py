@@ -23,7 +23,7 @@ from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_c
 from openbezoar.reporting.page import write_report
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
 from openbezoar.reporting.table import Table, checkpoint_table
-from openbezoar.reporting.wording import fenced, markdown_text
+from openbezoar.reporting.wording import code, fenced, markdown_text
 from openbezoar.runs import RunFolder
 from openbezoar.stages import report as stage
 
@@ -295,6 +295,10 @@ def test_markdown_keeps_model_text_inside_its_fence(run: RunFolder, tmp_path: Pa
 @pytest.mark.parametrize("text", ["```", "a ````` b", "~~~", "", "\n\n", "`" * 9 + "\nx"])
 def test_no_text_closes_its_own_fence(text: str) -> None:
     assert outside_fences(f"before\n{fenced(text)}\nafter") == "before\nafter"
+
+
+def test_no_text_leaves_its_span_of_code() -> None:
+    assert code("</s>") == "`</s>`" and code("<|end|>`\n\n# Free ``money``") == "``` <|end|>` # Free ``money`` ```"
 
 
 def test_cells_cannot_break_a_markdown_table() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from openbezoar.progress import visible
 from openbezoar.reporting.figures import standalone
 from openbezoar.reporting.table import Table
-from openbezoar.reporting.wording import fenced, markdown_text, slug
+from openbezoar.reporting.wording import code, fenced, markdown_text, slug
 from openbezoar.runs import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -162,7 +162,7 @@ def template(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": markdown_text, "fenced": fenced}
+    environment.filters |= {"plain": markdown_text, "fenced": fenced, "code": code}
     return environment.get_template(name).render(values)
 
 

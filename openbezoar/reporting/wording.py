@@ -89,6 +89,14 @@ def fenced(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{text.rstrip(chr(10))}\n{fence}"
 
 
+def code(text: str) -> str:
+    """A span of code on one line that no run of backticks in ``text`` can close."""
+    shown = " ".join(visible(text).split())
+    fence = "`" * (max(map(len, re.findall(r"`+", shown)), default=0) + 1)
+    room = " " if "`" in shown else ""
+    return f"{fence}{room}{shown}{room}{fence}"
+
+
 def shorten(text: str, limit: int, count: bool = True) -> str:
     """At most ``limit`` characters, and how many were left out if they shall be counted."""
     return text if len(text) <= limit else text[:limit] + (f"… [{len(text) - limit} more characters]" if count else "…")
