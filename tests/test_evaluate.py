@@ -226,6 +226,7 @@ def test_mistakes_show_before_a_model_is_loaded(place: Path, tmp_path: Path, mon
 
 def test_a_model_of_no_numbers_gets_no_score(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN is above and below nothing: such a model would score what its first choices score, and differ from every other 'outside noise'."""
+    import openbezoar.llm.local  # noqa: F401  imported under the patch for the first time, it would keep it for all later tests
     from openbezoar.forest import Scorer
 
     load = load_module.load_for_inference
