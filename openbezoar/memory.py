@@ -55,7 +55,8 @@ def _targets(shape: Shape) -> dict[str, tuple[int, int]]:
 def lora_parameters(shape: Shape, step: Training) -> int:
     """Trainable parameters of the step's adapter."""
     sizes = _targets(shape)
-    return shape.layers * step.lora.r * sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets)
+    a_layer = sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets if t != HEAD)
+    return step.lora.r * (shape.layers * a_layer + (shape.hidden + shape.vocabulary) * (HEAD in step.lora.targets))
 
 
 def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
@@ -118,11 +119,14 @@ def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
     attention = width * (2 * q + 2 * kv)
     mlp = width * 2 * shape.mlp
     sizes = _targets(shape)
-    inputs = {INPUTS.get(t, t): sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets}
-    masks = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in step.lora.targets) if step.lora.dropout else 0
+    targets = [t for t in step.lora.targets if t != HEAD]
+    inputs = {INPUTS.get(t, t): sizes.get(t, (shape.hidden, shape.hidden))[0] for t in targets}
+    masks = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in targets) if step.lora.dropout else 0
     return norms + attention + mlp + width * sum(inputs.values()) + masks
 
 
+HEAD = "lm_head"
+"""The vocabulary head, one for all layers."""
 INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
 """Linear layers that are given the same tensor."""
 

@@ -235,7 +235,9 @@ class Lora(Strict):
     r: int = Field(16, ge=1)
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
-    targets: list[str] = ["q_proj", "k_proj", "v_proj"]
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj"], description="Linear layers by their names; 'lm_head' too, where it is not the embedding matrix as well."
+    )
 
 
 class Training(Strict):

@@ -196,13 +196,18 @@ def test_an_adapter_that_is_not_on_linear_layers_alone_is_refused_rather_than_me
     [
         ("embed_tokens", "'embed_tokens' of lora.targets is of kind Embedding"),
         ("norm", "'norm' of lora.targets is of kind LlamaRMSNorm"),
-        ("lm_head", "'lm_head' of lora.targets is the output head"),
         ("wq", "no module 'wq'"),
     ],
 )
-def test_targets_that_are_no_linear_layer_of_the_trunk_are_refused_in_one_line(tiny: Path, target: str, said: str) -> None:
+def test_targets_that_are_no_linear_layer_are_refused_in_one_line(tiny: Path, target: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         load_for_training(checkpoint(tiny), Lora(r=4, targets=["q_proj", target]), "none", "float32", False, 0)
+
+
+def test_a_head_that_is_the_embeddings_too_takes_no_adapter(tiny_gemma: Path) -> None:
+    """Merged, it would change the embeddings."""
+    with pytest.raises(ModelError, match=r"'lm_head' of lora.targets is the output head, whose weight is the embeddings' too"):
+        load_for_training(checkpoint(tiny_gemma), Lora(r=4, targets=["q_proj", "lm_head"]), "none", "float32", False, 0)
 
 
 def test_an_adapter_of_another_model_is_refused_by_name(tiny: Path, tiny_gemma: Path, tmp_path: Path) -> None:

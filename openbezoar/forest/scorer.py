@@ -17,54 +17,8 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest.attention import register
+from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, adapted
 from openbezoar.forest.layout import Layout, Path, Tree, in_order, lay_out
-
-
-class _SelectedLogProb(torch.autograd.Function):
-    """log p(target) at each row of hidden states, with its gradient found in the same sweep.
-
-    d log p_t / dh = W_t - sum_v p_v W_v needs no upstream value, so it is computed chunk by
-    chunk in the forward pass and only [rows, hidden] is kept. The head must be frozen.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None, chunk: int, likeliest: Tensor | None
-    ) -> Tensor:
-        need = hidden.requires_grad
-        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden) if need else None
-        for first in range(0, len(hidden), chunk):
-            rows = slice(first, first + chunk)
-            logits = torch.nn.functional.linear(hidden[rows].to(weight.dtype), weight, bias).float()
-            if scale != 1.0:
-                logits *= scale
-            slope = None
-            if cap is not None:
-                logits = logits.div_(cap).tanh_()
-                slope = None if gradient is None else 1 - logits.square()
-                logits *= cap
-            wanted = targets[rows, None]
-            if likeliest is not None:
-                likeliest[rows] = logits.argmax(-1) == targets[rows]
-            logprobs = logits.log_softmax(-1)
-            out[rows] = logprobs.gather(-1, wanted)[:, 0]
-            if gradient is not None:
-                error = logprobs.exp_().neg_()  # onehot - p
-                error.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=error.dtype))
-                if slope is not None:
-                    error *= slope
-                if scale != 1.0:
-                    error *= scale
-                gradient[rows] = (error.to(weight.dtype) @ weight).to(gradient.dtype)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grads[0][:, None].to(gradient.dtype), None, None, None, None, None, None, None)
 
 
 class Scorer:
@@ -82,19 +36,21 @@ class Scorer:
         if self.trunk is base:
             raise ModelError(f"a {type(base).__name__} has no trunk apart from its head; the scorer needs a causal language model of transformers")
         head = base.get_output_embeddings()  # type: ignore[operator]
+        self.adapter: Any = head if hasattr(head, "lora_A") else None  # PEFT's layer around the head
+        if self.adapter is not None:
+            head = self.adapter.base_layer
         if type(head) is not nn.Linear:
-            raise ModelError(f"the output head is a {type(head).__name__}; the scorer needs a plain linear head (take 'lm_head' out of the adapter's targets)")
+            raise ModelError(f"the output head is a {type(head).__name__}; the scorer needs a linear head, plain or with a LoRA adapter")
         if head.weight.requires_grad:
-            raise ModelError("the output head is trainable; the scorer needs a frozen head")
+            raise ModelError("the output head's own weight is trainable; the scorer needs it frozen, with an adapter on it if it is to change")
         self.head = head
         self.config: Any = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
-        self.scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(getattr(self.config, "logits_scaling", None) or 1.0)
-        self.cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(getattr(self.config, "logits_scaling", None) or 1.0)
         self.device = next(model.parameters()).device
         # Above 32 MiB a CPU allocation is mapped afresh each time, and its page faults cost more than the arithmetic.
         most = head_bytes or (30 << 20 if self.device.type == "cpu" else 256 << 20)
         # Fewer rows than 64 a product read the head's weights more often than they use them.
-        self.chunk = max(1 if head_bytes else 64, most // (4 * head.out_features))
+        self.shaping = Shaping(scale, getattr(self.config, "final_logit_softcapping", None), max(1 if head_bytes else 64, most // (4 * head.out_features)))
         self.plain = plain or not _knows(self.config)
         self.checked = self.plain
         if not self.plain:
@@ -102,10 +58,19 @@ class Scorer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocabulary] of hidden states [rows, hidden], as the model's own head makes them."""
-        logits: Tensor = self.head(hidden.to(self.head.weight.dtype)).float()
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        update = self._update(hidden)
+        weight, bias = self.head.weight, self.head.bias
+        product = self.head(hidden.to(weight.dtype)) if update is None else adapted(hidden, *update, weight, bias)
+        return self.shaping.logits(product)[0]
+
+    def _update(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(s A h [rows, r], B [vocabulary, r]) of the head's adapter; None where there is none, or it is switched off."""
+        layer = self.adapter
+        if layer is None or layer.disable_adapters or layer.merged:
+            return None
+        (name,) = layer.active_adapters
+        x = layer.lora_dropout[name](hidden.to(self.head.weight.dtype))
+        return layer.scaling[name] * (x @ layer.lora_A[name].weight.to(x.dtype).T), layer.lora_B[name].weight
 
     def batches(self, trees: Sequence[Tree]) -> list[list[int]]:
         """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like beginnings or like lengths together."""
@@ -161,7 +126,9 @@ class Scorer:
 
     def _select(self, hidden: Tensor, targets: Tensor, counts: list[int], greedy: list[Tensor] | None) -> list[Tensor]:
         likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)
-        scores = _SelectedLogProb.apply(hidden, self.head.weight, self.head.bias, targets, self.scale, self.cap, self.chunk, likeliest)  # type: ignore[no-untyped-call]
+        head = self.head.weight, self.head.bias, targets, self.shaping, likeliest
+        update = self._update(hidden)
+        scores = SelectedLogProb.apply(hidden, *head) if update is None else AdaptedLogProb.apply(hidden, *update, *head)  # type: ignore[no-untyped-call]
         if greedy is not None and likeliest is not None:
             greedy.extend(likeliest.split(counts))  # type: ignore[no-untyped-call]
         return list(scores.split(counts))  # type: ignore[no-untyped-call]

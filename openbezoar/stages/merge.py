@@ -133,7 +133,7 @@ class _Answers:
     def distributions(self, row: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float32 log-distributions [tokens, vocabulary] and ids, a few tokens at a time."""
         hidden, ids = self.rows[row]
-        for part, wanted in zip(torch.split(hidden, self.scorer.chunk), torch.split(ids, self.scorer.chunk), strict=True):
+        for part, wanted in zip(torch.split(hidden, self.scorer.shaping.chunk), torch.split(ids, self.scorer.shaping.chunk), strict=True):
             yield self.scorer.logits(part).log_softmax(-1), wanted
 
     def loss(self) -> float:

@@ -262,16 +262,17 @@ def load_for_training(
 
 
 def _check_targets(model: Any, targets: Sequence[str], name: str) -> None:
-    """Raises ModelError for a target that the model has not, and for one that is no linear layer of its trunk: merging knows those only."""
+    """Raises ModelError for a target that the model has not, and for one that is no linear layer: merging knows those only."""
     head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     for target in targets:
         found = [layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")]
         if not found:
             raise ModelError(f"{name}: the model has no module '{target}' for lora.targets; look at its layers' names")
         for layer in found:
-            if layer is head or not isinstance(layer, nn.Linear):
-                what = "the output head, which stays frozen" if layer is head else f"of kind {type(layer).__name__}"
-                raise ModelError(f"{name}: '{target}' of lora.targets is {what}; adapters go on the linear layers of attention and MLP")
+            if (layer is head and tied) or not isinstance(layer, nn.Linear):
+                what = "the output head, whose weight is the embeddings' too" if layer is head else f"of kind {type(layer).__name__}"
+                raise ModelError(f"{name}: '{target}' of lora.targets is {what}; adapters go on linear layers with a weight of their own")
 
 
 def free() -> None:

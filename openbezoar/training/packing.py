@@ -38,6 +38,7 @@ def pack(model: nn.Module) -> int:
     if not all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
         return 0
     head = model.get_output_embeddings()  # type: ignore[operator]  # the scorer works with its weight
+    head = getattr(head, "base_layer", head)
     packed = 0
     # A list with the layers themselves would keep each plain weight until the last is packed: the model twice.
     parents = [module for module in model.modules() if type(module) is not nn.Linear]

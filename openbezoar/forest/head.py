@@ -1,0 +1,120 @@
+"""Log-probabilities of given tokens from hidden states: the vocabulary head in chunks, and a backward that never holds [tokens × vocabulary].
+
+z = cap · tanh(scale · (W h + b + B u) / cap), where a model has a cap, a factor, a bias, an
+adapter on its head (u = s A h); log p_t = z_t - logsumexp(z), and ∂ log p_t / ∂ z = onehot(t) - p.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shaping(NamedTuple):
+    """What stands between the head's product and the logits: factor and soft cap. chunk: rows of a product."""
+
+    scale: float
+    cap: float | None
+    chunk: int
+
+    def logits(self, product: Tensor, slope: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Float32 logits of a product [rows, vocabulary], and the cap's slope there if it is asked for."""
+        logits = product.float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.cap is None:
+            return logits, None
+        logits = logits.div_(self.cap).tanh_()
+        found = 1 - logits.square() if slope else None
+        logits *= self.cap
+        return logits, found
+
+    def error(self, logprobs: Tensor, wanted: Tensor, slope: Tensor | None) -> Tensor:
+        """∂ log p(wanted) / ∂ product, written over the log-probabilities [rows, vocabulary]. wanted: [rows, 1]."""
+        error = logprobs.exp_().neg_()
+        error.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=error.dtype))
+        if slope is not None:
+            error *= slope
+        if self.scale != 1.0:
+            error *= self.scale
+        return error
+
+    def chunks(self, rows: int) -> list[slice]:
+        """So many rows, a product's worth at a time."""
+        return [slice(first, first + self.chunk) for first in range(0, rows, self.chunk)]
+
+
+class SelectedLogProb(torch.autograd.Function):
+    """log p(target) [rows] at each row of hidden states [rows, hidden], with its gradient found in the same sweep.
+
+    d log p_t / dh = W_t - sum_v p_v W_v needs no upstream value, so it is computed chunk by
+    chunk in the forward pass and only [rows, hidden] is kept. The head must be frozen.
+    likeliest: a bool [rows] that is filled with whether each target has the greatest logit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shaping: Shaping, likeliest: Tensor | None) -> Tensor:
+        need = hidden.requires_grad
+        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if need else None
+        for rows in shaping.chunks(len(hidden)):
+            logits, slope = shaping.logits(torch.nn.functional.linear(hidden[rows].to(weight.dtype), weight, bias), need)
+            wanted = targets[rows, None]
+            if likeliest is not None:
+                likeliest[rows] = logits.argmax(-1) == targets[rows]
+            logprobs = logits.log_softmax(-1)
+            out[rows] = logprobs.gather(-1, wanted)[:, 0]
+            if gradient is not None:
+                gradient[rows] = (shaping.error(logprobs, wanted, slope).to(weight.dtype) @ weight).to(gradient.dtype)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0][:, None].to(gradient.dtype), None, None, None, None, None)
+
+
+class AdaptedLogProb(torch.autograd.Function):
+    """The same where the head carries an adapter: the product is W h + B u, u [rows, r], B [vocabulary, r] in float32.
+
+    ∂/∂B sums over the rows, each with its upstream value, so the product is made again on the
+    way back, chunk by chunk; only u and the hidden states are kept. W and the bias are frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, u: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shaping: Shaping, likeliest: Tensor | None
+    ) -> Tensor:
+        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for rows in shaping.chunks(len(hidden)):
+            logits, _ = shaping.logits(adapted(hidden[rows], u[rows], b, weight, bias))
+            if likeliest is not None:
+                likeliest[rows] = logits.argmax(-1) == targets[rows]
+            out[rows] = logits.log_softmax(-1).gather(-1, targets[rows, None])[:, 0]
+        ctx.save_for_backward(hidden, u, b, targets)
+        ctx.head = weight, bias, shaping
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, u, b, targets = ctx.saved_tensors
+        weight, bias, shaping = ctx.head
+        cast = b.to(weight.dtype)
+        to_hidden, to_u, to_b = torch.empty_like(hidden), torch.empty_like(u), torch.zeros_like(b)
+        for rows in shaping.chunks(len(hidden)):
+            logits, slope = shaping.logits(adapted(hidden[rows], u[rows], b, weight, bias), True)
+            error = shaping.error(logits.log_softmax(-1), targets[rows, None], slope)
+            error = error.mul_(grads[0][rows, None]).to(weight.dtype)
+            to_hidden[rows] = (error @ weight).to(hidden.dtype)
+            to_u[rows] = (error @ cast).to(u.dtype)
+            to_b += error.T @ u[rows].to(weight.dtype)
+        return to_hidden, to_u, to_b, None, None, None, None, None
+
+
+def adapted(hidden: Tensor, u: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W h + bias + B u [rows, vocabulary], in the weight's dtype."""
+    return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias) + u.to(weight.dtype) @ b.to(weight.dtype).T
