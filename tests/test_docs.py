@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 from conftest import FAST
@@ -297,6 +298,23 @@ def _schema_default(key: str) -> Any:
     for name in names[:-1]:
         kind = kind.model_fields[name].annotation
     return kind.model_fields[names[-1]].get_default(call_default_factory=True)
+
+
+def test_the_forest_engines_page_runs_and_needs_no_more_of_the_package_than_it_says(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import openbezoar.forest
+
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/forest-engine.md").read_text(), re.DOTALL))
+    names: dict[str, Any] = {}
+    exec(code.replace('"MODEL"', repr(str(tiny))), names)
+    with names["model"].disable_adapter():
+        for scores, answer in zip(names["scores"], names["answers"], strict=True):
+            ids = torch.tensor([[*names["question"], *answer]])
+            logs = names["model"](input_ids=ids).logits[0, len(names["question"]) - 1 : -1].log_softmax(-1)
+            assert torch.allclose(scores, logs.gather(-1, torch.tensor(answer)[:, None])[:, 0], atol=1e-4)
+    assert float(names["loss"]) > 0
+    assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)
+    used = {name for file in Path(openbezoar.forest.__file__).parent.glob("*.py") for name in re.findall(r"from openbezoar\.(\w+)", file.read_text())}
+    assert used == {"forest", "errors"}
 
 
 def test_the_papers_page_has_the_defaults_of_the_schema() -> None:
