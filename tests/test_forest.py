@@ -99,7 +99,6 @@ def test_random_trees_score_and_learn_like_their_paths_one_by_one(family: str, s
     agree(family, [tuple(tree_of(shape, generator, ())) for shape in shapes])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def causal(family: str) -> nn.Module:
     """A small random model of a family whose trunk is not called ``model``, or whose sizes have other names."""
     sizes = {"gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 512}, "opt": {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 48}}
@@ -123,6 +122,7 @@ def test_a_family_whose_attention_ignores_the_layout_is_refused_in_one_line() ->
         Scorer(causal("falcon")).logprobs([(Path.of((5, 6, 7), (8, 9)), Path.of((5, 6, 7), (10, 11)))])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_of_depth_four_longer_than_the_window_agrees(family: str) -> None:
     shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
     agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
