@@ -174,7 +174,8 @@ def test_commands_in_running_text_exist_with_their_options() -> None:
     for page in PAGES:
         for name, rest in re.findall(r"`openbezoar ([a-z_]+)([^`]*)`", page.read_text(encoding="utf-8")):
             assert name in COMMANDS, f"{page.name}: openbezoar {name}"
-            known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+            command = {**COMMANDS, **INNER}.get(" ".join([name, *rest.split()[:1]]), COMMANDS[name])
+            known = {option for parameter in command.params for option in parameter.opts}
             assert set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0])) <= known, f"{page.name}: openbezoar {name}{rest}"
 
 
