@@ -28,12 +28,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 PATHS = [TokenPath.of([5, 6, 7, 8], [9, 10, 11]), TokenPath.of([5, 6, 7, 8], [12, 13]), TokenPath.of([40, 41], [42, 43, 44, 45])]
 
 
-def adapted_model(family: str, dropout: float = 0.0) -> Any:
+def adapted_model(family: str, dropout: float = 0.0, targets: tuple[str, ...] = ("q_proj", "lm_head")) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]), dtype=torch.float32).requires_grad_(False)
     if getattr(model.lm_head, "bias", None) is not None:
         torch.nn.init.normal_(model.lm_head.bias)
-    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"))
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -73,7 +73,7 @@ def test_an_adapter_on_the_head_gives_the_model_s_own_values_and_gradients(famil
 
 
 def test_an_adapter_on_the_head_can_be_switched_off_and_its_dropout_is_drawn_in_training_only() -> None:
-    model = adapted_model("llama", dropout=0.5)
+    model = adapted_model("llama", dropout=0.5, targets=("lm_head",))
     scorer = Scorer(model)
     trees = [tuple(PATHS[:2])]
 
