@@ -158,7 +158,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
     def _plain_greedy(self, settings: dict[str, Any]) -> bool:
         """Whether the likeliest token each time is all that a task, and the model's own generation settings, ask for."""
         own = getattr(self.model, "generation_config", None)
-        asked: set[str] = set() if own is None else {name for name, value in own.to_diff_dict().items() if value is not None}
+        asked: set[str] = set() if own is None else {name for name, value in own.to_diff_dict().items() if value not in (None, False)}
         return not settings["do_sample"] and settings.keys() <= {"do_sample", "temperature", "max_gen_toks"} and asked <= GREEDY_ALIKE
 
     def _greedy(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
@@ -169,7 +169,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         found = _StopStrings(self.tokenizer, stop)
         rows = [Sampled.of(place, Sampling(settings["max_gen_toks"]), ends, seed=0) for place in range(len(contexts))]
         self.decoder.draw([context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids))
-        return [self.tokenizer.decode(row.said, skip_special_tokens=True) for row in rows]
+        return [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]  # an end token that is no special one is text, as in HFLM
 
     @torch.no_grad()
     def _generate(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
