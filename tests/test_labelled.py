@@ -37,6 +37,12 @@ def test_a_judge_and_the_filters_beside_it_by_hand() -> None:
         assert all(shown[name]["low"] <= shown[name]["value"] <= shown[name]["high"] for name in ("precision", "recall", "auc"))
 
 
+def test_the_longest_are_kept_beside_the_judge_not_the_shortest() -> None:
+    items = [Labelled("0", "Say.", "word", False), Labelled("1", "Say so.", "word word", True)]
+    found = check_numbers(items, [VERDICTS[0], VERDICTS[4]], 5.0, 1)["filters"]["length only"]
+    assert (found["kept"], found["precision"]["value"], found["recall"]["value"]) == (1, 1.0, 1.0)
+
+
 def test_a_judge_that_keeps_nothing_has_no_precision_and_one_without_a_rating_no_auc() -> None:
     found = check_numbers(ITEMS, [{"unscored": "unparsable", "reply": ""}] * 5, 5.0, 1)["filters"]["judge"]
     assert (found["kept"], found["precision"], found["auc"]) == (0, None, None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,18 +24,28 @@ def test_publish_replaces_an_old_result_and_drops_what_was_for_resuming(tmp_path
 
 
 @pytest.mark.parametrize("moment", ["before the renames", "between the renames", "before the old one is gone"])
-def test_a_kill_inside_publish_leaves_a_whole_result(tmp_path: Path, moment: str) -> None:
+def test_a_kill_inside_publish_leaves_a_whole_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     run = RunFolder(tmp_path / "r")
     (run.begin("s", "old") / "value").write_text("old")
     run.publish("s", {"key": "old"})
-    work = run.begin("s", "new")
-    (work / "value").write_text("new")
-    (work / "manifest.json").write_text(json.dumps({"key": "new"}))
-    (work / ".key").unlink()
-    if moment != "before the renames":
-        run.step("s").rename(run.path / ".work" / ".s.old")
-    if moment == "before the old one is gone":
-        work.rename(run.step("s"))
+    (run.begin("s", "new") / "value").write_text("new")
+    rename, done = Path.rename, []
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def renaming(path: Path, target: Path) -> Path:
+        if moment == "before the renames" or (moment == "between the renames" and done):
+            killed()
+        done.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", renaming)
+        if moment == "before the old one is gone":
+            patched.setattr("shutil.rmtree", killed)
+        run.publish("s", {"key": "new"})
+    assert len(done) == ["before the renames", "between the renames", "before the old one is gone"].index(moment)
     run.recover()
     assert (run.step("s") / "value").read_text() == "new"
     assert run.manifest("s") == {"key": "new"}
