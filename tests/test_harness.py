@@ -262,6 +262,17 @@ def test_answers_that_ask_for_more_than_the_likeliest_token_are_left_to_transfor
     assert ours != plain
 
 
+def test_an_answer_ends_where_its_stop_string_does(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = forest_lm(tiny_model(3), tokenizer)
+    whole = lm.generate_until(requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 24})))[0]
+    made: list[int] = []
+    draw = lm.decoder.draw
+    monkeypatch.setattr(lm.decoder, "draw", lambda prompts, rows, stopped: (draw(prompts, rows, stopped), made.extend(len(row.ids) for row in rows)))
+    stop = whole[len(whole) // 2 :][:3]
+    (ended,) = lm.generate_until(requests("generate_until", ("Snow is", {"until": [stop], "max_gen_toks": 24})))
+    assert whole.startswith(ended) and 1 < made[0] < 24
+
+
 def test_every_end_token_of_the_models_own_settings_ends_an_answer(tokenizer: Any) -> None:
     model = tiny_model(3)
     asked = requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 8}))
