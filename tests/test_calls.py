@@ -400,6 +400,19 @@ def test_an_address_that_is_gone_is_left_alone_while_another_works_and_tried_aga
     assert gone.failures == 0 and gone.window > 1 and well.under_way == 4
 
 
+def test_an_address_that_is_gone_is_left_alone_while_the_other_one_only_asked_for_a_pause() -> None:
+    endpoints, clock = pool(2)
+    gone, well = endpoints.all
+    assert [endpoints.take(OFF) for _ in range(2)] == [gone, well]
+    assert endpoints.lost(well, clock.now(), busy=True, hold=5.0)  # the first one can
+    assert not endpoints.lost(gone, clock.now(), gone=True)  # nobody can be asked at once
+    asked = 0
+    while (one := endpoints.take(OFF)) is gone and asked < 40:
+        endpoints.lost(one, clock.now(), gone=True)
+        asked += 1
+    assert one is well and asked <= 2 and clock.time == 105.0
+
+
 def test_the_least_busy_address_is_taken_and_one_that_asked_to_wait_is_waited_for() -> None:
     endpoints, clock = pool(2)
     assert [endpoints.take(OFF).url for _ in range(4)] == ["e0", "e1", "e0", "e1"]

@@ -312,7 +312,7 @@ def test_the_forest_engines_page_runs_and_needs_no_more_of_the_package_than_it_s
             ids = torch.tensor([[*names["question"], *answer]])
             logs = names["model"](input_ids=ids).logits[0, len(names["question"]) - 1 : -1].log_softmax(-1)
             assert torch.allclose(scores, logs.gather(-1, torch.tensor(answer)[:, None])[:, 0], atol=1e-4)
-    assert float(names["loss"]) > 0
+    assert names["loss"].item() > 0
     assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)
     used = {name for file in Path(openbezoar.forest.__file__).parent.glob("*.py") for name in re.findall(r"from openbezoar\.(\w+)", file.read_text())}
     assert used == {"forest", "errors"}

@@ -110,12 +110,13 @@ class Endpoints:
                 self._shrink(endpoint, begun, endpoint.window / 2)
             if hold is not None:
                 endpoint.until = max(endpoint.until, now + hold)
-            others = [e for e in self.all if e is not endpoint and e.until <= now and e.failures < FAILURES]
+            # One that only asked for a pause is worth waiting for: it must not send everybody back to where nobody is.
+            others = [e for e in self.all if e is not endpoint and e.failures < FAILURES]
             if others and (gone or endpoint.failures >= FAILURES):
                 endpoint.until = max(endpoint.until, now + min(LEFT_ALONE, 2.0**endpoint.failures))
                 endpoint.window = 1
             self._release(endpoint)
-            return bool(others)
+            return any(e.until <= now for e in others)
 
     def _shrink(self, endpoint: Endpoint, begun: float, window: float) -> None:
         """Once for all requests that were under way together."""
