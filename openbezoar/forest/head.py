@@ -89,9 +89,9 @@ class AdaptedLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, u: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shaping: Shaping, likeliest: Tensor | None
     ) -> Tensor:
-        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        out, cast = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device), b.to(weight.dtype)
         for rows in shaping.chunks(len(hidden)):
-            logits, _ = shaping.logits(adapted(hidden[rows], u[rows], b, weight, bias))
+            logits, _ = shaping.logits(adapted(hidden[rows], u[rows], cast, weight, bias))
             if likeliest is not None:
                 likeliest[rows] = logits.argmax(-1) == targets[rows]
             out[rows] = logits.log_softmax(-1).gather(-1, targets[rows, None])[:, 0]
@@ -106,7 +106,7 @@ class AdaptedLogProb(torch.autograd.Function):
         cast = b.to(weight.dtype)
         to_hidden, to_u, to_b = torch.empty_like(hidden), torch.empty_like(u), torch.zeros_like(b)
         for rows in shaping.chunks(len(hidden)):
-            logits, slope = shaping.logits(adapted(hidden[rows], u[rows], b, weight, bias), True)
+            logits, slope = shaping.logits(adapted(hidden[rows], u[rows], cast, weight, bias), True)
             error = shaping.error(logits.log_softmax(-1), targets[rows, None], slope)
             error = error.mul_(grads[0][rows, None]).to(weight.dtype)
             to_hidden[rows] = (error @ weight).to(hidden.dtype)

@@ -25,7 +25,7 @@ from openbezoar.errors import DataError, ModelError
 from openbezoar.forest import Path, Scorer
 from openbezoar.forest.scorer import no_numbers
 from openbezoar.llm import Sampling
-from openbezoar.llm.decoding import Decoder, Sampled
+from openbezoar.llm.decoding import Decoder, Sampled, end_tokens
 from openbezoar.progress import PlainProgress, Progress
 
 MAX_NEW_TOKENS = 256  # of an answer whose task sets no limit; HFLM's
@@ -164,8 +164,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
     def _greedy(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
         """Continuations by the decoder: beginnings that contexts share are read once, and rows that have ended leave the batch."""
         own = getattr(self.model, "generation_config", None)
-        eos = [] if own is None or own.eos_token_id is None else own.eos_token_id
-        ends = (*(eos if isinstance(eos, list) else [eos]), self.eot_token_id)
+        ends = (*(() if own is None else end_tokens(own)), self.eot_token_id)
         found = _StopStrings(self.tokenizer, stop)
         rows = [Sampled.of(place, Sampling(settings["max_gen_toks"]), ends, seed=0) for place in range(len(contexts))]
         self.decoder.draw([context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids))

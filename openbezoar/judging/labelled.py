@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from openbezoar.cleaning import funnel
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.judging.statistics import Array, auc, grouped_intervals, ratio, widened
-from openbezoar.judging.verdicts import accepts, rate
+from openbezoar.judging.verdicts import rate
 from openbezoar.llm import open_llm
 from openbezoar.progress import Progress
 from openbezoar.recipe import Filter
@@ -127,7 +128,7 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
     """
     good, groups = [item.good for item in items], [item.asked for item in items]
     lengths = [float(len(item.response.split())) for item in items]
-    judged = [accepts(verdict, min_rating) for verdict in verdicts]
+    judged = [funnel.judged({}, verdict, min_rating).bucket == "kept" for verdict in verdicts]
     rated = [i for i, verdict in enumerate(verdicts) if verdict.get("rating") is not None]
     longest = set(sorted(range(len(items)), key=lambda i: (-lengths[i], i))[: sum(judged)])
     by_length = [i in longest for i in range(len(items))]

@@ -39,11 +39,6 @@ def rate(llm: LLM, step: Filter, context: StepContext, items: Sequence[Item], fi
     return context.batched("judge", items, step.batch, make)
 
 
-def accepts(verdict: Row, min_rating: float) -> bool:
-    """Whether a filter keeps a row with this verdict."""
-    return "unscored" not in verdict and verdict["status"] != "reject" and (verdict["rating"] is None or verdict["rating"] >= min_rating)
-
-
 def _by_probability(llm: LLM, conversations: Sequence[Sequence[Turn]], min_rating: float) -> list[Row]:
     verdicts: list[Row] = []
     for logprobs in llm.choice_logprobs(conversations, RATING_PREFIX, RATING_CHOICES):

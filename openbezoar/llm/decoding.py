@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,12 @@ class Decoder:
         for number, layer in enumerate(cache.layers):
             layer.update(_left_padded(held[2 * number], width), _left_padded(held[2 * number + 1], width))
         return torch.stack(hidden), cache, mask
+
+
+def end_tokens(settings: Any) -> tuple[int, ...]:
+    """The ids that end an answer by a model's generation settings: none, one or several."""
+    ids = settings.eos_token_id
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
 
 def _left_padded(rows: Sequence[Tensor], width: int) -> Tensor:

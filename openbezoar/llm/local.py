@@ -9,7 +9,7 @@ from typing import Any
 from openbezoar.chat import Formatter
 from openbezoar.forest import Path, Scorer
 from openbezoar.llm import Completion, Sampling, Samplings, each
-from openbezoar.llm.decoding import Decoder, Sampled
+from openbezoar.llm.decoding import Decoder, Sampled, end_tokens
 from openbezoar.llm.streaming import Stream
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
@@ -115,5 +115,4 @@ class Local:
 def _own_ends(model: Any) -> tuple[int, ...]:
     """The end tokens that a model's own generation settings list; some models end an answer in several ways."""
     settings = getattr(model, "generation_config", None)
-    ids = None if settings is None or settings._from_model_config else settings.eos_token_id  # a config's may be its class's default
-    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+    return () if settings is None or settings._from_model_config else end_tokens(settings)  # a config's may be its class's default
