@@ -10,6 +10,14 @@ UserError            the user can mend it: one line, exit 2, no traceback
 Every message says what is wrong, where, what was expected and what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SHOWN = 300  # characters of a library's message that a line quotes
+
 
 class UserError(Exception):
     """A mistake the user can mend; the command line prints it as one line and exits with 2."""
@@ -46,3 +54,27 @@ class BudgetError(UserError):
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed."""
     return UserError(f"{package} is not installed; this needs it: pip install 'openbezoar[{extra}]'")
+
+
+def brief(error: BaseException) -> str:
+    """A library's exception as a few words for one line: its type and the beginning of its message."""
+    text = " ".join(str(error)[: 10 * SHOWN].split())
+    return f"{type(error).__name__}: {text[:SHOWN]}{'…' * (len(text) > SHOWN)}" if text else type(error).__name__
+
+
+@contextmanager
+def foreign_file(path: Path | str, expected: str, remedy: str, kind: type[UserError] = ModelError) -> Iterator[None]:
+    """Whatever a library raises while it reads a file that came from elsewhere becomes one line about that file.
+
+    A damaged file can make a library raise anything at all, so every Exception counts. Not
+    turned are errors of the machine (an OSError that has a number, MemoryError), packages that
+    are not installed, and lines that say it already.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise kind(f"{path}: {expected} expected, but it cannot be read ({brief(error)}); {remedy}") from None
