@@ -89,12 +89,25 @@ def ask(model: Remembered, texts: Sequence[str], sampling: Sampling = WARM, seed
 
 
 def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
-    rows = [Completion("half \ud83d a pair\n\x00", "length", 5, 6, (-0.5, float("-inf")), 1.25), answer("")]
+    rows = [
+        Completion("half \ud83d a pair\n\x00", "length", 5, 6, (-0.5, float("-inf")), 1.25),
+        Completion("4", "stop", 5, 6, thoughts="2 + 2", left_out=("seed",), notes=("a note",)),
+        answer(""),
+    ]
     store = CallStore(tmp_path)
     assert store.keep({"k": rows}, ME) == {"k": rows}
     store.close()
     again = CallStore(tmp_path).find(["k", "unknown"])
     assert again == {"k": rows} and again["k"][0].seconds == 1.25
+
+
+def test_an_answer_that_was_kept_before_a_field_came_is_read(tmp_path: Path) -> None:
+    store = CallStore(tmp_path)
+    store.keep({"k": [answer("old")]}, ME)
+    older = {"text": "old", "finish": "stop", "prompt_tokens": 7, "tokens": 3, "logprobs": None, "seconds": 0.0}
+    with sqlite3.connect(tmp_path / FILE) as db:
+        db.execute("UPDATE calls SET answers = ?", (json.dumps([older]),))
+    assert store.find(["k"]) == {"k": [answer("old")]}
 
 
 def test_an_answer_is_readable_by_another_connection_as_soon_as_it_is_kept(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ class Completion:
 
     logprobs: natural logarithms, one a token, if they were asked for and offered; of a call
     that weighs choices, one a choice. seconds: its share of the time that answering took.
+    thoughts: what was thought before the answer, where a server tells it apart. refused: why
+    this one call was turned down (a key of ``refusals.REASONS``), with finish 'error'.
+    left_out: settings that the server refuses, so that it was asked without them. notes: what
+    had to be put right in the reply; counted under these words.
     """
 
     text: str
@@ -58,6 +62,10 @@ class Completion:
     tokens: int
     logprobs: tuple[float, ...] | None = None
     seconds: float = field(default=0.0, compare=False)
+    thoughts: str = ""
+    refused: str = ""
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

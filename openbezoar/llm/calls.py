@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
@@ -144,5 +145,6 @@ class CallStore:
 
 
 def _answers(text: str) -> list[Completion]:
-    rows = json.loads(text)
-    return [Completion(**{**row, "logprobs": None if row["logprobs"] is None else tuple(row["logprobs"])}) for row in rows]
+    """Answers as they were kept; fields that came later have their defaults in older ones."""
+    rows: list[dict[str, Any]] = [{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()} for row in json.loads(text)]
+    return [Completion(**row) for row in rows]
