@@ -257,11 +257,20 @@ def _order(inputs: dict[str, tuple[str, ...]], path: Path) -> list[str]:
     return ordered
 
 
+NO_BIT = (
+    "checkpointing",  # changes memory and time
+    "save_every",  # where a killed training goes on from, which leaves no trace
+    "budget",  # where a step stops
+    "gate",  # what is done about the result, as the next one
+    "min_agreement",
+)
+"""Settings that change no bit of a step's result."""
+
+
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    # Checkpointing changes memory and time, a budget where it stops, gates what is done about the result; none changes a bit of it.
-    settings = step.model_dump(mode="json", exclude={"checkpointing", "budget", "gate", "min_agreement"})
+    settings = step.model_dump(mode="json", exclude=set(NO_BIT))
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
