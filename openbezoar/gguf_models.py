@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import math
 import re
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import ModelError, missing_extra
+from openbezoar.errors import ModelError, foreign_file, missing_extra
+from openbezoar.gguf_header import Header, read_header
 from openbezoar.runs import file_digest, write_json
 
 SOURCE = "source.json"
@@ -159,13 +161,14 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
     try:
         import gguf as _gguf  # noqa: F401  transformers needs it and says so less clearly
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise missing_extra(str(error.name), "train") from None
-    with gguf.open("rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise ModelError(f"{gguf}: not a GGUF file; expected one that begins with 'GGUF'")
-    with _quiet():
+    header = read_header(gguf)
+    _check_sizes(gguf, header)
+    with _quiet(), foreign_file(gguf, "a GGUF model that transformers reads", "take another file of it, or its safetensors"):
+        config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        _check_parameters(gguf, header, config)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         config = loaded.config
@@ -184,6 +187,36 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
         work / SOURCE,
         {**about, "gguf_sha256": file_digest(gguf), "sha256": file_digest(work / "model.safetensors"), "files": sorted(p.name for p in work.iterdir())},
     )
+
+
+def _check_sizes(gguf: Path, header: Header) -> None:
+    """Raises ModelError where the file ends within its tensors, or its blocks are not as many as it states."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    size = gguf.stat().st_size
+    for name, info in header.tensors.items():
+        try:
+            values, bytes_ = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
+        except (ValueError, KeyError):
+            raise ModelError(f"{gguf}: tensor '{name[:60]}' is of the unknown type {info.kind}; take another quantisation of the model") from None
+        if header.data + info.offset + math.prod(info.shape) // values * bytes_ > size:
+            raise ModelError(f"{gguf}: it ends within tensor '{name[:60]}'; fetch it again")
+    stated = header.fields.get(f"{header.fields.get('general.architecture')}.block_count")
+    blocks = {match[1] for name in header.tensors if (match := re.match(r"blk\.(\d+)\.", name))}
+    if stated != len(blocks):
+        raise ModelError(f"{gguf}: it states {stated} blocks and holds {len(blocks)}; fetch it again")
+
+
+def _check_parameters(gguf: Path, header: Header, config: Any) -> None:
+    """Raises ModelError where the model that the header describes is larger than what the file holds."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    held = sum(math.prod(info.shape) for info in header.tensors.values())
+    if described > held:
+        raise ModelError(f"{gguf}: it describes a model of {described:,} parameters and holds {held:,}; fetch it again")
 
 
 @contextlib.contextmanager

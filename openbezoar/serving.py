@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from openbezoar.chat import STOP
 from openbezoar.errors import ModelError, UserError
+from openbezoar.gguf_header import read_header
 from openbezoar.models import MODEL_FILE, fetch
 
 HOST = "127.0.0.1"
@@ -183,26 +184,12 @@ def _ends_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _gguf_facts(path: Path | None) -> tuple[str | None, tuple[str, ...]]:
     """(template, tokens that end an answer) in a GGUF's header. Raises ModelError for a file that is none."""
-    from openbezoar.errors import missing_extra
-
     if path is None:
         return None, ()
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise missing_extra("gguf", "train") from None
-    try:
-        fields = GGUFReader(path).fields
-    except (ValueError, OSError, IndexError) as error:
-        raise ModelError(f"{path}: not a GGUF file ({error}); make or fetch it again") from None
+    fields = read_header(path).fields
     template, end, tokens = (fields.get(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id", "ggml.tokens"))
-    ends = (_text(tokens, int(end.parts[end.data[0]][0])),) if end and tokens else ()
-    return (_text(template) if template else None), ends
-
-
-def _text(field: Any, place: int = 0) -> str:
-    """A GGUF field's text, or one of its texts."""
-    return bytes(field.parts[field.data[place]]).decode("utf-8", "replace")
+    known = isinstance(end, int) and isinstance(tokens, list) and 0 <= end < len(tokens)
+    return (template if isinstance(template, str) else None), ((str(tokens[end]),) if known else ())
 
 
 # ------------------------------------------------------------------------------- servers

@@ -13,7 +13,7 @@ ROOT = Path(openbezoar.__file__).parent
 # A module may import from its own rank (not for stages) and from lower ones.
 RANKS = [
     {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
-    {"sources", "models", "lengths", "devices", "memory", "gguf_models", "chat", "forest", "prompts"},
+    {"sources", "models", "lengths", "devices", "memory", "gguf_models", "gguf_header", "chat", "forest", "prompts"},
     {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
     {"stages"},
     {"graph"},
