@@ -188,8 +188,8 @@ def _gguf_facts(path: Path | None) -> tuple[str | None, tuple[str, ...]]:
         return None, ()
     fields = read_header(path).fields
     template, end, tokens = (fields.get(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id", "ggml.tokens"))
-    known = isinstance(end, int) and isinstance(tokens, list) and 0 <= end < len(tokens)
-    return (template if isinstance(template, str) else None), ((str(tokens[end]),) if known else ())
+    ends = (str(tokens[end]),) if isinstance(end, int) and isinstance(tokens, list) and 0 <= end < len(tokens) else ()
+    return (template if isinstance(template, str) else None), ends
 
 
 # ------------------------------------------------------------------------------- servers
