@@ -1,4 +1,4 @@
-"""An adapter on the vocabulary head: values, gradients, merge and memory against the model's own forward pass."""
+"""The vocabulary head: no bias in fp32. An adapter on it: values, gradients, merge and memory against the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from openbezoar.forest import Path as TokenPath
 from openbezoar.forest import Scorer
+from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, log_distribution
 from openbezoar.memory import lora_parameters, shape_of
 from openbezoar.recipe import Lora, Sft
 from openbezoar.training import shards
@@ -112,3 +113,30 @@ def test_an_adapter_on_the_head_is_trained_saved_loaded_and_merged(tiny: Path, t
         (ours,) = Scorer(held).logprobs([tuple(PATHS[:2])])
         (theirs,) = Scorer(merged, plain=True).logprobs([tuple(PATHS[:2])])
         assert all(torch.allclose(a, b, atol=most) for a, b in zip(ours, theirs, strict=True)), dtype
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.75, 5.0], ids=["flat", "between", "peaked"])
+def test_log_probabilities_and_gradients_have_no_bias_over_a_real_vocabulary(scale: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows, vocabulary, width = 96, 49157, 16  # a prime: no width of a vector unit divides it
+    weight = torch.randn(vocabulary, width, generator=draw)
+    hidden = (scale * torch.randn(rows, width, generator=draw)).requires_grad_()
+    logits = torch.nn.functional.linear(hidden, weight).detach()
+    targets = torch.where(torch.arange(rows) % 2 == 0, logits.argmax(-1), torch.randint(vocabulary, (rows,), generator=draw))
+    exact = logits.double().log_softmax(-1)
+    wanted = exact.gather(-1, targets[:, None])[:, 0]
+    slope = weight[targets].double() - exact.exp() @ weight.double()  # d log p / d hidden
+
+    shaping = Shaping(1.0, None, 32)
+    b, u = torch.zeros(vocabulary, 2), torch.zeros(rows, 2)
+    selected = SelectedLogProb.apply(hidden, weight, None, targets, shaping, None)
+    adapted = AdaptedLogProb.apply(hidden, u, b, weight, None, targets, shaping, None)
+    for found in (selected, adapted):
+        error = found.detach().double() - wanted
+        assert abs(float(error.mean())) < 1e-6
+        assert float(error.abs().max()) < 4e-6 + 1e-7 * float(wanted.abs().max()), "no more than a rounding of the logits"
+        (gradient,) = torch.autograd.grad(found.sum(), hidden)
+        assert float((gradient.double() - slope).norm() / slope.norm()) < 1e-6
+    whole = log_distribution(logits.clone()).double()
+    assert float((whole - exact).mean().abs()) < 1e-6
+    assert float(whole.exp().sum(-1).sub(1).mean().abs()) < 1e-6, "a distribution"

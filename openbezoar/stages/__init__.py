@@ -19,14 +19,14 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "generate": Stage("openbezoar.stages.generate", 2),
-    "filter": Stage("openbezoar.stages.filter", 2),
-    "sft": Stage("openbezoar.stages.sft", 1),
-    "merge": Stage("openbezoar.stages.merge", 1),
-    "dpo": Stage("openbezoar.stages.dpo", 1),
-    "evaluate": Stage("openbezoar.stages.evaluate", 4),
-    "agreement": Stage("openbezoar.stages.agreement", 2),
-    "mt_bench": Stage("openbezoar.stages.mt_bench", 3),
-    "failures": Stage("openbezoar.stages.failures", 2),
+    "filter": Stage("openbezoar.stages.filter", 3),
+    "sft": Stage("openbezoar.stages.sft", 2),
+    "merge": Stage("openbezoar.stages.merge", 2),
+    "dpo": Stage("openbezoar.stages.dpo", 2),
+    "evaluate": Stage("openbezoar.stages.evaluate", 5),
+    "agreement": Stage("openbezoar.stages.agreement", 3),
+    "mt_bench": Stage("openbezoar.stages.mt_bench", 4),
+    "failures": Stage("openbezoar.stages.failures", 3),
     "report": Stage("openbezoar.stages.report", 2),
     "release": Stage("openbezoar.stages.release", 2),
 }

@@ -22,6 +22,7 @@ from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.forest.head import log_distribution
 from openbezoar.models import Checkpoint, write_checkpoint
 from openbezoar.recipe import Dpo, Merge, Sft
 from openbezoar.records import Example
@@ -134,7 +135,7 @@ class _Answers:
         """Float32 log-distributions [tokens, vocabulary] and ids, a few tokens at a time."""
         hidden, ids = self.rows[row]
         for part, wanted in zip(torch.split(hidden, self.scorer.shaping.chunk), torch.split(ids, self.scorer.shaping.chunk), strict=True):
-            yield self.scorer.logits(part).log_softmax(-1), wanted
+            yield log_distribution(self.scorer.logits(part)), wanted
 
     def loss(self) -> float:
         """Mean negative log-likelihood of an answer token."""
