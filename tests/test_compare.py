@@ -85,13 +85,27 @@ def test_rows_shuffled_by_another_seed_are_other_rows(runs: tuple[RunFolder, Run
             (["parts", "files"], {"p.jsonl": "ab"}),
             (["parts", "settings", "pairs"], {"hh": {"data": "p.jsonl", "shuffle": True}}),
         )
-    assert by_name(*runs)["DPO", "hh: pair accuracy"].difference.n == 20
+    assert by_name(*runs)["DPO", "hh: likelihood accuracy"].difference.n == 20
     edit(runs[1], "scores", "manifest.json", (["parts", "seed"], 8))
-    found = by_name(*runs)["DPO", "hh: pair accuracy"]
+    found = by_name(*runs)["DPO", "hh: likelihood accuracy"]
     assert (found.difference, found.why) == (None, "other items, judge or settings")
     for run in runs:  # in the file's order the seed moves no row
         edit(run, "scores", "manifest.json", (["parts", "settings", "pairs"], {"hh": {"data": "p.jsonl", "shuffle": False}}))
-    assert by_name(*runs)["DPO", "hh: pair accuracy"].difference.n == 20
+    assert by_name(*runs)["DPO", "hh: likelihood accuracy"].difference.n == 20
+
+
+def test_reward_accuracies_are_paired_only_where_they_are_seen_from_the_same_reference(runs: tuple[RunFolder, RunFolder]) -> None:
+    for run, margins in zip(runs, ([1.0, -0.2] * 10, [1.0, 0.3] * 9 + [0.4, None]), strict=True):
+        used = [m for m in margins if m is not None]
+        share = {"value": sum(m > 0 for m in used) / len(used), "low": 0.1, "high": 1.0}
+        found = {"hh": {"n": len(used), "accuracy": share, "items": margins}}
+        edit(run, "scores", "scores.json", (["checkpoints", "DPO", "rewards"], found), (["reference"], "SFT"))
+        edit(run, "scores", "manifest.json", (["parts", "files"], {"p.jsonl": "ab"}), (["parts", "settings", "pairs"], {"hh": {"data": "p.jsonl"}}))
+    difference = by_name(*runs)["DPO", "hh: reward accuracy"].difference
+    assert (difference.value, difference.n) == (pytest.approx(9 / 19), 19), "shares, not nats"
+    edit(runs[1], "scores", "scores.json", (["reference"], "base"))
+    found = by_name(*runs)["DPO", "hh: reward accuracy"]
+    assert (found.difference, found.why) == (None, "other items, judge or settings")
 
 
 def test_each_of_two_failures_steps_is_compared(runs: tuple[RunFolder, RunFolder]) -> None:

@@ -86,7 +86,7 @@ def test_every_number_of_the_table_has_n_and_interval(run: RunFolder) -> None:
     by_header = dict(zip(table.headers, table.rows[0], strict=True))
     assert by_header["passages: acc, 0-shot (n=48)"] == "0.500 [0.400, 0.600]"
     assert by_header["mine: held-out loss (n=12)"] == "2.000 [1.500, 2.500]"
-    assert by_header["hh: pair accuracy (n=20)"] == "0.250 [0.100, 0.500]"
+    assert by_header["hh: likelihood accuracy (n=20)"] == "0.250 [0.100, 0.500]"
     assert by_header["MT-Bench: mean rating, 1 to 10 (n=8)"] == "3.00 [2.00, 4.00]"
     # 12 of 16; Wilson's interval worked out by hand
     assert by_header["MT-Bench: answers that stop (n=16)"] == "0.750 [0.505, 0.898]"
@@ -158,7 +158,7 @@ def test_a_summary_in_plain_words_comes_first(run: RunFolder, tmp_path: Path) ->
     assert "- **Better:** MT-Bench: mean rating: from 3 to 5, base → DPO, difference +2.000" in first
     assert "- **No clear difference:** between base and DPO in passages: acc (+0.110, n=48); MT-Bench: answers that stop" in first
     assert "The judge base and the majority of people agree on 0.600 [0.440, 0.740] n=40" in first
-    assert "whether DPO differs from base in mine: held-out loss; hh: pair accuracy" in first, "what was not compared is said"
+    assert "whether DPO differs from base in mine: held-out loss; hh: likelihood accuracy" in first, "what was not compared is said"
 
 
 def test_the_summary_tells_what_goes_wrong_in_answers_too(run: RunFolder, tmp_path: Path) -> None:
@@ -216,6 +216,21 @@ def test_rewards_by_subset_and_divergence_are_told_where_a_reference_was_named(r
     assert "| DPO | hh | 0.500 [0.300, 0.700] n=20 | 0.250 [-0.100, 0.600] n=20 | 2.400 [1.000, 3.800] n=6, 0.1200 a token |" in lines
     assert "| DPO | hh: harmless | 0.500 [0.300, 0.700] n=8 | 0.250 [-0.100, 0.600] n=8 | — |" in lines and "| DPO | hh: none | — | — | — |" in lines
     assert any(line.startswith("Seen from 'SFT'") for line in lines)
+
+
+def test_the_table_has_the_reward_accuracy_under_its_name_and_the_likelihood_s_under_another(run: RunFolder, tmp_path: Path) -> None:
+    scores = {**evaluation(), "reference": "SFT"}
+    found = {"n": 20, "accuracy": {"value": 0.65, "low": 0.433, "high": 0.819}, "margin": {"value": 0.25, "low": -0.1, "high": 0.6}, "subsets": {}, "items": []}
+    scores["checkpoints"]["DPO"]["rewards"] = scores["checkpoints"]["base"]["rewards"] = {"hh": found}
+    (run.step("scores") / "scores.json").write_text(json.dumps(scores))
+    table = checkpoint_table(run)
+    assert table is not None and "over the reference (SFT)" in table.note
+    place = table.headers.index("hh: reward accuracy (n=20)")
+    assert table.headers[place + 1] == "hh: likelihood accuracy (n=20)"
+    assert [row[place] for row in table.rows] == ["0.650 [0.433, 0.819]", "—", "0.650 [0.433, 0.819]"], "the reference has none"
+    markdown = pages(run, tmp_path)[0]
+    assert "hh: reward accuracy (n=20)" in markdown and "pair accuracy" not in markdown
+    assert "hh: reward accuracy" not in markdown.split("**Not known:**", 1)[1].split("\n## ")[0]
 
 
 def test_a_step_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: 
     return yaml_text(metadata)
 
 
-METRICS = {"loss": "loss", "pairs": "accuracy", "rating": "rating", "ended": "ended"}
+METRICS = {"loss": "loss", "rewards": "accuracy", "pairs": "accuracy", "rating": "rating", "ended": "ended"}
 
 
 def _result(m: Measured) -> dict[str, Any]:

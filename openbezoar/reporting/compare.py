@@ -176,7 +176,7 @@ def _measures(facts: RunFacts) -> dict[tuple[str, str], _Measure]:
     return found
 
 
-_KINDS = {"task": "tasks", "loss": "losses", "pairs": "pairs"}
+_KINDS = {"task": "tasks", "loss": "losses", "rewards": "rewards", "pairs": "pairs"}
 
 
 def _evaluated(step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind: str, name: str) -> tuple[Items | None, str | None]:
@@ -184,12 +184,20 @@ def _evaluated(step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind
     result = mapping(mapping(mapping(mapping(scores.get("checkpoints")).get(checkpoint)).get(_KINDS[kind])).get(name))
     values = result.get("items")
     items = {place: float(v) for place, v in enumerate(values) if v is not None} if isinstance(values, list) else None
+    if kind == "rewards" and items is not None:  # margins, in nats
+        items = {place: float(margin > 0) for place, margin in items.items()}
     if kind == "task":
         told = [result.get("prompt_hash"), result.get("task"), result.get("main"), result.get("fewshot"), len(values or ())]
         return items, digest(told) if told[0] else None
     # A loss a token is comparable only where the same text is as many tokens.
     ref = mapping(step.settings.get({"loss": "losses"}.get(kind, "pairs"))).get(name)
-    told = [_data(step, ref), step.settings.get("loss_rows"), result.get("tokens"), len(values or ())]
+    told = [
+        _data(step, ref),
+        step.settings.get("loss_rows"),
+        result.get("tokens"),
+        len(values or ()),
+        *([scores.get("reference")] if kind == "rewards" else []),
+    ]
     return items, digest(told) if told[0] else None
 
 

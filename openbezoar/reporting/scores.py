@@ -16,6 +16,8 @@ from openbezoar.reporting.wording import estimate
 from openbezoar.runs import step_seed
 
 SCORES = "scores.json"
+ACCURACIES = {"rewards": "reward accuracy", "pairs": "likelihood accuracy"}
+"""What is said of preference pairs: by the implicit reward, seen from a reference, and by the log-probability alone."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measured:
-    """One score of one checkpoint. ``kind``: task, loss, pairs, rating or ended."""
+    """One score of one checkpoint. ``kind``: task, loss, rewards, pairs, rating or ended."""
 
     checkpoint: str
     kind: str
@@ -89,9 +91,10 @@ def _evaluated(checkpoint: str, content: Mapping[str, Any]) -> Iterator[Measured
     for name, loss in mapping(content.get("losses")).items():
         if score := score_of(loss):
             yield Measured(checkpoint, "loss", name, f"{name}: held-out loss", score, lower=True)
-    for name, pair in mapping(content.get("pairs")).items():
-        if score := score_of(pair.get("accuracy"), pair.get("n")):
-            yield Measured(checkpoint, "pairs", name, f"{name}: pair accuracy", score)
+    for kind, title in ACCURACIES.items():
+        for name, pair in mapping(content.get(kind)).items():
+            if score := score_of(pair.get("accuracy"), pair.get("n")):
+                yield Measured(checkpoint, kind, name, f"{name}: {title}", score)
 
 
 def lower_is_better(task: Mapping[str, Any]) -> bool:
@@ -274,7 +277,11 @@ def stopped(step: StepFacts) -> dict[str, dict[tuple[Any, int], float]]:
 def _paired(step: StepFacts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(kind, what, numbers) as the two stages write them: the later less the earlier."""
     scores = step.read_json(SCORES)
-    for key, kind, label in (("differences", "task", ""), ("loss_differences", "loss", ": held-out loss"), ("pair_differences", "pairs", ": pair accuracy")):
+    for key, kind, label in (
+        ("differences", "task", ""),
+        ("loss_differences", "loss", ": held-out loss"),
+        ("pair_differences", "pairs", f": {ACCURACIES['pairs']}"),
+    ):
         for entry in scores.get(key) or []:
             metric = f": {entry['metric']}" if entry.get("metric") else ""
             if entry.get("what") == "rating":

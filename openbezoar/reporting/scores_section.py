@@ -42,7 +42,7 @@ def reference_blocks(step: StepFacts) -> list[Block]:
             rows += [(checkpoint, f"{name}: {subset}", *_rewards(part), NOTHING) for subset, part in mapping(rewards.get("subsets")).items()]
     if not rows:
         return []
-    headers = ("checkpoint", "pairs", "chosen has the higher implicit reward", "margin, nats", "KL divergence of whole answers, nats")
+    headers = ("checkpoint", "pairs", "reward accuracy", "margin, nats", "KL divergence of whole answers, nats")
     note = f"Seen from '{scores.get('reference')}': how much likelier an answer has become than it was there. KL: over answers that the checkpoint itself gave."
     return [Part(f"Against the reference ({step.name})", (Grid(Table(headers, tuple(rows), note), "Implicit rewards and divergence", stack=True),))]
 

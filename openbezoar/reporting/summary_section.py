@@ -22,7 +22,8 @@ READING = (
     "cases (p below 0.05), after correction for how many comparisons were made. Everything else is called no clear difference: it may be there, but this run cannot show it.",
     "acc is the share of questions answered right; acc_norm the same with long answers not put at a disadvantage.",
     "Held-out loss says how unexpected the answers of rows kept out of training are to the model, in nats a token: lower is better.",
-    "Pair accuracy is the share of pairs in which the model finds the answer that people preferred more likely; 0.5 is chance.",
+    "Reward accuracy is the share of pairs in which the answer that people preferred has become likelier, compared with the reference, by more than the other answer has: "
+    "what preference training is after; 0.5 is chance. Likelihood accuracy is the share in which the model finds the preferred answer the likelier one; short answers win there.",
     "MT-Bench here means two-turn questions graded by a judge from 1 to 10; a small judge tells little apart. Answers that stop are those that the model ended itself before the token limit.",
     "sft is supervised fine-tuning, dpo direct preference optimisation; the implicit reward of dpo is how much likelier the model has become to give an answer than its reference.",
 )
@@ -87,7 +88,8 @@ def verdicts(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
 def _unpaired(pair: tuple[str, str], found: Sequence[Difference], shown: Sequence[Column]) -> list[str]:
     """What both checkpoints have a score in, but no paired difference."""
     compared = [d for d in found if (d.before, d.after) == pair]
-    return [c.title for c in shown if all(name in c.scores for name in pair) and not any(_is_of(d, c) for d in compared)]
+    # A reward accuracy is held against chance, which its interval does, not against another checkpoint's.
+    return [c.title for c in shown if c.kind != "rewards" and all(name in c.scores for name in pair) and not any(_is_of(d, c) for d in compared)]
 
 
 def _is_of(d: Difference, column: Column) -> bool:

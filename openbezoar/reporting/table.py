@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from openbezoar.errors import RunError
 from openbezoar.recipe import Recipe
 from openbezoar.reporting.facts import RunFacts, read_facts
-from openbezoar.reporting.scores import Score, checkpoints_of, measured, told_apart
+from openbezoar.reporting.scores import SCORES, Score, checkpoints_of, measured, told_apart
 from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
 from openbezoar.runs import RunFolder
 
-ORDER = {"task": 0, "loss": 1, "pairs": 2, "rating": 3, "ended": 4}
+ORDER = {"task": 0, "loss": 1, "rewards": 2, "pairs": 3, "rating": 4, "ended": 5}
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Column:
 
     title: str
     digits: int
+    kind: str
     scores: dict[str, Score] = field(default_factory=dict)
     step: str = ""  # where several steps of the run measure the same
 
@@ -102,13 +103,13 @@ class Column:
 
 
 def columns(facts: RunFacts) -> list[Column]:
-    """All measured quantities: tasks, losses, pair accuracies, ratings, answers that stop."""
+    """All measured quantities: tasks, losses, accuracies on pairs, ratings, answers that stop."""
     found: dict[tuple[int, str, str], Column] = {}
     for step in facts.of("evaluate", "mt_bench"):
         apart = told_apart(facts, step)
         for m in measured(step):
             title = f"{m.title}, {apart}" if apart else m.title
-            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits, step=apart)).scores[m.checkpoint] = m.score
+            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits, m.kind, step=apart)).scores[m.checkpoint] = m.score
     return [found[place] for place in sorted(found, key=lambda place: place[0])]
 
 
@@ -130,7 +131,21 @@ def scores_table(facts: RunFacts, only: Sequence[str] | None = None) -> Table:
     rows = tuple((name, *(c.cell(name) for c in found)) for name in names)
     otherwise = " that does not say otherwise" if any("lower is better" in c.title for c in found) else ""
     note = f"In brackets: 95 % interval. Lower is better for losses, higher for everything else{otherwise}."
+    if sentence := _seen_from(facts):
+        note += f" {sentence}"
     return Table(("checkpoint", *(c.header() for c in found)), rows, note)
+
+
+def _seen_from(facts: RunFacts) -> str:
+    """What a reward accuracy is, and from which checkpoint it is seen; "" where none is measured."""
+    steps = [step for step in facts.of("evaluate") if any(m.kind == "rewards" for m in measured(step))]
+    references = ", ".join(dict.fromkeys(str(step.read_json(SCORES).get("reference")) for step in steps))
+    if not steps:
+        return ""
+    return (
+        f"Reward accuracy: share of pairs whose chosen answer has gained more log-probability over the reference ({references}) than the rejected one; "
+        "chance is 0.5, and the reference itself has none. Likelihood accuracy takes the log-probability alone, which longer answers lower."
+    )
 
 
 def checkpoint_table(run: RunFolder, recipe: Recipe | None = None) -> Table | None:

@@ -281,8 +281,11 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
     for name, found in scores["checkpoints"].items():
         row = {task: result["metrics"][result["main"]]["value"] for task, result in found["tasks"].items()}
         row |= {f"loss {key}": result["value"] for key, result in found["losses"].items()}
-        row |= {f"pairs {key}": result["accuracy"]["value"] for key, result in found["pairs"].items()}
+        row |= {f"{key}, reward accuracy": result["accuracy"]["value"] for key, result in found.get("rewards", {}).items() if result["accuracy"]}
+        row |= {f"{key}, likelihood accuracy": result["accuracy"]["value"] for key, result in found["pairs"].items()}
         table[name] = {key: round(value, 4) for key, value in row.items()}
     first, last = next(iter(table)), next(reversed(table))
-    moves = [f"{key} {table[first][key]:.3f} → {value:.3f}" if first != last else f"{key} {value:.3f}" for key, value in table[last].items()]
+    moves = [
+        f"{key} {table[first][key]:.3f} → {value:.3f}" if first != last and key in table[first] else f"{key} {value:.3f}" for key, value in table[last].items()
+    ]
     return {"table": table, "summary": f"{first} → {last}: " * (first != last) + ", ".join(moves)}
