@@ -24,7 +24,7 @@ from openbezoar.cli_judge import agreement, judging, score
 from openbezoar.cli_release import release
 from openbezoar.cli_report import report
 from openbezoar.cli_run import plan, run, schema
-from openbezoar.cli_runs import cache, review, show
+from openbezoar.cli_runs import cache, review, show, verify
 from openbezoar.cli_serve import serve
 from openbezoar.cli_vote import vote
 from openbezoar.errors import UserError
@@ -59,6 +59,7 @@ COMMANDS = (
     plan,
     run,
     show,
+    verify,
     review,
     report,
     chat,

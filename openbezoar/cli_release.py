@@ -31,6 +31,7 @@ def release(
     Example: openbezoar release runs/demo --push my-name/demo --only OpenBezoar-HH-RLHF-DPO
     """
     from openbezoar import graph as graphs
+    from openbezoar.manifests import read_object
     from openbezoar.progress import for_terminal
     from openbezoar.recipe_file import load
 
@@ -40,11 +41,12 @@ def release(
         raise RunError(f"{run_path}: no run.json; finish the run with 'openbezoar run RECIPE' first")
     if target is None and (only or public or yes):
         raise RunError("--only, --public and --yes belong to --push ORG/NAME")
-    try:
-        content = json.loads(about.read_text(encoding="utf-8"))
-        path, overrides = Path(content["recipe"]), list(content["overrides"])
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{about}: it does not name the run's recipe; give 'openbezoar run RECIPE' again, which writes it") from None
+    again = "give 'openbezoar run RECIPE' again, which writes it"
+    content = read_object(about, "a note of the run's recipe", again)
+    named_path, overrides = content.get("recipe"), content.get("overrides")
+    if not isinstance(named_path, str) or not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
+        raise RunError(f"{about}: it does not name the run's recipe; {again}")
+    path = Path(named_path)
     recipe = load(path, overrides)
     steps = [name for name, step in recipe.steps.items() if hasattr(step, "release")]
     if not steps:

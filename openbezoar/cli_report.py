@@ -31,6 +31,8 @@ def report(
     if other is None:
         target = out or first.step("report")
         write_report(first, target)
+        if target == first.step("report"):
+            first.vouch("report")
         print(target / "report.html")
         return
     second = open_run(named(other))

@@ -1,4 +1,4 @@
-"""The commands that look into runs: ``show``, ``review`` and ``cache``. Arguments in, one call, words out; no torch at import."""
+"""The commands that look into runs: ``show``, ``verify``, ``review`` and ``cache``. Arguments in, one call, words out; no torch at import."""
 
 from __future__ import annotations
 
@@ -44,6 +44,33 @@ def show(
         print(visible(f"{name:{width}}  {manifest.get('verb', ''):9} {duration(manifest.get('seconds')) or '0.0 s':>8}  {manifest.get('summary', '')}"))
     if (folder.step("report") / "report.html").is_file():
         print(f"report: {folder.step('report') / 'report.html'}")
+
+
+def verify(run_path: RunPath, as_json: AsJson = False) -> None:
+    """Read every file of a run again: is it what was made?
+
+    Rows, adapters, weights, scores, releases and cached answers are held against the
+    digests that were noted with them. Exits with 2 if anything differs.
+
+    Example: openbezoar verify runs/demo
+    """
+    from openbezoar.graph import open_run
+    from openbezoar.verifying import verify as read_again
+
+    found = read_again(open_run(run_path))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        for line in (*found.notes, *found.wrong):
+            print(visible(line))
+        print(
+            f"{found.files} files, {found.bytes / 1e6:.1f} MB, and {found.answers} cached answers read; {len(found.wrong) or 'no'} difference{'s' * (len(found.wrong) != 1)}"
+        )
+    if found.wrong:
+        raise RunError(f"{run_path}: not what was made: {found.wrong[0]}{f', and {len(found.wrong) - 1} more' * (len(found.wrong) > 1)}; {REMEDY}")
+
+
+REMEDY = "put the files back, or delete the steps' folders and run again"
 
 
 def review(

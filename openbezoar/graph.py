@@ -4,7 +4,7 @@ A step's key is a hash of its settings, its inputs' keys, the bytes of the data 
 reads, the models it uses and the version of its stage's code. Same key, nothing runs;
 another key, it and what depends on it run again. Resume after a crash, "what would
 change", and re-judging are all this one rule. Beyond it, a step counts as done only while
-the weights that it wrote, and those that it used, are still the same bytes.
+the files that it wrote, and those that it used, are still the same bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from openbezoar import __version__, prompts
 from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
+from openbezoar.digests import differences, marks_in, moved, result_digest
 from openbezoar.errors import DataError, ModelError, RecipeError, RunError, UserError
 from openbezoar.judging import gates
 from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
@@ -51,7 +52,7 @@ from openbezoar.recipe import (
     verb_of,
 )
 from openbezoar.recipe_file import one_line
-from openbezoar.runs import MANIFEST, RunFolder, changed_weights, digest, environment, file_digest, step_seed, weight_marks
+from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
 from openbezoar.sources import resolve_path
 from openbezoar.stages import STAGES
@@ -389,21 +390,13 @@ def _state(run: RunFolder, name: str, key: str, parts: dict[str, Any]) -> tuple[
         return "missing", "not run yet"
     if manifest.get("key") != key:
         return "stale", _difference(manifest.get("parts", {}), parts)
-    if changed := changed_weights(run.step(name), manifest.get("weights", {})):
-        return "stale", f"{changed} is not what the step wrote"
-    # A step made again under the same key may have other weights: arithmetic on a GPU is not always the same to the bit.
-    for used, then in manifest.get("used_weights", {}).items():
-        if then != _weights(run, used):
-            return "stale", f"the weights of {used} are not those it used"
+    if changed := next(differences(run.step(name), marks_in(manifest)), None):
+        return "stale", changed
+    # A step made again under the same key may have another result: arithmetic on a GPU is not always the same to the bit.
+    for used, then in (manifest.get("used") or manifest.get("used_weights") or {}).items():
+        if then != result_digest(run.manifest(used) or {}):
+            return "stale", f"the files of {used} are not those it used"
     return "done", ""
-
-
-def _weights(run: RunFolder, name: str) -> str:
-    """A digest of a finished step's weights and of those it used in its turn; "" if there are none."""
-    manifest = run.manifest(name) or {}
-    own = {file: mark[-1] for file, mark in manifest.get("weights", {}).items()}
-    used = manifest.get("used_weights", {})
-    return digest([own, used]) if own or used else ""
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -457,6 +450,8 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
                     manifest = _run_step(graph, node, progress)
                 ran.append(node.name)
                 progress.ended(place, node.name, manifest["seconds"], manifest.get("summary", ""))
+            elif moved(graph.run.step(node.name), marks_in(graph.run.manifest(node.name) or {})):
+                graph.run.vouch(node.name)  # a copied run; what was read once need not be read each time
             for warning in gates.check(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
                 progress.warn(warning)
     distributed.announce(None)
@@ -487,7 +482,11 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
 
 
 def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
-    used = {i: weights for i in node.inputs if (weights := _weights(graph.run, i))}
+    if isinstance(node.step, Release):  # what is published is read whole before
+        for needed in graph.upto(node.name):
+            if needed is not node:
+                graph.run.checked(needed.name, wholly=True)
+    used = {i: result for i in node.inputs if (result := result_digest(graph.run.manifest(i) or {}))}
     context = _context(graph, node, graph.run.begin(node.name, digest([node.key, used])), progress)
     if isinstance(node.step, Training):
         distributed.announce(node.name)
@@ -507,13 +506,11 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
         "counts": context.counts.by_reason,
         "numbers": numbers,
         "summary": numbers.pop("summary", ""),
-        "weights": weight_marks(context.out),
-        "used_weights": used,
+        "used": used,
         "environment": environment(),
         "recipe_version": __version__,
     }
-    graph.run.publish(node.name, manifest)
-    return manifest
+    return graph.run.publish(node.name, manifest)
 
 
 def open_run(path: Path) -> RunFolder:

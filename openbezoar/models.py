@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openbezoar.errors import ModelError, missing_extra
+from openbezoar.errors import ModelError, foreign_file, missing_extra
 from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec
-from openbezoar.runs import file_digest, write_json
+from openbezoar.runs import RunFolder, file_digest, write_json
 
 MODEL_FILE = "model.json"
 TEMPLATE_FILE = "prompt.jinja"
@@ -113,10 +113,13 @@ def checkpoint_of_step(name: str, run: Path) -> Checkpoint:
 
 
 def _read(file: Path, run: Path, name: str) -> Checkpoint:
-    try:
-        return _parsed(json.loads(file.read_text(encoding="utf-8")), run, name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file}: it describes no model ({type(error).__name__}: {error}); run the step again") from None
+    with foreign_file(file, "the description of a model", "run the step again"):
+        made = _parsed(json.loads(file.read_text(encoding="utf-8")), run, name)
+    # Files of the steps that it is read from: its own, those of the base that was merged, those of older adapters.
+    parts = [path.relative_to(run.resolve()).parts for path in (file.resolve(), Path(made.base), *made.adapters) if path.is_relative_to(run.resolve())]
+    for step in dict.fromkeys(folder for folder, *_ in parts):
+        RunFolder(run).checked(step)
+    return made
 
 
 def _parsed(content: dict[str, Any], run: Path, name: str) -> Checkpoint:

@@ -45,7 +45,7 @@ def learnt_rates() -> dict[str, float]:
     """FLOP/s by ``rate_name``, and ratios of tokens by ``ratio_name``, as ``learn`` kept them on this machine."""
     try:
         return {str(name): float(rate) for name, rate in json.loads(_file().read_text(encoding="utf-8")).items() if rate > 0}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}
 
 

@@ -74,6 +74,7 @@ def entries(run: RunFolder, step: str, shown: str = "all") -> list[Entry]:
         raise RunError(f"{run.path}: '{step}' is {what}; filter steps: {', '.join(filters) or 'none'}")
     if shown not in get_args(Shown):
         raise RunError(f"--only {shown}: expected one of {', '.join(get_args(Shown))}")
+    run.checked(step)
     found = []
     for bucket, name in FILES.items():
         if shown in ("all", bucket) and (run.step(step) / name).is_file():

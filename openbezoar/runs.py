@@ -22,10 +22,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from openbezoar import disk
+from openbezoar.digests import MANIFEST as MANIFEST
+from openbezoar.digests import differences, marks_in, marks_of
+from openbezoar.digests import digest as digest
+from openbezoar.digests import file_digest as file_digest
 from openbezoar.errors import RunError
-
-MANIFEST = "manifest.json"
-Manifest = dict[str, Any]
+from openbezoar.manifests import Manifest, read_manifest, sealed
 
 
 class RunFolder:
@@ -47,16 +50,21 @@ class RunFolder:
         return self.path / ".work" / name
 
     def manifest(self, name: str) -> Manifest | None:
-        """What a finished step wrote about itself, or None."""
-        try:
-            content: Manifest = json.loads((self.step(name) / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            raise RunError(f"{self.step(name) / MANIFEST}: not JSON ({error}); delete the folder and run again") from None
-        if not isinstance(content, dict):
-            raise RunError(f"{self.step(name) / MANIFEST}: no manifest, which is a JSON object; delete the folder and run again")
-        return content
+        """What a finished step wrote about itself, or None. Raises RunError for a damaged one, or one of a newer version."""
+        return read_manifest(self.step(name) / MANIFEST)
+
+    def checked(self, name: str, wholly: bool = False) -> Manifest | None:
+        """The manifest of a step whose files are about to be read. Raises RunError for a file that is not what the step made."""
+        manifest = self.manifest(name)
+        for wrong in differences(self.step(name), marks_in(manifest or {}), wholly):
+            raise RunError(f"{self.step(name)}: {wrong}; put the file back, or 'openbezoar run' the recipe, which makes the step again")
+        return manifest
+
+    def vouch(self, name: str) -> None:
+        """Take a finished step's files as they are now for its result."""
+        if (manifest := self.manifest(name)) is not None:
+            disk.sync_tree(self.step(name))
+            write_json(self.step(name) / MANIFEST, sealed({**manifest, "files": marks_of(self.step(name))}))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -73,24 +81,37 @@ class RunFolder:
         """The work folder of a step: what an earlier try with the same key left, or an empty one."""
         work = self.work(name)
         marker = work / ".key"
-        if work.exists() and (not marker.is_file() or marker.read_text() != key):
+        if work.exists() and (not marker.is_file() or marker.read_bytes() != key.encode()):
+            marker.unlink(missing_ok=True)  # first, so that what a kill leaves of the folder is nobody's
+            disk.sync(work)
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
         write_text(marker, key)
+        disk.sync(work.parent)
         return work
 
-    def publish(self, name: str, manifest: Manifest) -> None:
-        """Make a step's work its result: manifest last, old result aside, one rename, old result away."""
-        work, final, old = self.work(name), self.step(name), self.path / ".work" / f".{name}.old"  # no step's name begins with a dot
-        for leftover in work.glob(".resume*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        (work / ".key").unlink(missing_ok=True)
-        write_json(work / MANIFEST, manifest)
+    def publish(self, name: str, manifest: Manifest) -> Manifest:
+        """Make a step's work its result: files on the disk, then the manifest that vouches for them, old result aside, one rename, old result away.
+
+        Gives the manifest as it was written, with the marks of the files.
+        """
+        work = self.work(name)
+        disk.sync_tree(work)
+        written = sealed({**manifest, "files": marks_of(work)})
+        write_json(work / MANIFEST, written)
+        self._place(work)
+        return written
+
+    def _place(self, work: Path) -> None:
+        """Put a whole work folder where results lie."""
+        final, old = self.step(work.name), work.with_name(f".{work.name}.old")  # no step's name begins with a dot
+        for leftover in (*work.glob(".resume*"), work / ".key"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if old.exists():
             shutil.rmtree(old)
         if final.exists():
-            final.rename(old)
-        work.rename(final)
+            disk.move(final, old)
+        disk.move(work, final)
         if old.exists():
             shutil.rmtree(old)
 
@@ -102,77 +123,24 @@ class RunFolder:
                 target = self.step(work.name.removeprefix(".").removesuffix(".old"))
                 # Killed between the two renames: the new work is whole if it has a manifest.
                 if not target.exists() and not (parent / target.name / MANIFEST).is_file():
-                    work.rename(target)
+                    disk.move(work, target)
                 else:
                     shutil.rmtree(work)
             elif (work / MANIFEST).is_file():
-                target = self.step(work.name)
-                if target.exists():
-                    shutil.rmtree(target)
-                work.rename(target)
+                self._place(work)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it into place."""
+    """Write a file under a temporary name, then rename it into place; it is on the disk when this returns."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as out:
         out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+    disk.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, under a temporary name that is then renamed."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def digest(value: Any) -> str:
-    """SHA-256 (first 32 hex digits) of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-_hashed: dict[tuple[str, int, int], str] = {}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, remembered while size and modification time stay."""
-    stat = path.stat()
-    mark = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-    if mark not in _hashed:
-        with path.open("rb") as handle:
-            _hashed[mark] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return _hashed[mark]
-
-
-Marks = dict[str, list[Any]]
-
-
-def weight_marks(folder: Path) -> Marks:
-    """{path: [bytes, modification time in ns, SHA-256]} of the weights in a step's folder, which are its .safetensors files."""
-    marks: Marks = {}
-    for file in sorted(folder.rglob("*.safetensors")):
-        name = file.relative_to(folder)
-        if not name.parts[0].startswith("."):  # what a killed run goes on from
-            stat = file.stat()
-            marks[name.as_posix()] = [stat.st_size, stat.st_mtime_ns, file_digest(file)]
-    return marks
-
-
-def changed_weights(folder: Path, marks: Marks) -> str | None:
-    """The first file of a step's folder that does not hold the weights of its mark; None if all do.
-
-    A file is read only if its size or time is another: a run folder may have been copied.
-    """
-    for name, (size, time, digest_then) in marks.items():
-        file = folder / name
-        if not file.is_file():
-            return name
-        stat = file.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (size, time) and file_digest(file) != digest_then:
-            return name
-    return None
 
 
 def step_seed(seed: int, *parts: object) -> int:

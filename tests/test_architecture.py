@@ -12,12 +12,12 @@ ROOT = Path(openbezoar.__file__).parent
 
 # A module may import from its own rank (not for stages) and from lower ones.
 RANKS = [
-    {"errors", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
+    {"errors", "digests", "disk", "manifests", "heap", "records", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "lengths", "devices", "memory", "gguf_models", "gguf_header", "chat", "forest", "prompts"},
     {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
     {"stages"},
     {"graph"},
-    {"call_estimates", "shapes", "rates", "estimates", "concerns", "plan_table", "review"},
+    {"call_estimates", "shapes", "rates", "estimates", "concerns", "plan_table", "review", "verifying"},
     {path.stem for path in ROOT.glob("cli*.py")} | {"reference", "__main__"},
 ]
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}

@@ -173,7 +173,7 @@ def test_a_template_of_ones_own_is_found_from_anywhere_and_kept_with_what_was_tr
     run.rename(tmp_path / "moved")
     assert Path(open_checkpoint(str(tmp_path / "moved" / "s")).prompt.template).read_text() == "A"
     (tmp_path / "moved/s/model.json").write_text("{}")
-    with pytest.raises(ModelError, match="it describes no model"):
+    with pytest.raises(ModelError, match="the description of a model expected"):
         open_checkpoint(str(tmp_path / "moved" / "s"))
 
 

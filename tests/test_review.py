@@ -17,6 +17,7 @@ from openbezoar.cli import main
 from openbezoar.errors import RunError
 from openbezoar.records import Row, read_jsonl, write_jsonl
 from openbezoar.review import lay_out, parse_texts
+from openbezoar.runs import RunFolder
 
 ROWS: list[Row] = [
     {"id": "good", "instruction": "Say what a river is.", "response": "A river is water that flows down to the sea."},
@@ -166,6 +167,7 @@ def test_an_edit_that_changes_nothing_or_fails_decides_nothing(tool: Tool, edito
 
 def test_what_is_shown_is_harmless_for_a_terminal(tool: Tool) -> None:
     write_jsonl(tool.run / "kept/rows.jsonl", [{**ROWS[2], "id": "e\x1b[2Jvil", "status": "accept", "reason": "\x1b]0;title\x07"}])
+    RunFolder(tool.run).vouch("kept")
     _, out, _ = tool.review("v\n?\ng \x1b[2J\n")
     assert "\\x1b[2J\\x07 and \\u202e this." in out and "\\x9b31m" in out
     assert not any(c in out for c in "\x1b\x07\x9b\u202e\x85\u2028")

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 from openbezoar import graph
 from openbezoar.cli import main
 from openbezoar.recipe_file import load
-from openbezoar.runs import changed_weights, weight_marks, write_json
+from openbezoar.runs import RunFolder
 
 
 class Place:
@@ -74,7 +74,7 @@ def test_a_steps_weights_changed_by_hand_are_made_again(place: Place) -> None:
     whole, loss = adapter.read_bytes(), place.loss("a")
     adapter.write_bytes(whole[:-4] + b"\x00\x00\x00\x3f")
     name = adapter.relative_to(place.runs / "t/a").as_posix()
-    assert place.states()["a"] == ("stale", f"{name} is not what the step wrote")
+    assert place.states()["a"] == ("stale", f"{name} changed since it was made")
     assert place.run() == 0
     assert adapter.read_bytes() == whole
     assert place.loss("a") == loss
@@ -85,9 +85,8 @@ def test_what_used_a_step_that_was_made_again_with_other_weights_runs_again(plac
     folder = place.runs / "t/a"
     adapter = next(folder.rglob("*.safetensors"))
     adapter.write_bytes(adapter.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    write_json(folder / "manifest.json", {**manifest, "weights": weight_marks(folder)})  # as a GPU might have made them
-    assert place.states() == {"a": ("done", ""), "scores": ("stale", "the weights of a are not those it used")}
+    RunFolder(place.runs / "t").vouch("a")  # as a GPU might have made them
+    assert place.states() == {"a": ("done", ""), "scores": ("stale", "the files of a are not those it used")}
     before = place.loss("a")
     assert place.run() == 0
     assert place.loss("a") != before
@@ -97,8 +96,9 @@ def test_a_copied_run_is_done_and_its_weights_are_read_once(place: Place, tmp_pa
     for file in place.runs.rglob("*.safetensors"):
         os.utime(file, (1, 1))
     assert {state for state, _ in place.states().values()} == {"done"}
-    folder = place.runs / "t/a"
-    assert changed_weights(folder, {"gone.safetensors": [1, 1, "x"]}) == "gone.safetensors"
+    assert place.run() == 0
+    mark = json.loads((place.runs / "t/a/manifest.json").read_text())["files"]["adapter/adapter_model.safetensors"]
+    assert mark[1] == 10**9  # noted, so that the next command need not read it
 
 
 def test_a_broken_gate_stops_the_run_each_time_until_the_gate_is_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ numbers stay when a gate is changed, and are held against it each time the recip
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from openbezoar.errors import RecipeError, RunError
 from openbezoar.judging.human_pairs import agreement_with_majority
 from openbezoar.judging.statistics import Interval, paired_difference, widened
+from openbezoar.manifests import read_object
 from openbezoar.recipe import Agreement, Evaluate, Gate, Step
 from openbezoar.runs import step_seed
 
@@ -26,7 +26,7 @@ def check(name: str, step: Step, folder: Path, seed: int) -> Iterator[str]:
     gated = (isinstance(step, Agreement) and step.min_agreement is not None) or (isinstance(step, Evaluate) and step.gate)
     if not gated:
         return
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = read_object(folder / "scores.json", "a step's scores", "delete the folder and run again")
     if isinstance(step, Agreement):
         _judge(name, step, scores)
     elif isinstance(step, Evaluate):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from openbezoar.digests import Marks, marks_in
 from openbezoar.reporting.document import Block, Fold, Grid, Section
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.licences import cached_licence
@@ -29,7 +30,7 @@ def environment_section(facts: RunFacts) -> Section:
         table = Table(("file read", "SHA-256"), tuple((name, digest) for name, digest in sorted(files.items())))
         blocks.append(Fold("Hashes of the files that were read", (Grid(table, "Files and their hashes"),)))
     keys = tuple(
-        (s.name, str(s.manifest.get("key", NOTHING)), str(s.parts.get("version", NOTHING)), _weights(s.manifest.get("weights"))) for s in facts.steps.values()
+        (s.name, str(s.manifest.get("key", NOTHING)), str(s.parts.get("version", NOTHING)), _weights(marks_in(s.manifest))) for s in facts.steps.values()
     )
     note = "A step's key is a hash of all that its result depends on; the same key means the same step."
     blocks.append(
@@ -38,10 +39,8 @@ def environment_section(facts: RunFacts) -> Section:
     return Section("Environment, models and hashes", tuple(blocks))
 
 
-def _weights(marks: object) -> str:
-    if not isinstance(marks, dict) or not marks:
-        return NOTHING
-    return ", ".join(f"{name} {mark[-1]}" for name, mark in marks.items() if isinstance(mark, list) and mark)
+def _weights(marks: Marks) -> str:
+    return ", ".join(f"{name} {mark[-1]}" for name, mark in marks.items() if name.endswith(".safetensors")) or NOTHING
 
 
 def _environments(facts: RunFacts) -> list[tuple[str, str, str]]:

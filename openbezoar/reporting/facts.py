@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import RunError, UserError
+from openbezoar.manifests import read_object
 from openbezoar.recipe import Recipe
 from openbezoar.recipe_file import load
 from openbezoar.records import Row, read_jsonl
@@ -64,13 +64,7 @@ class StepFacts:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the step, {} if it has none. Raises RunError if it cannot be read."""
         path = self.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path}: not JSON ({error}); delete the step's folder and run again") from None
-        return content if isinstance(content, dict) else {}
+        return read_object(path, "JSON", "delete the step's folder and run again") if path.is_file() else {}
 
     def rows(self, name: str) -> Iterator[Row]:
         """Rows of a JSON lines file of the step, none if it has no such file."""
@@ -134,13 +128,13 @@ class RunFacts:
 def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recipe | None = None) -> RunFacts:
     """The finished steps of a run, or those of them in ``names``; reports and releases never.
 
-    Raises RunError if there is no such step.
+    Raises RunError if there is no such step, or if a file of one is not what it made.
     """
     found: dict[str, StepFacts] = {}
     allowed = None if names is None else set(names)
     for path in sorted(run.path.glob(f"*/{MANIFEST}")):
         folder = path.parent
-        manifest = run.manifest(folder.name)
+        manifest = run.checked(folder.name)
         if manifest is None or manifest.get("verb") in ABOUT or (allowed is not None and folder.name not in allowed):
             continue
         found[folder.name] = StepFacts(folder.name, str(manifest.get("verb", "")), folder, manifest)
@@ -177,7 +171,7 @@ def reference_of(identity: Mapping[str, Any]) -> str:
 def known_recipe(run: RunFolder) -> Recipe | None:
     """The recipe that a run was last made by, as it is now; None where it is not on this machine or no longer holds."""
     try:
-        about = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+        about = read_object(run.path / "run.json", "the run's recipe", "run it again")
         return load(Path(about["recipe"]), about["overrides"])
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

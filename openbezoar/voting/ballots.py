@@ -63,6 +63,7 @@ def answers_of_run(run: RunFolder, step: str | None) -> tuple[str, list[Row]]:
     if step is None or step not in found:
         what = f"no finished mt_bench step{f' {step!r}' if step else ''}" if step or not found else "several mt_bench steps; choose one with --step"
         raise RunError(f"{run.path}: {what}; it has {', '.join(found) or 'none, and only their answers can be compared'}")
+    run.checked(step)
     return step, list(read_jsonl(run.step(step) / ANSWERS))
 
 
