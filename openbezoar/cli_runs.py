@@ -141,4 +141,7 @@ def cache(
     for name, n, size in rows:
         print(f"  {name:20} {n:8} kept  {size / 1e6:8.1f} MB")
     for cost in spent:
-        print(f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid, {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out")
+        lost = f" ({cost['unanswered']:,} calls without an answer among them, at the most that they may have taken)" if cost["unanswered"] else ""
+        print(
+            f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid, {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out{lost}"
+        )

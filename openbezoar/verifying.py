@@ -11,6 +11,7 @@ from typing import Any
 
 from openbezoar.digests import differences, marks_in, result_digest, result_files
 from openbezoar.errors import RunError
+from openbezoar.llm.calls import FILE, CallStore
 from openbezoar.manifests import Manifest
 from openbezoar.publishing import checksums
 from openbezoar.runs import MANIFEST, RunFolder
@@ -44,6 +45,12 @@ def verify(run: RunFolder) -> Verified:
     for name, manifest in manifests.items():
         used: dict[str, Any] = manifest.get("used", {})
         found.wrong += (f"{name}: made from other files of {i} than are there" for i, then in used.items() if then != result_digest(manifests.get(i, {})))
+    if (run.path.parent / FILE).is_file():
+        store = CallStore(run.path.parent)
+        found.answers, damaged = store.verify()
+        store.close()
+        if damaged:
+            found.wrong.append(f"{FILE}: {damaged} of {found.answers} answers are not what was kept; the next run that needs them asks again")
     return found
 
 

@@ -18,6 +18,7 @@ from openbezoar.errors import BudgetError, ModelError, RunError
 from openbezoar.llm import Call, Completion, Sampling, samples
 from openbezoar.llm.budget import Purse, _Limit, worst_case
 from openbezoar.llm.calls import FILE, CallStore, Spender
+from openbezoar.llm.calls_tables import seal
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
 from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
@@ -106,7 +107,8 @@ def test_an_answer_that_was_kept_before_a_field_came_is_read(tmp_path: Path) -> 
     store.keep({"k": [answer("old")]}, ME)
     older = {"text": "old", "finish": "stop", "prompt_tokens": 7, "tokens": 3, "logprobs": None, "seconds": 0.0}
     with sqlite3.connect(tmp_path / FILE) as db:
-        db.execute("UPDATE calls SET answers = ?", (json.dumps([older]),))
+        text = json.dumps([older])
+        db.execute("UPDATE calls SET answers = ?, digest = ?", (text, seal("k", text.encode())))
     assert store.find(["k"]) == {"k": [answer("old")]}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from openbezoar import graph
 from openbezoar.cli import main
 from openbezoar.digests import file_digest, marks_of
 from openbezoar.errors import ModelError, RunError
+from openbezoar.llm import Completion
+from openbezoar.llm.calls import CallStore, Spender
 from openbezoar.manifests import SCHEMA, sealed
 from openbezoar.models import open_checkpoint
 from openbezoar.progress import Silent
@@ -129,6 +132,20 @@ def test_verify_reads_everything_and_tells_what_size_and_time_do_not(place: Plac
     (place.folder / "again/more.jsonl").write_text("")
     found = json.loads(command(capsys, "verify", str(place.folder), "--json")[1])
     assert found["wrong"] == ["again: more.jsonl was not made by the step", "kept: rows.jsonl changed since it was made"]
+
+
+def test_verify_reads_the_cached_answers_too(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    store = CallStore(place.folder.parent)
+    store.keep({key: [Completion(f"answer {key}", "stop", 1, 1)] for key in "ab"}, Spender("t", "kept", "m"))
+    store.close()
+    assert "2 cached answers read; no differences" in command(capsys, "verify", str(place.folder))[1]
+    with sqlite3.connect(store.path) as db:
+        db.execute("UPDATE calls SET answers = replace(answers, 'answer a', 'answer c')")
+    code, out, err = command(capsys, "verify", str(place.folder))
+    assert code == 2 and "1 of 2 answers are not what was kept" in out and err.count("\n") == 1
+    store.path.write_bytes(b"no data base" * 100)
+    code, _, err = command(capsys, "verify", str(place.folder))
+    assert code == 2 and "file is not a database" in err and err.count("\n") == 1
 
 
 def test_a_copied_run_is_read_once_and_then_known(place: Place, tmp_path: Path) -> None:

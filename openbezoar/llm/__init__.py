@@ -119,7 +119,7 @@ def open_llm(name: str, context: StepContext) -> LLM:
     from openbezoar.llm.calls import CallStore
     from openbezoar.llm.remembered import Remembered
 
-    store = CallStore(context.run.path.parent)
+    store = CallStore(context.run.path.parent, context.progress.warn)
     purse = purse_of(context, name, store)
     spec = context.model_spec(name)
     if isinstance(spec, ServerModel):

@@ -91,8 +91,9 @@ class Purse:
         read, written = sum(s.prompt_tokens for s in accounts), sum(s.tokens for s in accounts)
         given = [f"{limit.budget.tokens:,} tokens"] if limit.budget.tokens is not None else []
         given += [f"money {limit.budget.money:g}"] if limit.budget.money is not None else []
+        lost = sum(s.unanswered for s in accounts)
         return (
-            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts):,} answers, {read + written:,} tokens "
+            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts):,} answers{f' and {lost:,} calls without one' * bool(lost)}, {read + written:,} tokens "
             f"({read:,} in, {written:,} out), money {money:.4g}; every answer is kept: raise {limit.where} and run again to go on from here"
         )
 

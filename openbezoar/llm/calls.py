@@ -1,46 +1,57 @@
-"""The call cache: every answered call on disk, and what each run has spent.
+"""The call cache: every answered call on disk, who asks what just now, and what each run has spent.
 
-Reads and writes ``RUNS/.calls.sqlite`` (SQLite, write-ahead log), one file for all recipes
-that keep their runs in that folder; several threads and processes may use it at once. An
-answer is committed and synced before ``keep`` returns, so what was used was on disk.
+Reads and writes ``RUNS/.calls.sqlite`` (SQLite, write-ahead log, readable by its owner only),
+one file for all recipes that keep their runs in that folder; several threads and processes
+may use it at once. An answer is committed and synced before ``keep`` returns, so what was
+used was on disk.
 
-Keys are digests (``remembered.py`` says of what); values are JSON lists of answers.
-``spent`` adds up tokens by run, step and model for budgets; pruning leaves it alone.
+Keys are digests (``remembered.py`` says of what); values are JSON lists of answers, each with
+a digest that is checked when it is read: a damaged answer is forgotten and asked again.
+Before a call is sent it is claimed, so that nobody else sends it; a claim whose owner is gone
+ends as spent at its worst case, since nobody knows whether the call was answered. ``spent``
+adds up tokens by run, step and model for budgets; pruning leaves it alone.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from openbezoar import disk
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
+from openbezoar.llm.calls_tables import COUNTS, create, parsed, prepare, seal
+from openbezoar.llm.owners import Process
+from openbezoar.llm.side_by_side import CalledOff
 
 FILE = ".calls.sqlite"
 BUSY = 60.0  # seconds to wait for another process's write
 AT_ONCE = 500  # keys a query; SQLite's older limit is 999
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, model TEXT NOT NULL, at REAL NOT NULL, answers TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS spent (run TEXT, step TEXT, model TEXT, calls INTEGER, prompt_tokens INTEGER, tokens INTEGER,
-    PRIMARY KEY (run, step, model)) WITHOUT ROWID;
-"""
+BEAT = 10.0  # seconds between the signs of life of one who asks
+SILENT = 90.0  # seconds without one after which nobody waits any more
+LOOK = (0.02, 1.0)  # seconds between two looks at somebody else's claim, at first and at most
+NOTHING: threading.Event = threading.Event()
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What was asked of one model: calls that were answered, tokens read and written."""
+    """What was asked of one model: calls that were answered, tokens read and written.
+
+    unanswered: calls that were sent and not answered, or not yet; the tokens hold their worst case.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,29 +63,64 @@ class Spender:
     model: str
 
 
-class CallStore:
-    """The cache file of a folder of runs."""
+def to_stderr(line: str) -> None:
+    """Where notices about the file go if nobody else takes them."""
+    print(line, file=sys.stderr)
 
-    def __init__(self, runs: Path) -> None:
-        self.path = runs / FILE
-        self._lock = threading.Lock()
+
+class CallStore:
+    """The cache file of a folder of runs. ``say`` is told what had to be forgotten."""
+
+    def __init__(self, runs: Path, say: Callable[[str], None] = to_stderr) -> None:
+        self.path, self.say = runs / FILE, say
+        self.owner = uuid.uuid4().hex
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._beating = False
         runs.mkdir(parents=True, exist_ok=True)
         with self._errors():
+            if not self.path.exists():
+                create(self.path)
+                disk.sync(runs)
             self._db = sqlite3.connect(self.path, timeout=BUSY, check_same_thread=False, isolation_level=None)
+            prepare(self._db, self.path, say)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
+            self._settle(self._gone())
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise RunError(f"{self.path}: the call cache cannot be used ({error}); expected a writable SQLite file: mend the cause or move it away") from None
+        except (sqlite3.Error, UnicodeError) as error:  # a damaged name within the file is no text
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+                raise RunError(f"{self.path}: {error}; make room and give the same command again: every answer is kept") from None
+            raise RunError(
+                f"{self.path}: the call cache cannot be used ({error}); expected a writable SQLite file: mend the cause, put a copy of it back, "
+                "or move it away, and its answers are asked again"
+            ) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction, all or nothing."""
+        with self._lock, self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite itself rolls back what a full disk ended
+                    with suppress(sqlite3.Error):  # the first error is the one to tell
+                        self._db.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file. Calls still under way are counted as sent and not answered."""
+        self._closed.set()
         with self._lock:
+            if self._beating:
+                with suppress(RunError):
+                    self._settle([self.owner])
             self._db.close()
 
     # ------------------------------------------------------------------------ answers
@@ -86,10 +132,19 @@ class CallStore:
 
     def _find(self, keys: Sequence[str]) -> dict[str, list[Completion]]:
         found: dict[str, list[Completion]] = {}
+        damaged: list[str] = []
         for first in range(0, len(keys), AT_ONCE):
             part = keys[first : first + AT_ONCE]
-            query = f"SELECT key, answers FROM calls WHERE key IN ({','.join('?' * len(part))})"
-            found |= {key: _answers(text) for key, text in self._db.execute(query, part)}
+            query = f"SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls WHERE key IN ({','.join('?' * len(part))})"
+            for key, answers, digest in self._db.execute(query, part).fetchall():
+                rows = parsed(answers) if seal(key, answers).encode() == digest else None
+                if rows is None:
+                    damaged.append(key)
+                else:
+                    found[key] = rows
+        if damaged:
+            self._db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key in damaged])
+            self.say(f"{self.path}: {len(damaged)} answer{'s' * (len(damaged) > 1)} not as kept (the digest is another): forgotten, and asked again")
         return found
 
     def keep(self, answers: Mapping[str, Sequence[Completion]], spender: Spender) -> dict[str, list[Completion]]:
@@ -98,34 +153,123 @@ class CallStore:
         If another process was first, that is its answer: then all that use the file agree.
         """
         rows = [row for part in answers.values() for row in part]
-        account = (spender.run, spender.step, spender.model)
-        cost = (len(rows), sum(row.prompt_tokens for row in rows), sum(row.tokens for row in rows))
+        cost = Spent(len(rows), sum(row.prompt_tokens for row in rows), sum(row.tokens for row in rows))
         now = time.time()
-        # ASCII, so that half a surrogate pair stays what it is.
-        values = [(key, spender.model, now, json.dumps([asdict(row) for row in part])) for key, part in answers.items()]
+        values = []
+        for key, part in answers.items():
+            text = json.dumps([asdict(row) for row in part])  # ASCII, so that half a surrogate pair stays what it is
+            values.append((key, spender.model, now, text, seal(key, text.encode())))
+        with self._writing():
+            self._db.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", values)
+            self._add(spender, cost)
+            self._db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, self.owner) for key in answers])
+            return self._find(list(answers))
+
+    def _add(self, spender: Spender, cost: Spent, names: Sequence[str] = COUNTS[:3]) -> None:
+        more = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
+        self._db.execute(
+            f"INSERT INTO spent (run, step, model, {', '.join(names)}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {more}",
+            (spender.run, spender.step, spender.model, cost.calls, cost.prompt_tokens, cost.tokens),
+        )
+
+    # ------------------------------------------------------------------------ claims
+
+    def claim(self, keys: Sequence[str], spender: Spender, cost: Spent) -> bool:
+        """Say that these keys are asked now, at ``cost`` at most; False, and nothing said, if one is answered or asked already."""
+        with self._writing():
+            if self._find(keys) or self._others(keys):
+                return False
+            if not self._beating:
+                self._db.execute("INSERT INTO owners (owner, process) VALUES (?, ?)", (self.owner, Process.this().text()))
+                threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+                self._beating = True
+            account = (self.owner, spender.run, spender.step, spender.model)
+            costs = [(cost.calls, cost.prompt_tokens, cost.tokens), *[(0, 0, 0)] * (len(keys) - 1)]
+            self._db.executemany("INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(key, *account, *c) for key, c in zip(keys, costs, strict=True)])
+            return True
+
+    def release(self, keys: Sequence[str], sent: bool) -> None:
+        """Take a claim back. sent: perhaps the call reached the model, and costs what it may."""
+        self._settle([self.owner], keys, sent)
+
+    def wait(self, keys: Sequence[str], off: threading.Event = NOTHING) -> None:
+        """Until nobody else asks one of these keys: it is answered, given up, or its owner is gone or silent. Raises CalledOff."""
+        pause, last = LOOK
+        beats: dict[str, tuple[int, float]] = {}
+        while True:
+            with self._lock, self._errors():
+                owners = self._others(keys)
+                seen = dict(self._db.execute("SELECT owner, beat FROM owners").fetchall())
+            now = time.monotonic()
+            for owner in owners:
+                if beats.get(owner, (None, 0.0))[0] != seen.get(owner):
+                    beats[owner] = (seen.get(owner, 0), now)
+            over = [owner for owner in owners if owner not in seen or now - beats[owner][1] > SILENT]
+            self._settle([*over, *self._gone(owners)])
+            if not owners:
+                return
+            if off.wait(pause):
+                raise CalledOff
+            pause = min(2 * pause, last)
+
+    def _others(self, keys: Sequence[str]) -> list[str]:
+        """Who else asks one of these keys."""
+        owners: dict[str, None] = {}
+        for first in range(0, len(keys), AT_ONCE):
+            part = keys[first : first + AT_ONCE]
+            query = f"SELECT owner FROM claims WHERE owner <> ? AND key IN ({','.join('?' * len(part))})"
+            owners |= dict.fromkeys(owner for (owner,) in self._db.execute(query, (self.owner, *part)))
+        return list(owners)
+
+    def _gone(self, among: Sequence[str] | None = None) -> list[str]:
+        """Owners whose process has ended."""
         with self._lock, self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)", values)
-                self._db.execute(
-                    "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET calls = calls + excluded.calls,"
-                    " prompt_tokens = prompt_tokens + excluded.prompt_tokens, tokens = tokens + excluded.tokens",
-                    (*account, *cost),
-                )
-                kept = self._find(list(answers))
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-        return kept
+            rows = self._db.execute("SELECT owner, process FROM owners").fetchall()
+        processes = {owner: Process.of(text) for owner, text in rows if owner != self.owner and (among is None or owner in among)}
+        return [owner for owner, process in processes.items() if process is None or process.state() == "gone"]
+
+    def _settle(self, owners: Sequence[str], keys: Sequence[str] | None = None, sent: bool = True) -> None:
+        """End claims of owners, all or those on ``keys``. What was sent and not answered counts as spent at its worst case."""
+        if not owners:
+            return
+        with self._writing():
+            for owner in owners:
+                claims = self._db.execute("SELECT key, run, step, model, calls, prompt_tokens, tokens FROM claims WHERE owner = ?", (owner,)).fetchall()
+                ended = [claim for claim in claims if keys is None or claim[0] in keys]
+                for _, run, step, model, *numbers in ended if sent else ():
+                    if numbers[0]:
+                        self._add(Spender(run, step, model), Spent(*numbers), COUNTS[3:])
+                self._db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(claim[0], owner) for claim in ended])
+                if keys is None:
+                    self._db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+
+    def _beat(self) -> None:
+        """Signs of life, for those who wait and cannot see this process."""
+        while not self._closed.wait(BEAT):
+            with suppress(sqlite3.Error), self._lock:
+                if not self._closed.is_set():
+                    self._db.execute("UPDATE owners SET beat = beat + 1 WHERE owner = ?", (self.owner,))
+
+    def unanswered(self, spender: Spender, cost: Spent) -> None:
+        """Put a call on the account that was sent and lost, and will be sent again."""
+        with self._writing():
+            self._add(spender, cost, COUNTS[3:])
 
     # ------------------------------------------------------------------------ accounts
 
     def accounts(self) -> dict[tuple[str, str, str], Spent]:
-        """By run, step and model, what was asked because the cache did not know it."""
+        """By run, step and model, what was asked because the cache did not know it; with what others ask just now."""
+        under_way = "SELECT run, step, model, 0, prompt_tokens, tokens, calls FROM claims WHERE calls > 0 AND owner <> ?"
+        spent = f"SELECT run, step, model, calls, {COUNTS[1]} + {COUNTS[4]}, {COUNTS[2]} + {COUNTS[5]}, {COUNTS[3]} FROM spent"
         with self._lock, self._errors():
-            rows = self._db.execute("SELECT run, step, model, calls, prompt_tokens, tokens FROM spent ORDER BY run, step, model").fetchall()
-        return {(run, step, model): Spent(*numbers) for run, step, model, *numbers in rows}
+            rows = self._db.execute(f"{spent} UNION ALL {under_way} ORDER BY 1, 2, 3", (self.owner,)).fetchall()
+        found: dict[tuple[str, str, str], Spent] = {}
+        for run, step, model, *numbers in rows:
+            if any(type(n) is not int for n in numbers):  # a damaged page
+                raise RunError(f"{self.path}: the account of {run}/{step} holds no counts; put a copy of the file back, or move it away")
+            had = asdict(found.get((run, step, model), Spent()))
+            found[run, step, model] = Spent(*(n + more for n, more in zip(had.values(), numbers, strict=True)))
+        return found
 
     # ------------------------------------------------------------------------ upkeep
 
@@ -135,6 +279,17 @@ class CallStore:
         with self._lock, self._errors():
             return [(model, n, size) for model, n, size in self._db.execute(query)]
 
+    def verify(self) -> tuple[int, int]:
+        """(answers, damaged ones), all read again. Raises RunError for a file whose pages do not fit together."""
+        n = damaged = 0
+        with self._lock, self._errors():
+            found = [text for (text,) in self._db.execute("PRAGMA integrity_check(1)")]
+            if found != ["ok"]:
+                raise sqlite3.DatabaseError(" ".join(str(found[0]).split()))
+            for key, answers, digest in self._db.execute("SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls"):
+                n, damaged = n + 1, damaged + (seal(key, answers).encode() != digest or parsed(answers) is None)
+        return n, damaged
+
     def prune(self, days: float = 0.0, model: str | None = None) -> int:
         """Forget answers older than ``days`` days, of one model or of all; how many. The file shrinks."""
         with self._lock, self._errors():
@@ -142,9 +297,3 @@ class CallStore:
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
-
-
-def _answers(text: str) -> list[Completion]:
-    """Answers as they were kept; fields that came later have their defaults in older ones."""
-    rows: list[dict[str, Any]] = [{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()} for row in json.loads(text)]
-    return [Completion(**row) for row in rows]

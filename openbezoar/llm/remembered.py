@@ -23,18 +23,20 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from openbezoar.errors import BudgetError, ModelError, RecipeError
 from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
-from openbezoar.llm.budget import Purse
-from openbezoar.llm.calls import CallStore
-from openbezoar.llm.side_by_side import side_by_side
+from openbezoar.llm.budget import Purse, worst_case
+from openbezoar.llm.calls import NOTHING, CallStore, Spent
+from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.records import Turn
 from openbezoar.runs import digest
 
 CHOICE = Sampling(1)
+FREE = Spent()  # a local model's call: nobody sends a bill for one that a kill ended
 
 
 class Remembered:
-    """An LLM that never asks twice.
+    """An LLM that never asks twice, nor what another process is asking.
 
     identity: what makes the model the same one, plain data. opener: called at the first call
     that is not on disk. unit: what is kept under one key: a server's 'call', asked by
@@ -107,19 +109,40 @@ class Remembered:
         keys = [digest([self._identity, plain(call)]) for call in calls]
         if self.unit == "batch" or (self.unit == "row" and calls[0].kind == "choices"):
             key = digest(keys)
-            known = self.store.find([key]) or self._batch(calls, lambda rows: {key: rows})
+            known = self.store.find([key]) or self._shared([key], lambda _: self._batch(calls, lambda rows: {key: rows}))
             self._tell(len(calls))
             return known[key]
         found = self.store.find(keys)
         places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}  # the same call twice is asked once
-        missing = sorted(places.values())
+        missing = {keys[place]: calls[place] for place in sorted(places.values())}
         self._tell(len(calls) - len(missing))
         if missing and self.unit == "call":
-            found |= self._side_by_side([(keys[place], calls[place]) for place in missing])
+            found |= self._side_by_side(list(missing.items()))
         elif missing:
-            found |= self._batch([calls[place] for place in missing], lambda rows: {keys[p]: [row] for p, row in zip(missing, rows, strict=True)})
+            found |= self._shared(
+                list(missing),
+                lambda asked: self._batch([missing[key] for key in asked], lambda rows: {key: [row] for key, row in zip(asked, rows, strict=True)}),
+            )
             self._tell(len(missing))
         return [found[key][0] for key in keys]
+
+    def _shared(
+        self, keys: Sequence[str], ask: Callable[[Sequence[str]], dict[str, list[Completion]]], cost: Spent = FREE, off: threading.Event = NOTHING
+    ) -> dict[str, list[Completion]]:
+        """Answers by key: what ``ask`` gives for those that nobody asks just now, and what another process is told of the others."""
+        found: dict[str, list[Completion]] = {}
+        while missing := [key for key in keys if key not in found]:
+            if not self.store.claim(missing, self.purse.spender, cost):
+                self.store.wait(missing, off)
+                found |= self.store.find(missing)
+                continue
+            try:
+                found |= ask(missing)
+            except BaseException as error:
+                # A refusal, or a budget, comes before an answer that costs; of all else nobody knows.
+                self.store.release(missing, sent=not isinstance(error, (ModelError, RecipeError, BudgetError, CalledOff)))
+                raise
+        return found
 
     def _tell(self, answered: int) -> None:
         if self.heard is not None and answered:
@@ -140,11 +163,15 @@ class Remembered:
 
         def one(place: int, off: threading.Event) -> dict[str, list[Completion]]:
             key, call = calls[place]
-            with self.purse.reserved([call], off):
-                answer = server.answer(call, off)
-                with self._counting:
-                    self.written += answer.tokens
-                return self.store.keep({key: [answer]}, self.purse.spender)
+
+            def ask(_: Sequence[str]) -> dict[str, list[Completion]]:
+                with self.purse.reserved([call], off):
+                    answer = server.answer(call, off)
+                    with self._counting:
+                        self.written += answer.tokens
+                    return self.store.keep({key: [answer]}, self.purse.spender)
+
+            return self._shared([key], ask, worst_case([call]), off)
 
         kept = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
         return {key: answers for part in kept for key, answers in part.items()}

@@ -6,7 +6,7 @@ Reads manifests, and the call cache beside the run for what was paid; writes not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 from openbezoar.errors import RunError
@@ -86,7 +86,7 @@ def costs(facts: RunFacts) -> dict[str, Cost]:
 
 
 def _add(a: Spent, b: Spent) -> Spent:
-    return replace(a, calls=a.calls + b.calls, prompt_tokens=a.prompt_tokens + b.prompt_tokens, tokens=a.tokens + b.tokens)
+    return Spent(a.calls + b.calls, a.prompt_tokens + b.prompt_tokens, a.tokens + b.tokens, a.unanswered + b.unanswered)
 
 
 def _accounts(facts: RunFacts) -> Mapping[tuple[str, str], Spent] | None:
@@ -126,6 +126,11 @@ def cost_section(facts: RunFacts) -> Section:
     note = (
         "Calls and tokens are what models were asked and the call cache did not know, over all tries of this run; money is theirs at the recipe's prices. "
         + ("" if asked else "No call cache beside this run knows of it, so calls and tokens are not known. ")
+        + (
+            f"{lost:,} calls were sent and not answered; their tokens are the most that they may have taken. "
+            if (lost := sum(a.unanswered for a in asked))
+            else ""
+        )
         + "Time is work, without waiting between tries."
     )
     blocks: list[Block] = [Grid(Table(headers, tuple(rows), note), "Cost and time of every step")]
