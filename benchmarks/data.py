@@ -107,9 +107,10 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
     from openbezoar.chat import Formatter
     from openbezoar.context import StepContext
     from openbezoar.forest.layout import in_order, lay_out
+    from openbezoar.forms import to_example, to_pair
     from openbezoar.progress import PlainProgress
     from openbezoar.recipe import DataSpec, PromptSpec, Recipe, Training
-    from openbezoar.records import Turn, to_example, to_pair
+    from openbezoar.records import Turn
     from openbezoar.runs import RunFolder
     from openbezoar.training.data import Renderer, split_heldout, training_trees
     from openbezoar.training.load import load_tokenizer

@@ -27,9 +27,10 @@ from typing import Any
 from benchmarks import common
 from openbezoar import prompts as texts
 from openbezoar.errors import DataError
+from openbezoar.forms import instruction_text
 from openbezoar.llm import Sampling
 from openbezoar.models import open_checkpoint
-from openbezoar.records import Turn, instruction_text, read_jsonl
+from openbezoar.records import Turn, read_jsonl
 from openbezoar.training.load import DTYPES, device, load_tokenizer
 
 SIDES = ("ours", "batch", "single", "serve")

@@ -22,10 +22,11 @@ from openbezoar.chat import Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.layout import in_order
+from openbezoar.forms import to_example, to_pair
 from openbezoar.models import Checkpoint, open_checkpoint
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import Lora, PromptSpec, Training
-from openbezoar.records import Counts, Example, Pair, read_jsonl, to_example, to_pair
+from openbezoar.records import Counts, Example, Pair, read_jsonl
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import DTYPES, device, load_for_training, load_tokenizer
 from openbezoar.training.loop import Objective, batch_of, train

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from openbezoar.errors import ModelError
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
+from openbezoar.textfiles import read_text
 
 # The system message and the format are facts of the released models' prompt [card].
 SYSTEM = (
@@ -71,7 +72,7 @@ class Formatter:
         path = Path(kind).expanduser()
         if not path.is_file():
             raise ModelError(f"prompt.template: '{kind}' is neither 'openbezoar', 'own' nor a file ({path})")
-        return path.read_text(encoding="utf-8"), ()
+        return read_text(path, ModelError), ()
 
     @property
     def default_system(self) -> str | None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from openbezoar.errors import RowError
+from openbezoar.forms import to_example, to_pair
 from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_step
 from openbezoar.progress import Progress
 from openbezoar.recipe import TEMPLATES, DataRef, LocalModel, Recipe, ServerModel
-from openbezoar.records import Counts, Example, Pair, Row, to_example, to_pair
+from openbezoar.records import Counts, Example, Pair, Row
 from openbezoar.runs import RunFolder
 from openbezoar.sources import model_reference, read, resolve_path
 
@@ -47,7 +48,7 @@ class StepContext:
     def stream(self, ref: DataRef) -> Iterator[tuple[str, Row]]:
         """Rows of a data reference with where each came from, one held at a time. Raises DataError if there are none."""
         folders = {name: self.run.step(name) for name in self.steps}
-        return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed, self.out)
+        return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed, self.out, self.counts.add)
 
     def examples(self, ref: DataRef, most: int | None = None, every: int = 1) -> list[Example]:
         """Training examples: each ``every``-th one, ``most`` at most.

@@ -7,14 +7,17 @@ UserError            the user can mend it: one line, exit 2, no traceback
 ├── ModelError       a model that cannot be found, read or used
 └── RunError         a run folder that is locked or does not hold what was asked for
 
-Every message says what is wrong, where, what was expected and what to do.
+Every message says what is wrong, where, what was expected and what to do. What a user gave
+is shown in it by ``shown``, which cuts before it writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SHOWN = 300  # characters of a library's message that a line quotes
 
@@ -78,3 +81,37 @@ def foreign_file(path: Path | str, expected: str, remedy: str, kind: type[UserEr
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise kind(f"{path}: {expected} expected, but it cannot be read ({brief(error)}); {remedy}") from None
+
+
+# ------------------------------------------------------------------ values in messages
+
+
+class _Short(reprlib.Repr):
+    """``repr`` that takes a bounded time and length, whatever a value holds and however deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple, self.maxset = 2, 4, 6, 6, 6
+        self.maxstring, self.maxlong, self.maxother = 120, 40, 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return "a number of thousands of digits" if abs(x).bit_length() > 10_000 else super().repr_int(x, level)  # type: ignore[attr-defined, no-any-return]
+
+
+_short = _Short()
+
+
+def shown(value: Any) -> str:
+    """A value as it is written in Python, for a message; long ones are cut before they are written out."""
+    return _short.repr(value)
+
+
+def named(value: Any) -> str:
+    """An id or a key for a message: its text, cut if it is long."""
+    text = value if isinstance(value, str) else shown(value)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
+
+
+def fields_of(row: Iterable[Any]) -> str:
+    """The names of a row's fields, for a message."""
+    return ", ".join(named(name) for name in list(row)[:8]) or "none"

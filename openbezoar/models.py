@@ -19,6 +19,7 @@ from typing import Any, Literal
 from openbezoar.errors import ModelError, foreign_file, missing_extra
 from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec
 from openbezoar.runs import RunFolder, file_digest, write_json
+from openbezoar.textfiles import read_text
 
 MODEL_FILE = "model.json"
 TEMPLATE_FILE = "prompt.jinja"
@@ -86,7 +87,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published:
 
     prompt = checkpoint.prompt.model_dump(mode="json")
     if checkpoint.prompt.template not in TEMPLATES:  # the text that was trained stays, whatever becomes of the file
-        text = Path(checkpoint.prompt.template).read_text(encoding="utf-8")
+        text = read_text(Path(checkpoint.prompt.template), ModelError)
         (folder / TEMPLATE_FILE).write_text(text, encoding="utf-8")
         prompt["template"] = portable(folder / TEMPLATE_FILE)
     base = Path(checkpoint.base)

@@ -9,16 +9,40 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from openbezoar.errors import RecipeError
+from openbezoar.errors import RecipeError, named, shown
 from openbezoar.recipe import VERBS, DataSpec, Generate, LocalModel, Lora, PromptSpec, Recipe, Rules, ServerModel, TaskSpec, verb_of
+from openbezoar.textfiles import read_text
+
+MOST = 100_000  # values of a recipe, each alias counted as all that it stands for; the largest one here has some hundreds
+LONGEST = 600  # characters of what YAML or the schema says about a mistake
 
 
-class _Twice(ValueError):
-    """A mapping has a key twice, of which YAML's own loader drops the first without a word."""
+LARGEST = 2**1000  # a whole number that every float can still hold
+
+
+class _Unfit(ValueError):
+    """YAML that cannot be a recipe, though YAML's own loader takes it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """As ``yaml.safe_load``, but a key that is there twice is a mistake."""
+    """As ``yaml.safe_load``, but a key that is there twice, of which that drops the first without a word, is a mistake.
+
+    So are halves of characters, which no tokenizer takes.
+    """
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        try:  # JSON writes a character as a pair of surrogates, which YAML's loader leaves apart
+            node.value = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            raise _Unfit(f"line {node.start_mark.line + 1}: half a character (a lone surrogate) in a text; write the whole character") from None
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))
+        if abs(value) >= LARGEST:
+            raise _Unfit(f"line {node.start_mark.line + 1}: a whole number of hundreds of digits; expected one that a setting can have")
+        return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -28,9 +52,47 @@ class _Loader(yaml.SafeLoader):
                 continue
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise _Twice(f"line {line}: '{key.value}' is there already, in line {lines[key.value]}; rename one or take it out")
+                raise _Unfit(f"line {line}: '{named(key.value)}' is there already, in line {lines[key.value]}; rename one or take it out")
             lines[key.value] = line
         return node
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _tree(text: str) -> Any:
+    """YAML as plain values. Raises _Unfit before anything is built that is larger than a recipe or holds itself."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _checked(loader, node)
+    finally:
+        loader.dispose()
+
+
+def _checked(loader: _Loader, root: yaml.Node) -> Any:
+    sizes: dict[int, int] = {}  # of finished nodes; 0 while their inner ones are counted
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        children = [inner for pair in node.value for inner in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inner = children if isinstance(node, yaml.CollectionNode) else []
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            if any(sizes.get(id(child)) == 0 for child in inner):
+                raise _Unfit(f"line {node.start_mark.line + 1}: an alias stands inside of what it stands for; write the value out")
+            stack += [child for child in inner if id(child) not in sizes]
+            continue
+        stack.pop()
+        sizes[id(node)] = 1 + sum(sizes[id(child)] for child in inner)
+        if sizes[id(node)] > MOST:
+            raise _Unfit(f"line {node.start_mark.line + 1}: aliases (*NAME) make over {MOST:,} values of it; write out what is meant")
+    return loader.construct_document(root)
+
+
+def _clipped(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -39,19 +101,17 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     Raises RecipeError with one line naming the key and what to do.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, RecipeError)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; see recipes/ for examples") from None
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}; expected a recipe's file, such as recipes/demo.yaml") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not YAML: not UTF-8 text ({error})") from None
     try:
-        tree = yaml.load(text, _Loader)
-    except _Twice as error:
+        tree = _tree(text)
+    except _Unfit as error:
         raise RecipeError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path}: not YAML: {_clipped(error)}") from None
     except RecursionError:
         raise RecipeError(f"{path}: nested too deeply; expected a recipe") from None
     if not isinstance(tree, dict):
@@ -64,6 +124,8 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 def parse(tree: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain data; ``where`` names it in errors."""
     steps = tree.get("steps")
+    if "steps" not in tree and (hint := _suggest(tree, ["steps"])):
+        raise RecipeError(f"{where}: no steps{hint}; expected a mapping from names to steps")
     if not isinstance(steps, dict) or not steps:
         raise RecipeError(f"{where}: steps: expected a mapping from names to steps, at least one")
     defaults = tree.get("defaults") or {}
@@ -104,7 +166,7 @@ def _check_defaults(defaults: Any, where: str) -> None:
         if verb not in VERBS:
             raise RecipeError(f"{where}: defaults.{verb}: not a verb{_suggest([verb], VERBS)}; expected one of {', '.join(VERBS)}")
         if not isinstance(settings, dict):
-            raise RecipeError(f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {settings!r})")
+            raise RecipeError(f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {shown(settings)})")
         for key in settings:
             if key not in VERBS[verb].model_fields:
                 raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}")
@@ -138,22 +200,32 @@ def _meant(errors: list[Any]) -> Any:
     return max(rivals, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
 
 
+def _misspelt(errors: list[Any], first: Any) -> Any:
+    """The error of an unknown key, where that is what a missing one was meant to be; else the error given."""
+    if first["type"] != "missing":
+        return first
+    unknown = {str(e["loc"][-1]): e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]}
+    close = difflib.get_close_matches(str(first["loc"][-1]), list(unknown), n=1)
+    return unknown[close[0]] if close else first
+
+
 def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     """A validation error as one line: the place, what is wrong, the remedy."""
-    first = _meant(error.errors())
+    errors = error.errors()
+    first = _misspelt(errors, _meant(errors))
     place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         forms = {form.__name__: form for form in (DataSpec, TaskSpec, LocalModel, ServerModel)}
         branch = next((forms[part] for part in reversed(first["loc"]) if part in forms), None)
-        fields: set[str] = set()
+        fields = {str(e["loc"][-1]) for e in errors if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]}
         for block in (branch,) if branch else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel):
             fields |= {field for field in block.model_fields if field != key}
         return f"{where}: {place}: unknown key{_suggest([key], fields)}; see docs/recipe-reference.md or remove it"
     if first["type"] == "missing":
         return f"{where}: {place}: missing; add it"
     message = "expected a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {first.get('input')!r})"
+    given = "" if isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
     return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
 
 
@@ -162,7 +234,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not sign or not path:
         raise RecipeError(f"--set {override}: expected key.path=value, such as steps.dpo.beta=0.2")
     try:
-        value = yaml.safe_load(text)
+        value = _tree(text)
+    except _Unfit as error:
+        raise RecipeError(f"--set {named(override)}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     node: Any = tree

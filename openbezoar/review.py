@@ -227,7 +227,7 @@ def with_editor(text: str) -> str:
             raise RunError(f"{command}: {error.strerror}; set EDITOR to a program that is there") from None
         if done.returncode:
             raise RunError(f"{command} ended with {done.returncode}; the row is left as it was")
-        return file.read_bytes().decode("utf-8", errors="replace")
+        return file.read_bytes().decode("utf-8-sig", errors="replace")
 
 
 # ---------------------------------------------------------------------------- the command

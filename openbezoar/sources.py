@@ -6,12 +6,12 @@ import random
 import re
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from openbezoar.errors import DataError, RecipeError, missing_extra
+from openbezoar.errors import DataError, RecipeError, missing_extra, named
 from openbezoar.recipe import DataRef, DataSpec, data_specs
 from openbezoar.records import JsonLines, Row
 
@@ -50,32 +50,44 @@ def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
     """
     rows = table.shuffled(seed) if spec.shuffle else iter(table)
     if spec.rename or spec.add:
-        rows = ({**{spec.rename.get(key, key): value for key, value in row.items()}, **spec.add} for row in rows)
+        rows = (_fitted(row, spec) for row in rows)
     if spec.where:
         allowed = {field: wanted if isinstance(wanted, list) else [wanted] for field, wanted in spec.where.items()}
         rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
     return islice(rows, *(None if place is None else min(place, sys.maxsize) for place in (spec.offset, spec.limit and spec.offset + spec.limit)))
 
 
+def _fitted(row: Row, spec: DataSpec) -> Row:
+    """The row with fields renamed and added. A field that is renamed takes the place of one that has the name already."""
+    kept = {key: value for key, value in row.items() if key not in spec.rename}
+    return {**kept, **{ours: row[theirs] for theirs, ours in spec.rename.items() if theirs in row}, **spec.add}
+
+
 def read(
-    ref: DataRef, recipe_folder: Path, data_folder: str | None, step_folder: dict[str, Path], seed: int, scratch: Path | None = None
+    ref: DataRef,
+    recipe_folder: Path,
+    data_folder: str | None,
+    step_folder: dict[str, Path],
+    seed: int,
+    scratch: Path | None = None,
+    mended: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, Row]]:
     """Rows of a reference with where each came from, one held at a time. Raises DataError if nothing is left.
 
-    scratch: folder for what ``JsonLines`` may have to unpack.
+    scratch, mended: as for ``JsonLines``.
     """
     for spec in data_specs(ref):
         table: Table
         if spec.data in step_folder:
-            name, table = f"step {spec.data}", JsonLines(step_folder[spec.data] / ROWS, scratch)
+            name, table = f"step {spec.data}", JsonLines(step_folder[spec.data] / ROWS, scratch, mended)
         elif spec.data.startswith("hub:"):
             name, table = spec.data, HubRows(spec.data)
         else:
             path = resolve_path(spec.data, recipe_folder, data_folder)
-            name, table = str(path), JsonLines(path, scratch)
+            name, table = str(path), JsonLines(path, scratch, mended)
         number = 0
         for number, row in enumerate(select(table, spec, seed), 1):
-            yield f"{name}: row {row.get('id', number)}", row
+            yield f"{name}: row {named(row.get('id', number))}", row
         if number:
             continue
         rows = sum(1 for _ in table)

@@ -14,8 +14,9 @@ import openbezoar
 from benchmarks import common, duel, full_size, generate, page, score, training
 from benchmarks.common import BenchmarkError
 from openbezoar.chat import Formatter
+from openbezoar.forms import to_example
 from openbezoar.recipe import PromptSpec, Sft
-from openbezoar.records import Counts, to_example
+from openbezoar.records import Counts
 from openbezoar.training.data import Renderer
 from openbezoar.training.load import load_tokenizer
 

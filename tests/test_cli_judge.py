@@ -117,7 +117,7 @@ def test_a_filter_judge_is_held_against_labels_beside_two_that_ask_nobody(place:
         ([{"prompt": "a", "completion": "b", "right": True, "kind": False}], (), "Name one of right, kind with --label"),
         ([{"prompt": "a", "completion": "b"}], (), "Name the field that says it, of prompt, completion with --label"),
         ([{"prompt": "a", "completion": "b", "label": "yes"}], (), "the label 'label' is 'yes'; expected true, false or a share from 0 to 1"),
-        ([{"prompt": "a", "label": True}], (), "no text in 'response'; expected one of response, output, completion"),
+        ([{"prompt": "a", "label": True}], (), "no field 'response' (or 'output' or 'completion')"),
         ([{"prompt": "a", "completion": "b", "label": None}], (), "none of 1 has a label (1 without a label)"),
         ([{"prompt": "a", "completion": "b", "label": True}], ("--label", "good"), "no field 'good'"),
         ([{"prompt": "a", "completion": "b", "label": True}], ("--mode", "loud"), "mode"),

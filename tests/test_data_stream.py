@@ -20,9 +20,10 @@ from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import Path as TokenPath
+from openbezoar.forms import to_example, to_pair
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe import DataSpec, PromptSpec, Recipe, Training
-from openbezoar.records import Counts, Example, JsonLines, Row, read_jsonl, to_example, to_pair
+from openbezoar.records import Counts, Example, JsonLines, Row, read_jsonl
 from openbezoar.runs import RunFolder, step_seed
 from openbezoar.sources import select
 from openbezoar.training import encode
@@ -234,7 +235,7 @@ def test_a_row_without_its_fields_is_named_wherever_it_is_found(context: StepCon
     renderer = Renderer(Formatter(tokenizer, PromptSpec(system="")), 300, "drop", context.counts)
     with pytest.raises(DataError) as caught:
         training_trees(settings(), "rows.jsonl", to_example, context, renderer, "row", processes=processes)
-    assert str(caught.value) == f"{path}: row 70: no field 'response'; it has id, category, instruction, context"
+    assert str(caught.value) == f"{path}: row 70: no field 'response' (or 'output'); it has id, category, instruction, context"
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -281,7 +281,7 @@ def test_if_no_reply_can_be_read_the_remedy_is_another_judge(filtered: Any) -> N
 
 
 def test_a_row_without_its_fields_is_named(filtered: Any) -> None:
-    with pytest.raises(DataError, match="row q7 has no text in 'response'; it has id, instruction"):
+    with pytest.raises(DataError, match=r"row q7: no field 'response' \(or 'output'\); it has id, instruction"):
         filtered([{"id": "q7", "instruction": "Say it."}])
 
 

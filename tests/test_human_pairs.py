@@ -151,7 +151,7 @@ def test_a_model_wins_where_both_orders_say_so(first: str | None, second: str | 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "x"}, "row 1: expected the texts"),
+        ({"instruction": "x"}, "row 1: no field 'output_1'"),
         (pair(1, 3), "row p1: people's labels are \\[3\\]"),
         (pair(1, 1, human_labels=[]), "labels are \\[\\]"),
         (pair(1, None), "no pair with people's verdict"),

@@ -18,9 +18,10 @@ import pytest
 from openbezoar import graph
 from openbezoar.cli import main
 from openbezoar.errors import DataError, RunError
+from openbezoar.forms import to_pair
 from openbezoar.judging.agreement import read_votes
 from openbezoar.progress import PlainProgress
-from openbezoar.records import Counts, Row, read_jsonl, to_pair, write_jsonl
+from openbezoar.records import Counts, Row, read_jsonl, write_jsonl
 from openbezoar.voting.ballots import Ballot, make_ballots
 from openbezoar.voting.outcome import numbers, preference_rows, votes_on
 from openbezoar.voting.server import listen, make_server

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from openbezoar.errors import RunError
+from openbezoar.errors import DataError, RunError, shown
+from openbezoar.forms import text_in
 from openbezoar.records import Row
 from openbezoar.runs import digest
+from openbezoar.textfiles import loads, read_text
 
 FOLDER = "reviews"
 TEXTS = ("instruction", "context", "response")
@@ -46,7 +48,7 @@ class Reviews:
         self.path = run / FOLDER / f"{step}.jsonl"
         self._made: list[Decision] = []  # in force and superseded, oldest first
         if self.path.is_file():
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").split("\n"), 1):
+            for number, line in enumerate(read_text(self.path, RunError).split("\n"), 1):
                 if line.strip():
                     self._replay(line, number)
 
@@ -89,16 +91,16 @@ class Reviews:
 
     def _replay(self, line: str, number: int) -> None:
         try:
-            content = json.loads(line)
+            content = loads(line)[0]
             row, verdict = content["row"], content["verdict"]
             if verdict == "undo":
                 self._forget(row)
             elif verdict in get_args(Verdict):
-                texts = {name: str(content["texts"][name]) for name in TEXTS if name in content.get("texts", {})}
+                texts = {name: text_in(content["texts"], (name,), "texts") for name in TEXTS if name in content.get("texts", {})}
                 self._made.append(Decision(str(row), verdict, str(content.get("id", "")), texts))
             else:
-                raise ValueError(f"verdict {verdict!r}")
-        except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"verdict {shown(verdict)}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError) as error:
             raise RunError(
                 f"{self.path}: line {number} is no decision ({error}); expected row and verdict (accept, reject, edit, undo); take the line out"
             ) from None

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, named, shown
 from openbezoar.judging.statistics import Interval, agreement_of, grouped_intervals, kappa_of, widened
 from openbezoar.records import Row, read_jsonl
 
@@ -74,7 +74,7 @@ def vote(row: Row, where: str) -> Vote | None:
         raise DataError(f"{where}: no field '{missing[0]}'; a vote has question_id, turn, model_a, model_b, winner and judge")
     a, b, winner = str(row["model_a"]), str(row["model_b"]), row["winner"]
     if row["turn"] not in (1, 2) or a == b:
-        raise DataError(f"{where}: a vote is on turn 1 or 2 and two different models; it has turn {row['turn']}, {a} and {b}")
+        raise DataError(f"{where}: a vote is on turn 1 or 2 and two different models; it has turn {shown(row['turn'])}, {named(a)} and {named(b)}")
     if winner is None or winner == "error":
         return None
     if winner == "inconsistent" or str(winner).startswith("tie"):
@@ -82,7 +82,7 @@ def vote(row: Row, where: str) -> Vote | None:
     elif winner in ("model_a", "model_b"):
         label = int((winner == "model_a") != (a < b))
     else:
-        raise DataError(f"{where}: winner is '{winner}'; expected model_a, model_b, tie, 'tie (inconsistent)', or null")
+        raise DataError(f"{where}: winner is {shown(winner)}; expected model_a, model_b, tie, 'tie (inconsistent)', or null")
     return Vote((str(row["question_id"]), int(row["turn"]), *sorted((a, b))), label, str(row.get("judge", "")))  # type: ignore[arg-type]
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, named, shown
+from openbezoar.forms import INSTRUCTION, judged_text, text_in
 from openbezoar.judging.agreement import TIE, Vote, agreement_table
 from openbezoar.judging.pairwise import INCONSISTENT, longer_wins, order_numbers, share
 from openbezoar.judging.questions import Question
@@ -52,23 +53,26 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
     """Pairs from rows; those on which people were split, with no label of each, are counted and left out. Raises DataError for a row without its fields."""
     pairs = []
     for number, row in enumerate(rows, 1):
-        where = f"pairs: row {row.get('id', number)}"
-        texts = [row.get(name) for name in ("instruction", "output_1", "output_2")]
-        if not all(isinstance(t, str | int | float) for t in texts):  # an answer may be a bare number or truth value, unquoted
-            raise DataError(f"{where}: expected the texts 'instruction', 'output_1' and 'output_2'; it has {', '.join(map(str, row))}")
+        where = f"pairs: row {named(row.get('id', number))}"
+        answers = [_answer(row, name, where) for name in ("output_1", "output_2")]
         given = row.get("human_labels") if row.get("human_labels") is not None else [row.get("human_majority")]
         if given == [None]:
             counts.add("people were split")
             continue
         if not isinstance(given, list) or not given or any(isinstance(label, bool) or label not in (0, 1, 2) for label in given):
-            raise DataError(f"{where}: people's labels are {given}; expected 'human_majority', or 'human_labels', of 1, 2 and 0 (a tie)")
-        asked = f"{texts[0]}\n\n{row['input']}" if row.get("input") else str(texts[0])
+            raise DataError(f"{where}: people's labels are {shown(given)}; expected 'human_majority', or 'human_labels', of 1, 2 and 0 (a tie)")
+        asked = judged_text(row, INSTRUCTION, where)
         question = Question(str(row.get("id", number)), "other", (asked, ""), ("", ""))
         dataset = str(row.get("dataset", "all"))
-        pairs.append(HumanPair(f"{number}", dataset, question, (str(texts[1]), str(texts[2])), tuple(LABEL[label] for label in given)))
+        pairs.append(HumanPair(f"{number}", dataset, question, (answers[0], answers[1]), tuple(LABEL[label] for label in given)))
     if not pairs:
         raise DataError("pairs: no pair with people's verdict; expected rows with 'human_majority' or 'human_labels'")
     return pairs
+
+
+def _answer(row: Row, name: str, where: str) -> str:
+    """An answer, which may be a bare number or truth value, unquoted."""
+    return str(row[name]) if isinstance(row.get(name), int | float) else text_in(row, (name,), where)
 
 
 def judge_numbers(pairs: Sequence[HumanPair], rows: Sequence[Row], seed: int) -> dict[str, Any]:

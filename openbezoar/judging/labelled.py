@@ -18,7 +18,8 @@ import numpy as np
 
 from openbezoar.cleaning import funnel
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, fields_of, named, shown
+from openbezoar.forms import INSTRUCTION, RESPONSE, judged_text, text_in
 from openbezoar.judging.statistics import Array, auc, grouped_intervals, ratio, widened
 from openbezoar.judging.verdicts import rate
 from openbezoar.llm import open_llm
@@ -31,7 +32,7 @@ from openbezoar.runs import RunFolder, step_seed, write_json
 STEP = "check"
 LABELS = ("acceptable", "accept", "label")
 """Names under which a label is looked for, where none is given."""
-_FIELDS = {"instruction": ("instruction", "prompt"), "response": ("response", "output", "completion")}
+ASKED, ANSWERED = (*INSTRUCTION, "prompt"), (*RESPONSE, "completion")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def label_of(row: Row) -> str:
     """The field of a row that is its label. Raises DataError where there is none, or where it could be several."""
     known = [name for name in LABELS if name in row] or [name for name, value in row.items() if isinstance(value, bool)]
     if len(known) != 1:
-        fields = f"one of {', '.join(known)}" if known else f"the field that says it, of {', '.join(map(str, row))}"
+        fields = f"one of {', '.join(known)}" if known else f"the field that says it, of {fields_of(row)}"
         raise DataError(f"rows: which field says that an answer is good? Name {fields} with --label")
     return known[0]
 
@@ -88,27 +89,20 @@ def read_labelled(rows: Sequence[Row], label: str, counts: Counts) -> list[Label
     """Rows with their labels; those on which people were split, or without a label, are counted and left out."""
     items = []
     for number, row in enumerate(rows, 1):
-        where = f"rows: row {row.get('id', number)}"
-        texts = {}
-        for field, names in _FIELDS.items():
-            found = next((row[name] for name in names if isinstance(row.get(name), str)), None)
-            if found is None:
-                raise DataError(f"{where}: no text in '{field}'; expected one of {', '.join(names)}; it has {', '.join(map(str, row))}")
-            texts[field] = found
+        where = f"rows: row {named(row.get('id', number))}"
+        asked, response = judged_text(row, ASKED, where), text_in(row, ANSWERED, where)
         if label not in row:
-            raise DataError(f"{where}: no field '{label}', which is to be the label; it has {', '.join(map(str, row))}")
+            raise DataError(f"{where}: no field '{label}', which is to be the label; it has {fields_of(row)}")
         share = row[label]
         if share is None:
             counts.add("without a label")
             continue
         if not isinstance(share, bool | int | float) or not 0 <= share <= 1:
-            raise DataError(f"{where}: the label '{label}' is {share!r}; expected true, false or a share from 0 to 1")
+            raise DataError(f"{where}: the label '{label}' is {shown(share)}; expected true, false or a share from 0 to 1")
         if share == 0.5:
             counts.add("people were split")
             continue
-        beside = row.get("context") or row.get("input")
-        asked = f"{texts['instruction']}\n\n{beside}" if beside else texts["instruction"]
-        items.append(Labelled(str(row.get("id", number)), asked, texts["response"], share > 0.5))
+        items.append(Labelled(str(row.get("id", number)), asked, response, share > 0.5))
     if not items:
         raise DataError(f"rows: none of {len(rows)} has a label ({counts})")
     return items

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, fields_of, named
 from openbezoar.records import Counts, Row
 
 TEMPERATURES = {
@@ -46,7 +46,7 @@ def read_questions(rows: Sequence[Row]) -> list[Question]:
     """Questions from rows. Raises DataError for a row without its fields, or an id met twice."""
     questions: list[Question] = []
     for number, row in enumerate(rows, 1):
-        where = f"questions: row {row.get('question_id', number)}"
+        where = f"questions: row {named(row.get('question_id', number))}"
         turns = row.get("turns")
         if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(t, str) and t.strip() for t in turns):
             raise DataError(f"{where}: 'turns' is not a list of two texts; each question has two turns")
@@ -84,10 +84,10 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
     by_id = {str(q.id): q for q in questions}
     found: dict[str, dict[str, Row]] = {}
     for number, row in enumerate(rows, 1):
-        where = f"answers: row {row.get('question_id', number)}"
+        where = f"answers: row {named(row.get('question_id', number))}"
         model, turns = row.get("model_id", row.get("model")), _published(row)
         if not isinstance(model, str) or turns is None:
-            raise DataError(f"{where}: expected 'question_id', 'model_id' and 'turns', a list of two answers; it has {', '.join(map(str, row))}")
+            raise DataError(f"{where}: expected 'question_id', 'model_id' and 'turns', a list of two answers; it has {fields_of(row)}")
         question = by_id.get(str(row.get("question_id")))
         if question is None:
             counts.add("published answers to other questions")

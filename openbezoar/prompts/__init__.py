@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from openbezoar.errors import RecipeError
+from openbezoar.textfiles import read_text
 
 
 def names() -> tuple[str, ...]:
@@ -35,9 +36,11 @@ def load(name: str, overrides: Mapping[str, Path] | None = None) -> str:
 
 def _own(name: str, path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"prompts.{name}: {path} cannot be read as UTF-8 text ({type(error).__name__}); name a text file") from None
+        text = read_text(path, RecipeError)
+    except OSError as error:
+        raise RecipeError(f"prompts.{name}: {path} cannot be read ({error.strerror}); name a text file") from None
+    except RecipeError as error:
+        raise RecipeError(f"prompts.{name}: {error}") from None
     if not text.strip():
         raise RecipeError(f"prompts.{name}: {path} is empty; write the text into it, or drop the entry")
     return text.removesuffix("\n")

@@ -203,7 +203,7 @@ def of_data_file(path: Path) -> str | None:
     for folder in (path.parent, path.parent.parent):
         readme = folder / "README.md"
         if readme.is_file():
-            text = readme.read_text(encoding="utf-8", errors="replace")
+            text = readme.read_text(encoding="utf-8-sig", errors="replace")
             return _table_row(text, path, folder) or _front_matter(readme) or _section(text)
     return None
 
@@ -225,7 +225,7 @@ def _table_row(text: str, path: Path, folder: Path) -> str | None:
 def _front_matter(readme: Path) -> str | None:
     if not readme.is_file():
         return None
-    text = readme.read_text(encoding="utf-8", errors="replace")
+    text = readme.read_text(encoding="utf-8-sig", errors="replace")
     found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     stated = re.search(r"^licen[cs]e: *(\S.*)$", found[1], re.MULTILINE) if found else None
     return stated[1].strip() if stated else None

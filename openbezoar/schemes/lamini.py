@@ -16,10 +16,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, fields_of, named, shown
+from openbezoar.forms import instruction_text, text_in
 from openbezoar.llm import Completion, Sampling
 from openbezoar.recipe import DataRef, Strict
-from openbezoar.records import Row, Turn, instruction_text
+from openbezoar.records import Row, Turn
 from openbezoar.schemes.gathering import Found, gather
 from openbezoar.schemes.work import Work, answered, unquoted
 
@@ -123,10 +124,12 @@ def _topics(options: Options, work: Work) -> list[str]:
         return []
     kept: dict[str, None] = {}
     for number, row in enumerate(work.rows_of(options.topics), 1):
-        where = f"topics: row {row.get('id', number)}"
-        title = row.get("title", row.get("topic"))
-        if not isinstance(title, str) or not title.strip():
-            raise DataError(f"{where}: no field 'title'; it has {', '.join(map(str, row)) or 'none'}")
+        where = f"topics: row {named(row.get('id', number))}"
+        if not {"title", "topic"} & set(row):
+            raise DataError(f"{where}: no field 'title'; it has {fields_of(row)}")
+        title = text_in(row, ("title", "topic"), where)
+        if not title.strip():
+            raise DataError(f"{where}: the title is empty; drop the row or fill it in")
         if len(title.split()) >= 3:
             work.counts.add("topics of three words or more")
         elif _at_most(row, "subcategories", 10, where) or _at_most(row, "pages", 50, where):
@@ -143,8 +146,8 @@ def _at_most(row: Row, name: str, number: int, where: str) -> bool:
         return False
     try:
         return float(row[name]) <= number
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: the field '{name}' is {row[name]!r}; expected a count, or no such field") from None
+    except (TypeError, ValueError, OverflowError):  # a whole number may be too large for float
+        raise DataError(f"{where}: the field '{name}' is {shown(row[name])}; expected a count, or no such field") from None
 
 
 # ------------------------------------------------------------------------------- parsing

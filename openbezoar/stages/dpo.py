@@ -14,8 +14,8 @@ from typing import Any
 from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
 from openbezoar.forest import Tree
+from openbezoar.forms import to_pair
 from openbezoar.recipe import LOSS_SETTINGS, Dpo
-from openbezoar.records import to_pair
 from openbezoar.training import distributed
 from openbezoar.training.data import training_trees
 from openbezoar.training.fit import Bench, fit, renderer_of, set_up

@@ -20,12 +20,13 @@ from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
+from openbezoar.forms import to_prompt
 from openbezoar.judging.failures import MEASURES, failure_differences, failure_numbers, share_of
 from openbezoar.judging.grading import say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe import DataRef, Failures
-from openbezoar.records import Row, Turn, check_instruction, instruction_text, to_pair, write_jsonl
+from openbezoar.records import Row, Turn, write_jsonl
 from openbezoar.runs import step_seed, write_json
 
 TRAINED = "trained"
@@ -68,13 +69,7 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
     """The prompts of a set; those of instructions also under every other system message."""
 
     def prompt(row: Row, where: str) -> Asked:
-        if "chosen" in row:
-            turns = to_pair(row, where).prompt
-        elif "instruction" in row:
-            check_instruction(row, where)
-            turns = (Turn("user", instruction_text(row)),)
-        else:
-            raise DataError(f"{where}: no field 'instruction' or 'chosen'; expected rows with prompts")
+        turns = to_prompt(row, where)
         text = str(row.get("context") or "")
         if name == "grounded" and not text.strip():
             raise DataError(f"{where}: no 'context' that could support an answer; choose rows that have one, such as where: {{category: closed_qa}}")
@@ -83,7 +78,11 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
     # Ids of rows need not differ; with its place in front each prompt's does.
     found = [replace(a, id=f"{place}:{a.id}") for place, a in enumerate(context.converted(ref, prompt, step.rows), 1)]
     systems = step.systems if name == "instructions" else {}
-    return [*found, *(Asked(name, key, a.id, (Turn("system", text), *a.turns)) for key, text in systems.items() for a in found)]
+    return [*found, *(Asked(name, key, a.id, (Turn("system", text), *_without_system(a.turns))) for key, text in systems.items() for a in found)]
+
+
+def _without_system(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    return turns[1:] if turns[0].role == "system" else turns
 
 
 def _answer(step: Failures, context: StepContext, model: str, asked: Sequence[Asked]) -> list[Row]:

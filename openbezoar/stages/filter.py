@@ -25,11 +25,12 @@ from openbezoar.cleaning.reviews import Reviews, row_hash
 from openbezoar.cleaning.rules import Candidate, Screen
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, named
+from openbezoar.forms import INSTRUCTION, RESPONSE, asked_text, check_instruction, instruction_text, text_in
 from openbezoar.judging.verdicts import rate
 from openbezoar.llm import open_llm
 from openbezoar.recipe import Filter
-from openbezoar.records import Row, check_instruction, instruction_text, write_jsonl
+from openbezoar.records import Row, write_jsonl
 
 
 def run(step: Filter, context: StepContext) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     passed = [i for i, drop in enumerate(drops) if drop is None]
     verdicts: list[Row] = [{"status": "accept", "rating": None, "reason": "rules"}] * len(passed)
     if step.judge is not None:
-        verdicts = _judge(step, context, step.judge, [(i, _asked(rows[i]), candidates[i].response) for i in passed])
+        verdicts = _judge(step, context, step.judge, [(i, asked_text(rows[i]), candidates[i].response) for i in passed])
     by_place = dict(zip(passed, verdicts, strict=True))
     machine = [
         funnel.judged(row, by_place[i], step.min_rating) if drop is None else funnel.dropped(row, drop)
@@ -75,17 +76,14 @@ def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, A
 
 
 def _check(row: Row) -> None:
-    for name, value in (("instruction", row.get("instruction")), ("response", row.get("response", row.get("output")))):
-        if not isinstance(value, str):
-            raise DataError(
-                f"filter: row {row['id']} has no text in '{name}'; it has {', '.join(map(str, list(row)[:8]))}; name rows with instruction and response"
-            )
-    if row["instruction"].strip():  # without one a rule drops it
-        check_instruction(row, f"filter: row {row['id']}")
+    where = f"filter: row {named(row['id'])}"
+    text_in(row, RESPONSE, where)
+    if text_in(row, INSTRUCTION, where).strip():  # without one a rule drops it
+        check_instruction(row, where)
 
 
 def _candidate(row: Row) -> Candidate:
-    return Candidate(instruction_text(row), str(row.get("response", row.get("output"))), row.get("finish"), str(row["id"]))
+    return Candidate(instruction_text(row), text_in(row, RESPONSE, "filter"), row.get("finish"), str(row["id"]))
 
 
 def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dict[str, Any]]:
@@ -99,12 +97,6 @@ def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dic
 
 
 # ----------------------------------------------------------------------------- the judge
-
-
-def _asked(row: Row) -> str:
-    """What the teacher was asked, for the judge to see: the row's own system message goes before its instruction."""
-    system = row.get("system")
-    return f"{system}\n\n{instruction_text(row)}" if system else instruction_text(row)
 
 
 def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int, str, str]]) -> list[Row]:

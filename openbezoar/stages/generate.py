@@ -13,10 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError, ModelError, RecipeError
+from openbezoar.errors import DataError, ModelError, RecipeError, named
+from openbezoar.forms import check_beside, check_instruction, text_in
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe import DataRef, Generate, data_specs
-from openbezoar.records import Row, check_instruction, write_jsonl
+from openbezoar.records import Row, write_jsonl
 from openbezoar.schemes import SCHEMES, Scheme
 from openbezoar.schemes.work import Work
 from openbezoar.sources import ROWS
@@ -55,12 +56,14 @@ def seed_rows(ref: DataRef, fields: Sequence[str], context: StepContext) -> list
     rows: list[Row] = []
     for spec in data_specs(ref):
         for number, row in enumerate(context.rows(spec), 1):
+            where = f"seeds: {spec.data}: row {named(row.get('id', number))}"
             for name in fields:
-                if not isinstance(row.get(name), str) or not row[name].strip():
-                    what = "is empty or no text" if name in row else f"is missing; the row has {', '.join(map(str, list(row)[:8])) or 'no field'}"
-                    raise DataError(f"seeds: {spec.data}: row {row.get('id', number)}: the field '{name}' {what}")
+                if not text_in(row, (name,), where).strip():
+                    raise DataError(f"{where}: the field '{name}' is empty; drop the row or fill it in")
             if "instruction" in fields:
-                check_instruction(row, f"seeds: {spec.data}: row {row.get('id', number)}")
+                check_instruction(row, where, frozenset({"context"}))
+            elif "input" in fields:
+                check_beside(row, where, frozenset({"input"}), row["input"])
             rows.append(row)
     return rows
 

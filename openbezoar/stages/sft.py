@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from openbezoar.context import StepContext
+from openbezoar.forms import to_example
 from openbezoar.recipe import Sft
-from openbezoar.records import to_example
 from openbezoar.training.data import training_trees
 from openbezoar.training.fit import fit, renderer_of, set_up
 from openbezoar.training.objectives import sft_objective

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from openbezoar.errors import DataError
+from openbezoar.forms import to_pair
 from openbezoar.judging.agreement import TIE, vote
 from openbezoar.judging.pairwise import pair_numbers
-from openbezoar.records import Counts, Row, to_pair
+from openbezoar.records import Counts, Row
 from openbezoar.reporting.judge_sections import order_sentences
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, estimate
@@ -109,17 +110,18 @@ def preference_rows(voted: Sequence[tuple[Ballot, Row]], counts: Counts) -> list
 
 def _preference(ballot: Ballot, chosen: Sequence[str], rejected: Sequence[str]) -> Row | None:
     if ballot.turn == 1:
-        return {"prompt": ballot.questions[0], "chosen": chosen[0], "rejected": rejected[0]}
-    if not _same_talk(chosen, rejected):
+        row = {"prompt": ballot.questions[0], "chosen": chosen[0], "rejected": rejected[0]}
+    elif _same_talk(chosen, rejected):
+        row = {name: _dialogue(ballot.questions, turns) for name, turns in (("chosen", chosen), ("rejected", rejected))}
+    else:
         return None
-    row = {name: _dialogue(ballot.questions, turns) for name, turns in (("chosen", chosen), ("rejected", rejected))}
     try:
         pair = to_pair(row, ballot.id)
     except DataError:
         return None
     said = [turn.content for turn in pair.prompt] + [pair.chosen, pair.rejected]
-    wanted = [ballot.questions[0], chosen[0], ballot.questions[1], chosen[1], rejected[1]]
-    return row if said == [text.strip() for text in wanted] else None
+    wanted = [ballot.questions[0], *([] if ballot.turn == 1 else [chosen[0], ballot.questions[1]]), chosen[-1], rejected[-1]]
+    return row if [text.strip() for text in said] == [text.strip() for text in wanted] else None
 
 
 def _same_talk(chosen: Sequence[str], rejected: Sequence[str]) -> bool:

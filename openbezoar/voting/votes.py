@@ -19,6 +19,7 @@ from typing import Any, Literal
 from openbezoar.errors import DataError, RunError
 from openbezoar.judging.agreement import vote
 from openbezoar.records import Row
+from openbezoar.textfiles import check_beginning, loads
 from openbezoar.voting.ballots import Ballot, Side
 
 Choice = Literal["a", "b", "tie", "bad"]
@@ -62,11 +63,12 @@ class VoteFile:
 
     def _read(self) -> None:
         self._file.seek(0)
-        place = 0
-        for number, line in enumerate(self._file.readall().splitlines(keepends=True), 1):
+        content, place = self._file.readall(), 0
+        check_beginning(content[:4], self.path)
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
             try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError as error:
+                row = loads(line.decode("utf-8-sig"))[0] if line.strip() else None
+            except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n") and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
                     return None if self.read_only else self._cut(place)
                 raise DataError(f"{self.path}: line {number} is not JSON ({error}); expected a vote, take the line out") from None
