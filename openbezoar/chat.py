@@ -19,6 +19,7 @@ from openbezoar.errors import ModelError
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
 from openbezoar.textfiles import read_text
+from openbezoar.tokens import Frame
 
 # The system message and the format are facts of the released models' prompt [card].
 SYSTEM = (
@@ -52,7 +53,7 @@ class Formatter:
         self.tokenizer, self.spec = tokenizer, spec
         if tokenizer.eos_token is None:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop")
-        self.adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        self.adds_bos = tokenizer.bos_token_id is not None and Frame.of(tokenizer).before[:1] == (tokenizer.bos_token_id,)
         self.jinja, self.stop = self._template()
         self._last: tuple[tuple[Turn, ...], str] | None = None
         self.boundary_shifts = 0  # answers whose first token would have merged with the prompt's last

@@ -20,8 +20,8 @@ TEXT = [
 ]
 
 
-def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool = False) -> Path:
-    """A random two-layer model with a byte-level tokenizer, in transformers' format."""
+def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool = False, frame: str = "") -> Path:
+    """A random two-layer model with a byte-level tokenizer, in transformers' format. frame: what the tokenizer makes of a text, such as "<s> $A </s>"."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast
@@ -31,8 +31,8 @@ def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool 
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>"]
     tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if bos or frame:
+        tokenizer.post_processor = processors.TemplateProcessing(single=frame or "<s> $A", special_tokens=[("<s>", 0), ("</s>", 1), ("<pad>", 2)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
     shape = {

@@ -125,3 +125,20 @@ def test_choice_logprobs_are_the_sum_over_the_choice_s_tokens(local: Local) -> N
         shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
         logs = local.model(torch.tensor([whole], device=local.scorer.device)).logits[0].float().log_softmax(-1)
         assert value == pytest.approx(sum(float(logs[i - 1, whole[i]]) for i in range(shared, len(whole))), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = Checkpoint("m", str(tiny), (), "none", "float32", PromptSpec())
+    local = Local(checkpoint)
+    wanted = local.complete(PROMPTS, Sampling(6), [0, 0, 0])
+    local.answer([Turn("user", "Hi")], Sampling(4), 0, print)
+    local.choice_logprobs([[Turn("user", "Hi")]], "It is", [" a", " b"])
+    local.scorer.plain = True
+    assert [a.text for a in local.complete(PROMPTS, Sampling(6), [0, 0, 0])] == [a.text for a in wanted]
+    # transformers before 5.40 has the old name only.
+    forward = local.scorer.trunk.forward
+    local.scorer.trunk.forward = lambda past_key_values=None, **rest: forward(cache=past_key_values, **rest)
+    old = Local(checkpoint, (local.model, local.tokenizer))
+    assert old.scorer.cache_argument == "past_key_values"
+    assert old.complete(PROMPTS, Sampling(6), [0, 0, 0]) == wanted

@@ -35,6 +35,7 @@ KNOWN = {
     "is_causal",
     "position_embeddings",
     "past_key_values",
+    "cache",
     "output_hidden_states",
     "return_dict",
 }

@@ -9,6 +9,7 @@ chunks, and its backward never holds [tokens × vocabulary].
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class Scorer:
         self.head = head
         self.config: Any = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
         scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(getattr(self.config, "logits_scaling", None) or 1.0)
+        # The key/value cache's own argument, which transformers renamed in 5.40.
+        self.cache_argument = "cache" if "cache" in inspect.signature(self.trunk.forward).parameters else "past_key_values"
         self.device = next(model.parameters()).device
         # Above 32 MiB a CPU allocation is mapped afresh each time, and its page faults cost more than the arithmetic.
         most = head_bytes or (30 << 20 if self.device.type == "cpu" else 256 << 20)
@@ -108,7 +111,7 @@ class Scorer:
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if types := set(getattr(self.config, "layer_types", None) or ()):
             mask = dict.fromkeys(types, mask)
-        keep = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        keep = {"use_cache": False} if cache is None else {"use_cache": True, self.cache_argument: cache}
         hidden: Tensor = self.trunk(
             input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], forest=layout, **keep
         ).last_hidden_state[0]

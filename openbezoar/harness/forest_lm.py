@@ -2,8 +2,10 @@
 
 Token ids are those of lm-eval's own HFLM for causal models (lm_eval 0.4.13), so that the
 numbers are comparable: trailing spaces of a context move to the continuation, the two are
-tokenised together and parted after the context's length, special tokens are the tokenizer's
-own choice, and what exceeds the window is cut from the left. Here the cuts are counted.
+tokenised together and parted after the context's length, the beginning of a text is the
+tokenizer's own choice, and what exceeds the window is cut from the left. Here the cuts are
+counted, and an end token that the tokenizer puts after every text is left out: HFLM keeps it,
+so that a context ends before its continuation begins.
 Reads and writes nothing.
 """
 
@@ -27,6 +29,7 @@ from openbezoar.forest.scorer import no_numbers
 from openbezoar.llm import Sampling
 from openbezoar.llm.decoding import Decoder, Sampled, end_tokens
 from openbezoar.progress import PlainProgress, Progress
+from openbezoar.tokens import Frame
 
 MAX_NEW_TOKENS = 256  # of an answer whose task sets no limit; HFLM's
 # Generation settings of a model that leave greedy answers as they are.
@@ -48,6 +51,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; benchmarks need one")
         self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
+        self.frame = Frame.of(tokenizer)
         self.scorer = Scorer(model, tokens)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(self.scorer, tokenizer.eos_token_id if pad is None else pad)
@@ -67,10 +71,10 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; special tokens as the tokenizer adds them, unless the text begins with one."""
-        if add_special_tokens is None and not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
-            return list(self.tokenizer.encode(string))
-        return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
+        """Token ids; the beginning as the tokenizer adds it, unless the text begins with it, and no end."""
+        if add_special_tokens or (add_special_tokens is None and not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))):
+            return self.frame.ids(self.tokenizer, string)
+        return list(self.tokenizer.encode(string, add_special_tokens=False))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives it) of each continuation."""

@@ -65,9 +65,7 @@ class Decoder:
         ids, live = positions, list(rows)
         for step in range(max(row.sampling.max_new_tokens for row in rows)):
             if step:
-                hidden = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[
-                    :, -1
-                ]
+                hidden = self._read(ids, mask, positions, cache)
                 positions = positions + 1
             # Contiguous: from a strided slice of three dimensions, the head's product would copy its matrix once a row.
             logits = self.scorer.logits(hidden.contiguous())
@@ -90,6 +88,12 @@ class Decoder:
                 cache.batch_select_indices(index)
                 ids, positions, mask, live = ids[index], positions[index], mask[index], [live[i] for i in keep]
 
+    def _read(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Hidden states after the last of some tokens [rows, hidden]; the cache takes their keys and values."""
+        kept = {self.scorer.cache_argument: cache}
+        out = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **kept)
+        return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+
     def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""
         width, n = max(map(len, prompts)), len(prompts)
@@ -103,8 +107,7 @@ class Decoder:
             for i, prompt in enumerate(prompts):
                 ids[i, width - len(prompt) :] = torch.tensor(prompt)
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
-            out = self.scorer.trunk(input_ids=ids.to(self.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-            return out.last_hidden_state[:, -1], cache, mask
+            return self._read(ids.to(self.device), mask, positions, cache), cache, mask
         hidden: list[Tensor] = [torch.empty(0)] * n
         held: list[list[Tensor]] = [[torch.empty(0)] * n for _ in range(2 * len(cache.layers))]  # keys and values by layer, then by row
         trees = [(Path((*prompt, 0), (False,) * len(prompt) + (True,)),) for prompt in prompts]

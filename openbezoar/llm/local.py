@@ -13,6 +13,7 @@ from openbezoar.llm.decoding import Decoder, Sampled, end_tokens
 from openbezoar.llm.streaming import Stream
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
+from openbezoar.tokens import Frame
 from openbezoar.training.load import free, load_for_inference, window_of
 
 CHECK_EVERY = 8  # tokens between looks for a stop string
@@ -26,6 +27,7 @@ class Local:
         self.name = checkpoint.name
         self.model, self.tokenizer = loaded or load_for_inference(checkpoint)
         self.formatter = Formatter(self.tokenizer, checkpoint.prompt)
+        self.frame = Frame.of(self.tokenizer)
         self.scorer = Scorer(self.model)
         self.decoder = Decoder(self.scorer, self.tokenizer.pad_token_id)
         self.own_ends = _own_ends(self.model) if checkpoint.prompt.template == "own" else ()
@@ -40,8 +42,8 @@ class Local:
         return self.generate([self.formatter.prompt_ids(c) for c in conversations], sampling, seeds)
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Continuations of plain texts; the tokenizer adds its beginning-of-sequence token if it has one."""
-        return self.generate([list(self.tokenizer(p).input_ids) for p in prompts], sampling, seeds)
+        """Continuations of plain texts, after the beginning-of-sequence token where the tokenizer adds one."""
+        return self.generate([self.frame.ids(self.tokenizer, p) for p in prompts], sampling, seeds)
 
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         """Summed log-probability of each choice right after ``prefix`` in the answer, [conversations][choices].
