@@ -15,9 +15,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from openbezoar import templates
+from openbezoar.answer_form import AnswerForm, form_of
 from openbezoar.errors import ModelError
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
+from openbezoar.template_heads import complete
 from openbezoar.textfiles import read_text
 from openbezoar.tokens import Frame
 
@@ -26,6 +29,9 @@ SYSTEM = (
     "Below is an instruction that describes a task, optionally paired with an input that provides further context "
     "following that instruction. Write a response that appropriately completes the request."
 )
+
+FOLDED = "system message put before the first user's"
+"""What conversations are counted under whose template has no place for their system message."""
 
 STOP = ("### System:", "### Instruction:", "### Response:")
 
@@ -46,7 +52,9 @@ _OPENBEZOAR = (
 class Formatter:
     """One tokenizer with one prompt format. A template that is a file has its whole path in ``spec``.
 
-    Raises ModelError for a tokenizer without an end-of-sequence token, and for a template that is not there.
+    jinja: the template, with what it takes to render every conversation alike on any day, also
+    one with a system message; a release carries it. Raises ModelError for a tokenizer without
+    an end-of-sequence token, and for a template that is not there.
     """
 
     def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
@@ -54,6 +62,9 @@ class Formatter:
         if tokenizer.eos_token is None:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop")
         self.adds_bos = tokenizer.bos_token_id is not None and Frame.of(tokenizer).before[:1] == (tokenizer.bos_token_id,)
+        self.tokens = {name: getattr(token, "content", token) for name, token in tokenizer.special_tokens_map.items()}
+        self.folds_system = False
+        self._notes: list[str] = []
         self.jinja, self.stop = self._template()
         self._last: tuple[tuple[Turn, ...], str] | None = None
         self.boundary_shifts = 0  # answers whose first token would have merged with the prompt's last
@@ -64,16 +75,32 @@ class Formatter:
             end = self.tokenizer.eos_token if self.spec.append_eos else ""
             bos = "{{ bos_token }}" if self.adds_bos else ""
             system = self.spec.system if self.spec.system is not None else SYSTEM
-            return _OPENBEZOAR.replace("{BOS}", bos).replace("{SYSTEM}", _literal(system)).replace("{END}", _literal(end)), STOP
+            return _OPENBEZOAR.replace("{BOS}", bos).replace("{SYSTEM}", templates.literal(system)).replace("{END}", templates.literal(end)), STOP
         if kind == "own":
-            if not self.tokenizer.chat_template:
+            template = templates.chosen(self.tokenizer.chat_template, self.tokenizer.name_or_path)
+            if template is None:
                 raise ModelError(f"{self.tokenizer.name_or_path}: the model has no chat template of its own; use prompt: {{template: openbezoar}}")
-            template = str(self.tokenizer.chat_template)
-            return template, tuple(stop for stop in STOP if stop in template)  # a release's template is the trained one
+            return self._completed(template), tuple(stop for stop in STOP if stop in template)  # a release's template is the trained one
         path = Path(kind).expanduser()
         if not path.is_file():
             raise ModelError(f"prompt.template: '{kind}' is neither 'openbezoar', 'own' nor a file ({path})")
-        return read_text(path, ModelError), ()
+        return self._completed(read_text(path, ModelError)), ()
+
+    def _completed(self, template: str) -> str:
+        """A foreign template with the date, the system message and the opening of an answer put right where it needs it."""
+        found = complete(template, self.tokens, self.spec.system)
+        self.folds_system, self._notes = found.folds_system, list(found.notes)
+        return found.text
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the model's own template does otherwise than one would think, a line each, to be told once."""
+        return (*self._notes, *self.form.notes)
+
+    @property
+    def opens_thought(self) -> str:
+        """The mark of a thought that the template's prompts end in, with its blanks; "" if they do not."""
+        return self.form.opened
 
     @property
     def default_system(self) -> str | None:
@@ -84,11 +111,9 @@ class Formatter:
 
     def _render(self, turns: Sequence[Turn], generation: bool) -> str:
         messages = [turn.as_dict() for turn in turns]
-        if self.spec.system is not None and (not messages or messages[0]["role"] != "system"):
-            messages.insert(0, {"role": "system", "content": self.spec.system})
         try:
-            return str(self.tokenizer.apply_chat_template(messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=generation))
-        except TemplateError as error:  # by raise_exception too, as templates without a system role do
+            return templates.render(self.jinja, messages, self.tokens, generation)
+        except TemplateError as error:  # by raise_exception too, as templates do that want user and assistant to take turns
             shown = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' refuses a conversation of {shown} ({' '.join(str(error).split())}); "
@@ -111,14 +136,21 @@ class Formatter:
         return self._ids(self.prompt_text(turns))
 
     @cached_property
+    def form(self) -> AnswerForm:
+        """What the template writes around an answer in a finished conversation, held against its prompts."""
+        if self.spec.template == "openbezoar":
+            return AnswerForm(end=self.tokenizer.eos_token)
+        return form_of(self._render, self.tokenizer.eos_token)
+
+    @property
     def end_text(self) -> str:
         """What closes an answer, as the template writes it; empty if the recipe trains no end."""
-        if not self.spec.append_eos:
-            return ""
-        probe = (Turn("user", "x"), Turn("assistant", "\u2021y"))
-        tail = self._render(probe, False).rpartition("\u2021y")[2]
-        # A template may write a line feed after its end-of-turn token; generation stops before it.
-        return tail.rstrip("\n") or self.tokenizer.eos_token
+        return self.form.end if self.spec.append_eos else ""
+
+    @property
+    def lead(self) -> str:
+        """What stands between a prompt and the words of an answer, such as an empty thought; "" with most templates."""
+        return self.form.lead
 
     @cached_property
     def end_ids(self) -> list[int]:
@@ -126,12 +158,13 @@ class Formatter:
         return self._ids(self.end_text) if self.end_text else []
 
     def answer_ids(self, turns: Sequence[Turn], answer: str, prompt_ids: Sequence[int] | None = None) -> list[int]:
-        """Ids of the answer after ``turns``, closed by the end-of-turn tokens.
+        """Ids of the answer after ``turns`` as the template writes it there, closed by the end-of-turn tokens.
 
         They are what follows the prompt's ids in the ids of the whole text; where a token
         would span the border they are the answer's own ids, and the case is counted.
         """
         prompt = list(prompt_ids) if prompt_ids is not None else self.prompt_ids(turns)
+        answer = self.form.written(answer)
         whole = self._ids(self.prompt_text(turns) + answer)
         if whole[: len(prompt)] == prompt:
             ids = whole[len(prompt) :]
@@ -144,9 +177,3 @@ class Formatter:
         """Tokens at which generation ends: the tokenizer's own end and the template's."""
         ends = {self.tokenizer.eos_token_id, *self.end_ids[-1:]}
         return tuple(sorted(i for i in ends if i is not None))
-
-
-def _literal(text: str) -> str:
-    """A Jinja string literal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"'{escaped}'"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from openbezoar import templates
 from openbezoar.chat import STOP
 from openbezoar.errors import ModelError, UserError
 from openbezoar.gguf_header import read_header
@@ -171,14 +172,15 @@ def _template_of(folder: Path) -> tuple[str | None, Path]:
     if file.is_file():
         return file.read_text(encoding="utf-8"), file
     config = folder / "tokenizer_config.json"
-    template = _json(config).get("chat_template")
-    return (template if isinstance(template, str) else json.dumps(template) if template else None), config
+    return templates.chosen(_json(config).get("chat_template"), str(folder)), config
 
 
 def _ends_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Texts of the tokens at which servers end an answer, by the folder's generation settings."""
     ids = settings.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
-    texts = {token.get("id"): str(token.get("content")) for token in _json(folder / "tokenizer.json").get("added_tokens", [])}
+    added = _json(folder / "tokenizer.json").get("added_tokens")
+    known = [token for token in (added if isinstance(added, list) else []) if isinstance(token, dict) and isinstance(token.get("content"), str)]
+    texts = {token.get("id"): token["content"] for token in known}
     return tuple(texts.get(i, f"token {i}") for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
 
 

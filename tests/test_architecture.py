@@ -20,7 +20,7 @@ RANKS = [
     {"call_estimates", "shapes", "rates", "estimates", "concerns", "plan_table", "review", "verifying"},
     {path.stem for path in ROOT.glob("cli*.py")} | {"reference", "__main__"},
 ]
-RANKS[1] |= {"tokens"}  # what texts are made of
+RANKS[1] |= {"answer_form", "template_heads", "templates", "thoughts", "tokens"}  # what conversations and texts are made of
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
 # The graph knows each scheme's options and each stage's module by name; estimates are of the graph.
 

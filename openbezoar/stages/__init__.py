@@ -18,7 +18,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "generate": Stage("openbezoar.stages.generate", 2),
+    "generate": Stage("openbezoar.stages.generate", 3),
     "filter": Stage("openbezoar.stages.filter", 3),
     "sft": Stage("openbezoar.stages.sft", 2),
     "merge": Stage("openbezoar.stages.merge", 2),
@@ -28,5 +28,5 @@ STAGES: dict[str, Stage] = {
     "mt_bench": Stage("openbezoar.stages.mt_bench", 4),
     "failures": Stage("openbezoar.stages.failures", 3),
     "report": Stage("openbezoar.stages.report", 2),
-    "release": Stage("openbezoar.stages.release", 2),
+    "release": Stage("openbezoar.stages.release", 3),
 }

@@ -161,7 +161,7 @@ def write_tokenizer(checkpoint: Checkpoint, out: Path) -> Formatter:
 
     formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
     saved = load_tokenizer(checkpoint.folder())
-    saved.chat_template = _template(formatter)
+    saved.chat_template = formatter.jinja
     saved.model_input_names = list(INPUTS)
     saved.save_pretrained(str(out))
     if not (out / "chat_template.jinja").is_file():
@@ -174,20 +174,6 @@ def write_tokenizer(checkpoint: Checkpoint, out: Path) -> Formatter:
         if text != formatter.prompt_text(turns) or list(encoded["input_ids"]) != formatter.prompt_ids(turns) or set(encoded) != set(INPUTS):
             raise ModelError(f"{checkpoint.name}: the released tokenizer does not give the trained prompt; please report this with the base model's name")
     return formatter
-
-
-def _template(formatter: Formatter) -> str:
-    """The trained template; a system message that the recipe adds to a foreign template becomes its default."""
-    system = formatter.spec.system
-    if system is None or formatter.spec.template == "openbezoar":
-        return formatter.jinja
-    literal = "'" + system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
-    head = (
-        "{%- if not messages or messages[0]['role'] != 'system' -%}{%- set messages = [{'role': 'system', 'content': "
-        + literal
-        + "}] + messages -%}{%- endif -%}"
-    )
-    return head + formatter.jinja
 
 
 def _write_generation_config(source: Path, out: Path, formatter: Formatter) -> None:

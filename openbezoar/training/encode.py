@@ -19,7 +19,7 @@ from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from typing import Literal, NamedTuple
 
-from openbezoar.chat import Formatter
+from openbezoar.chat import FOLDED, Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.records import Counts, Example, Pair, Row, Turn
 
@@ -64,6 +64,8 @@ class Encoder:
             prompt = shorter
         if prompt is not given:
             self.counts.add("oldest turns cut")
+        if self.formatter.folds_system and prompt[0].role == "system" and prompt[0].content:
+            self.counts.add(FOLDED)
         end = self.formatter.end_ids
         if end and any(tail[-1:] != end[-1:] for tail in tails):
             raise DataError("the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the prompt template")

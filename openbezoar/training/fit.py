@@ -37,6 +37,8 @@ def renderer_of(step: Training, context: StepContext) -> Renderer:
     checkpoint = context.checkpoint(step.model)
     distributed.from_first(lambda: str(checkpoint.folder()))  # one process fetches and converts, the others find it done
     formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
+    for note in formatter.notes:
+        context.progress.say(f"  {step.model}: {note}")
     return Renderer(formatter, step.max_length, step.too_long, context.counts)
 
 
@@ -57,6 +59,8 @@ def fit(step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree
         _write(step, context, bench)
     if bench.formatter.boundary_shifts:
         context.counts.add("token would span prompt and answer", bench.formatter.boundary_shifts)
+    if bench.formatter.notes:
+        numbers["prompt_notes"] = list(bench.formatter.notes)
     if torch.cuda.is_available():
         numbers["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     free()
