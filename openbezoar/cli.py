@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from openbezoar import __version__
+from openbezoar import __version__, extras
 from openbezoar.cli_chat import chat
 from openbezoar.cli_judge import agreement, judging, score
 from openbezoar.cli_release import release
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if refusal := _refusal(error):
+        if refusal := extras.told(error) or _refusal(error):
             print(f"openbezoar{distributed.which()}: {refusal}", file=sys.stderr)
         elif not hasattr(error, "exit_code"):  # click's own usage errors carry one
             raise

@@ -71,6 +71,9 @@ def chat(
 
 
 def _open(references: Sequence[str]) -> list[Talk]:
+    from openbezoar import extras, needs
+
+    extras.require(*needs.MODEL)  # before those that are there are imported, which takes seconds
     from openbezoar.llm.local import Local
     from openbezoar.models import open_checkpoint
 

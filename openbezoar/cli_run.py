@@ -73,7 +73,8 @@ def run(
     if any(node.state != "done" for node in graph.upto(to)):
         device = this_device()
         for concern in concerns(graph, safe_estimate(graph, device), device, to):
-            progress.warn(f"warning: {concern}")
+            if concern.kind != "packages":  # which ends the run in the same words
+                progress.warn(f"warning: {concern}")
     graph.run.path.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     ran = graphs.execute(graph, progress, to)

@@ -1,7 +1,8 @@
-"""What will go wrong with a run, said before any work: memory, disk, budgets.
+"""What will go wrong with a run, said before any work: packages, memory, disk, budgets.
 
 Reads the estimates, the device, the disks' free space and what the run has spent; writes
-nothing. These are warnings: the estimates behind them are estimates.
+nothing. These are warnings, since the estimates behind them are estimates; only for a missing
+package does a run not begin.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from openbezoar import needs
 from openbezoar.devices import Device
 from openbezoar.estimates import Estimate
 from openbezoar.graph import Graph, Node
@@ -28,7 +30,7 @@ SURE = 0.85  # of the memory; the estimates are good to some 15 %
 class Concern:
     """One warning. step: the step it is about, None for the whole run."""
 
-    kind: Literal["memory", "disk", "budget", "device"]
+    kind: Literal["packages", "memory", "disk", "budget", "device"]
     step: str | None
     text: str
 
@@ -39,7 +41,12 @@ class Concern:
 def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to: str | None = None) -> list[Concern]:
     """Everything to be said before the steps that are not done, up to ``to``, are run."""
     todo = [node for node in graph.upto(to) if node.state != "done"]
-    return [*_memory(todo, estimates, device), *_arithmetic(todo, device), *_disk(graph, todo), *_budgets(graph, todo, estimates)]
+    return [*_packages(graph, todo), *_memory(todo, estimates, device), *_arithmetic(todo, device), *_disk(graph, todo), *_budgets(graph, todo, estimates)]
+
+
+def _packages(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+    if error := needs.lacking(todo, graph.recipe, graph.recipe_path.parent):
+        yield Concern("packages", None, str(error))
 
 
 def _memory(todo: list[Node], estimates: Mapping[str, Estimate], device: Device) -> Iterator[Concern]:

@@ -54,11 +54,6 @@ class BudgetError(UserError):
     """What a step or a run may spend on models is spent. What was answered is kept."""
 
 
-def missing_extra(package: str, extra: str) -> UserError:
-    """The error for an optional dependency that is not installed."""
-    return UserError(f"{package} is not installed; this needs it: pip install 'openbezoar[{extra}]'")
-
-
 def brief(error: BaseException) -> str:
     """A library's exception as a few words for one line: its type and the beginning of its message."""
     text = " ".join(str(error)[: 10 * SHOWN].split())
@@ -71,11 +66,11 @@ def foreign_file(path: Path | str, expected: str, remedy: str, kind: type[UserEr
 
     A damaged file can make a library raise anything at all, so every Exception counts. Not
     turned are errors of the machine (an OSError that has a number, MemoryError), packages that
-    are not installed, and lines that say it already.
+    are missing or broken, and lines that say it already.
     """
     try:
         yield
-    except (UserError, MemoryError, ModuleNotFoundError):
+    except (UserError, MemoryError, ImportError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import ModelError, foreign_file, missing_extra
+from openbezoar.errors import ModelError, foreign_file
 from openbezoar.gguf_header import Header, read_header
 from openbezoar.runs import file_digest, write_json
 
@@ -158,12 +158,10 @@ def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:
 
 
 def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
-    try:
-        import gguf as _gguf  # noqa: F401  transformers needs it and says so less clearly
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise missing_extra(str(error.name), "train") from None
+    import gguf as _gguf  # noqa: F401  transformers needs it and says so less clearly
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
     header = read_header(gguf)
     _check_sizes(gguf, header)
     with _quiet(), foreign_file(gguf, "a GGUF model that transformers reads", "take another file of it, or its safetensors"):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from openbezoar import __version__, prompts
+from openbezoar import __version__, extras, needs, prompts
 from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
@@ -442,6 +442,8 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         graph.run.recover()
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
         wanted = graph.upto(to)
+        if error := needs.lacking([node for node in wanted if node.state != "done"], graph.recipe, graph.recipe_path.parent):
+            raise error
         for number, node in enumerate(wanted, 1):
             state, why = _state(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
@@ -490,18 +492,22 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
     context = _context(graph, node, graph.run.begin(node.name, digest([node.key, used])), progress)
     if isinstance(node.step, Training):
         distributed.announce(node.name)
-    begun = time.time()
-    stage = importlib.import_module(STAGES[node.verb].module)
+    begun = time.monotonic()
     try:
+        stage = importlib.import_module(STAGES[node.verb].module)
         numbers: dict[str, Any] = stage.run(node.step, context)
     except UserError as error:
         raise type(error)(f"step {node.name}: {error}") from error
+    except ImportError as error:
+        if (lack := extras.told(error)) is None:
+            raise
+        raise type(lack)(f"step {node.name}: {lack}") from error
     manifest = {
         "step": node.name,
         "verb": node.verb,
         "key": node.key,
         "parts": node.parts,
-        "seconds": round(time.time() - begun, 3),
+        "seconds": round(time.monotonic() - begun, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "counts": context.counts.by_reason,
         "numbers": numbers,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openbezoar.errors import ModelError, foreign_file, missing_extra
+from openbezoar.errors import ModelError, foreign_file
 from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec
 from openbezoar.runs import RunFolder, file_digest, write_json
 from openbezoar.textfiles import read_text
@@ -217,10 +217,8 @@ def _from_hub(reference: str) -> Path:
     match = _HUB.match(reference)
     if not match:
         raise ModelError(f"'{reference}': expected a folder, org/name@revision on the hub, pypi:NAME or a .gguf file")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing_extra("huggingface_hub", "hub") from None
+    from huggingface_hub import snapshot_download
+
     try:
         folder = Path(
             snapshot_download(

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from openbezoar.errors import DataError, RecipeError, missing_extra, named
+from openbezoar.errors import DataError, RecipeError, named
 from openbezoar.recipe import DataRef, DataSpec, data_specs
 from openbezoar.records import JsonLines, Row
 
@@ -111,10 +111,8 @@ class HubRows:
         match = _HUB.match(ref)
         if not match:
             raise DataError(f"'{ref}': expected hub:org/name[split]@revision")
-        try:
-            from datasets import load_dataset
-        except ImportError:
-            raise missing_extra("datasets", "hub") from None
+        from datasets import load_dataset
+
         try:
             self.data: Any = load_dataset(match["name"], split=match["split"] or "train", revision=match["revision"])
         except Exception as error:  # the hub client raises many kinds; each means the rows cannot be had

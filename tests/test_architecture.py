@@ -12,9 +12,9 @@ ROOT = Path(openbezoar.__file__).parent
 
 # A module may import from its own rank (not for stages) and from lower ones.
 RANKS = [
-    {"errors", "textfiles", "digests", "disk", "manifests", "heap", "records", "forms", "runs", "recipe", "recipe_file", "progress", "__init__"},
+    {"errors", "extras", "textfiles", "digests", "disk", "manifests", "heap", "records", "forms", "runs", "recipe", "recipe_file", "progress", "__init__"},
     {"sources", "models", "lengths", "devices", "memory", "gguf_models", "gguf_header", "chat", "forest", "prompts"},
-    {"policy", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
+    {"policy", "needs", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
     {"stages"},
     {"graph"},
     {"call_estimates", "shapes", "rates", "estimates", "concerns", "plan_table", "review", "verifying"},

@@ -12,8 +12,6 @@ import re
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
-from openbezoar.errors import missing_extra
-
 N = 3
 LONG = 60  # words of an instruction; this project's
 PERMUTATIONS = 128
@@ -37,15 +35,12 @@ def likeness(a: frozenset[str], b: frozenset[str]) -> float:
 class NearDuplicates(Generic[Name]):
     """Rows by name, to be asked for one that is like another.
 
-    threshold: the least likeness of near-duplicates, above 0 and at most 1. Raises UserError
-    without datasketch.
+    threshold: the least likeness of near-duplicates, above 0 and at most 1.
     """
 
     def __init__(self, threshold: float) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise missing_extra("datasketch", "clean") from None
+        from datasketch import MinHash, MinHashLSH
+
         self.threshold = threshold
         self._empty: Any = MinHash(num_perm=PERMUTATIONS, seed=1)
         self._index: Any = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=MISSES)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import missing_extra
+from openbezoar import extras, needs
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.statistics import mean_interval, proportion_interval
 from openbezoar.progress import PlainProgress, Progress
@@ -63,6 +63,7 @@ def score_reference(
     Raises UserErrors for what is wrong with the model, a task's name or its rows; the rows
     are checked before the model is loaded.
     """
+    extras.require(*needs.MODEL, *needs.TASKS)  # before those that are there are imported, which takes seconds
     from openbezoar.models import open_checkpoint
     from openbezoar.training.load import load_for_inference
 
@@ -75,12 +76,9 @@ def score_reference(
 @contextmanager
 def quiet() -> Iterator[None]:
     """lm-eval, datasets and transformers say nothing below an error, and draw no bars."""
-    try:
-        import datasets
-        import lm_eval.api.task
-        from transformers.utils import logging as hf_logging
-    except ImportError:
-        raise missing_extra("lm_eval", "evaluate") from None
+    import datasets
+    import lm_eval.api.task
+    from transformers.utils import logging as hf_logging
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]

@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import DataError, RecipeError, missing_extra
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.extras import require
 from openbezoar.harness import columns as c
+from openbezoar.needs import IFEVAL
 from openbezoar.recipe import TaskSpec
 from openbezoar.records import Row, read_jsonl
 
@@ -36,9 +37,7 @@ class Local:
 
 def _ifeval_metric() -> None:
     """What IFEval's checks of answers are made with: two packages, and NLTK's data, which lm-eval would otherwise try to download on import."""
-    for package in ("langdetect", "immutabledict", "nltk"):
-        if find_spec(package) is None:
-            raise missing_extra(package, "ifeval")
+    require(*IFEVAL)
     import nltk  # type: ignore[import-untyped]
 
     try:
@@ -192,10 +191,8 @@ def _build(local: Local, parts: dict[str, tuple[list[Row], list[Row]]], path: Pa
 
 
 def _definitions(folder: str) -> tuple[Any, Path]:
-    try:
-        import lm_eval.tasks
-    except ImportError:
-        raise missing_extra("lm_eval", "evaluate") from None
+    import lm_eval.tasks
+
     return lm_eval.tasks, Path(str(lm_eval.tasks.__file__)).parent / folder
 
 

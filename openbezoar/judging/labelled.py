@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from openbezoar import extras, needs
 from openbezoar.cleaning import funnel
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, fields_of, named, shown
@@ -55,6 +56,7 @@ def check(judge: dict[str, Any], rows: Path, label: str | None, settings: dict[s
     recipe = parse({"name": out.name, "models": {"judge": judge}, "steps": {STEP: {"filter": data, "judge": "judge", **settings}}}, "judge check")
     step, run = recipe.steps[STEP], RunFolder(out)
     assert isinstance(step, Filter)
+    extras.require(*needs.of_model(recipe, "judge", Path.cwd()))
     with run.lock():
         run.step(STEP).mkdir(exist_ok=True)
         context = StepContext(STEP, recipe, Path.cwd(), run, run.step(STEP), step_seed(recipe.seed, STEP), progress)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from openbezoar.errors import ModelError, missing_extra
+from openbezoar.errors import ModelError
 from openbezoar.llm import Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.budget import CHARACTERS_A_TOKEN, CHOICE_TOKENS, prompt_tokens
 from openbezoar.llm.choices import tokens_of, weigh
@@ -216,10 +216,8 @@ def shown(url: str) -> str:
 
 
 def _client(url: str, spec: ServerModel, key: str | None) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ImportError:
-        raise missing_extra("openai", "server") from None
+    from openai import OpenAI
+
     return OpenAI(base_url=url, api_key=key or "none", timeout=spec.timeout, max_retries=0)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import missing_extra
-
 FILE = "train.parquet"
 TEXT, WHOLE, REAL = "string", "int64", "float64"
 COLUMNS: Mapping[str, str] = {
@@ -44,11 +42,9 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str,
 
     A column of ``COLUMNS`` has its type there, unless rows bring one of that name that holds something else.
     """
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError:
-        raise missing_extra("pyarrow", "hub") from None
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     names = tuple(dict.fromkeys((*COLUMNS, *(name for row in rows for name in row))))
     types = {name: _type([row.get(name) for row in rows], COLUMNS.get(name)) for name in names}
     columns = {name: arrow.array([_value(row.get(name), types[name]) for row in rows], type=arrow.type_for_alias(types[name])) for name in names}

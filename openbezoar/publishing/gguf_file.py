@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.chat import Formatter
-from openbezoar.errors import ModelError, missing_extra
+from openbezoar.errors import ModelError
 from openbezoar.publishing.architectures import Architecture, architecture_of, write_shape
 from openbezoar.publishing.vocabulary import read_vocabulary
 from openbezoar.recipe import GgufForm
@@ -42,10 +42,7 @@ def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, out: Path, ab
     Raises ModelError, before anything is written, for a model or tokenizer that has no GGUF
     form here, and for a weight beyond fp16's range.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise missing_extra("gguf", "train") from None
+    import gguf
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(folder))

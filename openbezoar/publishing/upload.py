@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openbezoar.errors import RunError, missing_extra
+from openbezoar.errors import RunError
 from openbezoar.publishing.checksums import File, checked
 
 TARGET = re.compile(r"[\w.-]+/[\w.-]+")
@@ -63,10 +63,8 @@ def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
 
     Raises RunError where the hub cannot be reached or refuses.
     """
-    try:
-        from huggingface_hub import DatasetCard, HfApi, ModelCard, get_token
-    except ImportError:
-        raise missing_extra("huggingface_hub", "hub") from None
+    from huggingface_hub import DatasetCard, HfApi, ModelCard, get_token
+
     if get_token() is None:
         raise RunError("--push: not logged in to the hub; run 'hf auth login', or put a token into the environment as HF_TOKEN")
     api = HfApi()

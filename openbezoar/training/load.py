@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from openbezoar.errors import ModelError, missing_extra
+from openbezoar.errors import ModelError
 from openbezoar.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
@@ -72,10 +72,7 @@ PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n
 
 def _normalising(tokenizer: Any, folder: Path) -> Any:
     """A tokenizer that transformers has just converted, with the SentencePiece model's own way of normalising text, which the conversion leaves out."""
-    try:
-        from sentencepiece import sentencepiece_model_pb2  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise missing_extra(error.name or "sentencepiece", "train") from None
+    from sentencepiece import sentencepiece_model_pb2  # type: ignore[attr-defined]
     from tokenizers import Regex, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -94,10 +91,8 @@ def _normalising(tokenizer: Any, folder: Path) -> Any:
 
 
 def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise missing_extra("sentencepiece", "train") from None
+    import sentencepiece
+
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     wanted, got = model.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
     if wanted != got:

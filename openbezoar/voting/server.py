@@ -14,17 +14,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import UserError, missing_extra
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel
+
+from openbezoar.errors import UserError
 from openbezoar.voting.outcome import numbers, tables, votes_on
 from openbezoar.voting.votes import Choice, Poll
-
-try:
-    import uvicorn
-    from fastapi import FastAPI, Request, Response
-    from fastapi.responses import FileResponse, JSONResponse
-    from pydantic import BaseModel
-except ImportError:
-    raise missing_extra("fastapi (or uvicorn)", "web") from None
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
