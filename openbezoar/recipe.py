@@ -190,7 +190,7 @@ class Rules(Strict):
     language: Literal["en", "any"] = Field(
         "en", description="'en': drop rows that are not English, unless the instruction speaks of a language, as translations do."
     )
-    min_instruction_words: int = Field(2, ge=0)
+    min_instruction_words: int = Field(2, ge=0, description="In scripts without spaces characters count as parts of words; docs/cleaning.md.")
     max_instruction_words: int = Field(600, ge=1)
     min_response_words: int = Field(2, ge=0)
     max_response_words: int = Field(1200, ge=1)

@@ -2,18 +2,19 @@
 
 Reads the local rows of a recipe's ``evaluate`` and ``mt_bench`` steps; writes nothing. The
 rule is that of GPT-3's appendix C (arXiv 2005.14165): a run of 13 words in common, case and
-punctuation aside; of a benchmark text with fewer words, but 8 at least, all of it. Rows that
+punctuation aside; of a benchmark text with fewer words, but 8 at least, all of it. Scripts
+without spaces count by ``units``. Rows that
 only few-shot prompts show are no questions and are passed over.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openbezoar.cleaning import units
 from openbezoar.errors import DataError
 from openbezoar.harness.tasks import find_local, task_file
 from openbezoar.recipe import DataSpec, Evaluate, MtBench, Recipe, TaskSpec, data_specs
@@ -22,8 +23,6 @@ from openbezoar.runs import digest, file_digest
 from openbezoar.sources import read, resolve_path
 
 FEWEST = 8  # words of a benchmark text that is looked for; GPT-3's least n
-
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -107,26 +106,26 @@ class Overlap:
             self.rows[benchmark] = self.rows.get(benchmark, 0) + 1
             place = (benchmark, str(row.get("id", row.get("question_id", f"row {number}"))))
             for text in _texts(row):
-                words = _WORD.findall(text.casefold())
-                n = min(self.words, len(words))
-                if n >= min(FEWEST, self.words):
-                    known = self._grams.setdefault(n, {})
-                    for gram in _grams(words, n):
+                words = units.bare(text)
+                size = min(self.words * units.WORD, units.size(words))
+                if size >= min(FEWEST, self.words) * units.WORD:
+                    known = self._grams.setdefault(size, {})
+                    for gram in _grams(words, size):
                         known.setdefault(gram, place)
 
     def find(self, *texts: str) -> Hit | None:
         """The first run of words in these texts that a benchmark holds."""
         for text in texts:
-            words = _WORD.findall(text.casefold())
-            for n in sorted(self._grams, reverse=True):
-                for gram in _grams(words, n):
-                    if gram in self._grams[n]:
-                        return Hit(*self._grams[n][gram], gram)
+            words = units.bare(text)
+            for size in sorted(self._grams, reverse=True):
+                for gram in _grams(words, size):
+                    if gram in self._grams[size]:
+                        return Hit(*self._grams[size][gram], units.joined(gram))
         return None
 
 
-def _grams(words: list[str], n: int) -> Iterator[str]:
-    return (" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
+def _grams(words: list[str], size: int) -> Iterator[str]:
+    return (" ".join(words[begin:end]) for begin, end in units.grams(words, size))
 
 
 def _texts(row: Row) -> Iterator[str]:
@@ -141,11 +140,8 @@ def _texts(row: Row) -> Iterator[str]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
             yield from _strings(inner)
 
 

@@ -12,19 +12,25 @@ import re
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
+from openbezoar.cleaning import units
+
 N = 3
 LONG = 60  # words of an instruction; this project's
 PERMUTATIONS = 128
+_WORD = re.compile(rf"(?:_++|{units.BARE})+")
 MISSES = (0.1, 0.9)  # weights of false candidates, which cost a comparison, and of missed ones
 
-_WORD = re.compile(r"\w+")
 Name = TypeVar("Name", bound=Hashable)
 
 
 def shingles(text: str) -> frozenset[str]:
-    """A text's word 3-grams, case and punctuation aside; the whole text if it has fewer words."""
-    words = _WORD.findall(text.casefold())
-    return frozenset(" ".join(words[i : i + N]) for i in range(max(1, len(words) - N + 1)))
+    """A text's word 3-grams (``units.grams``), case and punctuation aside; the whole text if it has fewer words."""
+    words = units.apart(_WORD.findall(text.casefold()))
+    return frozenset(" ".join(words[begin:end]) for begin, end in units.grams(words, N * units.WORD)) or frozenset([" ".join(words)])
+
+
+def _long(parts: frozenset[str]) -> bool:
+    return units.size(parts) > LONG * units.WORD
 
 
 def likeness(a: frozenset[str], b: frozenset[str]) -> float:
@@ -55,7 +61,7 @@ class NearDuplicates(Generic[Name]):
             alike = likeness(wanted, shingles(other))
             if alike < self.threshold or (best and alike <= best[1]):
                 continue
-            if len(wanted) <= LONG or likeness(answer, shingles(other_answer)) >= self.threshold:
+            if not _long(wanted) or likeness(answer, shingles(other_answer)) >= self.threshold:
                 best = (name, alike)
         return best
 

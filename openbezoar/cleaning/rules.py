@@ -9,19 +9,19 @@ that it must and must not catch in ``tests/test_filter.py``.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from openbezoar.cleaning import units
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.duplicates import NearDuplicates
 from openbezoar.cleaning.language import foreign, names_a_language
+from openbezoar.cleaning.units import words
 from openbezoar.recipe import Rules
 
 REFUSAL_WORDS = 80  # a longer answer with "sorry" in it is an answer (WizardLM, arXiv 2304.12244, elimination rule 2)
 ECHO_WORDS = 4  # shorter instructions may well open a good answer
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,16 @@ class Candidate:
     id: str = ""
 
 
-def words(text: str) -> int:
-    """How many words, cut at white space."""
-    return len(text.split())
-
-
 def instruction_key(text: str) -> str:
     """The instruction with case and runs of white space taken away: equal keys are duplicates."""
     return " ".join(text.casefold().split())
 
 
 def repeated_share(text: str, n: int = 4) -> float:
-    """Share of a text's word n-grams that occurred in it before; 0 for fewer than n words."""
-    parts = text.casefold().split()
-    grams = [tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)]
+    """Share of a text's word n-grams (``units.grams``) that occurred in it before; 0 for fewer than n words."""
+    parts = units.split(text.casefold())
+    grams = [tuple(parts[begin:end]) for begin, end in units.grams(parts, n * units.WORD)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _plain(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
 
 
 def another_language(c: Candidate, rules: Rules) -> bool:
@@ -93,10 +84,10 @@ def refusal(c: Candidate, rules: Rules) -> bool:
 
 def echo(c: Candidate, rules: Rules) -> bool:
     """The answer is the instruction, or begins with all of it; case and punctuation aside."""
-    asked, answered = _plain(c.instruction), _plain(c.response)
+    asked, answered = units.bare(c.instruction), units.bare(c.response)
     if not rules.drop_echoes or not asked:
         return False
-    return answered == asked or (len(asked) >= ECHO_WORDS and answered[: len(asked)] == asked)
+    return answered == asked or (units.size(asked) >= ECHO_WORDS * units.WORD and answered[: len(asked)] == asked)
 
 
 def repetition(c: Candidate, rules: Rules) -> bool:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from openbezoar.cleaning.rules import repeated_share, words
+from openbezoar.cleaning.rules import repeated_share
+from openbezoar.cleaning.units import words
 from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.statistics import mean_interval, proportion_interval
 from openbezoar.records import Row

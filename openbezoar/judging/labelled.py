@@ -18,6 +18,7 @@ import numpy as np
 
 from openbezoar import extras, needs
 from openbezoar.cleaning import funnel
+from openbezoar.cleaning.units import words
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, fields_of, named, shown
 from openbezoar.forms import INSTRUCTION, RESPONSE, judged_text, text_in
@@ -123,7 +124,7 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
     answers. What is drawn again for the intervals is the instruction.
     """
     good, groups = [item.good for item in items], [item.asked for item in items]
-    lengths = [float(len(item.response.split())) for item in items]
+    lengths = [float(words(item.response)) for item in items]
     judged = [funnel.judged({}, verdict, min_rating).bucket == "kept" for verdict in verdicts]
     rated = [i for i, verdict in enumerate(verdicts) if verdict.get("rating") is not None]
     longest = set(sorted(range(len(items)), key=lambda i: (-lengths[i], i))[: sum(judged)])

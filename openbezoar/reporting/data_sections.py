@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from openbezoar.cleaning.units import words
 from openbezoar.records import Row
 from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Part, Picture, Section, Texts
 from openbezoar.reporting.facts import RunFacts, StepFacts
@@ -123,7 +124,7 @@ def lengths(step: StepFacts) -> dict[str, list[int]]:
     counts = {"instruction": [0] * len(EDGES), "answer": [0] * len(EDGES)}
     for row in step.rows("rows.jsonl"):
         for label, text in (("instruction", row.get("instruction")), ("answer", row.get("response", row.get("output")))):
-            if isinstance(text, str) and (n := len(text.split())):
+            if isinstance(text, str) and (n := words(text)):
                 counts[label][bisect_right(EDGES, n) - 1] += 1
     return counts
 

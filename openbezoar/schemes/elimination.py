@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+from openbezoar.cleaning import units
 from openbezoar.schemes.work import normal
 
 SHORT = 80  # words; an apology in a shorter answer is a refusal
@@ -27,12 +28,12 @@ _FUNCTION_WORDS = """
     with won't would wouldn't you you'd you'll you're you've your yours yourself yourselves
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_WORD = re.compile(rf"{units.BARE}(?:'{units.BARE})*")
 
 
 def words(text: str) -> list[str]:
     """The words of a text, lower-case, punctuation left out."""
-    return _WORD.findall(text.lower().replace("’", "'"))
+    return units.apart(_WORD.findall(text.lower().replace("’", "'")))
 
 
 def same_as_source(source: str, evolved: str) -> bool:
@@ -42,7 +43,7 @@ def same_as_source(source: str, evolved: str) -> bool:
 
 def apologises(answer: str) -> bool:
     """Rule 2: 'sorry' in an answer of fewer than 80 words."""
-    return "sorry" in answer.lower() and len(words(answer)) < SHORT
+    return "sorry" in answer.lower() and units.size(words(answer)) < SHORT * units.WORD
 
 
 def says_nothing(answer: str) -> bool:

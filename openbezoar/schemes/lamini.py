@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from openbezoar.cleaning import units
 from openbezoar.errors import DataError, fields_of, named, shown
 from openbezoar.forms import instruction_text, text_in
 from openbezoar.llm import Completion, Sampling
@@ -130,7 +131,7 @@ def _topics(options: Options, work: Work) -> list[str]:
         title = text_in(row, ("title", "topic"), where)
         if not title.strip():
             raise DataError(f"{where}: the title is empty; drop the row or fill it in")
-        if len(title.split()) >= 3:
+        if units.size(units.split(title)) >= 3 * units.WORD:
             work.counts.add("topics of three words or more")
         elif _at_most(row, "subcategories", 10, where) or _at_most(row, "pages", 50, where):
             work.counts.add("topics with too few sub-categories or pages")

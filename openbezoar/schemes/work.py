@@ -234,7 +234,7 @@ def row_id(scheme: str, number: int) -> str:
 
 def normal(text: str) -> str:
     """A text as it is compared with others: without regard to case, white space and how it ends (full stop or question mark)."""
-    return " ".join(text.casefold().split()).rstrip(" .!?")
+    return " ".join(text.casefold().split()).rstrip(" .!?。．！？｡।။")
 
 
 def unquoted(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from openbezoar.cleaning.units import words
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, ModelError, RecipeError, named
 from openbezoar.forms import check_beside, check_instruction, text_in
@@ -84,8 +85,8 @@ def numbers(rows: Sequence[Row], work: Work) -> dict[str, Any]:
         "prompt_tokens": work.prompt_tokens,
         "tokens": work.tokens,
         "tokens_per_second": round(work.tokens / work.seconds, 2) if work.seconds else None,
-        "instruction_words": round(fmean(len(row["instruction"].split()) for row in rows), 1),
-        "response_words": round(fmean(len(row["response"].split()) for row in rows), 1),
+        "instruction_words": round(fmean(words(row["instruction"]) for row in rows), 1),
+        "response_words": round(fmean(words(row["response"]) for row in rows), 1),
         "finished": round(fmean(row["finish"] == "stop" for row in rows), 4),
         "summary": f"{len(rows)} rows, {work.tokens:,} tokens",
     }
