@@ -18,21 +18,15 @@ from openbezoar.errors import DataError, RecipeError, RunError, UserError, field
 from openbezoar.judging.agreement import read_votes
 from openbezoar.recipe import DataSpec, PromptSpec
 from openbezoar.recipe_file import load
-from openbezoar.records import HALVES, Counts, JsonLines, Row, read_jsonl
+from openbezoar.records import HALVES, Counts, JsonLines, Row, Turn, read_jsonl
 from openbezoar.sources import read, select
 from openbezoar.textfiles import DEEPEST
+from openbezoar.training.load import load_tokenizer
 from openbezoar.voting.votes import VoteFile
 
 ROW: Row = {"id": "a", "instruction": "Nenne ein Meer, groß.", "response": "Die Ostsee."}
 VOTE: Row = {"id": "v", "question_id": 1, "turn": 1, "model_a": "x", "model_b": "y", "winner": "model_a", "judge": "me"}
 RECIPE = "name: t\nmodels: {base: {model: m}}\nsteps: {a: {sft: rows.jsonl, model: base}}\n"
-
-
-def formatter(path: Path) -> Formatter:
-    class Tokenizer:
-        eos_token, bos_token_id, name_or_path = "</s>", None, "tiny"
-
-    return Formatter(Tokenizer(), PromptSpec(template=str(path)))
 
 
 def lines(row: Row) -> str:
@@ -46,7 +40,6 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "rows, compressed and shuffled": ("rows.jsonl.gz", lines(ROW), lambda path: list(JsonLines(path).shuffled(1))),
     "recipe": ("recipe.yaml", RECIPE + "description: Größe\n", load),
     "prompt": ("prompt.txt", "Größe {prompt}\r\n", lambda path: prompts.load("evol_in_depth", {"evol_in_depth": path})),
-    "template": ("chat.jinja", "{{ messages }} Größe\n", lambda path: formatter(path).jinja),
     "reviews": ("reviews/kept.jsonl", lines({"row": "ab", "verdict": "reject", "id": "ö"}), lambda path: Reviews(path.parent.parent, "kept").in_force),
     "votes": ("votes.jsonl", lines({**VOTE, "judge": "Jörg"}), lambda path: VoteFile(path, read_only=True).rows),
     "votes to compare": ("votes.jsonl", lines({**VOTE, "judge": "Jörg"}), read_votes),
@@ -75,6 +68,17 @@ def test_a_byte_order_mark_is_passed_over_and_another_encoding_is_one_line(what:
         with pytest.raises(UserError, match=said) as caught:
             reader(put(tmp_path, name, text.encode(encoding)))
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_template_s_byte_order_mark_is_passed_over(tmp_path: Path, tiny: Path) -> None:
+    text = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ 'Größe: ' }}{% endif %}"
+    tokenizer, rendered = load_tokenizer(tiny), []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path = put(tmp_path, "chat.jinja", mark + text.encode())
+        rendered.append(Formatter(tokenizer, PromptSpec(template=str(path))).prompt_text([Turn("user", "a")]))
+    assert rendered == ["user: a</s>Größe: "] * 2
+    with pytest.raises(UserError, match=r"chat\.jinja: it is UTF-16 text"):
+        Formatter(tokenizer, PromptSpec(template=str(put(tmp_path, "chat.jinja", text.encode("utf-16")))))
 
 
 def test_a_mark_inside_of_joined_files_is_passed_over_too(tmp_path: Path) -> None:
