@@ -1,4 +1,4 @@
-"""What will go wrong with a run, said before any work: packages, memory, disk, budgets.
+"""What will go wrong with a run, said before any work: packages, memory, disk, budgets, and what is odd about models.
 
 Reads the estimates, the device, the disks' free space and what the run has spent; writes
 nothing. These are warnings, since the estimates behind them are estimates; only for a missing
@@ -19,9 +19,11 @@ from openbezoar.estimates import Estimate
 from openbezoar.graph import Graph, Node
 from openbezoar.llm.calls import FILE, CallStore, Spent
 from openbezoar.memory import lora_parameters, parameters
-from openbezoar.models import cache_folder, is_here
+from openbezoar.model_checks import check
+from openbezoar.models import cache_folder, folder_here, is_here
 from openbezoar.recipe import Budget, Dpo, Filter, GgufForm, LocalModel, Merge, Price, Release, ServerModel, Sft, Training
 from openbezoar.shapes import model_of, shape_of_model
+from openbezoar.sources import model_reference
 
 SURE = 0.85  # of the memory; the estimates are good to some 15 %
 
@@ -30,7 +32,7 @@ SURE = 0.85  # of the memory; the estimates are good to some 15 %
 class Concern:
     """One warning. step: the step it is about, None for the whole run."""
 
-    kind: Literal["packages", "memory", "disk", "budget", "device"]
+    kind: Literal["packages", "memory", "disk", "budget", "device", "model"]
     step: str | None
     text: str
 
@@ -41,7 +43,8 @@ class Concern:
 def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to: str | None = None) -> list[Concern]:
     """Everything to be said before the steps that are not done, up to ``to``, are run."""
     todo = [node for node in graph.upto(to) if node.state != "done"]
-    return [*_packages(graph, todo), *_memory(todo, estimates, device), *_arithmetic(todo, device), *_disk(graph, todo), *_budgets(graph, todo, estimates)]
+    about_models = [*_packages(graph, todo), *_models_here(graph, todo)]
+    return [*about_models, *_memory(todo, estimates, device), *_arithmetic(todo, device), *_disk(graph, todo), *_budgets(graph, todo, estimates)]
 
 
 def _packages(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
@@ -71,6 +74,16 @@ def _arithmetic(todo: list[Node], device: Device) -> Iterator[Concern]:
     slow = [node.name for node in todo if isinstance(node.step, Training) and node.step.dtype == "bfloat16"]
     if slow and not device.bfloat16:
         yield Concern("device", None, f"{device.name} has no bfloat16 arithmetic, it is slow there: set dtype: float16 for {', '.join(slow)}")
+
+
+def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+    """What the checks of a model's parts noticed, and the run goes on with."""
+    place = graph.recipe_path.parent
+    for name in {name: None for node in todo for name in _models(graph, node)}:
+        spec = graph.recipe.models.get(name)
+        folder = folder_here(model_reference(spec.model, place, graph.recipe.data), place) if isinstance(spec, LocalModel) else None
+        for notice in check(folder) if folder is not None else ():
+            yield Concern("model", None, f"models.{name}: {notice}")
 
 
 # ---------------------------------------------------------------------------- disk

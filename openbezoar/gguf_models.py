@@ -23,6 +23,7 @@ from typing import Any
 from openbezoar.errors import ModelError, foreign_file
 from openbezoar.gguf_header import Header, read_header
 from openbezoar.runs import file_digest, write_json
+from openbezoar.stored import READ, TERMS, files
 
 SOURCE = "source.json"
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:==(?P<version>[\w.]+))?$")
@@ -130,7 +131,7 @@ def _licence(wheel: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _making(out: Path) -> Iterator[Path | None]:
+def making(out: Path) -> Iterator[Path | None]:
     """A fresh folder that becomes ``out`` when the work in it is done; None if ``out`` is there.
 
     One process at a time: others that want the same wait for it, then find it done.
@@ -151,7 +152,7 @@ def _making(out: Path) -> Iterator[Path | None]:
 
 def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:
     """De-quantise a GGUF into ``out``: model.safetensors (bf16), config, tokenizer, source.json."""
-    with _making(out) as work:
+    with making(out) as work:
         if work is not None:
             _dequantise(gguf, work, about)
     return out
@@ -238,7 +239,7 @@ def _quiet() -> Iterator[None]:
 
 def convert_bin(folder: Path, out: Path) -> Path:
     """Old ``pytorch_model*.bin`` weights as safetensors, read with ``weights_only=True``, once."""
-    with _making(out) as work:
+    with making(out) as work:
         if work is not None:
             _convert(folder, work)
     return out
@@ -261,7 +262,7 @@ def _convert(folder: Path, work: Path) -> None:
         sums.update(file_digest(work / name).encode())
     if len(bins) > 1:
         write_json(work / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
-    for file in folder.iterdir():
-        if file.suffix in (".json", ".model", ".jinja") and not file.name.startswith("pytorch_model"):
+    for file in files(folder, (*READ, *TERMS)):
+        if not file.name.startswith("pytorch_model"):
             shutil.copy(file, work / file.name)
     write_json(work / SOURCE, {"reference": folder.name, "sha256": sums.hexdigest(), "files": sorted(p.name for p in work.iterdir())})

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from openbezoar import __version__, extras, needs, prompts
+from openbezoar import __version__, extras, model_checks, needs, prompts
 from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
@@ -26,6 +26,7 @@ from openbezoar.digests import differences, marks_in, moved, result_digest
 from openbezoar.errors import DataError, ModelError, RecipeError, RunError, UserError
 from openbezoar.judging import gates
 from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
+from openbezoar.models import digests, folder_here
 from openbezoar.policy import check_open, stated_for_data
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe import (
@@ -54,7 +55,7 @@ from openbezoar.recipe import (
 from openbezoar.recipe_file import one_line
 from openbezoar.runs import MANIFEST, RunFolder, digest, environment, file_digest, step_seed
 from openbezoar.schemes import SCHEMES
-from openbezoar.sources import resolve_path
+from openbezoar.sources import model_reference, resolve_path
 from openbezoar.stages import STAGES
 from openbezoar.training import distributed
 
@@ -122,6 +123,8 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
         key = digest(parts)
         state, why = _state(run, name, key, parts)
         nodes[name] = Node(name, verb_of(step), step, inputs[name], parts, key, state, why)
+    for name in {model: None for node in nodes.values() if node.state != "done" for model in node.parts["models"]}:
+        _check_model(recipe, recipe_path, name)
     return Graph(recipe, recipe_path, run, nodes)
 
 
@@ -264,6 +267,7 @@ NO_BIT = (
     "budget",  # where a step stops
     "gate",  # what is done about the result, as the next one
     "min_agreement",
+    "max_drift",
 )
 """Settings that change no bit of a step's result."""
 
@@ -378,10 +382,21 @@ def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     if folder.is_file():
         identity["file"] = file_digest(folder)
     elif folder.is_dir():
-        identity["files"] = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model")}
+        identity["files"] = digests(folder)
     elif spec.model.startswith(("/", ".", "~", "$data")) or spec.model.endswith(".gguf"):  # what is no name on the hub
         raise ModelError(f"{path}: models.{name}: no folder or file {folder}; expected a folder, org/name on the hub, pypi:NAME or a .gguf file")
     return identity
+
+
+def _check_model(recipe: Recipe, path: Path, name: str) -> None:
+    """Hold a local model's parts against each other, where its files are here."""
+    spec = recipe.models[name]
+    folder = folder_here(model_reference(spec.model, path.parent, recipe.data), path.parent) if isinstance(spec, LocalModel) else None
+    if folder is not None:
+        try:
+            model_checks.check(folder)
+        except ModelError as error:
+            raise ModelError(f"{path}: models.{name}: {error}") from None
 
 
 def _state(run: RunFolder, name: str, key: str, parts: dict[str, Any]) -> tuple[State, str]:

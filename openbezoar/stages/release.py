@@ -36,6 +36,7 @@ from openbezoar.reporting.sources_of import sources_of
 from openbezoar.reporting.table import columns
 from openbezoar.reporting.training_sections import heldout_accuracy, rewards
 from openbezoar.runs import file_digest, write_text
+from openbezoar.training.generation import generation_settings
 
 DATA = "data"
 GGUF = "gguf"  # apart from the tokenizer files, which transformers would read along with a GGUF
@@ -178,12 +179,7 @@ def write_tokenizer(checkpoint: Checkpoint, out: Path) -> Formatter:
 
 def _write_generation_config(source: Path, out: Path, formatter: Formatter) -> None:
     """The base's generation settings with the tokens that end a trained answer."""
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        settings = GenerationConfig.from_pretrained(str(source))
-    except OSError:  # the base has none
-        settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(source)))
+    settings, _ = generation_settings(source)  # a merge step has written them; told of there
     settings._from_model_config = False  # else transformers may take the base's end token back
     stops = list(formatter.stop_ids())
     settings.eos_token_id = stops[0] if len(stops) == 1 else stops

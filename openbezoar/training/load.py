@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from openbezoar.errors import ModelError
 from openbezoar.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
+from openbezoar.quantised import BUFFER
 from openbezoar.recipe import Lora
 from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
@@ -114,7 +116,13 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
 
     give_back_large_blocks(8 << 20)  # smaller ones, of which a small model is made, cost more time than they leave holes
     hf_logging.disable_progress_bar()
-    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     if quantize == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
@@ -124,18 +132,45 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if weights is None:
-                model: nn.Module = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
+                model, info = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
             else:
                 blank = skeleton(folder)
-                model = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
+                model, info = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
                 with contextlib.suppress(OSError):  # a base may have none; the model's config gave it one then
-                    model.generation_config = GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
+                    model.generation_config = GenerationConfig.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]})") from None
+    _check_loaded(folder, info)
     keep_4bit_layout(model)
     lean_layers(model)
     model.requires_grad_(False)  # only adapters are ever trained
-    return model if quantize == "nf4" else model.to(device())
+    held: nn.Module = model if quantize == "nf4" else model.to(device())
+    return held
+
+
+_told: set[Path] = set()  # folders whose unused tensors were told of
+
+
+def _check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
+    """What transformers passes over with a log line: tensors that it drew at random, and those that nothing uses."""
+    if odd := sorted(info["mismatched_keys"], key=str):
+        name, stored, wanted = odd[0]
+        raise ModelError(
+            f"{folder}: '{name}' has the shape {list(stored)}, its config makes it {list(wanted)}; config.json and weights are of different models"
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{folder}: the weights lack {len(missing)} tensor{'s' * (len(missing) > 1)} of the model, '{missing[0]}' first, which would be drawn at random; "
+            "fetch the weights again, or take the config that belongs to them"
+        )
+    unused = sorted(name for name in info["unexpected_keys"] if not BUFFER.search(name))
+    if unused and folder not in _told:
+        _told.add(folder)
+        print(
+            f"  {folder.name}: {len(unused)} tensor{'s' * (len(unused) > 1)} that the model does not use, '{unused[0]}' first; left out",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def keep_4bit_layout(model: nn.Module) -> None:

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.runs import write_json
+from openbezoar.stored import INDEX, WHOLE, tensors_of
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
 SHARD_BYTES = 1 << 30  # a shard in the making is what ``write`` holds
 _one_at_a_time = threading.Lock()  # transformers asks from several threads, and each would hold its own intermediate values
 
@@ -128,24 +127,12 @@ def files_of(folder: Path) -> dict[str, Path]:
 
     Raises ModelError where there are no safetensors, or an index names a shard that is not there.
     """
-    if (folder / INDEX).is_file():
-        found = {name: folder / file for name, file in json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].items()}
-        if absent := sorted({file.name for file in found.values() if not file.is_file()}):
-            raise ModelError(f"{folder}: {INDEX} names '{absent[0]}', which is not there; fetch the model's shards again")
-        return found
-    if not (folder / WHOLE).is_file():
-        raise ModelError(f"{folder}: neither {WHOLE} nor {INDEX}; expected a model folder with safetensors weights")
-    with safe_open(folder / WHOLE, framework="pt") as stored:  # type: ignore[no-untyped-call]
-        return dict.fromkeys(stored.keys(), folder / WHOLE)
+    return {name: tensor.file for name, tensor in tensors_of(folder).items()}
 
 
 def count_values(folder: Path) -> int:
     """How many values a model folder's tensors have; only the files' headers are read."""
-    total = 0
-    for file in sorted(set(files_of(folder).values())):
-        with safe_open(file, framework="pt") as stored:  # type: ignore[no-untyped-call]
-            total += sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118  not a mapping
-    return total
+    return sum(math.prod(tensor.shape) for tensor in tensors_of(folder).values())
 
 
 def weights_of(
