@@ -82,6 +82,8 @@ def _estimate(value: float | None, low: Any, high: Any, scale: int = 1, unit: st
 Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1.")]
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the server's key.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")]
+Temperature = Annotated[float, typer.Option("--temperature", metavar="T", min=0, help="Of the judge's replies.", show_default="0, greedy")]
+TopP = Annotated[float, typer.Option("--top-p", metavar="P", min=1e-6, max=1, help="Of the judge's replies.", show_default="1")]
 Mode = Annotated[str, typer.Option("--mode", help="text, or probability (local judges).")]
 JUDGE = "A model folder, org/name, pypi:NAME or a .gguf file; with --server the server's name for it."
 
@@ -104,6 +106,8 @@ def judge(
     judge_prompts: Annotated[Path | None, typer.Option("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, used word for word.")] = None,
     server: Server = None,
     key: Key = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions, or pairs drawn by a fixed seed.")] = None,
     out: Out = Path("runs/judge"),
     as_json: AsJson = False,
@@ -129,7 +133,7 @@ def judge(
         raise UserError("judge: expected --judge MODEL; name the model that judges")
     if (pairs is None) == (questions is None or not answers):
         raise UserError("judge: expected either --pairs FILE, or --questions FILE with --answers FILE; give one of the two")
-    common = {"mode": mode, **({"judge_prompts": str(judge_prompts)} if judge_prompts else {})}
+    common = {"mode": mode, "judge_temperature": temperature, "judge_top_p": top_p, **({"judge_prompts": str(judge_prompts)} if judge_prompts else {})}
     some = {"limit": limit} if limit else {}
     step: dict[str, Any]
     if pairs is not None:
@@ -165,6 +169,8 @@ def check(
     min_rating: Annotated[float, typer.Option(min=1, max=10, help="Rows rated lower are not kept.")] = 5.0,
     server: Server = None,
     key: Key = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows, drawn by a fixed seed.")] = None,
     out: Out = Path("runs/judge-check"),
     as_json: AsJson = False,
@@ -179,7 +185,8 @@ def check(
     from openbezoar.judging import labelled
     from openbezoar.progress import for_terminal
 
-    found = labelled.check(_spec(model, server, key), rows, label, {"mode": mode, "min_rating": min_rating}, limit, out, for_terminal())
+    settings = {"mode": mode, "min_rating": min_rating, "judge_temperature": temperature, "judge_top_p": top_p}
+    found = labelled.check(_spec(model, server, key), rows, label, settings, limit, out, for_terminal())
     if as_json:
         print_json(found)
         return
@@ -198,6 +205,7 @@ def _check_words(found: dict[str, Any]) -> str:
         (name, str(f["kept"]), shown(f["precision"], 100, " %"), shown(f["recall"], 100, " %"), shown(f["auc"])) for name, f in found["filters"].items()
     )
     left_out = "".join(f" Left out: {n} {reason}." for reason, n in found["left_out"].items())
+    left_out += "".join(f" {n} {reason}." for reason, n in found["calls"].items())
     note = (
         f"{found['good']} of {found['n']} answers are good, by '{found['label']}'; the judge keeps those rated {found['min_rating']:g} or more that it does not reject, and "
         f"{found['unscored']} could not be read (not kept, and not in its AUC).{left_out}\n"

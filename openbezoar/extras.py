@@ -32,7 +32,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "datasets": ("datasets", "hub"),
     "pyarrow": ("pyarrow", "hub"),  # comes with datasets
     "huggingface_hub": ("huggingface_hub", "hub"),
-    "openai": ("openai", "server"),
+    "httpx2": ("httpx2", "server"),
     "datasketch": ("datasketch", "clean"),
     "fastapi": ("fastapi", "web"),
     "uvicorn": ("uvicorn", "web"),

@@ -265,6 +265,7 @@ NO_BIT = (
     "checkpointing",  # changes memory and time
     "save_every",  # where a killed training goes on from, which leaves no trace
     "budget",  # where a step stops
+    "max_refused",  # the same
     "gate",  # what is done about the result, as the next one
     "min_agreement",
     "max_drift",
@@ -272,10 +273,14 @@ NO_BIT = (
 """Settings that change no bit of a step's result."""
 
 
+LATER = {"judge_temperature": 0.0, "judge_top_p": 1.0}
+"""Settings that came after steps were made without them, with what those steps had: at that they are left out of keys, so that none runs again."""
+
+
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = step.model_dump(mode="json", exclude=set(NO_BIT))
+    settings = step.model_dump(mode="json", exclude={*NO_BIT, *(name for name, before in LATER.items() if getattr(step, name, None) == before)})
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]

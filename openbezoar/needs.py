@@ -66,7 +66,7 @@ def of_model(recipe: Recipe, name: str, folder: Path) -> Iterator[str]:
     """What it takes to ask a model of the recipe. folder: the recipe's."""
     spec = recipe.models[name]
     if not isinstance(spec, LocalModel):
-        yield "openai"
+        yield "httpx2"
         return
     yield from MODEL
     reference = model_reference(spec.model, folder, recipe.data)

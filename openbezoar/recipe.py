@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from openbezoar.addresses import checked
+
 
 class Strict(BaseModel):
     """Base of every block: an unknown key is an error, values do not change once read."""
@@ -86,8 +88,13 @@ class ServerModel(Strict):
     key: str | None = Field(None, description="Name of the environment variable that holds the key. Never the key itself.")
     price: Price = Price()
     concurrency: int = Field(32, ge=1, description="Most requests under way at once at each server; how many are is found by its 429s and latency.")
-    timeout: float = Field(600.0, gt=0, description="Seconds before a request counts as lost.")
+    timeout: float = Field(600.0, gt=0, description="Seconds before a request counts as lost, from its connection to the last byte of its reply.")
     retries: int = Field(8, ge=0, description="Further tries after 429, 5xx or a broken connection.")
+    refused_settings: Literal["leave_out", "stop"] = Field(
+        "leave_out",
+        description="What becomes of a setting that the server refuses by its name, as judges that take temperature 1 only refuse 0: 'leave_out': the "
+        "server is asked without it, which is said once and recorded with each answer; 'stop': the step ends.",
+    )
     wrapper: str | None = Field(
         None, description="For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>: {prompt}\\n<bot>:'."
     )
@@ -96,10 +103,7 @@ class ServerModel(Strict):
     @field_validator("server")
     @classmethod
     def _is_an_address(cls, value: str | list[str]) -> str | list[str]:
-        for address in [value] if isinstance(value, str) else value:
-            if not address.startswith(("http://", "https://")):
-                raise ValueError("expected an address that begins with http:// or https://, such as http://localhost:8000/v1")
-        return value
+        return checked(value) if isinstance(value, str) else [checked(address) for address in value]
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -108,7 +112,9 @@ class ServerModel(Strict):
 
     def identity(self) -> dict[str, Any]:
         """What makes it the same model, wherever it is served."""
-        return {"server": True, "model": self.model, "revision": self.revision, "wrapper": self.wrapper}
+        # Answers without a setting are none where that is not wanted.
+        strict = {"refused_settings": "stop"} if self.refused_settings == "stop" else {}
+        return {"server": True, "model": self.model, "revision": self.revision, "wrapper": self.wrapper, **strict}
 
 
 class Budget(Strict):
@@ -122,6 +128,27 @@ class Budget(Strict):
         if self.tokens is None and self.money is None:
             raise ValueError("expected tokens, money or both")
         return self
+
+
+def _judge_temperature() -> Any:
+    return Field(0.0, ge=0, description="Of the judge's replies, by text; 0 is greedy. Some judges take 1 only; they are asked without it if it is another.")
+
+
+def _judge_top_p() -> Any:
+    return Field(1.0, gt=0, le=1, description="Of the judge's replies, where their temperature is above 0.")
+
+
+MAX_REFUSED = 0.1
+
+
+def _max_refused() -> Any:
+    return Field(
+        MAX_REFUSED,
+        ge=0,
+        le=1,
+        description="Share of a model's calls in this step that may be refused one by one (a prompt over the window, refused content); more stop the step, once "
+        "there are more than 10. 0: none may. This project's: a judge or teacher that cannot answer one row in ten is the wrong one for these rows.",
+    )
 
 
 def _model_entry(value: Any) -> Any:
@@ -174,6 +201,7 @@ class Generate(BaseModel):
     batch: int = Field(32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows.")
     prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the scheme's own, by prompt name.")
     budget: Budget | None = Field(None, description="What this step may spend on models.")
+    max_refused: float = _max_refused()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -223,10 +251,13 @@ class Filter(Strict):
     min_rating: float = Field(5.0, ge=1, le=10)
     retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
     max_new_tokens: int = Field(160, gt=0)
+    judge_temperature: float = _judge_temperature()
+    judge_top_p: float = _judge_top_p()
     batch: int = Field(32, ge=1)
     rules: Rules = Rules()
     prompts: dict[str, str] = {}
     budget: Budget | None = Field(None, description="What this step may spend on models.")
+    max_refused: float = _max_refused()
 
 
 class Lora(Strict):
@@ -452,11 +483,14 @@ class MtBench(Strict):
     )
     max_new_tokens: int = Field(1024, gt=0, description="FastChat: 1024.")
     judge_max_new_tokens: int = Field(512, gt=0)
+    judge_temperature: float = _judge_temperature()
+    judge_top_p: float = _judge_top_p()
     judge_prompts: DataRef | None = Field(None, description="Rows of FastChat's judge_prompts.jsonl, used word for word; default: the project's own texts.")
     judge_check: str | None = Field(None, description="An agreement step that the judge must have passed before it grades.")
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
     budget: Budget | None = Field(None, description="What this step may spend on models.")
+    max_refused: float = _max_refused()
 
     @model_validator(mode="after")
     def _something_to_grade(self) -> MtBench:
@@ -482,10 +516,13 @@ class Agreement(Strict):
         description="The run stops if the judge and the people agree on a smaller share of the pairs (ties count, a verdict that changed on swapped order is one).",
     )
     judge_max_new_tokens: int = Field(512, gt=0)
+    judge_temperature: float = _judge_temperature()
+    judge_top_p: float = _judge_top_p()
     judge_prompts: DataRef | None = Field(None, description="As in mt_bench.")
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
     budget: Budget | None = Field(None, description="What this step may spend on models.")
+    max_refused: float = _max_refused()
 
 
 class Failures(Strict):
@@ -504,9 +541,12 @@ class Failures(Strict):
     rows: int = Field(64, ge=1, description="Most rows of each set.")
     max_new_tokens: int = Field(256, gt=0)
     judge_max_new_tokens: int = Field(256, gt=0)
+    judge_temperature: float = _judge_temperature()
+    judge_top_p: float = _judge_top_p()
     batch: int = Field(16, ge=1)
     prompts: dict[str, str] = {}
     budget: Budget | None = Field(None, description="What this step may spend on models.")
+    max_refused: float = _max_refused()
 
     @model_validator(mode="after")
     def _checks_have_a_judge(self) -> Failures:

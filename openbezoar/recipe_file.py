@@ -225,7 +225,8 @@ def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{where}: {place}: missing; add it"
     message = "expected a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
+    secret = {"server", "key"} & set(first["loc"])  # where passwords are put by mistake
+    given = "" if secret or isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
     return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +112,37 @@ def remembered(opener: Callable[[], Any], name: str, context: Any) -> Any:
 
 
 FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def hostile_server() -> Iterator[Any]:
+    """A judge's server (``hostile.Hostile``) that answers well until it is told not to."""
+    from hostile import GOOD, Hostile
+
+    made = Hostile(lambda prompt: GOOD)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def judged(tmp_path: Path, hostile_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a filter over some rows with that server as its judge, through the command line; gives a ``hostile.Outcome``."""
+    from openbezoar.cli import main
+
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("openbezoar.llm.server.pause", lambda tries, asked, seed: 0.001)
+
+    def run(rows: int = 3, model: dict[str, Any] | None = None, top: dict[str, Any] | None = None, **step: Any) -> Any:
+        data = [{"id": f"r{n}", "instruction": f"Name river {n} of Europe.", "response": f"The river number {n} flows to the sea."} for n in range(rows)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+        judge = {"server": hostile_server.url, "model": "m", "retries": 2, "timeout": 20, **(model or {})}
+        kept = {"filter": "rows.jsonl", "judge": "judge", "retries": 0, "rules": {"near_duplicates": None}, **step}
+        recipe = {"name": "t", "models": {"judge": judge}, **(top or {}), "steps": {"kept": kept}}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--quiet"])
+        manifest = tmp_path / "runs/t/kept/manifest.json"
+        return int(str(ended.value.code)), capsys.readouterr().err, json.loads(manifest.read_text()) if manifest.exists() else {}
+
+    return run

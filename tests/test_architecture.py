@@ -12,7 +12,23 @@ ROOT = Path(openbezoar.__file__).parent
 
 # A module may import from its own rank (not for stages) and from lower ones.
 RANKS = [
-    {"errors", "extras", "textfiles", "digests", "disk", "manifests", "heap", "records", "forms", "runs", "recipe", "recipe_file", "progress", "__init__"},
+    {
+        "errors",
+        "addresses",
+        "extras",
+        "textfiles",
+        "digests",
+        "disk",
+        "manifests",
+        "heap",
+        "records",
+        "forms",
+        "runs",
+        "recipe",
+        "recipe_file",
+        "progress",
+        "__init__",
+    },
     {"sources", "models", "lengths", "devices", "memory", "gguf_models", "gguf_header", "chat", "forest", "prompts"},
     {"policy", "needs", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
     {"stages"},

@@ -365,7 +365,7 @@ OFF = threading.Event()
 
 def pool(n: int = 1, most: int = 16) -> tuple[Endpoints, Hands]:
     clock = Hands()
-    return Endpoints([Endpoint(f"e{i}", None, most) for i in range(n)], clock), clock
+    return Endpoints([Endpoint(f"e{i}", most) for i in range(n)], clock), clock
 
 
 def rounds(pool: Endpoints, clock: Hands, n: int, seconds: float = 1.0, tokens: int = 80) -> None:

@@ -102,8 +102,8 @@ def jobs() -> dict[tuple[str, str], tuple[list[str], list[str]]]:
         found[package, "judge check"] = [package], ["judge", "check", "--judge", "model", "--rows", "labelled.jsonl"]
     for package in (*needs.MODEL, *needs.TASKS):
         found[package, "score"] = [package], ["score", "model", "--tasks", "arc_easy", "--data", "tasks"]
-    found["openai", "judge check"] = ["openai"], ["judge", "check", "--judge", "m", "--server", "http://localhost:9/v1", "--rows", "labelled.jsonl"]
-    found["openai", "judge"] = ["openai"], [*local, "--server", "http://localhost:9/v1"]
+    found["httpx2", "judge check"] = ["httpx2"], ["judge", "check", "--judge", "m", "--server", "http://localhost:9/v1", "--rows", "labelled.jsonl"]
+    found["httpx2", "judge"] = ["httpx2"], [*local, "--server", "http://localhost:9/v1"]
     for package in ("fastapi", "uvicorn"):
         found[package, "vote"] = [package], ["vote", "a.jsonl", "b.jsonl", "--questions", "questions.jsonl", "--votes", "v.jsonl"]
     for package in EXTRAS:
@@ -182,8 +182,8 @@ def test_what_the_demo_wants_is_what_its_steps_import(monkeypatch: pytest.Monkey
     ("code", "said"),
     [
         (
-            "from openai import NoSuchName",
-            r"openai \S+ cannot be used \(ImportError: cannot import name 'NoSuchName'.*\); pip install --upgrade 'openbezoar\[server\]'",
+            "from httpx2 import NoSuchName",
+            r"httpx2 \S+ cannot be used \(ImportError: cannot import name 'NoSuchName'.*\); pip install --upgrade 'openbezoar\[server\]'",
         ),
         (
             "raise ImportError('Using `bitsandbytes` 4-bit quantization requires bitsandbytes: pip install -U bitsandbytes')",

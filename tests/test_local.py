@@ -142,3 +142,18 @@ def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(tiny
     old = Local(checkpoint, (local.model, local.tokenizer))
     assert old.scorer.cache_argument == "past_key_values"
     assert old.complete(PROMPTS, Sampling(6), [0, 0, 0]) == wanted
+
+
+def test_a_prompt_that_fills_the_window_is_refused_alone_and_an_answer_ends_with_the_window(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [len(local.tokenizer(p).input_ids) for p in PROMPTS]
+    monkeypatch.setattr(Local, "window", property(lambda self: lengths[1]))  # the longest prompt leaves no room
+    assert lengths[1] == max(lengths)
+    before = local.complete([PROMPTS[0]], Sampling(lengths[1] - lengths[0]), [5])[0]
+    first, full, _ = local.complete(PROMPTS, Sampling(200), [5, 6, 7])
+    assert (full.text, full.finish, full.refused, full.tokens) == ("", "error", "too long", 0)
+    assert first == before and first.refused == ""
+    assert local.complete([PROMPTS[1]], Sampling(8), [1])[0].refused == "too long"
+    talks = [[Turn("user", "a " * lengths[1])], [Turn("user", "b")]]
+    monkeypatch.setattr(Local, "window", property(lambda self: len(self.formatter.prompt_ids(talks[1])) + 12))
+    full_, weighed = local.choice_logprobs(talks, "Rating: [[", ["1]]", "2]]"])
+    assert full_ == [] and len(weighed) == 2

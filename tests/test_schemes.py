@@ -175,7 +175,7 @@ def test_an_own_text_replaces_the_built_in_one_and_a_bad_one_is_refused(tmp_path
 
 
 def test_schemes_are_imported_without_torch_or_the_server_client() -> None:
-    code = "import sys, openbezoar.schemes, openbezoar.stages.generate, openbezoar.llm.server; sys.exit(bool({'torch', 'transformers', 'openai', 'datasets'} & set(sys.modules)))"
+    code = "import sys, openbezoar.schemes, openbezoar.stages.generate, openbezoar.llm.server; sys.exit(bool({'torch', 'transformers', 'httpx2', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,7 +18,8 @@ from openbezoar.records import Row
 EXAMPLES = 3  # kept a reason
 SHOWN = 300  # characters of a text in an example
 VERDICT = ("status", "rating", "reason")
-COLUMNS = (*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply")  # a filter's own
+HOW = {"refused": "refused", "left_out": "judge_left_out"}  # why the judge did not answer, and which settings it was asked without
+COLUMNS = (*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply", *HOW.values())  # a filter's own
 BY_JUDGE = ("rejected_by_judge", "below_min_rating")
 BY_HAND = "rejected_in_review"
 
@@ -39,6 +40,7 @@ def dropped(row: Row, drop: Drop) -> Outcome:
 
 def judged(row: Row, verdict: Row, min_rating: float) -> Outcome:
     """A row by the judge's verdict: kept if it is not rejected and rated ``min_rating`` or more, or not rated because nobody was asked."""
+    row = {**row, **{column: verdict[name] for name, column in HOW.items() if name in verdict}}
     if "unscored" in verdict:
         return Outcome({**row, "unscored": verdict["unscored"], "reply": verdict["reply"]}, "unscored", f"unscored_{verdict['unscored']}")
     row = {**row, **{name: verdict[name] for name in VERDICT}}
@@ -49,7 +51,7 @@ def judged(row: Row, verdict: Row, min_rating: float) -> Outcome:
 
 def reviewed(outcome: Outcome, decision: Decision) -> Outcome:
     """A row as a person decided; why it had been dropped stays with it as ``before_review``."""
-    row = {name: value for name, value in outcome.row.items() if name not in ("rule", "why", "unscored", "reply")}
+    row = {name: value for name, value in outcome.row.items() if name not in ("rule", "why", "unscored", "reply", "refused")}
     if "output" in row and "response" in decision.texts:
         del row["output"]
     row |= {

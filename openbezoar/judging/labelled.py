@@ -64,6 +64,7 @@ def check(judge: dict[str, Any], rows: Path, label: str | None, settings: dict[s
         given = context.rows(step.filter)
         label = label or label_of(given[0])
         items = read_labelled(given, label, context.counts)
+        left_out = dict(context.counts.by_reason)
         with closing(open_llm("judge", context)) as llm:
             verdicts = rate(llm, step, context, [(i, item.asked, item.response) for i, item in enumerate(items)], {})
         write_jsonl(context.out / "verdicts.jsonl", [{"id": item.id, "good": item.good, **verdict} for item, verdict in zip(items, verdicts, strict=True)])
@@ -72,7 +73,8 @@ def check(judge: dict[str, Any], rows: Path, label: str | None, settings: dict[s
             "mode": step.mode,
             "min_rating": step.min_rating,
             "label": label,
-            "left_out": context.counts.by_reason,
+            "left_out": left_out,
+            "calls": {reason: n for reason, n in context.counts.by_reason.items() if reason not in left_out},
             **check_numbers(items, verdicts, step.min_rating, context.seed),
         }
         write_json(context.out / "scores.json", numbers)

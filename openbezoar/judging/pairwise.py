@@ -43,6 +43,7 @@ def comparison(what: Row, lengths: tuple[int, int], as_named: Row, swapped: Row)
         "logprobs": [r["logprobs"] for r in replies],
         "lengths": list(lengths),
         "unscored": next((r["unscored"] for r in replies if r["unscored"]), None),
+        **{name: [r.get(name) for r in replies] for name in ("left_out", "refused") if any(name in r for r in replies)},
     }
 
 

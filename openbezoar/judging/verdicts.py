@@ -12,7 +12,7 @@ from pathlib import Path
 from openbezoar.context import StepContext
 from openbezoar.judging.parsers import parse_filter_reply
 from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, ask, expected_rating, judge_texts
-from openbezoar.llm import LLM, Sampling
+from openbezoar.llm import LLM, Sampling, recorded
 from openbezoar.recipe import Filter
 from openbezoar.records import Row, Turn
 from openbezoar.runs import step_seed
@@ -43,7 +43,9 @@ def _by_probability(llm: LLM, conversations: Sequence[Sequence[Turn]], min_ratin
     verdicts: list[Row] = []
     for logprobs in llm.choice_logprobs(conversations, RATING_PREFIX, RATING_CHOICES):
         rating = expected_rating(logprobs)
-        if rating is None:
+        if not logprobs:
+            verdicts.append({"unscored": UNSCORED["error"], "reply": ""})
+        elif rating is None:
             verdicts.append({"unscored": "no_probability", "reply": ""})
         else:
             verdicts.append({"status": "accept" if rating >= min_rating else "reject", "rating": round(rating, 4), "reason": "probability"})
@@ -55,7 +57,8 @@ def _by_text(step: Filter, seed: int, llm: LLM, conversations: Sequence[Sequence
     verdicts: list[Row] = [{} for _ in conversations]
     open_ = list(range(len(conversations)))
     for attempt in range(1 + step.retries):
-        sampling = Sampling(step.max_new_tokens, RETRY_TEMPERATURE if attempt else 0.0)
+        temperature = max(step.judge_temperature, RETRY_TEMPERATURE if attempt else 0.0)
+        sampling = Sampling(step.max_new_tokens, temperature, step.judge_top_p)
         replies = llm.chat([conversations[i] for i in open_], sampling, [step_seed(seed, "judge", places[i], attempt) for i in open_])
         for i, reply in zip(open_, replies, strict=True):
             parsed = None if reply.finish == "error" else parse_filter_reply(reply.text)
@@ -63,8 +66,8 @@ def _by_text(step: Filter, seed: int, llm: LLM, conversations: Sequence[Sequence
                 verdicts[i] = {"unscored": UNSCORED[reply.finish], "reply": reply.text}
             else:
                 verdicts[i] = dict(zip(("status", "rating", "reason"), parsed, strict=True))
-            verdicts[i]["asks"] = attempt + 1
-        open_ = [i for i in open_ if "unscored" in verdicts[i]]
+            verdicts[i] |= {"asks": attempt + 1, **recorded(reply)}
+        open_ = [i for i in open_ if "unscored" in verdicts[i] and "refused" not in verdicts[i]]
         if not open_:
             break
     return verdicts

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from openbezoar.errors import ModelError
-from openbezoar.recipe import ServerModel
+from openbezoar.recipe import MAX_REFUSED, ServerModel
 from openbezoar.records import Turn
 from openbezoar.runs import step_seed
 
@@ -96,10 +96,16 @@ class LLM(Protocol):
         """Log-probability of each choice as the answer's continuation after ``prefix``, [conversations][choices].
 
         A server gives what it offers: -inf for choices that are not among its likeliest tokens, ModelError if it gives none.
+        A conversation that is refused alone has an empty list.
         """
 
     def close(self) -> None:
         """Give back what the model holds: memory, connections."""
+
+
+def recorded(answer: Completion) -> dict[str, Any]:
+    """What a row says of how its answer came: ``left_out`` (settings that the server refuses) and ``refused`` (why there is none), where there is any."""
+    return {**({"left_out": list(answer.left_out)} if answer.left_out else {}), **({"refused": answer.refused} if answer.refused else {})}
 
 
 def samples(llm: LLM, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int], n: int) -> list[list[Completion]]:
@@ -115,17 +121,26 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
     Nothing is loaded or connected before the first call that the cache cannot answer.
     """
-    from openbezoar.llm.budget import purse_of
+    from openbezoar.llm.budget import purse_of, worst_case
     from openbezoar.llm.calls import CallStore
     from openbezoar.llm.remembered import Remembered
+    from openbezoar.llm.tally import Tally
 
     store = CallStore(context.run.path.parent, context.progress.warn)
     purse = purse_of(context, name, store)
+    most = getattr(context.recipe.steps.get(context.name), "max_refused", MAX_REFUSED)
+    tally = Tally(name, context.counts, most, f"steps.{context.name}.max_refused")
     spec = context.model_spec(name)
     if isinstance(spec, ServerModel):
         from openbezoar.llm.server import Server
 
-        return Remembered(name, spec.identity(), lambda: Server(name, spec), store, purse, "call")
+        def server() -> Any:
+            def lost(call: Call) -> None:
+                store.unanswered(purse.spender, worst_case([call]))
+
+            return Server(name, spec, say=context.progress.warn, count=context.counts.add, lost=lost)
+
+        return Remembered(name, spec.identity(), server, store, purse, "call", tally=tally)
     checkpoint = context.checkpoint(name)
 
     def local() -> LLM:
@@ -139,7 +154,7 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
         return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
 
-    return Remembered(name, checkpoint.identity(), local, store, purse, "row" if checkpoint.dtype == "float32" else "batch", formatter)
+    return Remembered(name, checkpoint.identity(), local, store, purse, "row" if checkpoint.dtype == "float32" else "batch", formatter, tally)
 
 
-__all__ = ["LLM", "Call", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm", "samples"]
+__all__ = ["LLM", "Call", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm", "recorded", "samples"]

@@ -9,7 +9,6 @@ N is overdrawn by less than one call.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,15 +18,12 @@ from typing import TYPE_CHECKING
 from openbezoar.errors import BudgetError, RecipeError
 from openbezoar.llm import Call
 from openbezoar.llm.calls import CallStore, Spender, Spent
+from openbezoar.llm.replies import asked_tokens, prompt_tokens
 from openbezoar.llm.side_by_side import CalledOff
 from openbezoar.recipe import Budget, Price, ServerModel
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext
-
-CHARACTERS_A_TOKEN = 3  # of a prompt whose tokens are not counted yet: rather too many tokens than too few
-TURN_TOKENS = 8  # a chat template's own, a turn
-CHOICE_TOKENS = 24  # that a server may write before its choice
 
 
 @dataclass(frozen=True)
@@ -100,14 +96,7 @@ class Purse:
 
 def worst_case(calls: Sequence[Call]) -> Spent:
     """Most tokens that calls may take."""
-    written = sum(CHOICE_TOKENS if call.kind == "choices" else call.sampling.max_new_tokens for call in calls)
-    return Spent(len(calls), sum(map(prompt_tokens, calls)), written)
-
-
-def prompt_tokens(call: Call) -> int:
-    """Tokens of a call's prompt by its characters, for where nobody has counted them."""
-    texts = [call.prompt] if isinstance(call.prompt, str) else [turn.content for turn in call.prompt]
-    return math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN) + TURN_TOKENS * len(texts)
+    return Spent(len(calls), sum(map(prompt_tokens, calls)), sum(map(asked_tokens, calls)))
 
 
 def purse_of(context: StepContext, model: str, store: CallStore) -> Purse:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,23 +21,13 @@ class Token:
     likeliest: Mapping[str, float]
 
 
-def tokens_of(choice: Any) -> list[Token]:
-    """The tokens of a reply's choice in either of the API's forms, chat or raw; empty if it tells nothing of them."""
-    given = getattr(choice, "logprobs", None)
-    content = getattr(given, "content", None)
-    if content:
-        return [Token(t.token, t.logprob, {a.token: a.logprob for a in (t.top_logprobs or [])}) for t in content]
-    texts, logprobs, likeliest = (getattr(given, name, None) or [] for name in ("tokens", "token_logprobs", "top_logprobs"))
-    likeliest = likeliest or [None] * len(texts)
-    return [Token(str(t), float(p or 0.0), dict(top or {})) for t, p, top in zip(texts, logprobs, likeliest, strict=False)]
-
-
 def weigh(tokens: Sequence[Token], prefix: str, choices: Sequence[str]) -> list[float]:
     """Log-probability of each choice after ``prefix`` in the answer; -inf for what cannot be seen.
 
     A model that leaves out the prefix's beginning ("[[7]]" for "Rating: [[7]]") is
     understood; one that writes nothing of it is read from its first token.
     """
+    tokens = [token for token in tokens if token.text]  # an end token's text may be left out
     text = "".join(token.text for token in tokens)
     words = prefix.split()
     places = [(text.find(tail), tail) for i in range(len(words)) if (tail := " ".join(words[i:])) in text]

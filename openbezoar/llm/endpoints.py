@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from openbezoar.llm.side_by_side import CalledOff
 
@@ -41,7 +40,6 @@ class Endpoint:
     """One address."""
 
     url: str
-    client: Any
     most: int
     window: float = START
     under_way: int = 0
@@ -60,7 +58,8 @@ class Endpoints:
 
     def __init__(self, endpoints: Sequence[Endpoint], clock: Clock) -> None:
         self.all, self.clock = list(endpoints), clock
-        self.answered = False  # whether any ever was
+        self.answered = False  # whether there ever was a reply
+        self.last_answer = float("-inf")  # when an answer came last
         self._free = threading.Condition()
 
     def take(self, off: threading.Event, avoid: Endpoint | None = None) -> Endpoint:
@@ -82,11 +81,11 @@ class Endpoints:
         raise CalledOff
 
     def answer(self, endpoint: Endpoint, begun: float, tokens: int) -> float:
-        """An answer came (any reply that was no loss); its share of the time that passed, in seconds."""
+        """An answer came; its share of the time that passed, in seconds."""
         with self._free:
             seconds = self.clock.now() - begun
             share = seconds / max(1, sum(e.under_way for e in self.all))
-            self.answered, endpoint.failures = True, 0
+            self.answered, endpoint.failures, self.last_answer = True, 0, self.clock.now()
             a_token = seconds / (tokens + FIRST_TOKEN)
             endpoint.usual = a_token if not endpoint.usual else 0.8 * endpoint.usual + 0.2 * a_token
             endpoint.fastest = min(endpoint.fastest, a_token)
@@ -97,6 +96,12 @@ class Endpoints:
                 endpoint.window = min(endpoint.most, endpoint.window + more)
             self._release(endpoint)
         return share
+
+    def replied(self, endpoint: Endpoint) -> None:
+        """A reply came that nothing was written for, such as a refusal; it says nothing of how fast answers are."""
+        with self._free:
+            self.answered, endpoint.failures = True, 0
+            self._release(endpoint)
 
     def lost(self, endpoint: Endpoint, begun: float, *, busy: bool = False, gone: bool = False, hold: float | None = None) -> bool:
         """No answer came. busy: for want of room; gone: nobody was there; hold: seconds that the server wants to be left alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,26 +50,38 @@ class Local:
         """Summed log-probability of each choice right after ``prefix`` in the answer, [conversations][choices].
 
         A choice that begins another one ('1' and '10') takes its probability in; close both with
-        the same text ('1]', '10]') to tell them apart.
+        the same text ('1]', '10]') to tell them apart. Of a conversation that fills the model's window the list is empty.
         """
         trees = []
         for conversation in conversations:
             start = self.formatter.prompt_text(conversation) + prefix
             given = self._ids(start)
-            paths = []
+            paths, longest = [], 0
             for choice in choices:
                 whole = self._ids(start + choice)
                 shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
                 paths.append(Path.of(whole[:shared], whole[shared:]))
-            trees.append(tuple(paths))
-        return [[float(path.sum()) for path in tree] for tree in self.scorer.logprobs(trees)]
+                longest = max(longest, len(whole))
+            trees.append(tuple(paths) if longest <= self.window else ())
+        weighed = iter(self.scorer.logprobs([tree for tree in trees if tree]))
+        return [[float(path.sum()) for path in next(weighed)] if tree else [] for tree in trees]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Answers to prompts of token ids, all in one batch."""
-        return [self._completion(row, len(prompts[row.place])) for row in self.sample(prompts, sampling, seeds)]
+        """Answers to prompts of token ids, all in one batch. A prompt that fills the model's window has none; an answer ends with the window."""
+        rooms = [self.window - len(prompt) for prompt in prompts]
+        fit = [i for i, room in enumerate(rooms) if room > 0]
+        answers = [Completion("", "error", len(prompt), 0, refused="too long") for prompt in prompts]
+        if not fit:
+            return answers
+        drawn = each(sampling, len(prompts))
+        within = [replace(drawn[i], max_new_tokens=min(drawn[i].max_new_tokens, rooms[i])) for i in fit]
+        for row in self.sample([prompts[i] for i in fit], within, [seeds[i] for i in fit]):
+            place = fit[row.place]
+            answers[place] = self._completion(row, len(prompts[place]))
+        return answers
 
     def answer(self, conversation: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None]) -> Completion:
         """What ``chat`` answers to one conversation, said piece by piece while it comes; an exception in between, such as an interrupt, ends it."""

@@ -12,6 +12,9 @@ key. A batch of which one row changed is then asked again whole, and comes out a
 in a run that never had a cache; rows by themselves would bring in what another batch made
 of them. Weights of choices are kept by the batch in fp32 too, since they are numbers and
 not drawn tokens, in which such differences vanish.
+
+A call that a server turned down alone has no answer to keep: it is asked again by the next
+try, when the server may have been given a larger window.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from openbezoar.errors import BudgetError, ModelError, RecipeError
 from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.budget import Purse, worst_case
 from openbezoar.llm.calls import NOTHING, CallStore, Spent
+from openbezoar.llm.replies import HALVES, mended
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
-from openbezoar.records import Turn
+from openbezoar.llm.tally import Tally
+from openbezoar.records import Counts, Turn
 from openbezoar.runs import digest
 
 CHOICE = Sampling(1)
@@ -53,9 +58,11 @@ class Remembered:
         purse: Purse,
         unit: Literal["call", "row", "batch"],
         formatter: Callable[[], Any] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.name, self.store, self.purse, self.unit = name, store, purse, unit
         self._identity, self._opener, self._formatter = identity, opener, formatter
+        self._tally = tally or Tally(name, Counts())
         self.heard: Callable[[int], None] | None = None  # told how many calls more are answered
         self.written = 0  # tokens of the answers that were asked for and came
         self._counting = threading.Lock()
@@ -106,24 +113,34 @@ class Remembered:
         """One answer a call, from disk or from the model. All calls are of one kind."""
         if not calls:
             return []
+        self._tally.asked(len(calls))
+        answers = [_readable(answer) for answer in self._found(calls)]
+        self._tally.came(answers)
+        return answers
+
+    def _found(self, calls: Sequence[Call]) -> list[Completion]:
         keys = [digest([self._identity, plain(call)]) for call in calls]
         if self.unit == "batch" or (self.unit == "row" and calls[0].kind == "choices"):
             key = digest(keys)
             known = self.store.find([key]) or self._shared([key], lambda _: self._batch(calls, lambda rows: {key: rows}))
             self._tell(len(calls))
+            self._refusals(known[key])
             return known[key]
         found = self.store.find(keys)
         places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}  # the same call twice is asked once
         missing = {keys[place]: calls[place] for place in sorted(places.values())}
         self._tell(len(calls) - len(missing))
+        self._refusals([answers[0] for answers in found.values()])
         if missing and self.unit == "call":
             found |= self._side_by_side(list(missing.items()))
         elif missing:
-            found |= self._shared(
+            fresh = self._shared(
                 list(missing),
                 lambda asked: self._batch([missing[key] for key in asked], lambda rows: {key: [row] for key, row in zip(asked, rows, strict=True)}),
             )
             self._tell(len(missing))
+            self._refusals([answers[0] for answers in fresh.values()])
+            found |= fresh
         return [found[key][0] for key in keys]
 
     def _shared(
@@ -143,6 +160,12 @@ class Remembered:
                 self.store.release(missing, sent=not isinstance(error, (ModelError, RecipeError, BudgetError, CalledOff)))
                 raise
         return found
+
+    def _refusals(self, answers: Sequence[Completion]) -> None:
+        """Raises ModelError if these make too many."""
+        for answer in answers:
+            if answer.refused:
+                self._tally.refused(answer.refused)
 
     def _tell(self, answered: int) -> None:
         if self.heard is not None and answered:
@@ -169,12 +192,25 @@ class Remembered:
                     answer = server.answer(call, off)
                     with self._counting:
                         self.written += answer.tokens
+                    # Filtered text was written and paid for; a refusal was not.
+                    if answer.refused and not answer.tokens:
+                        self.store.release([key], sent=False)
+                        return {key: [answer]}
                     return self.store.keep({key: [answer]}, self.purse.spender)
 
-            return self._shared([key], ask, worst_case([call]), off)
+            answers = self._shared([key], ask, worst_case([call]), off)
+            if kind := answers[key][0].refused:
+                self._tally.refused(kind, server.words.get(kind, ""))
+            return answers
 
         kept = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
         return {key: answers for part in kept for key, answers in part.items()}
+
+
+def _readable(answer: Completion) -> Completion:
+    """An answer whose texts any file can hold: one that was kept by an older version may have halves of characters."""
+    (text, halves), (thoughts, more) = mended(answer.text), mended(answer.thoughts)
+    return replace(answer, text=text, thoughts=thoughts, notes=(*answer.notes, HALVES)) if halves + more else answer
 
 
 def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
@@ -188,7 +224,8 @@ def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
         return llm.complete(prompts, drawn, seeds)
     formatter: Any = getattr(llm, "formatter", None)  # a local model's: what it read is counted by it
     read = [len(formatter.prompt_ids(prompt)) if formatter is not None else 0 for prompt in prompts]
-    return [Completion("", "stop", n, 0, tuple(row)) for n, row in zip(read, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)]
+    weighed = zip(read, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)
+    return [Completion("", "stop", n, 0, tuple(row)) if row else Completion("", "error", n, 0, refused="too long") for n, row in weighed]
 
 
 def plain(call: Call) -> Any:

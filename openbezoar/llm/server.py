@@ -3,7 +3,9 @@
 Sends prompts to ``spec.servers`` with the key in the environment variable ``spec.key``
 names; writes nothing. Requests run side by side, lost ones are sent again (to another
 address if there is one), and answers come back in the order of the prompts. How many are
-under way at which address is decided in ``endpoints.py``.
+under way at which address is decided in ``endpoints.py``; how a request travels is
+``transport.py``'s, what is in it ``settings.py``'s, what a reply says ``replies.py``'s, and
+what a refusal means ``refusals.py``'s.
 """
 
 from __future__ import annotations
@@ -13,43 +15,71 @@ import os
 import random
 import re
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Call, Completion, Sampling, Samplings, each
-from openbezoar.llm.budget import CHARACTERS_A_TOKEN, CHOICE_TOKENS, prompt_tokens
-from openbezoar.llm.choices import tokens_of, weigh
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
+from openbezoar.llm.refusals import REASONS, Fault, fault_in, fault_of, meaning
+from openbezoar.llm.replies import Malformed, largest, parsed, read
+from openbezoar.llm.settings import Request, Settings, cut_at_stop, wrapper_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
+from openbezoar.llm.transport import MOVED, Gone, Late, Reply, Transport, redirected
+from openbezoar.progress import visible
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 LONGEST_ASKED = 600.0  # seconds that a server's Retry-After is followed up to
 FIRST_TRIES = 3  # to an address that has never answered: it is not there, rather than busy
-LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
+FIRST_REFUSALS = 3  # for reasons that may be a request's own, before any answer: then they are not
+WORTH_SAYING = 5.0  # seconds of waiting
+SAID_EVERY = 30.0  # seconds between two lines about waiting
+MASKED = 8  # characters of a key in a row that are not shown
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """No answer this time. kind: what the call is counted under if that stays so."""
+
+    said: str
+    kind: Literal["malformed", "failed", ""]  # "": nobody was there
+    asked: float | None = None
+    busy: bool = False
 
 
 class Server:
     """An LLM over HTTP. Seeds are passed on; whether they are honoured is the server's affair."""
 
-    def __init__(self, name: str, spec: ServerModel, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: ServerModel,
+        clock: Clock | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        count: Callable[[str], None] = lambda reason: None,
+        lost: Callable[[Call], None] = lambda call: None,
+    ) -> None:
+        """say: told in one line what is waited for, left out or refused. count: told of what is asked again, under its reason.
+
+        lost: told of a call that was sent without an answer that could be used, and that may be on the bill.
+        """
         self.name, self.spec = name, spec
-        self.where = f"model '{name}' ({spec.model} at {', '.join(map(shown, spec.servers))})"
+        self.where = f"model '{name}' ({spec.model} at {', '.join(spec.servers)})"
         if spec.wrapper is not None and "{prompt}" not in spec.wrapper:
             raise ModelError(f"model '{name}': its wrapper has no {{prompt}}; expected text such as '<human>: {{prompt}}\\n<bot>:'")
         self._key = _key(name, spec)
-        self._clock = clock or Clock()
-        self._endpoints = Endpoints([Endpoint(shown(url), _client(url, spec, self._key), spec.concurrency) for url in spec.servers], self._clock)
-        self._limit_name = "max_tokens"
-        self._likeliest = LIKELIEST[0]
+        self._clock, self._say, self._count, self._on_the_bill = clock or Clock(), say, count, lost
+        self._transport = Transport(self._key, spec.timeout, spec.concurrency)
+        self._endpoints = Endpoints([Endpoint(url, spec.concurrency) for url in spec.servers], self._clock)
+        self._settings = Settings(spec.model, spec.wrapper)
+        self._lock = threading.Lock()
+        self._refused_first, self._said_at, self._said = 0, -math.inf, set[str]()
+        self.words: dict[str, str] = {}  # with which it last turned down one call, by the reason
 
     @property
     def width(self) -> int:
@@ -73,8 +103,7 @@ class Server:
 
     def close(self) -> None:
         """Let go of the connections."""
-        for endpoint in self._endpoints.all:
-            endpoint.client.close()
+        self._transport.close()
 
     def _all(self, calls: Sequence[Call]) -> list[Completion]:
         return side_by_side(len(calls), lambda place, off: self.answer(calls[place], off), self.width, self.name)
@@ -82,180 +111,189 @@ class Server:
     # ------------------------------------------------------------------------ one call
 
     def answer(self, call: Call, off: threading.Event) -> Completion:
-        """One answer, sending again what was lost. Raises ModelError when the tries are used up or a server says no."""
-        import openai
+        """One answer, sending again what was lost.
 
-        tries, last = 0, None
+        A call that the server turns down alone is an answer of 'error' with the reason in
+        ``refused``. Raises ModelError when the tries are used up or a server says no to all.
+        """
+        tries, last, first = 0, None, self._clock.now()
         while True:
             endpoint = self._endpoints.take(off, last)
-            begun, busy, gone, asked = self._clock.now(), False, False, None
-            sent = self._limit_name, self._likeliest
+            begun, request = self._clock.now(), self._settings.request(call)
             try:
-                completion = self._read(self._send(endpoint.client, call, *sent), call)
-                return replace(completion, seconds=round(self._endpoints.answer(endpoint, begun, completion.tokens), 6))
-            except openai.APIStatusError as error:
-                code = error.status_code
-                if code not in (408, 409, 425, 429) and code < 500:
-                    self._endpoints.answer(endpoint, begun, 0)
-                    if refuses_content(error):
-                        return Completion("", "error", 0, 0)
-                    if self._adapts(error, sent):
-                        continue
-                    raise ModelError(f"{self.where}: it refuses the request with {code}: {self._said(error)}{_remedy(code, self.spec)}") from None
-                lost, asked, busy = f"{code}: {self._said(error)}", retry_after(error), code in (408, 429, 503)
-                self._endpoints.answered = True
-            except (openai.APIConnectionError, openai.APIResponseValidationError, _Malformed) as error:
-                lost, busy = self._lost(error), isinstance(error, openai.APITimeoutError)
-                gone = isinstance(error, openai.APIConnectionError) and not busy
+                came = self._once(endpoint.url, request, call)
             except BaseException:
                 self._endpoints.lost(endpoint, begun)
                 raise
+            if isinstance(came, Completion) and not came.refused:
+                self._settings.answered(request)
+                return replace(came, seconds=round(self._endpoints.answer(endpoint, begun, came.tokens), 6))
+            if not isinstance(came, _Lost):
+                self._endpoints.replied(endpoint)
+                if came is not None:
+                    return came
+                continue
             tries, last = tries + 1, endpoint
-            seconds = pause(tries, asked, call.seed)
-            elsewhere = self._endpoints.lost(endpoint, begun, busy=busy, gone=gone, hold=seconds if busy or asked is not None else None)
+            seconds = pause(tries, came.asked, call.seed)
+            hold = seconds if came.busy or came.asked is not None else None
+            elsewhere = self._endpoints.lost(endpoint, begun, busy=came.busy, gone=not came.kind, hold=hold)
             if tries > self.spec.retries or (not self._endpoints.answered and tries >= FIRST_TRIES * len(self.spec.servers)):
-                raise ModelError(
-                    f"{self.where}: no answer after {tries} tries; the last one: {lost}. Check that the server runs and is reachable, then run again: every answer is kept"
-                )
-            if not elsewhere and self._clock.wait(seconds, off):
-                raise CalledOff
+                return self._given_up(call, came, tries, first)
+            if not elsewhere:
+                self._waits(seconds, came, tries, first)
+                if self._clock.wait(seconds, off):
+                    raise CalledOff
 
-    def _send(self, client: Any, call: Call, limit_name: str, likeliest: int) -> Any:
-        """One request. A conversation for a wrapped server is sent as text, and begins its answer with the call's prefix."""
-        sampling, prompt, wrapper = call.sampling, call.prompt, self.spec.wrapper
-        if call.kind == "choices":
-            sampling = Sampling(CHOICE_TOKENS, logprobs=True)
-        settings = _settings(sampling, call.seed)
-        if not isinstance(prompt, str) and wrapper is not None:
-            prompt = wrapped(wrapper, prompt) + (f" {call.prefix}" if call.prefix else "")
-            settings["stop"] = [*dict.fromkeys((*sampling.stop, *wrapper_stop(wrapper)))]
-        if isinstance(prompt, str):
-            if sampling.logprobs:
-                settings["logprobs"] = likeliest
-            return client.completions.create(model=self.spec.model, prompt=prompt, **settings)
-        if sampling.logprobs:
-            settings |= {"logprobs": True, "top_logprobs": likeliest}
-        settings[limit_name] = settings.pop("max_tokens")
-        return client.chat.completions.create(model=self.spec.model, messages=[turn.as_dict() for turn in prompt], **settings)
+    def _once(self, url: str, request: Request, call: Call) -> Completion | _Lost | None:
+        """An answer, a loss, or None where the call is to be sent in another way at once. Raises ModelError for what every request would get."""
+        try:
+            reply = self._transport.post(url + request.path, request.body, largest(call, request.body, request.likeliest))
+            if not 200 <= reply.status < 300:
+                self._endpoints.answered = True
+                return self._refusal(url, request, call, fault_of(reply.status, reply.body), reply)
+            value = parsed(reply.body)
+            told_fault = isinstance(value, dict) and (value.get("error") or "choices" not in value)
+            if told_fault and (fault := fault_in(reply.status, value)) is not None:
+                return self._refusal(url, request, call, fault, reply)
+            answer, tells = read(value, call, "" if self.spec.wrapper else call.prefix)
+        except Malformed as error:
+            with self._lock:
+                self._count(f"replies of {self.name} that are not the API's, asked again")
+            self._on_the_bill(call)
+            return _Lost(self._tidy(str(error)), "malformed")
+        except Late as error:
+            self._on_the_bill(call)
+            return _Lost(str(error), "failed", busy=True)
+        except Gone as error:
+            if error.sent:
+                self._on_the_bill(call)
+            return _Lost(self._tidy(str(error)), "")
+        if not tells:
+            raise self._no_logprobs()
+        if "stop" in request.left_out:
+            text, cut = cut_at_stop(answer.text, (*call.sampling.stop, *(wrapper_stop(self.spec.wrapper) if self.spec.wrapper else ())))
+            answer = replace(answer, text=text, finish="stop" if cut and answer.finish == "length" else answer.finish)
+        return replace(answer, left_out=request.left_out)
 
-    def _read(self, reply: Any, call: Call) -> Completion:
-        choices = getattr(reply, "choices", None)
-        if not choices:
-            raise _Malformed("a reply without 'choices'; is the address the API's base, such as http://HOST/v1?")
-        choice, usage = choices[0], getattr(reply, "usage", None)
-        message = getattr(choice, "message", None)
-        text = (message.content if message is not None else getattr(choice, "text", None)) or ""
-        reason = choice.finish_reason
-        finish: Literal["stop", "length", "error"] = "error" if reason == "content_filter" else "length" if reason == "length" else "stop"
-        tokens = tokens_of(choice) if call.sampling.logprobs or call.kind == "choices" else []
-        logprobs = tuple(token.logprob for token in tokens) or None
-        if call.kind == "choices":
-            if text and not any(token.likeliest for token in tokens):
-                raise self._no_logprobs()
-            logprobs = tuple(weigh(tokens, "" if self.spec.wrapper else call.prefix, call.choices))
-        if usage is None:  # nobody counted; a budget must not be blind to it
-            return Completion(str(text), finish, prompt_tokens(call), math.ceil(len(text) / CHARACTERS_A_TOKEN), logprobs)
-        return Completion(str(text), finish, usage.prompt_tokens or 0, usage.completion_tokens or 0, logprobs)
+    def _refusal(self, url: str, request: Request, call: Call, fault: Fault, reply: Reply) -> Completion | _Lost | None:
+        """What becomes of a call that was refused; as ``_once``."""
+        if fault.status in MOVED:
+            to = redirected(url + request.path, reply)
+            raise ModelError(f"{self.where}: it redirects to {to}, where nothing is sent; if that is the right server, write its address as 'server'")
+        said, means = f"{fault.status or 'an error in its reply'}: {self._tidy(fault.message)}", meaning(fault)
+        if means == "quota":
+            raise ModelError(f"{self.where}: there is nothing left to pay with, it says {said}. Top up, then run again: every answer is kept")
+        if means in ("request", "wait") and (name := self._settings.named(fault, request)) is not None:
+            self._without(name, fault, request, call, said)
+            return None
+        if means == "wait":
+            return _Lost(said, "failed", retry_after(reply.headers.get("retry-after")), fault.status in (408, 429, 503))
+        if means == "every request" or (means == "request" and self._refuses_all()):
+            raise ModelError(f"{self.where}: it refuses the request with {said}{_remedy(fault.status, self.spec)}")
+        return self._refused(call, means, said)
+
+    def _without(self, name: str, fault: Fault, request: Request, call: Call, said: str) -> None:
+        """Send a call without the setting that its refusal names, or in the other way that there is."""
+        way = self._settings.adapt(name, fault, request, call.kind == "choices")
+        if way is None:
+            raise self._no_logprobs()
+        if way is False:
+            if self.spec.refused_settings == "stop":
+                raise ModelError(f"{self.where}: it refuses '{name}' with {said}; change it, or set refused_settings: leave_out")
+            self._once_said(f"without {name}", f"{self.where}: it refuses '{name}' ({said}); it is asked without from now on, and answers say so")
+
+    def _refuses_all(self) -> bool:
+        """Whether a refusal that may be one request's own cannot be: several came, and never an answer."""
+        with self._lock:
+            self._refused_first += 1
+            return self._endpoints.last_answer == -math.inf and self._refused_first >= FIRST_REFUSALS
+
+    def _refused(self, call: Call, kind: str, said: str) -> Completion:
+        prompt = call.prompt if isinstance(call.prompt, str) else call.prompt[-1].content
+        self.words[kind] = said
+        end = visible(" ".join(prompt.split()))[-60:]
+        self._once_said(kind, f"{self.where}: one call goes without an answer, counted under '{REASONS[kind]}': {said} (its prompt ends in '{end}')")
+        return Completion("", "error", 0, 0, refused=kind)
+
+    def _given_up(self, call: Call, lost: _Lost, tries: int, first: float) -> Completion:
+        """A call whose tries are used up: its own fault if others were answered meanwhile. Raises ModelError if none was."""
+        if lost.kind and self._endpoints.last_answer > first:
+            return self._refused(call, lost.kind, f"no answer after {tries} tries, the last one: {lost.said}")
+        raise ModelError(
+            f"{self.where}: no answer after {tries} tries; the last one: {lost.said}. Check that the server runs and is reachable, then run again: every answer is kept"
+        )
+
+    # ------------------------------------------------------------------------ words
+
+    def _waits(self, seconds: float, lost: _Lost, tries: int, first: float) -> None:
+        """Say that a call waits, and why, when that has taken or will take a while; once for all that wait together."""
+        now = self._clock.now()
+        with self._lock:
+            if max(seconds, now - first) < WORTH_SAYING or now - self._said_at < SAID_EVERY:
+                return
+            self._said_at = now
+        self._say(f"{self.where}: waiting {seconds:.0f} s to ask again, try {tries} of {1 + self.spec.retries}: {lost.said}")
+
+    def _once_said(self, key: str, text: str) -> None:
+        with self._lock:
+            if key in self._said:
+                return
+            self._said.add(key)
+        self._say(text)
 
     def _no_logprobs(self) -> ModelError:
         return ModelError(f"{self.where}: it tells no log-probabilities of its tokens; use mode: text, or a local model")
 
-    def _adapts(self, error: Any, sent: tuple[str, int]) -> bool:
-        """Whether the request can be put in another way than it was sent; that way is used from now on, by all threads."""
-        if error.status_code not in (400, 422):
-            return False
-        if "logprobs" in str(error):
-            if sent[1] == LIKELIEST[-1]:
-                raise self._no_logprobs() from None
-            self._likeliest = LIKELIEST[-1]
-            return True
-        if sent[0] == "max_tokens" and "max_completion_tokens" in str(error):
-            self._limit_name = "max_completion_tokens"
-            return True
-        return False
-
-    def _lost(self, error: Exception) -> str:
-        import openai
-
-        if isinstance(error, openai.APITimeoutError):
-            return f"no answer within {self.spec.timeout:g} s"
-        return self._tidy(str(error.__cause__ or error) or type(error).__name__)
-
-    def _said(self, error: Any) -> str:
-        body = error.body if isinstance(error.body, dict) else {}
-        said = body.get("message") or error.response.text or "no reason given"
-        return self._tidy(str(said))
-
     def _tidy(self, text: str) -> str:
-        """A server's words on one line, without the key."""
-        line = " ".join(text.split())
-        if self._key:
-            line = line.replace(self._key, "(key)")
+        """A server's words on one line, without the key or any longer part of it."""
+        line = visible(" ".join(text.split()))
+        key = self._key or ""
+        if key in line:
+            line = line.replace(key, "(key)") if key else line
+        parts = sorted({key[i : i + MASKED] for i in range(len(key) - MASKED + 1)})
+        hidden = [at for part in parts for at in _places(line, part)]
+        for at in sorted(hidden, reverse=True):
+            line = line[:at] + "*" * MASKED + line[at + MASKED :]
         return line if len(line) <= 300 else line[:297] + "..."
 
 
-class _Malformed(Exception):
-    """A reply that is not the API's."""
+def _places(line: str, part: str) -> list[int]:
+    return [match.start() for match in re.finditer(f"(?={re.escape(part)})", line)]
 
 
 def _key(name: str, spec: ServerModel) -> str | None:
     if spec.key is None:
         return None
+    # A name only: somebody may have put the key itself there.
+    named = f"${spec.key}" if re.fullmatch(r"[A-Z][A-Z0-9_]*", spec.key) else "that 'key' names (is it a name, such as OPENAI_API_KEY?)"
     if not (value := os.environ.get(spec.key, "").strip()):
-        # A name only: somebody may have put the key itself there.
-        named = f"${spec.key}" if re.fullmatch(r"[A-Z][A-Z0-9_]*", spec.key) else "that 'key' names (is it a name, such as OPENAI_API_KEY?)"
         raise ModelError(
-            f"model '{name}': the environment variable {named} is not set; expected the key for {shown(spec.servers[0])} in it: export it, then run again"
+            f"model '{name}': the environment variable {named} is not set; expected the key for {spec.servers[0]} in it: export it, then run again"
         )
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ModelError(f"model '{name}': the environment variable {named} holds what is no key: expected one line of ASCII without spaces; export it again")
     return value
-
-
-def shown(url: str) -> str:
-    """An address as it may be shown: without a user's name and password, and without a query, where keys are put too."""
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
-
-
-def _client(url: str, spec: ServerModel, key: str | None) -> OpenAI:
-    from openai import OpenAI
-
-    return OpenAI(base_url=url, api_key=key or "none", timeout=spec.timeout, max_retries=0)
-
-
-def _settings(sampling: Sampling, seed: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "seed": seed % 2**31}
-    if sampling.temperature > 0:
-        settings["top_p"] = sampling.top_p
-    if sampling.stop:
-        settings["stop"] = list(sampling.stop)
-    return settings
 
 
 def _remedy(status: int, spec: ServerModel) -> str:
     if status in (401, 403):
         return f"; check the key in ${spec.key}" if spec.key else "; name the environment variable that holds a key, as 'key'"
-    return "; check the model's name and the base URL (it mostly ends with /v1)" if status == 404 else ""
+    return "; check the model's name and the base URL (it mostly ends with /v1)" if status in (404, 405) else ""
 
 
-def refuses_content(error: Any) -> bool:
-    """Whether a server declines the content, by the codes that OpenAI and Azure use; nothing else is an answer of 'error'."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return error.status_code in (400, 403) and str(body.get("code")) in ("content_filter", "content_policy_violation")
-
-
-def retry_after(error: Any) -> float | None:
-    """Seconds that the server asks to wait: its Retry-After, in seconds or as a date."""
-    value = error.response.headers.get("retry-after")
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a server asks to wait: its Retry-After, in seconds or as a date."""
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when - datetime.now(UTC if when.tzinfo else None)).total_seconds())
+        try:
+            when = parsedate_to_datetime(value)
+            seconds = (when - datetime.now(UTC if when.tzinfo else None)).total_seconds()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+    return max(0.0, seconds) if not math.isnan(seconds) else None
 
 
 def pause(tries: int, asked: float | None, seed: int) -> float:
@@ -264,22 +302,3 @@ def pause(tries: int, asked: float | None, seed: int) -> float:
     if asked is not None:
         return min(asked, LONGEST_ASKED) + jitter
     return float(min(2 ** (tries - 1), LONGEST_WAIT)) * (0.5 + jitter / 2)
-
-
-def wrapped(wrapper: str, turns: Sequence[Turn]) -> str:
-    """A conversation as one text: each user turn in the wrapper, the system message before the first."""
-    system = "".join(t.content + "\n\n" for t in turns if t.role == "system" and t.content)
-    text = ""
-    for turn in turns:
-        if turn.role == "user":
-            text += wrapper.replace("{prompt}", system + turn.content)
-            system = ""
-        elif turn.role == "assistant":
-            text += f" {turn.content}\n"
-    return text
-
-
-def wrapper_stop(wrapper: str) -> tuple[str, ...]:
-    """Where an answer ends: at the text with which the wrapper opens a user's turn."""
-    opening = wrapper.split("{prompt}")[0].strip()
-    return (opening,) if opening else ()

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
 
 from openbezoar.forms import instruction_text
-from openbezoar.llm import Sampling
+from openbezoar.llm import Sampling, recorded
 from openbezoar.recipe import Strict
 from openbezoar.records import Row, Turn
 from openbezoar.schemes import elimination as rules
@@ -83,6 +83,7 @@ class _Try:
     text: str = ""
     answer: str = ""
     finish: str = ""
+    how: Row = field(default_factory=dict)  # what its row says of how the answer came
 
 
 def make(options: Options, work: Work) -> list[Row]:
@@ -139,7 +140,7 @@ def _round(number: int, items: Sequence[_Item], wanted: int, options: Options, w
         tries = tries[:wanted]
     replies = work.chat(f"answers-{number}", [[Turn("user", t.text)] for t in tries], [work.seed("answer", number, t.item.number) for t in tries])
     for attempt, reply in zip(tries, replies, strict=True):
-        attempt.answer, attempt.finish = reply.text, reply.finish
+        attempt.answer, attempt.finish, attempt.how = reply.text, reply.finish, recorded(reply)
     tries = _without(tries, "answer refused by the server", lambda t: t.finish == "error", work)
     tries = _without(tries, "rule 2, a short apology", lambda t: rules.apologises(t.answer), work)
     tries = _without(tries, "rule 3, the answer says nothing", lambda t: rules.says_nothing(t.answer), work)
@@ -193,8 +194,9 @@ def _gaining(number: int, tries: Sequence[_Try], judge: str, work: Work) -> list
     """The tries that a model calls not equal to their source, asked up to six times until it says either."""
     start = work.text("evol_equality_start")
     verdict: dict[int, bool | None] = {t.item.number: None for t in tries}
+    refused: set[int] = set()
     for ask in range(ASKS):
-        open_ = [t for t in tries if verdict[t.item.number] is None]
+        open_ = [t for t in tries if verdict[t.item.number] is None and t.item.number not in refused]
         if not open_:
             break
         # Greedy first; asking again greedily would bring the same reply.
@@ -203,6 +205,9 @@ def _gaining(number: int, tries: Sequence[_Try], judge: str, work: Work) -> list
         seeds = [work.seed("equality", number, t.item.number, ask) for t in open_]
         for attempt, reply in zip(open_, work.begun(f"equality-{number}", questions, [start] * len(questions), seeds, sampling, judge), strict=True):
             verdict[attempt.item.number] = rules.gains_information(reply.text)
+            if reply.refused:
+                refused.add(attempt.item.number)
+    tries = _without(tries, "rule 1, the question was refused by the server", lambda t: t.item.number in refused, work)
     tries = _without(tries, f"rule 1, undecided after {ASKS} asks", lambda t: verdict[t.item.number] is None, work)
     return _without(tries, "rule 1, no information gained", lambda t: verdict[t.item.number] is False, work)
 
@@ -224,6 +229,7 @@ def _row(number: int, attempt: _Try, count: int) -> Row:
         "parent": item.row,
         "seed_id": item.seed_id,
         "category": item.category,
+        **attempt.how,
     }
     item.text, item.row, item.depth = attempt.text, row["id"], item.depth + 1
     return row

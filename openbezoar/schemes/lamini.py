@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -82,7 +83,7 @@ def _ask(options: Options, work: Work, texts: list[str], seeds: list[int], sampl
     """Replies to prompts for instructions, begun with a tag where the model's prompt can be written out."""
     if options.begun and work.written([Turn("user", BEGIN)], work.teacher) is not None:
         replies = work.begun("instructions", texts, [BEGIN] * len(texts), seeds, sampling, work.teacher, bar=False)
-        return [Completion(BEGIN + r.text, r.finish, r.prompt_tokens, r.tokens) for r in replies]
+        return [replace(r, text=BEGIN + r.text) for r in replies]
     return work.chat("instructions", [[Turn("user", text)] for text in texts], seeds, sampling=sampling, bar=False)
 
 

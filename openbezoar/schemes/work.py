@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openbezoar import prompts
-from openbezoar.llm import LLM, Completion, Sampling
+from openbezoar.llm import LLM, Completion, Sampling, recorded
 from openbezoar.llm.remembered import Remembered
-from openbezoar.llm.server import wrapped, wrapper_stop
+from openbezoar.llm.settings import wrapped, wrapper_stop
 from openbezoar.progress import Bar
 from openbezoar.recipe import DataRef, ServerModel
 from openbezoar.records import Counts, Row, Turn
@@ -223,7 +223,7 @@ def answered(work: Work, rows: Sequence[Row], replies: Sequence[Completion]) -> 
         elif not reply.text:
             work.counts.add("dropped: empty answer")
         else:
-            kept.append({**row, "response": reply.text, "finish": reply.finish})
+            kept.append({**row, "response": reply.text, "finish": reply.finish, **recorded(reply)})
     return kept
 
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import Any
 
 from openbezoar.context import StepContext
-from openbezoar.judging.grading import compare
+from openbezoar.judging.grading import compare, judge_sampling
 from openbezoar.judging.human_pairs import HumanPair, agreement_with_majority, judge_numbers, read_pairs
 from openbezoar.judging.pairwise import comparison
 from openbezoar.judging.prompting import PAIR, Text, ask_pair, official_texts, own_texts
@@ -49,7 +49,7 @@ def _compare(step: Agreement, context: StepContext, texts: dict[str, Text], pair
             shown = [(p, order) for p in batch for order in (p.answers, p.answers[::-1])]
             talks = [ask_pair(texts, p.question, [a], [b], 1) for p, (a, b) in shown]
             seeds = [step_seed(context.seed, "pair", p.id, n % 2) for n, (p, _) in enumerate(shown)]
-            replies = iter(compare(llm, talks, seeds, step.mode, step.judge_max_new_tokens))
+            replies = iter(compare(llm, talks, seeds, step.mode, judge_sampling(step)))
             return [
                 comparison(
                     {

@@ -22,9 +22,9 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.forms import to_prompt
 from openbezoar.judging.failures import MEASURES, failure_differences, failure_numbers, share_of
-from openbezoar.judging.grading import say_yes_or_no
+from openbezoar.judging.grading import judge_sampling, say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
-from openbezoar.llm import Sampling, open_llm
+from openbezoar.llm import Sampling, open_llm, recorded
 from openbezoar.recipe import DataRef, Failures
 from openbezoar.records import Row, Turn, write_jsonl
 from openbezoar.runs import step_seed, write_json
@@ -92,7 +92,7 @@ def _answer(step: Failures, context: StepContext, model: str, asked: Sequence[As
             seeds = [step_seed(context.seed, "answer", first + n) for n in range(len(batch))]
             answers = llm.chat([a.turns for a in batch], Sampling(step.max_new_tokens), seeds)
             return [
-                {"model": model, "set": a.set, "system": a.system, "id": a.id, "answer": got.text, "finish": got.finish, "tokens": got.tokens}
+                {"model": model, "set": a.set, "system": a.system, "id": a.id, "answer": got.text, "finish": got.finish, "tokens": got.tokens, **recorded(got)}
                 for a, got in zip(batch, answers, strict=True)
             ]
 
@@ -111,7 +111,7 @@ def _judge(step: Failures, context: StepContext, texts: dict[str, Text], asked: 
         def make(first: int, batch: Sequence[Row]) -> list[Row]:
             talks = [_question(texts, by_place[row["set"], row["system"], row["id"]], row["answer"]) for row in batch]
             seeds = [step_seed(context.seed, "judge", first + n) for n in range(len(batch))]
-            said = say_yes_or_no(llm, talks, seeds, step.mode, step.judge_max_new_tokens)
+            said = say_yes_or_no(llm, talks, seeds, step.mode, judge_sampling(step))
             return [
                 {"model": row["model"], "id": row["id"], "what": UNSAFE if row["set"] == "harmless" else UNSUPPORTED, **verdict}
                 for row, verdict in zip(batch, said, strict=True)

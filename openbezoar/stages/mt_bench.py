@@ -24,12 +24,12 @@ from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
-from openbezoar.judging.grading import compare, rate
+from openbezoar.judging.grading import compare, judge_sampling, rate
 from openbezoar.judging.pairwise import comparison, pair_numbers
 from openbezoar.judging.prompting import PAIR, SINGLE, Text, ask_pair, ask_single, official_texts, own_texts
 from openbezoar.judging.questions import Question, read_answers, read_questions
 from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
-from openbezoar.llm import LLM, Completion, Sampling, open_llm
+from openbezoar.llm import LLM, Completion, Sampling, open_llm, recorded
 from openbezoar.recipe import LocalModel, MtBench, ServerModel
 from openbezoar.records import Row, Turn, write_jsonl
 from openbezoar.runs import step_seed, write_json
@@ -140,8 +140,10 @@ def _two_turns(llm: LLM, model: str, questions: Sequence[Question], most: int, s
             "turns": [a.text, b.text],
             "finish": [a.finish, b.finish],
             "tokens": [a.tokens, b.tokens],
+            **{name: [found.get(name) for found in both] for name in ("left_out", "refused") if any(name in found for found in both)},
         }
         for q, a, b in zip(questions, first, second, strict=True)
+        if (both := (recorded(a), recorded(b)))
     ]
 
 
@@ -161,7 +163,7 @@ def _single(step: MtBench, context: StepContext, llm: LLM, texts: dict[str, Text
         asked = [(row, turn) for row, turn in batch if _came(row, turn)]
         talks = [ask_single(texts, by_id[row["question_id"]], row["turns"], turn) for row, turn in asked]
         seeds = [step_seed(context.seed, "judge", row["model"], row["question_id"], turn) for row, turn in asked]
-        graded = iter(rate(llm, talks, seeds, step.mode, step.judge_max_new_tokens))
+        graded = iter(rate(llm, talks, seeds, step.mode, judge_sampling(step)))
         return [
             {
                 "model": row["model"],
@@ -196,7 +198,7 @@ def _pairwise(
         asked = [item for item in batch if _came(item[2], item[1]) and _came(item[3], item[1])]
         talks = [ask_pair(texts, q, x["turns"], y["turns"], turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))]
         seeds = [step_seed(context.seed, "pair", x["model"], y["model"], q.id, turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))]
-        replies = iter(compare(llm, talks, seeds, step.mode, step.judge_max_new_tokens))
+        replies = iter(compare(llm, talks, seeds, step.mode, judge_sampling(step)))
         rows = []
         for q, turn, a, b in batch:
             came = _came(a, turn) and _came(b, turn)

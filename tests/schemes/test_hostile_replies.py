@@ -28,6 +28,7 @@ HOSTILE: dict[str, str | Completion] = {
     "another language": "请列出欧洲的两条河流，并说明理由。",
     "right to left": "\u202eسمّ نهرين في أوروبا.",
     "refused": Completion("", "error", 5, 0),
+    "over the window": Completion("", "error", 0, 0, refused="too long"),
     "cut off": Completion("<example>Name", "length", 5, 9),
     "JSON": '{"instruction": "Name two seas.", "response": null}',
 }
@@ -88,7 +89,7 @@ def test_a_hostile_reply_costs_no_row_but_its_own(bench: Bench, scheme: str, rep
 def test_a_hostile_reply_of_the_equality_judge_costs_no_row_but_its_own(bench: Bench, reply: str) -> None:
     clean = Struck(None, "", _not_equal)
     expected = _rows(bench, "evol_instruct", Scripted(good_teacher), "clean", clean)
-    says_equal = "equal" in str(HOSTILE[reply])
+    lost = "equal" in str(HOSTILE[reply]) or "too long" in str(HOSTILE[reply])  # what a judge turned down once is not asked again
     for at in range(clean.seen):
         rows = _rows(bench, "evol_instruct", Scripted(good_teacher), f"at-{at}", Struck(at, HOSTILE[reply], _not_equal))
-        assert len(_lost(expected, rows)) == says_equal and len(rows) == 6  # any other reply is asked for again
+        assert len(_lost(expected, rows)) == lost and len(rows) == 6  # any other reply is asked for again

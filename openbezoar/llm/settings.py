@@ -1,0 +1,147 @@
+"""What a server is sent for a call: the API's settings, less those that it has refused. Reads and writes nothing.
+
+Servers differ in what they take: judges that sample at temperature 1 only, newer names for
+the token limit, no seeds, four stop strings at most. A setting that a refusal names is put
+in another way where there is one (the limit's other name, fewer likeliest tokens) and else
+left out from then on; answers say which were.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openbezoar.llm import Call, Sampling
+from openbezoar.llm.refusals import Fault
+from openbezoar.llm.replies import asked_tokens, mended
+from openbezoar.records import Turn
+
+LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
+LIMITS = ("max_tokens", "max_completion_tokens")
+NAMES = ("top_logprobs", "logprobs", "top_p", "seed", "stop", "temperature", *LIMITS)  # of two that exclude each other the first goes
+ENGLISH = ("stop", "seed", "temperature")  # words that a message may hold without meaning the setting
+_ABOUT_SETTINGS = re.compile(
+    r"support|unknown|unrecogni[sz]ed|invalid|unexpected|permitted|allowed|must|cannot|can't|only|deprecated|parameter|argument|field|option|property|sequence",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call as it is sent. sent: the settings in it. left_out: those that it would have had. likeliest: tokens asked for at a place."""
+
+    path: str
+    body: bytes
+    sent: Mapping[str, Any]
+    left_out: tuple[str, ...]
+    likeliest: int
+
+
+class Settings:
+    """What one model's server takes; learnt from its refusals, for all threads."""
+
+    def __init__(self, model: str, wrapper: str | None) -> None:
+        self.model, self.wrapper = model, wrapper
+        self.left_out: set[str] = set()
+        self._limit, self._likeliest = 0, 0  # places in LIMITS and LIKELIEST
+        self._taken: set[tuple[str, str]] = set()  # settings with values that were in requests that got an answer
+        self._lock = threading.Lock()
+
+    def request(self, call: Call) -> Request:
+        """A call as it is sent now. A conversation for a wrapped server is sent as text, and begins its answer with the call's prefix."""
+        with self._lock:
+            limit, likeliest, left_out = LIMITS[self._limit], LIKELIEST[self._likeliest], set(self.left_out)
+        sampling, prompt = call.sampling, call.prompt
+        if call.kind == "choices":
+            sampling = Sampling(asked_tokens(call), logprobs=True)
+        settings: dict[str, Any] = {limit: sampling.max_new_tokens, "temperature": sampling.temperature, "seed": call.seed % 2**31}
+        if sampling.temperature > 0:
+            settings["top_p"] = sampling.top_p
+        stop = list(sampling.stop)
+        if not isinstance(prompt, str) and self.wrapper is not None:
+            prompt = wrapped(self.wrapper, prompt) + (f" {call.prefix}" if call.prefix else "")
+            stop = [*dict.fromkeys((*stop, *wrapper_stop(self.wrapper)))]
+        if stop:
+            settings["stop"] = stop
+        raw = isinstance(prompt, str)
+        if raw:
+            settings["max_tokens"] = settings.pop(limit)  # the raw form has no other name
+        if sampling.logprobs:
+            settings |= {"logprobs": likeliest} if raw else {"logprobs": True, "top_logprobs": likeliest}
+        kept = {name: value for name, value in settings.items() if name not in left_out}
+        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [turn.as_dict() for turn in prompt]}
+        # A half of a surrogate pair, which no server can read, would make the whole request unreadable.
+        body = mended(json.dumps({"model": self.model, **asked, **kept}, ensure_ascii=False))[0].encode()
+        path = "/completions" if raw else "/chat/completions"
+        return Request(path, body, kept, tuple(sorted(settings.keys() - kept.keys())), likeliest)
+
+    def answered(self, request: Request) -> None:
+        """A request got an answer, so that nothing in it is refused as such."""
+        with self._lock:
+            self._taken |= _values(request)
+
+    def named(self, fault: Fault, request: Request) -> str | None:
+        """The setting that a refusal of a request is about; not one that was taken with the same value before."""
+        if fault.status not in (0, 400, 422) and not 500 <= fault.status < 600:
+            return None
+        with self._lock:
+            open_ = {name for name, value in _values(request) if (name, value) not in self._taken}
+        if (param := fault.param.split(".")[-1]) in open_:
+            return param
+        return next((name for name in NAMES if name in open_ and _names(fault.message, name)), None)
+
+    def adapt(self, name: str, fault: Fault, request: Request, needed: bool) -> bool | None:
+        """Another way to send what was refused: True if there is one that leaves nothing out, False if the setting is left out, None if it is needed."""
+        with self._lock:
+            if name == "max_tokens" and LIMITS[1] in fault.message and request.path == "/chat/completions":
+                self._limit = 1
+                return True
+            if name in ("logprobs", "top_logprobs"):
+                if request.likeliest != LIKELIEST[-1]:
+                    self._likeliest = len(LIKELIEST) - 1
+                    return True
+                if needed:
+                    return None
+            self.left_out.add(name)
+            return False
+
+
+def _values(request: Request) -> set[tuple[str, str]]:
+    """Its settings with their values; all seeds are one."""
+    return {(name, "" if name == "seed" else json.dumps(value)) for name, value in request.sent.items()}
+
+
+def _names(message: str, name: str) -> bool:
+    """Whether a message names a setting, rather than using its word."""
+    if re.search(rf"['\"`\[(]{name}['\"`\])]", message):
+        return True
+    return bool(re.search(rf"(?<![\w.-]){name}(?![\w-])", message) and (name not in ENGLISH or _ABOUT_SETTINGS.search(message)))
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """A text up to the first of its stop strings, and whether there was one: for a server that would not be told of them."""
+    cut = min((at for s in stop if s and (at := text.find(s)) >= 0), default=-1)
+    return (text, False) if cut < 0 else (text[:cut], True)
+
+
+def wrapped(wrapper: str, turns: Sequence[Turn]) -> str:
+    """A conversation as one text: each user turn in the wrapper, the system message before the first."""
+    system = "".join(t.content + "\n\n" for t in turns if t.role == "system" and t.content)
+    text = ""
+    for turn in turns:
+        if turn.role == "user":
+            text += wrapper.replace("{prompt}", system + turn.content)
+            system = ""
+        elif turn.role == "assistant":
+            text += f" {turn.content}\n"
+    return text
+
+
+def wrapper_stop(wrapper: str) -> tuple[str, ...]:
+    """Where an answer ends: at the text with which the wrapper opens a user's turn."""
+    opening = wrapper.split("{prompt}")[0].strip()
+    return (opening,) if opening else ()
