@@ -3,6 +3,7 @@
 # make test-distributed   what takes several runs under torchrun
 # make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
 # make test-serve         every scheme through transformers serve, minutes
+# make test-disk          a disk that fails at every single write of a run, minutes
 # make test-gguf          GGUF files in llama.cpp, from npm (node 20 and its registry are needed once); GGUF_MODELS=REFERENCE=own,... names the real models
 # make check  ruff, mypy --strict, generated pages fresh
 # make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
@@ -17,7 +18,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-distributed test-parity test-serve test-gguf check bench setup clean
+.PHONY: demo test test-distributed test-disk test-parity test-serve test-gguf check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -42,6 +43,9 @@ test: $(TOOLS)
 
 test-distributed: $(TOOLS)
 	$(BIN)/python -m pytest -m distributed tests/test_distributed.py
+
+test-disk: $(TOOLS)
+	OPENBEZOAR_EVERY_WRITE=1 $(BIN)/python -m pytest tests/test_machine.py -k any_write
 
 test-serve: $(TOOLS)
 	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py tests/end_to_end/test_serve_release.py

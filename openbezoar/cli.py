@@ -7,9 +7,6 @@ user's mistake (one line), 130 interrupted.
 
 from __future__ import annotations
 
-import errno
-import io
-import os
 import shlex
 import shutil
 import sys
@@ -18,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from openbezoar import __version__, extras
+from openbezoar import __version__, extras, machine
 from openbezoar.cli_chat import chat
 from openbezoar.cli_judge import agreement, judging, score
 from openbezoar.cli_release import release
@@ -29,6 +26,8 @@ from openbezoar.cli_serve import serve
 from openbezoar.cli_vote import vote
 from openbezoar.errors import UserError
 from openbezoar.progress import visible
+from openbezoar.streams import lead_nowhere_if_broken, reader_is_gone, standing
+from openbezoar.training import distributed
 
 
 class _InOrder(TyperGroup):
@@ -98,62 +97,48 @@ def _how_to_go_on(arguments: list[str]) -> str:
     return f"; finished steps, answers and checkpoints are kept. To go on: {program} {shlex.join(arguments)}"
 
 
-# What the machine says no to, and what helps. An error that is none of these is a bug of ours, with its traceback.
-REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and give the same command again; what was finished is kept"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "name another path"),
-}
-
-
-def _refusal(error: Exception) -> str | None:
-    """What the machine refused, in one line; None for any other error."""
-    if isinstance(error, OSError) and error.errno in REMEDIES:
-        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}; {REMEDIES[error.errno]}"
-    if os.strerror(errno.ENOSPC) in str(error):  # torch and safetensors have errors of their own
-        return f"{' '.join(str(error).split())}; {REMEDIES[errno.ENOSPC]}"
-    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":  # pathlib's words for ~NOBODY
-        return "a path begins with '~' and a name that is no user's; write the path out"
-    return None
-
-
-def _forgive_encodings() -> None:
-    """Bytes that are no text, typed or piped in, and a terminal without some of our characters end no command."""
-    for stream, forgiven in ((sys.stdin, True), (sys.stdout, False), (sys.stderr, False)):
-        if isinstance(stream, io.TextIOWrapper) and (forgiven or stream.encoding.lower() not in ("utf-8", "utf8")):
-            stream.reconfigure(errors="replace" if forgiven else "backslashreplace")
-
-
-def _usage(error: Exception) -> str:
+def _usage(error: BaseException) -> str:
     """A usage error of the command line: what is wrong with which argument, and whose help tells more."""
     context = getattr(error, "ctx", None)
     words = " ".join(str(getattr(error, "format_message", lambda: error)()).split()).rstrip(".")
     return f"openbezoar: {words}; see {context.command_path if context else 'openbezoar'} --help"
 
 
+def _line(error: BaseException) -> str | None:
+    """The one line of an error that is not a bug of ours; None for one that is."""
+    if hasattr(error, "exit_code"):  # click's own usage errors carry one
+        bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
+        return str(getattr(error, "message", error)) if bare else _usage(error)
+    refusal = error if isinstance(error, UserError) else extras.told(error) or machine.told(error)
+    return None if refusal is None else f"openbezoar{distributed.which()}: {visible(' '.join(str(refusal).split()))}"
+
+
+def _ran(arguments: list[str] | None) -> int:
+    """Run a command and tell what ended it; gives the exit code. What is no line of ours is raised."""
+    stdout = sys.stdout
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="openbezoar", standalone_mode=False)
+        stdout.flush()  # here, where what goes wrong can still be told
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except (Exception, SystemExit) as ended:
+        sys.stdout = stdout  # click has put another one there, and an exit with 1 in place of any pipe's end
+        error = ended.__context__ if isinstance(ended, SystemExit) and isinstance(ended.__context__, BrokenPipeError) else ended
+        if reader_is_gone(error):
+            return 0
+        if (line := _line(error)) is None:
+            raise
+        print(line, file=sys.stderr)
+        lead_nowhere_if_broken(sys.stdout)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
-    from openbezoar.training import distributed
-
-    command = typer.main.get_command(app)
-    _forgive_encodings()
-    try:
-        code = command.main(arguments, prog_name="openbezoar", standalone_mode=False)
-    except UserError as error:
-        print(f"openbezoar{distributed.which()}: {visible(' '.join(str(error).split()))}", file=sys.stderr)
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except Exception as error:
-        if refusal := extras.told(error) or _refusal(error):
-            print(f"openbezoar{distributed.which()}: {refusal}", file=sys.stderr)
-        elif not hasattr(error, "exit_code"):  # click's own usage errors carry one
-            raise
-        else:
-            bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
-            print(getattr(error, "message", error) if bare else _usage(error), file=sys.stderr)
-        code = 2
-    if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
-        print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
-    distributed.stop()
-    sys.exit(code if isinstance(code, int) else 0)
+    with standing():
+        code = _ran(arguments)
+        if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
+            print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
+        distributed.stop()
+    sys.exit(code)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from openbezoar import __version__, extras, model_checks, needs, prompts
+from openbezoar import __version__, extras, machine, model_checks, needs, prompts
 from openbezoar.cleaning import contamination
 from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
@@ -518,10 +518,10 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
         numbers: dict[str, Any] = stage.run(node.step, context)
     except UserError as error:
         raise type(error)(f"step {node.name}: {error}") from error
-    except ImportError as error:
-        if (lack := extras.told(error)) is None:
+    except Exception as error:
+        if (refusal := extras.told(error) or machine.told(error)) is None:
             raise
-        raise type(lack)(f"step {node.name}: {lack}") from error
+        raise type(refusal)(f"step {node.name}: {refusal}") from error
     manifest = {
         "step": node.name,
         "verb": node.verb,

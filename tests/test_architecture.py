@@ -16,6 +16,8 @@ RANKS = [
         "errors",
         "addresses",
         "extras",
+        "machine",
+        "streams",
         "textfiles",
         "digests",
         "disk",

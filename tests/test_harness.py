@@ -512,7 +512,7 @@ def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(lost: str,
         raise LookupError(name)
 
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(IFEVAL))
-    monkeypatch.setattr("openbezoar.harness.tasks.find_spec", lambda name: None if name == lost else name)
+    monkeypatch.setattr("openbezoar.extras.find_spec", lambda name: None if name == lost else name)
     monkeypatch.setattr(nltk.data, "find", find)
     with pytest.raises(UserError, match=rf"{lost}.*install|{lost}.*nltk.downloader"):
         opened("ifeval", data=tmp_path)
