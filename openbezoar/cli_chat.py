@@ -59,7 +59,7 @@ def chat(
     for talk in talks:
         if max_new_tokens >= talk.local.window:
             raise UserError(f"--max-new-tokens {max_new_tokens}: {talk.name} reads {talk.local.window} tokens with its answer; give fewer")
-    session = Session(talks, room, seed, system, _write, _tell)
+    session = Session(talks, room, seed, system, _write, _tell, _think)
     if prompt is not None:
         session.send(_clean(sys.stdin.read() if prompt == "-" else prompt))
         if session.stopped:
@@ -79,7 +79,11 @@ def _open(references: Sequence[str]) -> list[Talk]:
 
     checkpoints = [open_checkpoint(reference) for reference in references]
     names = [checkpoint.name for checkpoint in checkpoints]
-    return [Talk(name if names.count(name) == 1 else ref, Local(c)) for ref, name, c in zip(references, names, checkpoints, strict=True)]
+    talks = [Talk(name if names.count(name) == 1 else ref, Local(c)) for ref, name, c in zip(references, names, checkpoints, strict=True)]
+    for talk in talks:
+        for note in talk.local.formatter.notes:
+            _tell(f"{talk.name}: {note}")
+    return talks
 
 
 def _write(text: str) -> None:
@@ -94,6 +98,15 @@ def _tell(text: str) -> None:
     from openbezoar.progress import visible
 
     print(visible(text), file=sys.stderr, flush=True)
+
+
+def _think(text: str) -> None:
+    """A piece of a thought, dimmed, where a person looks on; elsewhere thoughts are left out."""
+    from openbezoar.progress import visible
+
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        sys.stderr.write(f"\x1b[2m{visible(text)}\x1b[22m")
+        sys.stderr.flush()
 
 
 def _typed() -> str:
@@ -123,13 +136,20 @@ class Talk:
 
 
 class Session:
-    """A conversation with one model or several. ``write`` takes pieces of answers, ``tell`` lines of news."""
+    """A conversation with one model or several. ``write`` takes pieces of answers, ``tell`` lines of news, ``think`` pieces of thoughts, which are not sent back."""
 
     def __init__(
-        self, talks: Sequence[Talk], sampling: Sampling, seed: int, system: str | None, write: Callable[[str], None], tell: Callable[[str], None]
+        self,
+        talks: Sequence[Talk],
+        sampling: Sampling,
+        seed: int,
+        system: str | None,
+        write: Callable[[str], None],
+        tell: Callable[[str], None],
+        think: Callable[[str], None] = lambda piece: None,
     ) -> None:
         self.talks, self.sampling, self.seed, self.system = talks, sampling, seed, system
-        self.write, self.tell = write, tell
+        self.write, self.tell, self.think = write, tell, think
         self.messages = 0
         self.stopped = False
 
@@ -214,17 +234,20 @@ class Session:
 
         self.stopped = False
         try:
-            made = talk.local.answer(turns, self.sampling, step_seed(self.seed, "chat", self.messages), say)
+            made = talk.local.answer(turns, self.sampling, step_seed(self.seed, "chat", self.messages), say, self.think)
         except KeyboardInterrupt:
             self.stopped = True
         self.write("\n\n" if len(self.talks) > 1 else "\n")
         if self.stopped:
             self.tell("(stopped)")
+        elif made.finish == "length":
+            where = "in a thought, before a word was said" if made.thoughts and not made.text else f"after {made.tokens} tokens"
+            self.tell(f"(cut off {where}: --max-new-tokens)")
         elif not made.text:
             self.tell("(an empty answer)")
-        elif made.finish == "length":
-            self.tell(f"(cut off after {made.tokens} tokens: --max-new-tokens)")
-        return "".join(said) if said or not self.stopped else None
+        if not self.stopped:
+            return made.text
+        return "".join(said) if said else None
 
     def _fitted(self, talk: Talk) -> list[Turn]:
         """The talk as it is sent; its oldest exchanges are dropped, and told, until an answer has room. Raises UserError if the last message alone is too long."""

@@ -376,9 +376,10 @@ def _task_files(recipe: Recipe, path: Path, name: str, step: Evaluate) -> dict[s
 def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     """What makes a model the same one: its reference, and for local files their bytes."""
     spec = recipe.models[name]
+    kept = {} if spec.thoughts == "drop" else {"thoughts": spec.thoughts}
     if not isinstance(spec, LocalModel):
-        return spec.identity()
-    identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None}
+        return {**spec.identity(), **kept}
+    identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None, **kept}
     if spec.prompt and (template := _template_file(recipe, path, spec.prompt, f"models.{name}.prompt")):
         identity["template"] = file_digest(template)
     if spec.model.startswith("pypi:"):

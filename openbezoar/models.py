@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openbezoar.errors import ModelError, foreign_file
-from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec
+from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec, Thoughts
 from openbezoar.runs import RunFolder, file_digest, write_json
 from openbezoar.stored import READ, TERMS, files
 from openbezoar.textfiles import read_text
 
 MODEL_FILE = "model.json"
 TEMPLATE_FILE = "prompt.jinja"
+RENDERING = 2
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -38,6 +39,7 @@ class Checkpoint:
     dtype: Dtype
     prompt: PromptSpec
     licence: str | None = None
+    thoughts: Thoughts = "drop"
 
     def folder(self) -> Path:
         """The base's weights and tokenizer on disk, fetched and converted where need be."""
@@ -49,6 +51,8 @@ class Checkpoint:
         if (template := Path(self.prompt.template).expanduser()).is_file():
             prompt["template"] = file_digest(template)
         return {
+            # What another version of the project makes of a model's own template may be another text.
+            **({} if self.prompt.template == "openbezoar" else {"rendering": RENDERING}),
             "files": digests(self.folder()),
             "adapters": [digests(adapter) for adapter in self.adapters],
             "dtype": self.dtype,
@@ -68,7 +72,7 @@ def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, recipe_
     local = recipe_folder / Path(base).expanduser()
     if not base.startswith("pypi:") and local.exists():
         base = str(local.resolve())
-    return Checkpoint(name, base, (), "none", spec.dtype, spec.prompt or prompt, spec.licence)
+    return Checkpoint(name, base, (), "none", spec.dtype, spec.prompt or prompt, spec.licence, spec.thoughts)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published: Path) -> None:
@@ -102,6 +106,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published:
             "dtype": checkpoint.dtype,
             "prompt": prompt,
             "licence": checkpoint.licence,
+            "thoughts": checkpoint.thoughts,
         },
     )
 
@@ -136,6 +141,7 @@ def _parsed(content: dict[str, Any], run: Path, name: str) -> Checkpoint:
         content["dtype"],
         PromptSpec.model_validate({**content["prompt"], "template": local(content["prompt"]["template"])}),
         content.get("licence"),
+        content.get("thoughts", "drop"),
     )
 
 

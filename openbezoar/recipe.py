@@ -60,6 +60,9 @@ class PromptSpec(Strict):
     )
 
 
+Thoughts = Literal["drop", "keep"]
+
+
 class LocalModel(Strict):
     """A model that runs in this process."""
 
@@ -68,6 +71,11 @@ class LocalModel(Strict):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     shape: Shape | None = Field(None, description="For plan's estimates when the model is not on disk.")
     licence: str | None = Field(None, description="Licence name to carry on when the source states none.")
+    thoughts: Thoughts = Field(
+        "drop",
+        description="What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of their text. "
+        "The call cache holds it in either case, so that nothing is asked again.",
+    )
 
 
 class Price(Strict):
@@ -99,6 +107,11 @@ class ServerModel(Strict):
         None, description="For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>: {prompt}\\n<bot>:'."
     )
     licence: str | None = Field(None, description="Terms of the model's outputs, for the data card.")
+    thoughts: Thoughts = Field(
+        "drop",
+        description="What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of their text. "
+        "The call cache holds it in either case, so that nothing is asked again.",
+    )
 
     @field_validator("server")
     @classmethod
@@ -209,7 +222,7 @@ class Generate(BaseModel):
         return dict(self.model_extra or {})
 
 
-CleanerName = Literal["line_ends", "control_characters", "unicode_form", "run_on", "markers", "quotes", "whitespace", "unclosed_fence"]
+CleanerName = Literal["line_ends", "control_characters", "unicode_form", "thoughts", "run_on", "markers", "quotes", "whitespace", "unclosed_fence"]
 
 
 class Rules(Strict):
@@ -242,7 +255,10 @@ class Filter(Strict):
     """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason, and 'openbezoar review' has the last word."""
 
     filter: DataRef
-    clean: list[CleanerName] = Field(list(get_args(CleanerName)), description="What is put right in a row's texts before the rules; counted under these names.")
+    clean: list[CleanerName] = Field(
+        list(get_args(CleanerName)),
+        description="What is put right in a row's texts before the rules; counted under these names. A recipe that keeps thoughts leaves 'thoughts' out.",
+    )
     judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
     mode: Literal["text", "probability"] = Field(
         "text",

@@ -40,13 +40,15 @@ _RESPONSE = re.compile(r"Here(?:'s| is) my response:", re.IGNORECASE)
 
 # gpt-oss writes messages in channels, of which only 'final' is for the reader (cookbook.openai.com/articles/openai-harmony).
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")
+_CHANNELS = re.compile(r"\s*+(?:<\|start\|>)?(?:assistant)?\s*+<\|channel\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _BARE_CHANNELS = re.compile(r"\s*+analysis(?=[A-Z]|.*?assistantfinal)", re.DOTALL)  # the same without its special tokens
 _HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
 
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")
 _AROUND = re.compile("|".join(map(re.escape, _SOLUTION)))
-_WRAPPED = re.compile(r"<(answer|response|output|final_answer|solution)>", re.IGNORECASE)
+_WRAPPERS = ("answer", "response", "output", "final_answer", "solution")
+_WRAPPED = re.compile(rf"<({'|'.join(_WRAPPERS)})>", re.IGNORECASE)
 _LINE = 24  # characters before a mark that are looked at for the beginning of its line
 _QUOTES = frozenset("`\"'“‘«")
 
@@ -62,7 +64,7 @@ class Reply:
 
 def split(text: str) -> Reply:
     """What was said and what was thought. A reply without thoughts is said as it stands."""
-    if _CHANNEL.search(text) or (text.lstrip()[:8].lower() == "analysis" and _BARE_CHANNELS.match(text)):
+    if _CHANNELS.match(text) or (text.lstrip()[:8].lower() == "analysis" and _BARE_CHANNELS.match(text)):
         return _channels(text)
     if opened := _THOUGHT_PROCESS.match(text):
         closed = _RESPONSE.search(text, opened.end())
@@ -76,6 +78,11 @@ def split(text: str) -> Reply:
 def said(text: str) -> str:
     """What was said."""
     return split(text).said
+
+
+def mentions(text: str) -> bool:
+    """Whether a text has any such mark in it, as a question about them has."""
+    return _MARK.search(text) is not None or "<|channel|>" in text
 
 
 def opening(prompt: str) -> str:
@@ -123,7 +130,10 @@ def held(text: str) -> int:
     return max((n for mark in _ALL for n in range(1, min(len(mark), len(tail) + 1)) if tail.endswith(mark[:n])), default=0)
 
 
-_ALL = (*_OPENS, *_CLOSES, *(m.lower() for m in (*_HARMONY, *_SOLUTION)), "<answer>", "<response>", "<output>", "<solution>", "here is my thought process:")
+_ALL = (
+    *_OPENS, *_CLOSES, *(mark.lower() for mark in (*_HARMONY, *_SOLUTION)), *(f"<{slash}{name}>" for name in _WRAPPERS for slash in ("", "/")),
+    "here is my thought process:", "here's my thought process:",
+)  # fmt: skip
 _LONGEST = max(map(len, _ALL))
 
 
@@ -158,7 +168,7 @@ def _marked(text: str) -> tuple[str, str | None, bool]:
             thoughts += [*said, text[pos : match.start()]]
             said, pos, spoke, uttered, fences, counted = [], match.end(), False, False, 0, True
     (thoughts if inside else said).append(text[pos:])
-    return "".join(said), "\n\n".join(t.strip() for t in thoughts) if counted else None, not inside
+    return "".join(said), "\n\n".join(filter(None, map(str.strip, thoughts))) if counted else None, not inside
 
 
 def _begins_a_line(text: str, place: int) -> bool:
@@ -168,7 +178,7 @@ def _begins_a_line(text: str, place: int) -> bool:
 
 def _channels(text: str) -> Reply:
     """A reply in channels; without a final one the thoughts were cut off."""
-    if not _CHANNEL.search(text):
+    if not _CHANNELS.match(text):
         _, _, rest = text.partition("analysis")
         thought, found, final = rest.rpartition("assistantfinal")
         return Reply(final.strip(), thought.strip()) if found else Reply("", rest.strip(), False)

@@ -106,9 +106,10 @@ def remembered(opener: Callable[[], Any], name: str, context: Any) -> Any:
     from openbezoar.llm.budget import purse_of
     from openbezoar.llm.calls import CallStore
     from openbezoar.llm.remembered import Remembered
+    from openbezoar.llm.spoken import Spoken
 
     store = CallStore(context.out)
-    return Remembered(name, {"scripted": name}, opener, store, purse_of(context, name, store), "batch")
+    return Remembered(name, {"scripted": name}, opener, store, purse_of(context, name, store), "batch", spoken=Spoken(name, "drop", context.counts))
 
 
 FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3}

@@ -48,7 +48,7 @@ class Scripted:
         self.formatter, self.answers, self.asked = Formatter(), list(answers), []
         self.seeds: list[int] = []
 
-    def answer(self, turns: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None]) -> Completion:
+    def answer(self, turns: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None], think: Callable[[str], None]) -> Completion:
         self.asked.append([(t.role, t.content) for t in turns])
         self.seeds.append(seed)
         text = self.answers.pop(0)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from openbezoar.records import Row
+from openbezoar.thoughts import mentions, said
 
 FIELDS = ("instruction", "context", "response", "output")
 ANSWERS = ("response", "output")
@@ -66,6 +67,11 @@ def control_characters(text: str, asked: str) -> str:
 def unicode_form(text: str, asked: str) -> str:
     """One code for each letter (NFC), so that equal texts are equal to tokenizers and to the duplicate rules."""
     return unicodedata.normalize("NFC", text)
+
+
+def thoughts(text: str, asked: str) -> str:
+    """Take out what a model thought before it answered; nothing is left of a thought that was cut off."""
+    return text if mentions(asked) else said(text)
 
 
 def run_on(text: str, asked: str) -> str:
@@ -136,6 +142,7 @@ CLEANERS: dict[str, Cleaner] = {
     "line_ends": Cleaner(line_ends),
     "control_characters": Cleaner(control_characters),
     "unicode_form": Cleaner(unicode_form),
+    "thoughts": Cleaner(thoughts, ANSWERS),
     "run_on": Cleaner(run_on, ANSWERS),
     "markers": Cleaner(markers),
     "quotes": Cleaner(quotes, ("instruction",)),

@@ -23,11 +23,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from openbezoar import thoughts
 from openbezoar.errors import DataError, ModelError
 from openbezoar.forest import Path, Scorer
 from openbezoar.forest.scorer import no_numbers
 from openbezoar.llm import Sampling
-from openbezoar.llm.decoding import Decoder, Sampled, end_tokens
+from openbezoar.llm.decoding import Decoder, Sampled, TextOf, end_tokens
 from openbezoar.progress import PlainProgress, Progress
 from openbezoar.tokens import Frame
 
@@ -52,12 +53,14 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; benchmarks need one")
         self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
         self.frame = Frame.of(tokenizer)
+        self.decode = TextOf(tokenizer)
         self.scorer = Scorer(model, tokens)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(self.scorer, tokenizer.eos_token_id if pad is None else pad)
         self.progress, self.label = progress or PlainProgress(quiet=True), label
         self.max_length = int(resolve_max_length(model.config, tokenizer))
         self.truncated = 0
+        self.thought = 0  # answers that thoughts were left out of
 
     @property
     def eot_token_id(self) -> int:
@@ -123,7 +126,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations, up to the first of each request's stop strings."""
+        """Continuations without thoughts, up to the first of each request's stop strings."""
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             alike.setdefault(repr(request.args[1]), []).append(number)
@@ -136,7 +139,10 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                 for batch in self._batches(contexts, settings["max_gen_toks"]):
                     answer = self._greedy if self._plain_greedy(settings) else self._generate
                     for n, text in zip(batch, answer([contexts[n] for n in batch], stop, settings), strict=True):
-                        answers[n] = postprocess_generated_text(text, stop, None)
+                        # Thoughts first, as lm-eval does for a think_end_token: a stop string in a thought ends no answer.
+                        reply = thoughts.split(text)
+                        self.thought += bool(reply.thoughts)
+                        answers[n] = postprocess_generated_text(reply.said, stop, None)
                     bar.advance(len(batch))
         return answers
 
@@ -172,7 +178,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         found = _StopStrings(self.tokenizer, stop)
         rows = [Sampled.of(place, Sampling(settings["max_gen_toks"]), ends, seed=0) for place in range(len(contexts))]
         self.decoder.draw([context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids))
-        return [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]  # an end token that is no special one is text, as in HFLM
+        return [self.decode(row.ids) for row in rows]  # an end token that is no special one is text, as in HFLM
 
     @torch.no_grad()
     def _generate(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
@@ -193,7 +199,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             stopping_criteria=StoppingCriteriaList([_StopStrings(self.tokenizer, stop, width)]),
             **options,
         )
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:].tolist()]
+        return [self.decode(row) for row in out[:, width:].tolist()]
 
 
 class _StopStrings(StoppingCriteria):  # type: ignore[misc]
@@ -206,9 +212,9 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
         self.tail = max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stop), default=0) + 2
 
     def among(self, ids: list[int]) -> bool:
-        """Whether the last of these ids hold a stop string."""
+        """Whether the last of these ids hold a stop string, and stand in no thought."""
         text = self.tokenizer.decode(ids[-self.tail :])
-        return any(s in text for s in self.stop)
+        return any(s in text for s in self.stop) and thoughts.split(self.tokenizer.decode(ids)).whole
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         return torch.tensor([self.among(row) for row in input_ids[:, self.start :].tolist()], device=input_ids.device)

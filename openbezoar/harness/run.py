@@ -35,7 +35,7 @@ def score(
     Each is {task, fewshot, n, version, metrics: {name: {value, low, high}}, main: a metric's
     name, higher_is_better: of it, items: its value at each question, truncated: requests cut to the window,
     prompt_hash, and where the tokenizer would put one after every text end_left_out: the token
-    that was not}. Metrics are named as in lm-eval ('acc'; with a filter 'exact_match,strict-match').
+    that was not; thoughts_left_out: answers that had some}. Metrics are named as in lm-eval ('acc'; with a filter 'exact_match,strict-match').
     MMLU's subjects are pooled, which weights them by their questions, and listed under
     ``subjects``. seed: of the bootstrap. tokens: budget of one forward pass.
     """
@@ -130,6 +130,8 @@ def _score_one(lm: Any, benchmark: Benchmark, seed: int) -> Result:
         "truncated": lm.truncated,
         "prompt_hash": digest([sample["arguments"] for name in names for sample in found["samples"][name]]),
     }
+    if lm.thought:
+        result["thoughts_left_out"] = lm.thought
     if lm.frame.after:
         result["end_left_out"] = lm.tokenizer.decode(lm.frame.after)
     if len(names) > 1:

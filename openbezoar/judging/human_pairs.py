@@ -17,6 +17,7 @@ from openbezoar.forms import INSTRUCTION, judged_text, text_in
 from openbezoar.judging.agreement import TIE, Vote, agreement_table
 from openbezoar.judging.pairwise import INCONSISTENT, longer_wins, order_numbers, share
 from openbezoar.judging.questions import Question
+from openbezoar.llm.spoken import spoken
 from openbezoar.records import Counts, Row
 from openbezoar.runs import step_seed
 
@@ -54,7 +55,7 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
     pairs = []
     for number, row in enumerate(rows, 1):
         where = f"pairs: row {named(row.get('id', number))}"
-        answers = [_answer(row, name, where) for name in ("output_1", "output_2")]
+        answers = [spoken(_answer(row, name, where), counts) for name in ("output_1", "output_2")]
         given = row.get("human_labels") if row.get("human_labels") is not None else [row.get("human_majority")]
         if given == [None]:
             counts.add("people were split")

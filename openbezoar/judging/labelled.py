@@ -25,6 +25,7 @@ from openbezoar.forms import INSTRUCTION, RESPONSE, judged_text, text_in
 from openbezoar.judging.statistics import Array, auc, grouped_intervals, ratio, widened
 from openbezoar.judging.verdicts import rate
 from openbezoar.llm import open_llm
+from openbezoar.llm.spoken import spoken
 from openbezoar.progress import Progress
 from openbezoar.recipe import Filter
 from openbezoar.recipe_file import parse
@@ -95,7 +96,7 @@ def read_labelled(rows: Sequence[Row], label: str, counts: Counts) -> list[Label
     items = []
     for number, row in enumerate(rows, 1):
         where = f"rows: row {named(row.get('id', number))}"
-        asked, response = judged_text(row, ASKED, where), text_in(row, ANSWERED, where)
+        asked, response = judged_text(row, ASKED, where), spoken(text_in(row, ANSWERED, where), counts)
         if label not in row:
             raise DataError(f"{where}: no field '{label}', which is to be the label; it has {fields_of(row)}")
         share = row[label]

@@ -2,7 +2,7 @@
 
 Reads text, writes nothing, never raises, takes time linear in the text's length. What
 cannot be read is None, which callers count as unscored; it is never a zero or a middle
-rating. What stands in <think> is no verdict, and neither is what a reply repeats of the
+rating. What is thought aloud is no verdict, and neither is what a reply repeats of the
 judge's instructions: ``[[A]]" if assistant A …`` up to the end of the sentence, and
 ``for instance: Verdict: [[C]]``.
 
@@ -23,6 +23,8 @@ import json
 import math
 import re
 from typing import Any, Literal
+
+from openbezoar import thoughts
 
 Verdict = Literal["A", "B", "tie"]
 Status = Literal["accept", "reject"]
@@ -69,7 +71,7 @@ def parse_yes_no(text: str) -> bool | None:
 
 def _stated(text: str) -> str:
     """A reply without thoughts, and without what it repeats of its instructions."""
-    return _REPEATED.sub("", _spoken(text or ""))
+    return _REPEATED.sub("", thoughts.said(text or ""))
 
 
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B", "C": "tie"}
@@ -114,22 +116,16 @@ def parse_filter_reply(text: str) -> tuple[Status, float, str] | None:
 
     Understands a JSON object anywhere in the reply, or lines "Status: …", "Rating: …",
     "Reason: …" in any order and dress, or, where that fails, the three words anywhere, in a
-    sentence, a table or tags; where a field is given twice the last counts. What stands in
-    <think> is no verdict. The reason may be missing ("" then) and may run over several lines.
+    sentence, a table or tags; where a field is given twice the last counts. What is
+    thought aloud is no verdict. The reason may be missing ("" then) and may run over several lines.
     """
-    text = _spoken(text or "")
+    text = thoughts.said(text or "")
     for fields in (*_json_objects(text), _labelled(text, _FIELD), _labelled(text, _LOOSE_FIELD)):
         status, rating = _status(fields.get("status")), _field_rating(fields.get("rating"))
         if status is not None and rating is not None:
             reason = fields.get("reason")
             return status, rating, reason.strip() if isinstance(reason, str) else ""
     return None
-
-
-def _spoken(text: str) -> str:
-    """A reply without what a reasoning model thought aloud; nothing is left of thoughts that were cut off."""
-    _, end, answer = text.rpartition("</think>")
-    return answer if end else text.partition("<think>")[0]
 
 
 def _json_objects(text: str) -> list[dict[str, Any]]:

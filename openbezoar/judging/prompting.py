@@ -137,7 +137,9 @@ def official_texts(rows: Sequence[Row], wanted: Mapping[str, tuple[str, ...]]) -
         missing = [p for p in placeholders if f"{{{p}}}" not in row["prompt_template"]]
         if missing:
             raise DataError(f"judge_prompts: '{OFFICIAL[name]}' has no {{{missing[0]}}}; expected FastChat's judge_prompts.jsonl")
-        texts[name] = Text(row["prompt_template"], str(row.get("system_prompt") or ""), official=True)
+        if not isinstance(system := row.get("system_prompt") or "", str):
+            raise DataError(f"judge_prompts: '{row['name']}': its 'system_prompt' is no text; expected FastChat's judge_prompts.jsonl")
+        texts[name] = Text(row["prompt_template"], system, official=True)
     return texts
 
 

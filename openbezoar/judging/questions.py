@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openbezoar import thoughts
 from openbezoar.errors import DataError, fields_of, named
 from openbezoar.records import Counts, Row
 
@@ -65,7 +66,8 @@ def _references(row: Row, category: str) -> tuple[str, str]:
     given = row.get("reference_gpt4") or row.get("reference") or []
     if category in TEMPERATURES and category not in REFERENCED:
         return "", ""
-    texts = [str(text or "") for text in (given if isinstance(given, list) else [given])]
+    # One may be a bare number; what is neither is no reference.
+    texts = [str(text) if isinstance(text, (str, int, float)) else "" for text in (given if isinstance(given, list) else [given])]
     first, second = [*texts, "", ""][:2]
     return first, second
 
@@ -77,8 +79,8 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
     ``choices``, of which the first counts; a step's own ``answers.jsonl`` is read whole.
     Otherwise how an answer ended is not known (``finish`` and ``tokens`` are null, whatever
     else a file may have under these names), but for FastChat's "ERROR" and a missing turn,
-    which never came.
-    Counted: answers to other questions, and questions that a model has no answer to. Raises
+    which never came. An answer begins after its thoughts; one that ends in a thought was cut off.
+    Counted: thoughts, answers to other questions, and questions that a model has no answer to. Raises
     DataError for a row without its fields, or a question answered twice by a model.
     """
     by_id = {str(q.id): q for q in questions}
@@ -94,13 +96,18 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
             continue
         if str(question.id) in found.setdefault(model, {}):
             raise DataError(f"{where}: {model} answers it twice; leave one answer")
+        replies = [thoughts.split(text or "") for text in turns]
+        if left_out := sum(bool(reply.thoughts) for reply in replies):
+            counts.add("thoughts left out of published answers", left_out)
+        ends = _ends(row, turns)
         found[model][str(question.id)] = {
             "model": model,
             "question_id": question.id,
             "category": question.category,
             "questions": list(question.turns),
-            "turns": [text or "" for text in turns],
-            **_ends(row, turns),
+            "turns": [reply.said for reply in replies],
+            **ends,
+            "finish": [end if reply.whole else "length" for end, reply in zip(ends["finish"], replies, strict=True)],
         }
     for model, answers in found.items():
         if len(answers) < len(questions):

@@ -124,6 +124,7 @@ def open_llm(name: str, context: StepContext) -> LLM:
     from openbezoar.llm.budget import purse_of, worst_case
     from openbezoar.llm.calls import CallStore
     from openbezoar.llm.remembered import Remembered
+    from openbezoar.llm.spoken import Spoken
     from openbezoar.llm.tally import Tally
 
     store = CallStore(context.run.path.parent, context.progress.warn)
@@ -140,13 +141,16 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
             return Server(name, spec, say=context.progress.warn, count=context.counts.add, lost=lost)
 
-        return Remembered(name, spec.identity(), server, store, purse, "call", tally=tally)
+        return Remembered(name, spec.identity(), server, store, purse, "call", tally=tally, spoken=Spoken(name, spec.thoughts, context.counts))
     checkpoint = context.checkpoint(name)
 
     def local() -> LLM:
         from openbezoar.llm.local import Local
 
-        return Local(checkpoint)
+        made = Local(checkpoint)
+        for note in made.formatter.notes:
+            context.progress.say(f"  {name}: {note}")
+        return made
 
     def formatter() -> Any:
         from openbezoar.chat import Formatter
@@ -154,7 +158,8 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
         return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
 
-    return Remembered(name, checkpoint.identity(), local, store, purse, "row" if checkpoint.dtype == "float32" else "batch", formatter, tally)
+    spoken = Spoken(name, checkpoint.thoughts, context.counts)
+    return Remembered(name, checkpoint.identity(), local, store, purse, "row" if checkpoint.dtype == "float32" else "batch", formatter, tally, spoken)
 
 
 __all__ = ["LLM", "Call", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm", "recorded", "samples"]

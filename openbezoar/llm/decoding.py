@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from openbezoar import thoughts
 from openbezoar.forest import Path, Scorer
 from openbezoar.llm import Sampling
 from openbezoar.llm.cache import roomy_cache
@@ -123,6 +124,24 @@ class Decoder:
         for number, layer in enumerate(cache.layers):
             layer.update(_left_padded(held[2 * number], width), _left_padded(held[2 * number + 1], width))
         return torch.stack(hidden), cache, mask
+
+
+class TextOf:
+    """Token ids as text: without special tokens, but for those without which thoughts would read as what is said."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        marks = thoughts.marks_among(special.values())
+        self.tokenizer, self.marks = tokenizer, {number: text for number, text in special.items() if text in marks}
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        text, begun = "", 0
+        for place, token in enumerate(ids if self.marks else ()):
+            if token in self.marks:
+                text += str(self.tokenizer.decode(ids[begun:place], skip_special_tokens=True)) + self.marks[token]
+                begun = place + 1
+        return text + str(self.tokenizer.decode(ids[begun:], skip_special_tokens=True))
 
 
 def end_tokens(settings: Any) -> tuple[int, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+from openbezoar import thoughts
 from openbezoar.chat import Formatter
 from openbezoar.forest import Path, Scorer
 from openbezoar.llm import Completion, Sampling, Samplings, each
-from openbezoar.llm.decoding import Decoder, Sampled, end_tokens
+from openbezoar.llm.decoding import Decoder, Sampled, TextOf, end_tokens
+from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.streaming import Stream
 from openbezoar.models import Checkpoint
 from openbezoar.records import Turn
@@ -31,6 +32,7 @@ class Local:
         self.frame = Frame.of(self.tokenizer)
         self.scorer = Scorer(self.model)
         self.decoder = Decoder(self.scorer, self.tokenizer.pad_token_id)
+        self.decode = TextOf(self.tokenizer)
         self.own_ends = _own_ends(self.model) if checkpoint.prompt.template == "own" else ()
 
     def close(self) -> None:
@@ -39,12 +41,13 @@ class Local:
         free()
 
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Answers in the checkpoint's own prompt format."""
-        return self.generate([self.formatter.prompt_ids(c) for c in conversations], sampling, seeds)
+        """Answers in the checkpoint's own prompt format, thoughts and all: with the mark of a thought that the prompt ended in."""
+        prompts = [self.formatter.prompt_ids(c) for c in conversations]
+        return self.generate(prompts, sampling, seeds, [thoughts.opening(self.formatter.prompt_text(c)) for c in conversations])
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Continuations of plain texts, after the beginning-of-sequence token where the tokenizer adds one."""
-        return self.generate([self.frame.ids(self.tokenizer, p) for p in prompts], sampling, seeds)
+        """Continuations of plain texts, after the beginning-of-sequence token where the tokenizer adds one; thoughts as in ``chat``."""
+        return self.generate([self.frame.ids(self.tokenizer, p) for p in prompts], sampling, seeds, [thoughts.opening(p) for p in prompts])
 
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         """Summed log-probability of each choice right after ``prefix`` in the answer, [conversations][choices].
@@ -54,7 +57,7 @@ class Local:
         """
         trees = []
         for conversation in conversations:
-            start = self.formatter.prompt_text(conversation) + prefix
+            start = self.formatter.prompt_text(conversation) + self.formatter.lead + prefix
             given = self._ids(start)
             paths, longest = [], 0
             for choice in choices:
@@ -69,8 +72,11 @@ class Local:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Answers to prompts of token ids, all in one batch. A prompt that fills the model's window has none; an answer ends with the window."""
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int], opened: Sequence[str] = ()) -> list[Completion]:
+        """Answers to prompts of token ids, all in one batch. A prompt that fills the model's window has none; an answer ends with the window.
+
+        opened: for each prompt, the mark of a thought that it ended in.
+        """
         rooms = [self.window - len(prompt) for prompt in prompts]
         fit = [i for i, room in enumerate(rooms) if room > 0]
         answers = [Completion("", "error", len(prompt), 0, refused="too long") for prompt in prompts]
@@ -80,15 +86,20 @@ class Local:
         within = [replace(drawn[i], max_new_tokens=min(drawn[i].max_new_tokens, rooms[i])) for i in fit]
         for row in self.sample([prompts[i] for i in fit], within, [seeds[i] for i in fit]):
             place = fit[row.place]
-            answers[place] = self._completion(row, len(prompts[place]))
+            answers[place] = self._completion(row, len(prompts[place]), opened[place] if opened else "")
         return answers
 
-    def answer(self, conversation: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None]) -> Completion:
-        """What ``chat`` answers to one conversation, said piece by piece while it comes; an exception in between, such as an interrupt, ends it."""
-        prompt = self.formatter.prompt_ids(conversation)
-        stream = Stream(partial(self.tokenizer.decode, skip_special_tokens=True), (*sampling.stop, *self.formatter.stop), say)
+    def answer(
+        self, conversation: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None], think: Callable[[str], None] = lambda piece: None
+    ) -> Completion:
+        """What ``chat`` answers to one conversation, piece by piece while it comes; an exception in between, such as an interrupt, ends it.
+
+        ``think`` is told the pieces of thoughts, which are no part of the answer.
+        """
+        prompt, opened = self.formatter.prompt_ids(conversation), thoughts.opening(self.formatter.prompt_text(conversation))
+        stream = Stream(self.decode, (*sampling.stop, *self.formatter.stop), say, opened, think)
         (row,) = self.sample([prompt], sampling, [seed], lambda row: stream.feed(row.said))
-        made = self._completion(row, len(prompt))
+        (made,) = Spoken(self.name).of([self._completion(row, len(prompt), opened)])
         stream.finish(made.text)
         return made
 
@@ -118,13 +129,13 @@ class Local:
         tail = self.tokenizer.decode(row.ids[-4 * CHECK_EVERY :], skip_special_tokens=True)
         return any(s in tail for s in stop)
 
-    def _completion(self, row: Sampled, prompt_tokens: int) -> Completion:
+    def _completion(self, row: Sampled, prompt_tokens: int, opened: str) -> Completion:
         stop = (*row.sampling.stop, *self.formatter.stop)
-        text = self.tokenizer.decode(row.said, skip_special_tokens=True)
+        text = self.decode(row.said)
         cut = min((text.find(s) for s in stop if s in text), default=-1)
         if cut >= 0:
             text, row.finish = text[:cut], "stop"
-        return Completion(text.strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
+        return Completion((opened + text).strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
 
 
 def _own_ends(model: Any) -> tuple[int, ...]:

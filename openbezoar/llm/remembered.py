@@ -26,12 +26,14 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from openbezoar import thoughts
 from openbezoar.errors import BudgetError, ModelError, RecipeError
 from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.budget import Purse, worst_case
 from openbezoar.llm.calls import NOTHING, CallStore, Spent
 from openbezoar.llm.replies import HALVES, mended
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
+from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.tally import Tally
 from openbezoar.records import Counts, Turn
 from openbezoar.runs import digest
@@ -46,7 +48,7 @@ class Remembered:
     identity: what makes the model the same one, plain data. opener: called at the first call
     that is not on disk. unit: what is kept under one key: a server's 'call', asked by
     itself; a 'row' of a batch; or a whole 'batch'. formatter: of a local model, its prompt
-    format without its weights.
+    format without its weights. spoken: what becomes of thoughts.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Remembered:
         unit: Literal["call", "row", "batch"],
         formatter: Callable[[], Any] | None = None,
         tally: Tally | None = None,
+        spoken: Spoken | None = None,
     ) -> None:
         self.name, self.store, self.purse, self.unit = name, store, purse, unit
         self._identity, self._opener, self._formatter = identity, opener, formatter
-        self._tally = tally or Tally(name, Counts())
+        self._tally, self.spoken = tally or Tally(name, Counts()), spoken or Spoken(name)
         self.heard: Callable[[int], None] | None = None  # told how many calls more are answered
         self.written = 0  # tokens of the answers that were asked for and came
         self._counting = threading.Lock()
@@ -91,11 +94,14 @@ class Remembered:
 
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """As the model's own ``chat``."""
-        return self._answers([Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)])
+        calls = [Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)]
+        return self.spoken.of(self._answers(calls))
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """As the model's own ``complete``."""
-        return self._answers([Call("complete", p, s, seed) for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)])
+        calls = [Call("complete", p, s, seed) for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)]
+        # A model of this process gives its thoughts with the mark that its prompt ended in.
+        return self.spoken.of(self._answers(calls), [thoughts.opening(p) for p in prompts] if self.unit == "call" else ())
 
     def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
         """As the model's own ``choice_logprobs``."""

@@ -176,7 +176,7 @@ def of_model_folder(folder: Path) -> str | None:
     if source.is_file():
         stated = json.loads(source.read_text(encoding="utf-8")).get("licence")
         if stated:
-            return str(stated)
+            return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
     return _front_matter(folder / "README.md")
 
 
@@ -227,8 +227,14 @@ def _front_matter(readme: Path) -> str | None:
         return None
     text = readme.read_text(encoding="utf-8-sig", errors="replace")
     found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    stated = re.search(r"^licen[cs]e: *(\S.*)$", found[1], re.MULTILINE) if found else None
-    return stated[1].strip() if stated else None
+    stated = re.search(r"^licen[cs]e:[ \t]*+(\S.*|(?:\n[ \t]*+-.*)+)", found[1], re.MULTILINE) if found else None
+    return _listed(stated[1]) if stated else None
+
+
+def _listed(stated: str) -> str:
+    """A licence, or several in either of YAML's lists, as one text."""
+    parts = re.split(r"[\[\],\n]", stated) if stated.startswith(("[", "\n")) else [stated]
+    return ", ".join(text for part in parts if (text := part.strip().removeprefix("- ").strip(" \"'")))
 
 
 def _section(text: str) -> str | None:

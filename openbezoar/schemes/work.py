@@ -149,7 +149,8 @@ class Work:
         to ask for that start; a reply that repeats it has it taken off.
         """
         texts = [(self.written([Turn("user", question)], model), start) for question, start in zip(questions, starts, strict=True)]
-        begun = [text + start for text, start in texts if text is not None]
+        lead = getattr(getattr(self.llm(model), "formatter", None), "lead", "")  # such as an empty thought, after which an answer begins
+        begun = [text + lead + start for text, start in texts if text is not None]
         if len(begun) == len(texts):
             spec = self.context.model_spec(model)
             ends = wrapper_stop(spec.wrapper) if isinstance(spec, ServerModel) and spec.wrapper else ()

@@ -62,7 +62,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
             shutil.rmtree(context.out / f"model-{other}", ignore_errors=True)
     shutil.rmtree(context.out / "model", ignore_errors=True)
     (context.out / f"model-{chosen}").rename(context.out / "model")
-    made = Checkpoint(context.name, str(context.out / "model"), (), "none", step.dtype, checkpoint.prompt, checkpoint.licence)
+    made = Checkpoint(context.name, str(context.out / "model"), (), "none", step.dtype, checkpoint.prompt, checkpoint.licence, checkpoint.thoughts)
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
     for words in mended:
         context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")

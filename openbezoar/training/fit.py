@@ -74,5 +74,5 @@ def _write(step: Training, context: StepContext, bench: Bench) -> None:
     given = bench.checkpoint
     older = given.adapters[:-1] if bench.continues else given.adapters
     dtype = given.dtype if step.dtype == "float32" else step.dtype
-    made = Checkpoint(context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence)
+    made = Checkpoint(context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence, given.thoughts)
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
