@@ -12,7 +12,12 @@ import hostile
 import pytest
 from hostile import GOOD, Hostile, Outcome
 
+from openbezoar.errors import ModelError
+from openbezoar.llm import Sampling
 from openbezoar.llm.calls import CallStore
+from openbezoar.llm.server import Server
+from openbezoar.recipe import ServerModel
+from openbezoar.records import Turn
 
 ASKED_AGAIN = "replies of judge that are not the API's, asked again"
 
@@ -32,19 +37,30 @@ def one_line(said: str, *words: str) -> None:
 
 
 @pytest.mark.parametrize("fault", hostile.MALFORMED)
-def test_a_malformed_reply_is_counted_and_asked_again_and_if_it_stays_so_one_line(
-    fault: str, judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path
-) -> None:
+def test_a_malformed_reply_is_counted_and_asked_again_and_if_it_stays_so_one_line(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile) -> None:
     hostile_server.body = hostile.MALFORMED[fault]
     hostile_server.headers = {"Content-Encoding": hostile.ENCODED[fault]} if fault in hostile.ENCODED else {}
-    hostile_server.strikes = lambda number, prompt: True
-    code, said, _ = judged(rows=1)
-    assert code == 2 and len(hostile_server.requests) == 3
-    one_line(said, "no answer after 3 tries; the last one: ")
-    assert CallStore(tmp_path / "runs").size() == []
-    hostile_server.strikes = lambda number, prompt: number < 4
+    hostile_server.strikes = lambda number, prompt: number == 0
     code, _, manifest = judged(rows=1)
     assert code == 0 and manifest["counts"] == {ASKED_AGAIN: 1} and manifest["numbers"]["kept"] == 1
+    hostile_server.strikes = lambda number, prompt: True
+    client = Server("judge", ServerModel(server=hostile_server.url, model="m", retries=1))
+    with pytest.raises(ModelError, match="no answer after 2 tries; the last one: ") as caught:
+        client.chat([[Turn("user", "q")]], Sampling(160), [1])
+    client.close()
+    assert len(str(caught.value)) < 900 and "\n" not in str(caught.value) and len(hostile_server.requests) == 4
+
+
+def test_malformed_replies_to_the_end_stop_the_command_with_one_line_and_keep_nothing(
+    judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path
+) -> None:
+    hostile_server.body, hostile_server.strikes = hostile.MALFORMED["choice empty"], lambda number, prompt: True
+    code, said, _ = judged(rows=1)
+    assert code == 2 and len(hostile_server.requests) == 3
+    one_line(said, "no answer after 3 tries; the last one: choices.0: neither a message nor a text")
+    store = CallStore(tmp_path / "runs")
+    (spent,) = store.accounts().values()
+    assert store.size() == [] and spent.calls == 0 and spent.unanswered == 3  # they may be on the bill
 
 
 @pytest.mark.parametrize("fault", hostile.STREAMS)
@@ -126,14 +142,13 @@ LOGPROBS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fault", LOGPROBS)
 def test_log_probabilities_that_are_none_are_malformed(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile) -> None:
-    hostile_server.strikes = lambda number, prompt: True
+    hostile_server.strikes = lambda number, prompt: number == 0
     hostile_server.body = lambda text: hostile.logprobs(text, **LOGPROBS[fault])
-    code, said, _ = judged(rows=1, mode="probability")
-    assert code == 2 and len(hostile_server.requests) == 3
-    one_line(said, "logprob")
-    hostile_server.body = lambda text: hostile.logprobs(text, top_logprobs=[{"token": "7", "logprob": -0.1}, {"token": "9", "logprob": None}])
+    hostile_server.say = lambda prompt: "7"
+    good = hostile.logprobs("7", top_logprobs=[{"token": "7", "logprob": -0.1}, {"token": "9", "logprob": None}])
+    hostile_server.refuses = lambda request: (200, good) if len(hostile_server.requests) > 1 else None
     code, _, manifest = judged(rows=1, mode="probability")
-    assert code == 0 and manifest["numbers"]["kept"] == 1
+    assert code == 0 and manifest["numbers"]["kept"] == 1 and manifest["counts"] == {ASKED_AGAIN: 1}
 
 
 def test_thousands_of_empty_tokens_are_weighed_too(judged: Callable[..., Outcome], hostile_server: Hostile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -273,10 +274,27 @@ def test_an_error_in_a_good_reply_is_told_in_its_own_words(judged: Judged, hosti
     code, said, _ = judged(rows=1)
     assert code == 2 and len(hostile_server.requests) == 3
     one_line(said, "no answer after 3 tries; the last one: 500: CUDA error: an illegal memory access")
+    hostile_server.refuses = lambda request: (200, {"choices": [{"error": {"message": "out of memory", "code": 502}, "message": {"content": ""}}]})
+    one_line(judged(rows=1)[1], "the last one: 502: out of memory")
     hostile_server.refuses = lambda request: (200, {"error": "model 'm' not found, try pulling it first", "code": 404})
     code, said, _ = judged(rows=1)
     assert code == 2
     one_line(said, "404: model 'm' not found")
+
+
+def test_a_filter_whose_every_row_is_turned_down_says_so(judged: Judged, hostile_server: Hostile) -> None:
+    hostile_server.refuses = lambda request: TOO_LONG["vLLM"]
+    code, said, _ = judged(rows=3)
+    assert code == 2 and "the judge did not answer 3 of them, most because of a prompt over the model's window" in said
+
+
+@pytest.mark.parametrize(
+    "body", [b"<script" * 9000, b"violat" * 9000, b"prompt " * 9000, b"[" * 60_000, json.dumps({"error": "violat" * 9000}).encode()], ids=range(5)
+)
+def test_no_words_of_a_refusal_take_long_to_read(body: bytes) -> None:
+    begun = time.process_time()
+    meaning(fault_of(400, body))
+    assert time.process_time() - begun < 1
 
 
 def test_waiting_is_said_once_with_its_cause_and_length(service: Service) -> None:

@@ -22,6 +22,8 @@ REASONS = {
 }
 """Why one call has no answer, as counted."""
 
+LONGEST = 4096  # characters of a fault's words that are looked at
+
 Meaning = Literal["quota", "too long", "content", "every request", "wait", "request"]
 
 _WINDOW = re.compile(
@@ -67,11 +69,20 @@ def fault_of(status: int, body: bytes) -> Fault:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return Fault(
-            status,
-            " ".join(re.sub(r"<(?:script|style).*?</(?:script|style)>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE).split()) or "no reason given",
-        )
+        words = re.sub(r"<(?:script|style)[^>]*>[^<]*|<[^>]*>", " ", text[:LONGEST], flags=re.IGNORECASE).split()
+        return Fault(status, " ".join(words) or "no reason given")
     return fault_in(status, value) or Fault(status, "no reason given")
+
+
+def fault_beside(status: int, value: Any) -> Fault | None:
+    """The fault in a reply that HTTP calls good: in place of its choices, beside them, or in the first of them; None if it has none."""
+    if not isinstance(value, dict):
+        return None
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(first, dict) and first.get("error"):
+        return fault_in(status, {"error": first["error"]})
+    return fault_in(status, value) if value.get("error") or "choices" not in value else None
 
 
 def fault_in(status: int, value: Any) -> Fault | None:
@@ -79,7 +90,7 @@ def fault_in(status: int, value: Any) -> Fault | None:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = value[0]
     if isinstance(value, str):
-        return Fault(status, value)
+        return Fault(status, value[:LONGEST])
     if not isinstance(value, dict):
         return None
     found = next((value[key] for key in ("error", "detail", "errors", "message") if value.get(key)), None)
@@ -92,7 +103,7 @@ def fault_in(status: int, value: Any) -> Fault | None:
         message += "".join(f": {text}" for text in _texts([found["metadata"]], ("raw",)))
     param = next(_texts(parts, ("param",)), "") or next((str(p["loc"][-1]) for p in parts if isinstance(p.get("loc"), list) and p["loc"]), "")
     own = next((int(n) for n in _texts(parts, ("code", "status", "status_code")) if re.fullmatch(r"[45]\d\d", n)), 0)
-    return Fault(own if 200 <= status < 300 else status, message, code, param)
+    return Fault(own if 200 <= status < 300 else status, message[:LONGEST], code[:LONGEST], param)
 
 
 def _texts(parts: list[dict[str, Any]], keys: tuple[str, ...]) -> Iterator[str]:

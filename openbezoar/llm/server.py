@@ -24,7 +24,7 @@ from typing import Literal
 from openbezoar.errors import ModelError
 from openbezoar.llm import Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
-from openbezoar.llm.refusals import REASONS, Fault, fault_in, fault_of, meaning
+from openbezoar.llm.refusals import REASONS, Fault, fault_beside, fault_of, meaning
 from openbezoar.llm.replies import Malformed, largest, parsed, read
 from openbezoar.llm.settings import Request, Settings, cut_at_stop, wrapper_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
@@ -152,8 +152,7 @@ class Server:
                 self._endpoints.answered = True
                 return self._refusal(url, request, call, fault_of(reply.status, reply.body), reply)
             value = parsed(reply.body)
-            told_fault = isinstance(value, dict) and (value.get("error") or "choices" not in value)
-            if told_fault and (fault := fault_in(reply.status, value)) is not None:
+            if (fault := fault_beside(reply.status, value)) is not None:
                 return self._refusal(url, request, call, fault, reply)
             answer, tells = read(value, call, "" if self.spec.wrapper else call.prefix)
         except Malformed as error:
@@ -178,7 +177,7 @@ class Server:
     def _refusal(self, url: str, request: Request, call: Call, fault: Fault, reply: Reply) -> Completion | _Lost | None:
         """What becomes of a call that was refused; as ``_once``."""
         if fault.status in MOVED:
-            to = redirected(url + request.path, reply)
+            to = self._tidy(redirected(url + request.path, reply))
             raise ModelError(f"{self.where}: it redirects to {to}, where nothing is sent; if that is the right server, write its address as 'server'")
         said, means = f"{fault.status or 'an error in its reply'}: {self._tidy(fault.message)}", meaning(fault)
         if means == "quota":

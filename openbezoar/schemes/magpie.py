@@ -65,6 +65,8 @@ def make(options: Options, work: Work) -> list[Row]:
         try:
             replies = work.complete("instructions", [before] * len(numbers), seeds, sampling=sampling, bar=False)
         except ModelError as error:
+            if "404" not in str(error) and "405" not in str(error):
+                raise
             raise ModelError(f"{error}; magpie needs raw completions (/v1/completions of a server)") from None
         for reply in replies:
             _take(reply, options, found)

@@ -29,6 +29,7 @@ from openbezoar.errors import DataError, named
 from openbezoar.forms import INSTRUCTION, RESPONSE, asked_text, check_instruction, instruction_text, text_in
 from openbezoar.judging.verdicts import rate
 from openbezoar.llm import open_llm
+from openbezoar.llm.refusals import REASONS
 from openbezoar.recipe import Filter
 from openbezoar.records import Row, write_jsonl
 
@@ -57,7 +58,7 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     _count(context, numbers, outcomes, unmatched)
     _write(context, outcomes)
     if not numbers["kept"]:
-        raise DataError(_nothing_left(step, numbers))
+        raise DataError(_nothing_left(step, numbers, outcomes))
     return numbers
 
 
@@ -124,7 +125,7 @@ def _write(context: StepContext, outcomes: Sequence[Outcome]) -> None:
         write_jsonl(context.out / f"{name}.jsonl", [o.row for o in outcomes if o.bucket == bucket])
 
 
-def _nothing_left(step: Filter, numbers: dict[str, Any]) -> str:
+def _nothing_left(step: Filter, numbers: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     funnel = " → ".join(f"{name} {remaining}" for name, remaining in numbers["funnel"])
     share = {"rules": sum(numbers["rejected_by_rule"].values()), "judge": numbers["rejected_by_judge"], "unscored": numbers["unscored"]}
     rule = max(numbers["rejected_by_rule"], key=lambda name: numbers["rejected_by_rule"][name], default="")
@@ -133,4 +134,7 @@ def _nothing_left(step: Filter, numbers: dict[str, Any]) -> str:
         "judge": f"lower 'min_rating' (now {step.min_rating:g}) or name another judge",
         "unscored": "the judge's replies could not be read: name another judge, raise 'max_new_tokens', or use 'mode: probability'",
     }[max(share, key=lambda name: share[name])]
+    refused = [REASONS.get(o.row["refused"], "") for o in outcomes if o.row.get("refused")]
+    if len(refused) > numbers["unscored"] / 2 and share["unscored"] == max(share.values()):
+        remedy = f"the judge did not answer {len(refused)} of them, most because of {max(refused, key=refused.count)}: name another judge, or mend the cause"
     return f"no row is kept ({funnel}); {remedy}"
