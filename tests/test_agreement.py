@@ -113,11 +113,19 @@ def test_rows_without_a_verdict_are_left_out_and_counted(tmp_path: Path) -> None
         ([row(1, "x", "x", "tie")], "two different models"),
         ([row(1, "x", "y", "tie", turn=3)], "it has turn 3"),
         ([row(1, "x", "y", None)], "no vote of a judge named"),
+        ([{**row(1, "x", "y", "tie"), "model_a": {"name": "x"}}], "model_a and model_b are names"),
+        ([{**row(1, "x", "y", "tie"), "judge": {"name": "j"}}], "expected a name"),
     ],
 )
 def test_a_bad_vote_is_named(tmp_path: Path, rows: Rows, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_votes(write(tmp_path / "v.jsonl", rows))
+
+
+def test_a_judge_named_with_its_prompt_is_known_by_its_name(tmp_path: Path) -> None:
+    """As FastChat writes it."""
+    (found,), _ = read_votes(write(tmp_path / "v.jsonl", [{**row(1, "x", "y", "model_a"), "judge": ["gpt-4", "pair-v2"]}]), "gpt-4")
+    assert found.judge == "gpt-4"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -13,7 +13,7 @@ from openbezoar import graph
 from openbezoar.cli import main
 from openbezoar.errors import RecipeError
 from openbezoar.recipe_file import load
-from openbezoar.reporting.licences import is_open, normal, strictest
+from openbezoar.reporting.licences import is_open, normal, of_model_folder, strictest
 
 Make = Callable[..., Path]
 
@@ -140,3 +140,11 @@ def test_the_strictest_recognised_statement_counts() -> None:
 )
 def test_what_counts_as_open(stated: str | None, open_: bool) -> None:
     assert is_open(normal(stated)) == open_
+
+
+@pytest.mark.parametrize(
+    "stated", ["license: [apache-2.0, cc-by-nc-4.0]", 'license:\n- apache-2.0\n- "cc-by-nc-4.0"\ntags:\n- x', "licence:\n  - apache-2.0\n  - cc-by-nc-4.0"]
+)
+def test_of_several_licences_on_a_card_the_strictest_counts(tmp_path: Path, stated: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlanguage: en\n{stated}\n---\n# Card\n")
+    assert of_model_folder(tmp_path) == "apache-2.0, cc-by-nc-4.0" and normal(of_model_folder(tmp_path)) == "cc-by-nc-4.0"

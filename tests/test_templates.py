@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FAST
 from families import GEMMA2, GPT_OSS, LLAMA3, MISTRAL, ODD, QWEN3, SILENT, TEMPLATES, with_template
 from jinja2 import TemplateError
+from test_calls import Fake, remembered
 
-from openbezoar.chat import Formatter
+from openbezoar import graph
+from openbezoar.chat import FOLDED, Formatter
 from openbezoar.errors import ModelError
+from openbezoar.llm import Sampling
 from openbezoar.models import Checkpoint
+from openbezoar.progress import PlainProgress
 from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
+from openbezoar.recipe_file import load
+from openbezoar.records import Counts, Example, Turn
 from openbezoar.stages.release import write_tokenizer
 from openbezoar.templates import WORK, chosen, render
+from openbezoar.training.encode import Encoder
 
 OWN = PromptSpec(template="own")
 TALK = [Turn("user", " What is it? "), Turn("assistant", "\nIt is\na thing.\n"), Turn("user", "Why? <b>&\"'")]
@@ -53,8 +61,6 @@ def test_what_a_template_calls_wrong_is_wrong_here_too() -> None:
 
 def test_of_several_templates_the_default_is_the_prompt_and_what_a_release_carries(tiny: Path, tmp_path: Path) -> None:
     several = {"default": TEMPLATES["chatml"], "tool_use": "{{ 'tools' }}"}
-    import shutil
-
     for number, form in enumerate((several, [{"name": name, "template": text} for name, text in several.items()])):
         folder = tmp_path / f"base-{number}"
         shutil.copytree(tiny, folder)
@@ -201,3 +207,35 @@ def test_a_template_that_ignores_that_an_answer_is_asked_for_gets_its_opening(ti
     for generation in (True, False):
         asked = released.apply_chat_template([{"role": "user", "content": "What?"}], tokenize=False, add_generation_prompt=generation)
         assert asked == "USER: What?\n" + "ASSISTANT:" * generation
+
+
+def test_conversations_whose_system_message_moved_are_counted(tiny: Path, tmp_path: Path) -> None:
+    """In training, and where a local teacher is asked; an empty message is none."""
+    formatter = Formatter(with_template(tiny, GEMMA2), OWN)
+    counts = Counts()
+    encoder = Encoder(formatter, 200, "drop", counts)
+    for system in ("Be brief.", ""):
+        assert encoder.encode(Example("r", (Turn("system", system), Turn("user", "What?")), "That.")) is not None
+    assert counts.by_reason == {FOLDED: 1}
+    teacher = remembered(tmp_path, Fake(), "row")
+    teacher._formatter = lambda: formatter
+    teacher.chat([[Turn("system", "Be brief."), Turn("user", "What?")], [Turn("system", ""), Turn("user", "Why?")]], Sampling(4), [0, 0])
+    assert teacher.spoken.counts.by_reason == {f"m: {FOLDED}": 1}
+
+
+def test_training_tells_what_a_template_does_otherwise(tiny: Path, tmp_path: Path) -> None:
+    """Once, while it runs, and in the manifest's numbers."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    (base / "chat_template.jinja").write_text(TEMPLATES["r1"])
+    rows = [{"id": f"r{i}", "instruction": f"Say {i}.", "response": f"It is {i}."} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = {"sft": "rows.jsonl", "model": "base", "quantize": "none", "max_steps": 1, "heldout_every": 4, **FAST}
+    recipe = {"name": "t", "models": {"base": {"model": str(base), "dtype": "float32"}}, "prompt": {"template": "own"}, "steps": {"s": step}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    said: list[str] = []
+    progress = PlainProgress(quiet=True)
+    progress.say = said.append  # type: ignore[method-assign]
+    graph.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), progress)
+    numbers = json.loads((tmp_path / "runs" / "t" / "s" / "manifest.json").read_text())["numbers"]
+    assert [note for note in numbers["prompt_notes"] if "opened thought" in note] and sum("opened thought" in line for line in said) == 1

@@ -59,7 +59,7 @@ def read_votes(path: Path, judges: str = "*") -> tuple[list[Vote], int]:
 
     Raises DataError for a row without its fields, or if there is no vote of such a judge.
     """
-    rows = [(number, row) for number, row in enumerate(read_jsonl(path), 1) if fnmatchcase(str(row.get("judge", "")), judges)]
+    rows = [(number, row) for number, row in enumerate(read_jsonl(path), 1) if fnmatchcase(judge_of(row, f"{path}: row {number}"), judges)]
     votes = [vote(row, f"{path}: row {number}") for number, row in rows]
     found = [v for v in votes if v is not None]
     if not found:
@@ -67,12 +67,24 @@ def read_votes(path: Path, judges: str = "*") -> tuple[list[Vote], int]:
     return found, len(votes) - len(found)
 
 
+def judge_of(row: Row, where: str) -> str:
+    """Who voted: a name, or FastChat's list of a name and a prompt's. Raises DataError for anything else."""
+    judge = row.get("judge", "")
+    if isinstance(judge, list) and judge:
+        judge = judge[0]
+    if not isinstance(judge, str):
+        raise DataError(f"{where}: judge is {shown(judge)}; expected a name")
+    return judge
+
+
 def vote(row: Row, where: str) -> Vote | None:
     """The vote in a row; None if it says that there is no verdict. Raises DataError for a row that is none."""
     missing = [name for name in ("question_id", "turn", "model_a", "model_b", "winner") if name not in row]
     if missing:
         raise DataError(f"{where}: no field '{missing[0]}'; a vote has question_id, turn, model_a, model_b, winner and judge")
-    a, b, winner = str(row["model_a"]), str(row["model_b"]), row["winner"]
+    a, b, winner = row["model_a"], row["model_b"], row["winner"]
+    if not isinstance(a, str) or not isinstance(b, str) or not isinstance(row["question_id"], (str, int)):
+        raise DataError(f"{where}: model_a and model_b are names, question_id a number or name; it has {shown(a)}, {shown(b)} and {shown(row['question_id'])}")
     if row["turn"] not in (1, 2) or a == b:
         raise DataError(f"{where}: a vote is on turn 1 or 2 and two different models; it has turn {shown(row['turn'])}, {named(a)} and {named(b)}")
     if winner is None or winner == "error":
@@ -83,7 +95,7 @@ def vote(row: Row, where: str) -> Vote | None:
         label = int((winner == "model_a") != (a < b))
     else:
         raise DataError(f"{where}: winner is {shown(winner)}; expected model_a, model_b, tie, 'tie (inconsistent)', or null")
-    return Vote((str(row["question_id"]), int(row["turn"]), *sorted((a, b))), label, str(row.get("judge", "")))  # type: ignore[arg-type]
+    return Vote((str(row["question_id"]), int(row["turn"]), *sorted((a, b))), label, judge_of(row, where))  # type: ignore[arg-type]
 
 
 def agreement_table(judge: Sequence[Vote], people: Sequence[Vote], seed: int = 0) -> list[dict[str, Any]]:

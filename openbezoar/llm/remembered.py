@@ -27,6 +27,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from openbezoar import thoughts
+from openbezoar.chat import FOLDED
 from openbezoar.errors import BudgetError, ModelError, RecipeError
 from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.budget import Purse, worst_case
@@ -95,7 +96,11 @@ class Remembered:
     def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """As the model's own ``chat``."""
         calls = [Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)]
-        return self.spoken.of(self._answers(calls))
+        answers = self.spoken.of(self._answers(calls))
+        ruled = sum(bool(c) and c[0].role == "system" and bool(c[0].content) for c in conversations)
+        if ruled and self._formatter is not None and self.formatter.folds_system:
+            self.spoken.counts.add(f"{self.name}: {FOLDED}", ruled)
+        return answers
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """As the model's own ``complete``."""

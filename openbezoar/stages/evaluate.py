@@ -90,7 +90,10 @@ def _checkpoint(
         results: dict[str, Any] = {"tasks": score(model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens)}
         answers: Answers | None = None
         if examples or pairs:
-            answers = Answers(Formatter(tokenizer, checkpoint.prompt), Scorer(model, step.tokens), window_of(model, tokenizer), context)
+            made = Formatter(tokenizer, checkpoint.prompt)
+            for note in made.notes:
+                context.progress.say(f"  {name}: {note}")
+            answers = Answers(made, Scorer(model, step.tokens), window_of(model, tokenizer), context)
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
