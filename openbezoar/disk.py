@@ -29,6 +29,11 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def temporary_of(path: Path) -> Path:
+    """Where a file is written before it gets its name; hidden, so that one that a kill left is taken for nobody's result."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def replace(temporary: Path, path: Path) -> None:
     """Give a written file its name, in place of an older one: after a power cut one of the two is there, whole."""
     sync(temporary)

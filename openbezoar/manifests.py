@@ -30,7 +30,7 @@ _PARTS = ("settings", "inputs", "files", "models", "prompt", "texts", "benchmark
 
 
 def sealed(content: Mapping[str, Any]) -> Manifest:
-    """A manifest with its schema's version and the digest of what it says."""
+    """A manifest, or other words of a step, with the schema's version and the digest of what it says."""
     said = json.loads(json.dumps({**content, "schema": SCHEMA}, default=str))  # as it will be read
     said.pop("digest", None)
     return {**said, "digest": digest(said)}
@@ -42,6 +42,14 @@ def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise RunError(f"{path}: {what} expected, which is a JSON object; {remedy}")
+    return content
+
+
+def read_sealed(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """What was ``sealed``. Raises RunError if it is not as it was written."""
+    content = read_object(path, what, remedy)
+    if content.get("digest") != digest({key: value for key, value in content.items() if key != "digest"}):
+        raise RunError(f"{path}: changed since it was written (its digest is another); {remedy}")
     return content
 
 

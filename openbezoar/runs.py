@@ -105,7 +105,7 @@ class RunFolder:
     def _place(self, work: Path) -> None:
         """Put a whole work folder where results lie."""
         final, old = self.step(work.name), work.with_name(f".{work.name}.old")  # no step's name begins with a dot
-        for leftover in (*work.glob(".resume*"), work / ".key"):
+        for leftover in (*work.glob(".resume*"), *work.rglob(".*.tmp"), work / ".key"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if old.exists():
             shutil.rmtree(old)
@@ -132,7 +132,7 @@ class RunFolder:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it into place; it is on the disk when this returns."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = disk.temporary_of(path)
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as out:
         out.write(text)
     disk.replace(temporary, path)

@@ -16,7 +16,6 @@ killed run goes on with the next checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from openbezoar.harness.tasks import Benchmark, open_benchmarks
 from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.rewards import by_subset, divergence, implicit_rewards, share, share_of
 from openbezoar.judging.statistics import mean_interval
+from openbezoar.manifests import read_sealed, sealed
 from openbezoar.recipe import DataRef, Evaluate, ServerModel
 from openbezoar.records import Example, Pair, Turn
 from openbezoar.runs import step_seed, write_json
@@ -47,8 +47,8 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     for name in names:
         kept = context.out / f".resume-{quote(name, safe='')}.json"
         if not kept.is_file():
-            write_json(kept, _checkpoint(name, step, context, benchmarks, examples, pairs))
-        checkpoints[name] = json.loads(kept.read_text(encoding="utf-8"))
+            write_json(kept, sealed({"scores": _checkpoint(name, step, context, benchmarks, examples, pairs)}))
+        checkpoints[name] = read_sealed(kept, "scores", "delete it and run again")["scores"]
     _count(checkpoints, context)
     if step.reference is not None:
         _against_reference(step.reference, step, context, checkpoints, pairs)

@@ -172,7 +172,7 @@ def _loop(job: _Job, state: State, trees: Sequence[Tree], log: list[dict[str, An
             log.append({"step": state.step, **metrics})
             _append(job.out / "metrics.jsonl", log[-1])
             if (state.step % settings.save_every == 0 or state.step == steps or wish.made) and distributed.rank() == 0:
-                state.save(job.out / RESUME)
+                state.save(job.out / RESUME, [job.out / "metrics.jsonl", job.out / "heldout.jsonl"])
             if wish.made:
                 raise KeyboardInterrupt
             bar.advance(1, **{"loss": metrics["loss"], "tokens/s": pace.tokens_per_second or 0.0, "of matmul rate": pace.fraction or 0.0})
@@ -234,10 +234,19 @@ def _append(path: FilePath, line: dict[str, Any]) -> None:
 
 
 def _truncated(path: FilePath, done: int) -> list[dict[str, Any]]:
-    """The lines up to step ``done``; later ones, of steps that will be made again, and one that a kill cut short are dropped from the file too."""
+    """The lines up to step ``done``; later ones, of steps that will be made again, and those that a kill or a power cut spoilt are dropped from the file too."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for text in lines if text.endswith("\n") and (line := json.loads(text))["step"] <= done]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for text in lines if (line := _whole(text)) is not None and line["step"] <= done]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
+
+
+def _whole(text: str) -> dict[str, Any] | None:
+    """A line of a log, None if it is not whole. Those that a checkpoint vouches for are: ``State.restore`` saw to it."""
+    try:
+        line = json.loads(text) if text.endswith("\n") else None
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None

@@ -21,11 +21,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from openbezoar.chat import Formatter
+from openbezoar.errors import RunError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.models import Checkpoint
 from openbezoar.progress import Progress
@@ -33,6 +32,7 @@ from openbezoar.recipe import Training
 from openbezoar.runs import digest, environment, file_digest
 from openbezoar.training import distributed
 from openbezoar.training.loop import batch_of, plan_steps
+from openbezoar.training.resume import read_sealed, save_sealed
 
 REFERENCE = "reference.safetensors"
 DIGEST_BYTES = 16
@@ -88,10 +88,9 @@ class ReferenceCache:
 
     def _load(self, file: FilePath) -> None:
         try:
-            with safe_open(file, framework="pt") as stored:  # type: ignore[no-untyped-call]
-                found = json.loads(stored.metadata()["key"])
-                pairs, logps = stored.get_tensor("pairs"), stored.get_tensor("logps")
-        except (SafetensorError, KeyError, TypeError, ValueError):
+            tensors, metadata = read_sealed(file, "it is computed again")
+            found, pairs, logps = json.loads(metadata["key"]), tensors["pairs"], tensors["logps"]
+        except (RunError, KeyError, TypeError, ValueError):
             self.stale = ["file"]
             return
         self.stale = [name for name in {**found, **self.key} if found.get(name) != self.key.get(name)]
@@ -102,9 +101,7 @@ class ReferenceCache:
         """Write the file, whole or not at all."""
         pairs = torch.tensor([list(pair) for pair in self.values], dtype=torch.uint8).reshape(-1, DIGEST_BYTES)
         logps = torch.tensor(list(self.values.values()), dtype=torch.float32).reshape(-1, 2)
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        save_file({"pairs": pairs, "logps": logps}, temporary, metadata={"key": json.dumps(self.key)})
-        temporary.replace(self.file)
+        save_sealed(self.file, {"pairs": pairs, "logps": logps}, {"key": json.dumps(self.key)})
 
     def fill(self, passes: Sequence[Sequence[Tree]], compute: Callable[[Sequence[Tree]], Tensor], save_every: int, progress: Progress) -> int:
         """Compute the passes in which a pair is missing; returns how many pairs were computed."""

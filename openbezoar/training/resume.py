@@ -1,9 +1,14 @@
-"""What a killed training goes on from: adapter, optimiser, loss scale and the best adapter so far, in one file."""
+"""What a killed training goes on from: adapter, optimiser, loss scale and the best adapter so far, in one file.
+
+The file has a digest of all that it holds, and of the logs that lie beside it, as they were
+when it was written: damage shows before anything is trained on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from openbezoar.errors import ModelError
+from openbezoar import disk
+from openbezoar.errors import ModelError, RunError, foreign_file
 from openbezoar.recipe import Training
 
 
@@ -55,29 +61,35 @@ class State:
         """One number that differs where the adapters do."""
         return float(sum(p.detach().double().abs().sum() for p in self.parameters.values()))
 
-    def save(self, path: Path) -> None:
-        """Write everything, whole or not at all."""
+    def save(self, path: Path, logs: Iterable[Path] = ()) -> None:
+        """Write everything, whole or not at all; ``logs`` are on the disk before."""
         tensors = {f"best:{name}": value for name, value in self.best.items()}
         for name, parameter in self.parameters.items():
             tensors[f"value:{name}"] = parameter.detach().cpu().contiguous()
             for key, value in self.optimizer.state[parameter].items():
                 # Optimisers of bitsandbytes share their tables between parameters, which safetensors takes for a mistake.
                 tensors[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata={"step": str(self.step), "scaler": json.dumps(self.scaler.state_dict())})
-        temporary.replace(path)
+        for log in logs:
+            disk.sync(log)
+        vouched = {log.name: [log.stat().st_size, hashlib.sha256(log.read_bytes()).hexdigest()] for log in logs}
+        metadata = {"step": str(self.step), "scaler": json.dumps(self.scaler.state_dict()), "logs": json.dumps(vouched)}
+        save_sealed(path, tensors, metadata)
 
     @torch.no_grad()
     def restore(self, path: Path) -> None:
-        """Take up what ``save`` wrote; without a file nothing changes."""
+        """Take up what ``save`` wrote; without a file nothing changes. Raises RunError for a damaged one, or for logs that are."""
         if not path.is_file():
             return
-        with safe_open(path, framework="pt") as stored:  # type: ignore[no-untyped-call]
-            found: dict[str, dict[str, Tensor]] = {}
-            for full in stored.keys():  # noqa: SIM118  not a mapping
-                key, name = full.split(":", 1)
-                found.setdefault(name, {})[key] = stored.get_tensor(full)
-            metadata: dict[str, str] = stored.metadata()
+        again = "delete it and run again: the training begins anew"
+        tensors, metadata = read_sealed(path, again)
+        for log, (size, then) in json.loads(metadata.get("logs", "{}")).items():
+            beside = path.with_name(log)
+            if not beside.is_file() or hashlib.sha256(beside.read_bytes()[:size]).hexdigest() != then:
+                raise RunError(f"{beside}: not the log that belongs to {path.name}; delete the folder and run again: the training begins anew")
+        found: dict[str, dict[str, Tensor]] = {}
+        for full, tensor in tensors.items():
+            key, _, name = full.partition(":")
+            found.setdefault(name, {})[key] = tensor
         for name, parameter in self.parameters.items():
             parts = found[name]
             parameter.copy_(parts.pop("value"))
@@ -103,3 +115,29 @@ class State:
                 state[key].copy_(value)
             else:
                 state[key] = type(state[key])(value.item())
+
+
+def save_sealed(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and words about them as safetensors with a digest of both, whole or not at all."""
+    temporary = disk.temporary_of(path)
+    save_file(tensors, temporary, metadata={**metadata, "digest": _digest(tensors, metadata)})
+    disk.replace(temporary, path)
+
+
+def read_sealed(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``save_sealed`` wrote, on the CPU. Raises RunError if it is not as it was written."""
+    with foreign_file(path, "what a killed run goes on from", remedy, RunError):
+        with safe_open(path, framework="pt") as stored:  # type: ignore[no-untyped-call]
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
+            metadata: dict[str, str] = stored.metadata() or {}
+        if (sealed := metadata.pop("digest", None)) != _digest(tensors, metadata) and sealed is not None:  # older ones have none
+            raise RunError(f"{path}: changed since it was written (its digest is another); {remedy}")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    sums = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sums.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sums.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sums.hexdigest()
