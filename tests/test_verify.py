@@ -193,6 +193,23 @@ def test_a_manifest_that_says_other_things_is_one_line(content: str, said: str, 
     assert code == 2 and said in out
 
 
+def test_a_bit_of_a_manifest_that_flips_is_seen_by_the_next_command(place: Place) -> None:
+    rng, file = random.Random(11), place.folder / "kept/manifest.json"
+    whole = file.read_bytes()
+    said = json.loads(whole)
+    for n in range(300):
+        changed = flipped(whole, rng)
+        if n < 60:  # names, which make it a manifest of another schema
+            name = rng.choice(("digest", "schema", "files", "used", "key", "parts")).encode()
+            at = whole.index(b'"%s"' % name) + 1 + rng.randrange(len(name))
+            changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        file.write_bytes(changed)
+        try:
+            assert RunFolder(place.folder).manifest("kept") == said  # white space between two words
+        except RunError as error:
+            assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]", "{}", '{"recipe": 5, "overrides": []}', '{"recipe": "a.yaml", "overrides": [5]}', b"\xff\xfe"])
 def test_a_damaged_note_of_the_recipe_is_one_line_or_passed_over(content: str | bytes, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     (place.folder / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -130,7 +130,7 @@ def read_sealed(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, s
         with safe_open(path, framework="pt") as stored:  # type: ignore[no-untyped-call]
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
             metadata: dict[str, str] = stored.metadata() or {}
-        if (sealed := metadata.pop("digest", None)) != _digest(tensors, metadata) and sealed is not None:  # older ones have none
+        if metadata.pop("digest", None) != _digest(tensors, metadata):
             raise RunError(f"{path}: changed since it was written (its digest is another); {remedy}")
     return tensors, metadata
 
