@@ -26,6 +26,15 @@ HOSTILE = (
 KINDS = ("llama", "llama-sentencepiece", "qwen2", "qwen3", "gemma2", "gemma3")
 
 
+ROPES = {
+    "llama-llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "llama-linear": {"rope_type": "linear", "factor": 4.0},
+    "qwen2-yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "gemma3-linear": {"rope_type": "linear", "factor": 8.0},
+}
+"""Kinds with a scaled rotary embedding, which transformers does not read from a GGUF; lengths are short, so that the scaling shows at once."""
+
+
 def sentencepiece_bpe(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a SentencePiece BPE model with byte fallback, as OpenLLaMA's is."""
     import sentencepiece
@@ -81,7 +90,7 @@ def config_of(kind: str, tokenizer: Any) -> Any:
         "vocab_size": len(tokenizer) + 8,
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": 7 if kind == "gemma3" else 2,
+        "num_hidden_layers": 7 if kind.startswith("gemma3") else 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
@@ -94,8 +103,16 @@ def config_of(kind: str, tokenizer: Any) -> Any:
         "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 16},
         "gemma3": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 16},
     }
+    rope = ROPES.get(kind)
+    kind = kind if rope is None else kind.partition("-")[0]
     type_ = {"gemma3": "gemma3_text", "llama-sentencepiece": "llama"}.get(kind, kind)
-    return AutoConfig.for_model(type_, **shape, **more.get(kind, {}), tie_word_embeddings=kind.startswith("gemma") or kind == "qwen3")
+    config = AutoConfig.for_model(type_, **shape, **more.get(kind, {}), tie_word_embeddings=kind.startswith("gemma") or kind == "qwen3")
+    if rope is not None:
+        stated = config.rope_parameters
+        inner = stated.get("full_attention", stated)
+        inner.update(rope)
+        config = type(config).from_dict(config.to_dict())
+    return config
 
 
 def released(kind: str, folder: Path, prompt: PromptSpec | None = None) -> Formatter:

@@ -69,11 +69,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe that wants every package, and its files."""
     folder = tmp_path_factory.mktemp("without")
     (folder / "model").mkdir()
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "gpt2", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 16, "tie_word_embeddings": True}
     (folder / "model/config.json").write_text(json.dumps(config))
     (folder / "model/tokenizer.json").write_text("{}")
-    (folder / "model/model.safetensors").write_bytes(b"")
+    (folder / "model/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (folder / "small.gguf").write_bytes(b"GGUF")
     (folder / "topics.jsonl").write_text('{"topic": "Bees"}\n')
     (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)

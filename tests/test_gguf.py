@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from released import HOSTILE, KINDS, config_of, released
+from released import HOSTILE, KINDS, ROPES, config_of, released
 
 from openbezoar.chat import Formatter
 from openbezoar.errors import ModelError
@@ -137,7 +137,8 @@ def refused(folder: Path, formatter: Formatter) -> str:
     ("change", "named"),
     [
         ({"model_type": "mistral"}, "architecture 'mistral'"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}, "rope type linear"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "type dynamic, whose base depends on the length"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "rope_theta": 10000.0}}, "yarn with beta_fast 16"),
         ({"attention_bias": True}, "biases"),
         ({"hidden_act": "gelu"}, "activation gelu"),
     ],
@@ -172,6 +173,32 @@ def test_a_tokenizer_that_the_format_cannot_say_is_refused(
     stored = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {part: value}))
     assert named in refused(tmp_path, formatter)
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_scaled_rotary_embedding_is_written_as_llama_cpp_reads_it(tmp_path: Path, kind: str) -> None:
+    """The frequencies that the file makes are those that transformers computes."""
+    from gguf import GGUFReader
+
+    formatter = released(kind, tmp_path / "model")
+    write_gguf(tmp_path / "model", formatter, "f16", tmp_path / "f16.gguf", ABOUT)
+    told, arch = fields(tmp_path / "f16.gguf"), kind.partition("-")[0]
+    model: Any = load(tmp_path / "model")
+    rotary = model.model.rotary_emb
+    wanted = rotary.full_attention_inv_freq if arch == "gemma3" else rotary.inv_freq
+    size = told[f"{arch}.rope.dimension_count"]
+    plain = told[f"{arch}.rope.freq_base"] ** -(torch.arange(0, size, 2) / size)
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(tmp_path / "f16.gguf").tensors}
+    if kind == "llama-llama3":
+        assert tensors["rope_freqs.weight"].dtype == torch.float32 and len(set(tensors["rope_freqs.weight"].tolist())) > 2
+        assert torch.allclose(plain / tensors["rope_freqs.weight"], wanted, rtol=1e-5)
+        return
+    assert "rope_freqs.weight" not in tensors
+    assert told[f"{arch}.rope.scaling.type"] == ROPES[kind]["rope_type"] and told[f"{arch}.rope.scaling.factor"] == ROPES[kind]["factor"]
+    if kind.endswith("linear"):
+        assert torch.allclose(plain / told[f"{arch}.rope.scaling.factor"], wanted, rtol=1e-5)
+    else:
+        assert told[f"{arch}.rope.scaling.original_context_length"] == 64
 
 
 def test_a_weight_beyond_fp16_is_refused_and_leaves_nothing(models: dict[str, tuple[Path, Formatter]], tmp_path: Path) -> None:

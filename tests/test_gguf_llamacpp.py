@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from released import HOSTILE, KINDS, released
+from released import HOSTILE, KINDS, ROPES, released
 
 from openbezoar.chat import Formatter
 from openbezoar.models import Checkpoint, cache_folder
@@ -64,10 +64,10 @@ def node() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=[*KINDS, *(name for name, _ in REAL)])
+@pytest.fixture(scope="session", params=[*KINDS, *ROPES, *(name for name, _ in REAL)])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("gguf") / "model"
-    if request.param in KINDS:
+    if request.param in (*KINDS, *ROPES):
         return Case(request.param, folder, released(request.param, folder))
     checkpoint = Checkpoint("real", request.param, (), "none", "bfloat16", PromptSpec(template=dict(REAL)[request.param]))
     folder.mkdir()

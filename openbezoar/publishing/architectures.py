@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import ModelError
+from openbezoar.publishing.ropes import ropes_of, unwritable, write_scaling
 
 GEMMA_ACTIVATION = "gelu_pytorch_tanh"
 
@@ -76,19 +77,12 @@ def architecture_of(config: Any) -> Architecture:
     odd = list(found.check(config))
     if (activation := getattr(config, "hidden_activation", None) or config.hidden_act) != found.activation:
         odd.append(f"activation {activation}")
-    odd += [f"rope type {kind}" for kind in sorted({kind for kind, _ in _ropes(config)} - {"default"})]
+    odd += unwritable(config, found.name)
     if not found.biases and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
         odd.append("biases")
     if odd:
         raise ModelError(f"no GGUF for this {config.model_type} model: it has {', '.join(odd)}, which the format's readers do not expect of it")
     return found
-
-
-def _ropes(config: Any) -> list[tuple[str, float]]:
-    """(type, base) of the rotary embedding: one for all layers, or of full attention first and sliding second."""
-    stated = config.rope_parameters
-    each = [stated[kind] for kind in ("full_attention", "sliding_attention")] if "full_attention" in stated else [stated]
-    return [(str(one.get("rope_type", "default")), float(one["rope_theta"])) for one in each]
 
 
 def write_shape(writer: Any, config: Any, architecture: Architecture) -> None:
@@ -105,10 +99,11 @@ def write_shape(writer: Any, config: Any, architecture: Architecture) -> None:
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    ropes = _ropes(config)
-    writer.add_rope_freq_base(ropes[0][1])
+    ropes = ropes_of(config)
+    writer.add_rope_freq_base(float(ropes[0]["rope_theta"]))
     if len(ropes) == 2:
-        writer.add_float32(f"{architecture.name}.rope.freq_base_swa", ropes[1][1])
+        writer.add_float32(f"{architecture.name}.rope.freq_base_swa", float(ropes[1]["rope_theta"]))
+    write_scaling(writer, config)
     if architecture.name in ("gemma2", "gemma3"):
         writer.add_sliding_window(config.sliding_window)
     if architecture.name == "gemma2":

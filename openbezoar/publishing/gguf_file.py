@@ -7,7 +7,7 @@ in fp32. Container and quantisation are the ``gguf`` package's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from openbezoar.chat import Formatter
 from openbezoar.errors import ModelError
 from openbezoar.publishing.architectures import Architecture, architecture_of, write_shape
+from openbezoar.publishing.ropes import FREQS, frequency_factors
 from openbezoar.publishing.vocabulary import read_vocabulary
 from openbezoar.recipe import GgufForm
 
@@ -58,7 +59,7 @@ def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, out: Path, ab
     write_shape(writer, config, architecture)
     vocabulary.write(writer)
     try:
-        _write_tensors(writer, tensors, kind)
+        _write_tensors(writer, tensors, kind, frequency_factors(config))
     except ModelError:
         part.unlink(missing_ok=True)
         raise
@@ -92,9 +93,13 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
     return found
 
 
-def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm) -> None:
+def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm, factors: Sequence[float] | None) -> None:
     import numpy as np
+    from gguf import GGMLQuantizationType
 
+    divisors = None if factors is None else np.array(factors, dtype=np.float32)
+    if divisors is not None:
+        writer.add_tensor_info(FREQS, divisors.shape, divisors.dtype, divisors.nbytes, raw_dtype=GGMLQuantizationType.F32)
     for tensor in tensors:
         form = _form(tensor, kind)
         shape = _stored_shape(tensor, form)
@@ -103,6 +108,8 @@ def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors)
     for tensor in tensors:
         writer.write_tensor_data(_values(tensor, _form(tensor, kind)))
 
