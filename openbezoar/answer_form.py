@@ -74,6 +74,8 @@ def form_of(render: Render, eos: str) -> AnswerForm:
             other = _form(render, turns)
         except ModelError:  # it refuses such a conversation, and will say so where one is rendered
             continue
+        if not form.notes:
+            notes += [f"{name}, {note}" for note in other.notes]
         if (other.lead, other.end, other.opened) != (form.lead, form.end, form.opened):
             notes.append(
                 f"the chat template writes an answer otherwise {name}: {other.lead!r} before it and {other.end!r} after it, not {form.lead!r} and {form.end!r}, which are trained"

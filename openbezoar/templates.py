@@ -34,7 +34,7 @@ TODAY = date(2024, 7, 26)
 """The day that templates are told. A prompt that changed overnight would be another than the one that was trained
 and that answers were kept under; Llama 3.1's template names this day where it has no clock."""
 LONGEST = 1_000_000  # characters of a template; the longest that models carry have some ten thousand
-WORK = 4_000_000  # steps and characters that any conversation may take: a few seconds
+WORK = 2_000_000  # steps and characters that any conversation may take: a second or so
 WORK_A_CHARACTER = 64  # and more for each character of a conversation, which a template may look through for each of its turns
 CALL = 8  # steps that a call counts as
 

@@ -18,6 +18,11 @@ TALKS = (
     (Turn("system", "Be brief."), Turn("user", "Name a colour.")),
     (Turn("user", "Name one."), Turn("assistant", "Blue."), Turn("user", "And another?")),
 )
+# The system message goes before the last question, if that is the last turn.
+MISTRAL_3 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set rule = messages[0].content %}{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' + (rule + '\\n\\n' if loop.last and rule is defined else '') + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
 LEADS = {"qwen3": "<think>\n\n</think>\n\n", "mistral": " ", "gpt-oss": "<|channel|>final<|message|>", "ignores": " ", "r1": "\n</think>\n\n"}
 TOLD = {"qwen3", "gpt-oss", "r1"}  # a lead that is more than a blank
 
@@ -78,6 +83,7 @@ def test_nothing_is_told_of_a_template_that_writes_conversations_as_its_prompts(
     [
         (TEMPLATES["chatml"].replace("'<|im_end|>\\n' }}{% endfor", "'<|im_end|>\\n' }}{% if not loop.last %}{% endif %}{% endfor").replace(
             "{% for m in messages %}", "{{ 'of ' ~ messages | length }}{% for m in messages %}"), "otherwise than its prompt"),
+        (MISTRAL_3, "with a system message, the chat template writes a finished conversation otherwise"),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves an answer out"),
         ("{% for m in messages %}{{ m.role + ':' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}", "writes no end"),
         (TEMPLATES["chatml"].replace("m.content +", "(('(late) ' if loop.index > 2 else '') + m.content if m.role == 'assistant' else m.content) +"), "otherwise with earlier turns"),
