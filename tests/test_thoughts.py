@@ -18,8 +18,9 @@ from test_calls import WARM, Fake, remembered
 from test_mt_bench import Scripted as Contestant
 from test_mt_bench import bench as mt_bench  # noqa: F401  a fixture
 from test_schemes import INSTRUCTIONS, Scripted, evol_teacher, lamini_teacher
+from test_server import Reply, Service, chat_reply, service  # noqa: F401  a fixture
 
-from openbezoar import thoughts
+from openbezoar import graph, thoughts
 from openbezoar.judging.parsers import parse_rating
 from openbezoar.judging.questions import read_answers, read_questions
 from openbezoar.llm import Call, Completion, Sampling
@@ -29,8 +30,10 @@ from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.streaming import Stream
 from openbezoar.models import Checkpoint
+from openbezoar.progress import PlainProgress
 from openbezoar.recipe import PromptSpec
-from openbezoar.records import Counts, Turn
+from openbezoar.recipe_file import load
+from openbezoar.records import Counts, Turn, read_jsonl
 
 HARMONY = (
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Aside.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
@@ -343,3 +346,37 @@ def test_text_of_a_tokenizer_without_marks_is_its_own(tiny: Path) -> None:
     tokenizer = with_template(tiny, R1)
     text = TextOf(tokenizer)
     assert text.marks == {} and text(tokenizer("<think>a</s>").input_ids) == "<think>a"
+
+
+def test_a_reasoning_server_from_recipe_to_rows_and_a_change_of_mind_that_asks_nothing(tmp_path: Path, service: Service) -> None:  # noqa: F811
+    """LaMini over HTTP: thoughts in the text, and beside it; then the same recipe with thoughts kept."""
+
+    def reply(n: int, request: dict[str, Any]) -> Reply:
+        asked = request["messages"][-1]["content"]
+        said = "".join(f"<example>Describe river {n}-{k}.</example>" for k in range(4)) if "<example>" in asked else f"River {asked[-9:]}, a long one."
+        if "<example>" in asked:
+            return chat_reply(f"<think>\n<example>A draft.</example>\n</think>\n\n{said}")
+        made = chat_reply(said)
+        made.body["choices"][0]["message"]["reasoning_content"] = "A draft."
+        return made
+
+    service.script = reply
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps({"instruction": f"Name river {n}."}) + "\n" for n in range(6)))
+
+    def rows(**more: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        step = {"generate": "lamini", "teacher": "t", "seeds": "seeds.jsonl", "rows": 8, "instructions_per_prompt": 4}
+        models = {"t": {"server": service.url, "model": "m", **more}}
+        (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "models": models, "steps": {"g": step}}))
+        graph.execute(graph.build(load(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
+        folder = tmp_path / "runs" / "r" / "g"
+        return list(read_jsonl(folder / "rows.jsonl")), json.loads((folder / "manifest.json").read_text())["counts"]
+
+    found, counts = rows()
+    assert len(found) == 8 and "draft" not in json.dumps(found) and all(row["response"].startswith("River") for row in found)
+    assert counts["t: thoughts left out"] == len(service.requests)
+    asked = len(service.requests)
+    kept, counts = rows(thoughts="keep")
+    assert "t: thoughts left out" not in counts
+    answers = [request for _, request, _ in service.requests[asked:] if "<example>" in request["messages"][-1]["content"]]
+    assert answers == []  # what was asked is known; kept drafts are instructions then, whose answers are new
+    assert all(row["response"].startswith("<think>\nA draft.\n</think>") for row in kept)
