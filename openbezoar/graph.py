@@ -24,6 +24,7 @@ from openbezoar.cleaning.reviews import Reviews
 from openbezoar.context import StepContext
 from openbezoar.digests import differences, marks_in, moved, result_digest
 from openbezoar.errors import DataError, ModelError, RecipeError, RunError, UserError
+from openbezoar.hub import DataSetRef
 from openbezoar.judging import gates
 from openbezoar.judging.prompting import CHECKS, PAIR, SINGLE
 from openbezoar.models import digests, folder_here
@@ -230,6 +231,10 @@ def scheme_options(step: Generate, where: str) -> BaseModel:
 
 def _data_file(recipe: Recipe, path: Path, name: str, key: str, text: str) -> Path | None:
     if text.startswith("hub:"):
+        try:
+            DataSetRef.of(text)
+        except DataError as error:
+            raise DataError(f"{path}: steps.{name}.{key}: {error}") from None
         return None
     file = resolve_path(text, path.parent, recipe.data)
     if not file.is_file():

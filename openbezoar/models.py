@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openbezoar.errors import ModelError, foreign_file
+from openbezoar.hub import cause, raise_if_of_the_machine
 from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec, Thoughts
 from openbezoar.runs import RunFolder, file_digest, write_json
 from openbezoar.stored import READ, TERMS, files
@@ -271,9 +272,8 @@ def _from_hub(reference: str) -> Path:
             )
         )
     except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had
-        raise ModelError(
-            f"{reference}: the hub cannot be reached or has no such model ({type(error).__name__}); check the name, go online once, or name a local folder"
-        ) from None
+        raise_if_of_the_machine(error)
+        raise ModelError(f"{reference}: {cause(error, 'model')}") from None
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         from openbezoar.gguf_models import convert_bin
 

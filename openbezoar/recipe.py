@@ -174,7 +174,9 @@ def _model_entry(value: Any) -> Any:
 class DataSpec(Strict):
     """Rows of a step, a file or a hub data set, perhaps only some of them."""
 
-    data: str = Field(description="A step's name, a .jsonl or .jsonl.gz file, or 'hub:org/name[split]@revision'.")
+    data: str = Field(
+        description="A step's name, a .jsonl or .jsonl.gz file, or 'hub:org/name/config[split]@revision', of which config, split and revision may be left out."
+    )
     rename: dict[str, str] = Field(default={}, description="Fields under another name: {theirs: ours}.")
     add: dict[str, str] = Field(default={}, description="Fields that every row gets, such as {submix: cot}.")
     where: dict[str, str | int | bool | list[str]] = Field(default={}, description="Keep rows whose field has this value (or one of these).")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openbezoar.errors import DataError, RecipeError, named
+from openbezoar.hub import load_rows
 from openbezoar.recipe import DataRef, DataSpec, data_specs
 from openbezoar.records import JsonLines, Row
 
@@ -98,27 +98,11 @@ def read(
         raise DataError(f"{name}: the file is empty; expected at least one row")
 
 
-_HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<split>[\w.-]+)\])?(?:@(?P<revision>[\w./-]+))?$")
-
-
 class HubRows:
-    """Rows of ``hub:org/name[split]@revision`` (split: train), which the hub's client keeps on disk.
-
-    Raises DataError if the reference is none or the data set cannot be had.
-    """
+    """Rows of a data set of the hub (``hub.DataSetRef``), which the hub's client keeps on disk. Raises DataError saying why it cannot be had."""
 
     def __init__(self, ref: str) -> None:
-        match = _HUB.match(ref)
-        if not match:
-            raise DataError(f"'{ref}': expected hub:org/name[split]@revision")
-        from datasets import load_dataset
-
-        try:
-            self.data: Any = load_dataset(match["name"], split=match["split"] or "train", revision=match["revision"])
-        except Exception as error:  # the hub client raises many kinds; each means the rows cannot be had
-            raise DataError(
-                f"{ref}: the hub cannot be reached or has no such data set ({type(error).__name__}); name a local .jsonl file instead, or go online once"
-            ) from error
+        self.data: Any = load_rows(ref)
 
     def __iter__(self) -> Iterator[Row]:
         return (dict(row) for row in self.data)

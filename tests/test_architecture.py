@@ -31,7 +31,7 @@ RANKS = [
         "progress",
         "__init__",
     },
-    {"sources", "models", "lengths", "devices", "memory", "gguf_models", "gguf_header", "chat", "forest", "prompts"},
+    {"sources", "hub", "models", "lengths", "devices", "memory", "gguf_models", "gguf_header", "chat", "forest", "prompts"},
     {"policy", "needs", "context", "llm", "training", "judging", "schemes", "cleaning", "harness", "reporting", "voting", "serving", "publishing"},
     {"stages"},
     {"graph"},

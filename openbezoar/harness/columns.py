@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openbezoar.errors import DataError
+from openbezoar.errors import DataError, fields_of, shown
 from openbezoar.records import Row
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -27,7 +27,7 @@ class Fields:
     where: str  # file and row, for errors
 
     def wrong(self, name: str, expected: str) -> DataError:
-        state = "it is " + repr(self.row[name])[:60] if name in self.row else f"the row has {', '.join(map(str, list(self.row)[:8])) or 'none'}"
+        state = f"it is {shown(self.row[name])}" if name in self.row else f"the row has {fields_of(self.row)}"
         return DataError(f"{self.where}: field '{name}': expected {expected}, {state}; see docs/data.md")
 
     def text(self, name: str) -> str:

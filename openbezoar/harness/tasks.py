@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import DataError, RecipeError
+from openbezoar.errors import DataError, RecipeError, named
 from openbezoar.extras import require
 from openbezoar.harness import columns as c
+from openbezoar.hub import cause, raise_if_of_the_machine
 from openbezoar.needs import IFEVAL
 from openbezoar.recipe import TaskSpec
 from openbezoar.records import Row, read_jsonl
@@ -141,7 +142,7 @@ def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
     """(example rows, question rows) in the task's columns; MMLU's rows keep their ``subject``."""
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for number, row in enumerate(read_jsonl(path), 1):
-        fields = c.Fields(row, f"{path}: row {row.get('id', number)}")
+        fields = c.Fields(row, f"{path}: row {named(row.get("id", number))}")
         if (split := row.get("split", "eval")) not in SPLITS:
             raise fields.wrong("split", "'eval' or 'fewshot'")
         made = local.columns(fields)
@@ -238,10 +239,9 @@ def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Be
     try:
         parts = dict(manager.load([spec.task])["tasks"])
     except Exception as error:  # the hub's clients raise many kinds; each means the rows cannot be had
-        reason = type(error).__name__
-        raise DataError(
-            f"tasks: the rows of '{spec.task}' cannot be had from the hub ({reason}); give 'data', a folder with {spec.task}.jsonl (docs/data.md), or go online once"
-        ) from error
+        raise_if_of_the_machine(error)
+        why = cause(error, "data set")
+        raise DataError(f"tasks: the rows of '{spec.task}': {why}; or give 'data', a folder with {spec.task}.jsonl (docs/data.md)") from error
     for task in parts.values():
         set_fewshot(task, fewshot)
     if len(parts) == 1 or spec.task == "mmlu":

@@ -191,7 +191,7 @@ def cached_licence(reference: str) -> str | None:
 
 def of_reference(reference: str) -> str | None:
     """The licence of a hub id, where it is known."""
-    return KNOWN.get(re.sub(r"^hub:|\[.*|@.*", "", reference).lower())
+    return KNOWN.get("/".join(re.sub(r"^hub:|\[.*|@.*", "", reference).lower().split("/")[:2]))
 
 
 def of_data_file(path: Path) -> str | None:
