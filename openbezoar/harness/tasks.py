@@ -142,7 +142,7 @@ def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
     """(example rows, question rows) in the task's columns; MMLU's rows keep their ``subject``."""
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for number, row in enumerate(read_jsonl(path), 1):
-        fields = c.Fields(row, f"{path}: row {named(row.get("id", number))}")
+        fields = c.Fields(row, f"{path}: row {named(row.get('id', number))}")
         if (split := row.get("split", "eval")) not in SPLITS:
             raise fields.wrong("split", "'eval' or 'fewshot'")
         made = local.columns(fields)
