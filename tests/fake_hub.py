@@ -24,7 +24,7 @@ configs:
 """
 ROW = b'{"instruction": "Name a sea.", "response": "The Baltic."}\n'
 REPOSITORIES = {
-    "org/one": {"train.jsonl": ROW, "config.json": b"{}", "model.safetensors": b"", "tokenizer.json": b"{}"},
+    "org/one": {"train.jsonl": ROW, "config.json": b"{}", "model.safetensors": b"\x02" + bytes(7) + b"{}", "tokenizer.json": b"{}"},
     "org/many": {"README.md": CARD, "en.jsonl": ROW, "de.jsonl": ROW.replace(b"sea", b"Meer")},
     "org/script": {"script.py": b"", "rows.txt": b""},
     "org/empty": {"README.md": b"Nothing."},
