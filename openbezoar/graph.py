@@ -531,6 +531,7 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
     manifest = {
         "step": node.name,
         "verb": node.verb,
+        "place": list(graph.nodes).index(node.name),
         "key": node.key,
         "parts": node.parts,
         "seconds": round(time.monotonic() - begun, 3),

@@ -25,6 +25,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("parts", "counts", "numbers", "files", "weights", "used", "used_weights", "environment"), dict),
     "seconds": (int, float),
     "schema": int,
+    "place": int,
 }
 _PARTS = ("settings", "inputs", "files", "models", "prompt", "texts", "benchmarks")
 

@@ -1,7 +1,8 @@
 """Model and data cards of a release, filled only from manifests and measured files.
 
 Reads finished steps' facts; returns the text of a README.md with YAML metadata that the
-hub understands. Nothing is claimed that a step did not measure.
+hub understands. Nothing is claimed that a step did not measure, and no time, speed or place
+of this machine is told: equal runs have equal cards.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "use": for_use(sources),
         "sources": sources,
         "funnels": funnel_table(found) if found else None,
-        "training": [training_table(trained), settings_table(trained)] if trained else [],
+        "training": [training_table(trained, speed=False), settings_table(trained)] if trained else [],
         "preference": preference_table(p) if (p := made.of("dpo")) else None,
         "merges": merge_section(made),
         "scores": scores_table(facts),

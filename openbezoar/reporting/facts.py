@@ -57,6 +57,11 @@ class StepFacts:
         return float(self.manifest.get("seconds") or 0.0)
 
     @property
+    def place(self) -> int:
+        """Where the step stands in its recipe's order; -1 if its manifest does not say."""
+        return int(self.manifest.get("place", -1))
+
+    @property
     def finished(self) -> str:
         """Time of the end, UTC, as written."""
         return str(self.manifest.get("finished") or "")
@@ -144,7 +149,7 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recip
 
 
 def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:
-    """Inputs first, otherwise by the time of the end."""
+    """Inputs first, otherwise as the recipe has them; steps of older versions, which did not say, before, by the time of their end."""
     ordered: dict[str, StepFacts] = {}
 
     def visit(step: StepFacts, trail: tuple[str, ...]) -> None:
@@ -155,7 +160,7 @@ def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:
                 visit(found[name], (*trail, step.name))
         ordered[step.name] = step
 
-    for step in sorted(found.values(), key=lambda s: (s.finished, s.name)):
+    for step in sorted(found.values(), key=lambda s: (s.place, "" if s.place >= 0 else s.finished, s.name)):
         visit(step, ())
     return ordered
 

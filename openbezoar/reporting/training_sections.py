@@ -26,8 +26,8 @@ def training_section(facts: RunFacts) -> Section | None:
     return Section("Training", tuple(blocks))
 
 
-def training_table(steps: Sequence[StepFacts]) -> Table:
-    """Rows, steps, held-out loss before and after, speed."""
+def training_table(steps: Sequence[StepFacts], speed: bool = True) -> Table:
+    """Rows, steps, held-out loss before and after; with ``speed`` tokens a second, which no two runs have the same."""
     rows = []
     for step in steps:
         n = step.numbers
@@ -40,7 +40,7 @@ def training_table(steps: Sequence[StepFacts]) -> Table:
                 number(n.get("steps")),
                 f"{loss} (n={n.get('heldout_rows', NOTHING)} rows)",
                 number(n.get("tokens")),
-                number(_float(n.get("tokens_per_second")), 1),
+                *([number(_float(n.get("tokens_per_second")), 1)] if speed else []),
                 _yes(n.get("answers_end_scored")),
                 tally(step.counts),
             )
@@ -52,7 +52,7 @@ def training_table(steps: Sequence[StepFacts]) -> Table:
         "optimiser steps",
         "held-out loss before → after",
         "tokens",
-        "tokens/s",
+        *(["tokens/s"] if speed else []),
         "end of answer trained",
         "rows counted by reason",
     )

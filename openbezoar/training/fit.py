@@ -70,6 +70,10 @@ def fit(step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree
 def _write(step: Training, context: StepContext, bench: Bench) -> None:
     """The adapter and what it belongs to."""
     adapter = context.out / "adapter"
+    for config in bench.model.peft_config.values():
+        for name, value in vars(config).items():
+            if isinstance(value, set):  # which PEFT writes in the order of this process's hashes
+                setattr(config, name, sorted(value))
     bench.model.save_pretrained(str(adapter), save_embedding_layers=False)
     given = bench.checkpoint
     older = given.adapters[:-1] if bench.continues else given.adapters

@@ -1,0 +1,80 @@
+"""Equal runs are equal to the byte: another place, time, hash seed, locale and order of folders give the same SHA256SUMS."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openbezoar.cli import main
+from openbezoar.publishing.checksums import SUMS, checked
+from openbezoar.reporting.facts import read_facts
+from openbezoar.runs import RunFolder
+
+ROOT = Path(__file__).parent.parent
+TARGETS = ["v_proj", "down_proj", "q_proj", "up_proj", "k_proj", "gate_proj", "o_proj"]
+FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "max_steps": 2, "heldout_every": 4, "lora": {"r": 2, "targets": TARGETS}, "quantize": "none"}
+STEPS: dict[str, Any] = {
+    "kept": {"filter": "rows.jsonl", "rules": {"near_duplicates": None, "language": "any"}},
+    "sft": {"sft": "kept", "model": "base", **FAST},
+    "SFT": {"merge": "sft", "drift_rows": 2},
+    "scores": {"evaluate": ["base", "SFT"], "pairs": {"hh": {"data": "pairs.jsonl", "limit": 4}}, "reference": "base", "kl_rows": 0},
+    "release": {"release": ["SFT"], "gguf": ["q8_0"]},
+}
+OTHERWISE = """
+import os, random, sys, time, torch
+torch.set_num_threads(1)
+clock, listed, scanned = time.time, os.listdir, os.scandir
+time.time = lambda: clock() + 1e8
+time.gmtime = (lambda gmtime: lambda s=None: gmtime(clock() - 1e8 if s is None else s))(time.gmtime)
+
+class Scanned(list):
+    __enter__, __exit__, close = lambda self: self, lambda self, *_: None, lambda self: None
+
+def scandir(*args):
+    with scanned(*args) as entries:
+        return Scanned(reversed(list(entries)))
+
+os.listdir, os.scandir = lambda *args: listed(*args)[::-1], scandir
+from openbezoar.cli import main
+main(sys.argv[1:])
+"""
+"""A program with another clock, and folders that list their files the other way round."""
+
+
+def test_two_runs_far_apart_release_the_same_bytes(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(STEPS)
+    first, second = tmp_path / "here", tmp_path / "elsewhere" / "deep" / "runs"
+    strange = {"PYTHONHASHSEED": "12345", "TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT), "COLUMNS": "40"}
+    command = [sys.executable, "-c", OTHERWISE, "run", str(recipe), "--runs", str(second), "--quiet"]
+    other = subprocess.Popen(command, env={**os.environ, **strange}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(recipe), "--runs", str(first), "--quiet"])
+    said, _ = other.communicate(timeout=300)
+    assert (stop.value.code, other.returncode) == (0, 0), said
+
+    released = sorted(path.relative_to(first) for path in first.glob(f"t/release/**/{SUMS}"))
+    assert len(released) == 2, "the model and its data"
+    for sums in released:
+        assert (first / sums).read_text() == (second / sums).read_text(), sums
+        assert len(checked((first / sums).parent)) > 2
+    for runs in (first, second):
+        assert json.loads((runs / "t/sft/adapter/adapter_config.json").read_text())["target_modules"] == sorted(TARGETS)
+    card = (first / "t/release/SFT/README.md").read_text()
+    assert "tokens/s" not in card and str(tmp_path) not in card and "hh: reward accuracy" in card
+
+
+def test_steps_and_differences_are_in_the_recipe_s_order_whatever_the_clock_says(tmp_path: Path) -> None:
+    names = ["a", "c", "b", "d"]
+    ends = [f"2026-01-0{day}T00:00:00Z" for day in (4, 3, 1, 2)]
+    for place, (name, finished) in enumerate(zip(names, ends, strict=True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"step": name, "verb": "evaluate", "place": place, "finished": finished, "parts": {"inputs": {}}}))
+    assert list(read_facts(RunFolder(tmp_path)).steps) == names
