@@ -238,7 +238,11 @@ def _quiet() -> Iterator[None]:
 
 
 def convert_bin(folder: Path, out: Path) -> Path:
-    """Old ``pytorch_model*.bin`` weights as safetensors, read with ``weights_only=True``, once."""
+    """Old ``pytorch_model*.bin`` weights as safetensors, once.
+
+    These files are pickles, the only ones that this package reads: with ``weights_only=True``
+    torch interprets them itself, and refuses whatever is not needed to build tensors.
+    """
     with making(out) as work:
         if work is not None:
             _convert(folder, work)
@@ -254,7 +258,10 @@ def _convert(folder: Path, work: Path) -> None:
     sums = hashlib.sha256()
     bins = sorted(folder.glob("pytorch_model*.bin"))
     for number, file in enumerate(bins, 1):
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with foreign_file(file, "tensors by their names, and nothing else,", "take a model whose weights are safetensors"):
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
+                raise TypeError(f"it holds a {type(tensors).__name__} of something else")
         name = "model.safetensors" if len(bins) == 1 else f"model-{number:05d}-of-{len(bins):05d}.safetensors"
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, work / name, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, name)

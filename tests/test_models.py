@@ -120,6 +120,34 @@ def test_bin_weights_become_the_same_safetensors(tiny: Path, tmp_path: Path) -> 
     assert fetch(str(out)) == out
 
 
+class Hostile:
+    """What a pickle can do: call anything when it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("what", ["a call", "a list", "half a file", "text"])
+def test_bin_files_that_hold_more_than_tensors_or_less_are_one_line_and_nothing_of_them_is_called(what: str, tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    source, called = tmp_path / "old", tmp_path / "called"
+    shutil.copytree(tiny, source)
+    (source / "model.safetensors").unlink()
+    file = source / "pytorch_model.bin"
+    torch.save({"a call": {"w": torch.zeros(2), "x": Hostile(called)}, "a list": [torch.zeros(2)]}.get(what, {"w": torch.zeros(999)}), file)
+    if what == "half a file":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif what == "text":
+        file.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: tensors by their names, and nothing else, expected"):
+        gguf_models.convert_bin(source, tmp_path / "new")
+    assert not called.exists() and not (tmp_path / "new").exists()
+
+
 def test_a_model_that_two_runs_want_at_once_is_converted_by_one_of_them(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import safetensors.torch as stored
     import torch
