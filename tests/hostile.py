@@ -34,6 +34,11 @@ def usage(text: str, read: Any, written: Any) -> Body:
     return changed(text, usage={"prompt_tokens": read, "completion_tokens": written})
 
 
+def raw(text: str) -> Body:
+    """A good reply to a request for raw completion."""
+    return {"id": "1", "object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": "stop"}]}
+
+
 def message(text: str, content: Any) -> Body:
     return reply(None, message={"role": "assistant", "content": content})
 
@@ -195,7 +200,8 @@ class Hostile:
         if (refusal := self.refuses(request)) is not None:
             return self._send(handler, *refusal, self.headers)
         if not self.strikes(number, prompt):
-            return self._send(handler, 200, reply(self.say(prompt)), {})
+            text = self.say(prompt)
+            return self._send(handler, 200, usage(text, 8 + len(prompt) // 4, 1 + len(text) // 4) if "messages" in request else raw(text), {})
         if self.stream is None:
             assert self.body is not None
             return self._send(handler, self.status, self.body(self.say(prompt)), self.headers)
