@@ -19,6 +19,7 @@ from test_server import service as service
 from openbezoar.judging import grading
 from openbezoar.llm import Completion, Sampling
 from openbezoar.llm.refusals import fault_of, meaning
+from openbezoar.llm.settings import folded
 from openbezoar.llm.tally import FEW
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
@@ -241,6 +242,22 @@ def test_a_setting_that_was_taken_before_is_not_left_out_for_one_row_s_refusal(j
     code, _, manifest = judged(rows=6, model={"concurrency": 1})
     assert code == 0 and manifest["counts"]["calls of judge without an answer: the server refused it"] == 1
     assert all("temperature" in request for request in hostile_server.requests)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+        "the 'system' role is not allowed here",
+    ],
+)
+def test_a_system_message_goes_into_the_first_user_turn_of_a_model_that_has_no_such_role(message: str, service: Service) -> None:
+    service.script = lambda n, request: refusal(400, message) if request["messages"][0]["role"] == "system" else echo(n, request)
+    (answer,) = ask(service.client(), 1)
+    assert (answer.text, answer.left_out) == ("echo Be kind.\n\nq0", ("system role",))
+    assert folded([Turn("system", " "), Turn("user", "q")]) == (Turn("user", "q"),)
 
 
 def test_an_answer_ends_where_a_stop_string_is_that_the_server_would_not_take(service: Service) -> None:

@@ -22,8 +22,13 @@ from openbezoar.records import Turn
 
 LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
 LIMITS = ("max_tokens", "max_completion_tokens")
-NAMES = ("top_logprobs", "logprobs", "top_p", "seed", "stop", "temperature", *LIMITS)  # of two that exclude each other the first goes
+SYSTEM = "system role"  # no setting, but refused like one, by models whose template has none; then the system message begins the first user turn
+NAMES = (SYSTEM, "top_logprobs", "logprobs", "top_p", "seed", "stop", "temperature", *LIMITS)  # of two that exclude each other the first goes
 ENGLISH = ("stop", "seed", "temperature")  # words that a message may hold without meaning the setting
+_ABOUT_ROLES = re.compile(
+    r"system\W{0,3} (?:role|message|prompt)s?\b.{0,40}(?:support|allow|permit|invalid)|role\b.{0,40}(?:support|allow|permit).{0,20}\bsystem\b|roles must alternate",
+    re.IGNORECASE,
+)
 _ABOUT_SETTINGS = re.compile(
     r"support|unknown|unrecogni[sz]ed|invalid|unexpected|permitted|allowed|must|cannot|can't|only|deprecated|parameter|argument|field|option|property|sequence",
     re.IGNORECASE,
@@ -72,10 +77,18 @@ class Settings:
             settings["max_tokens"] = settings.pop(limit)  # the raw form has no other name
         if sampling.logprobs:
             settings |= {"logprobs": likeliest} if raw else {"logprobs": True, "top_logprobs": likeliest}
+        if not isinstance(prompt, str):
+            if prompt and prompt[0].role == "system":
+                settings[SYSTEM] = True
+                prompt = folded(prompt) if SYSTEM in left_out else prompt
+            asked: dict[str, Any] = {"messages": [turn.as_dict() for turn in prompt]}
+        else:
+            asked = {"prompt": prompt}
         kept = {name: value for name, value in settings.items() if name not in left_out}
-        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [turn.as_dict() for turn in prompt]}
         # A half of a surrogate pair, which no server can read, would make the whole request unreadable.
-        body = mended(json.dumps({"model": self.model, **asked, **kept}, ensure_ascii=False))[0].encode()
+        body = mended(json.dumps({"model": self.model, **asked, **{name: value for name, value in kept.items() if name != SYSTEM}}, ensure_ascii=False))[
+            0
+        ].encode()
         path = "/completions" if raw else "/chat/completions"
         return Request(path, body, kept, tuple(sorted(settings.keys() - kept.keys())), likeliest)
 
@@ -117,9 +130,21 @@ def _values(request: Request) -> set[tuple[str, str]]:
 
 def _names(message: str, name: str) -> bool:
     """Whether a message names a setting, rather than using its word."""
+    if name == SYSTEM:
+        return bool(_ABOUT_ROLES.search(message))
     if re.search(rf"['\"`\[(]{name}['\"`\])]", message):
         return True
     return bool(re.search(rf"(?<![\w.-]){name}(?![\w-])", message) and (name not in ENGLISH or _ABOUT_SETTINGS.search(message)))
+
+
+def folded(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """A conversation whose system message begins its first user turn."""
+    system, *rest = turns
+    if not system.content.strip():
+        return tuple(rest)
+    if not rest or rest[0].role != "user":
+        return (Turn("user", system.content), *rest)
+    return (Turn("user", f"{system.content}\n\n{rest[0].content}"), *rest[1:])
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
