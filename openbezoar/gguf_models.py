@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openbezoar import disk
 from openbezoar.errors import ModelError, foreign_file
 from openbezoar.gguf_header import Header, read_header
 from openbezoar.runs import file_digest, write_json
@@ -147,7 +148,8 @@ def making(out: Path) -> Iterator[Path | None]:
             shutil.rmtree(work)
         work.mkdir()
         yield work
-        work.rename(out)
+        disk.sync_tree(work)
+        disk.move(work, out)
 
 
 def from_gguf(gguf: Path, out: Path, about: dict[str, Any]) -> Path:

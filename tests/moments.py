@@ -1,4 +1,4 @@
-"""A tiny run ended at random moments, by a kill or by a power cut, and gone on with: does it end as one that was never ended?
+"""A tiny run ended at random moments, by a kill or by a power cut, or damaged, and gone on with: does it end as one that was never ended?
 
 ``python tests/moments.py --moments 500`` prints a line of JSON with what was done and what differed. Runs of all verbs are
 made in forks of this process. A moment is a call of fsync, rename, replace, unlink, rmdir or mkdir, or a commit of the call
@@ -58,7 +58,7 @@ class Teacher:
     width = 3
     bill = Path()
 
-    def __init__(self, name: str, spec: Any, *_: Any) -> None:
+    def __init__(self, name: str, spec: Any, *_: Any, **__: Any) -> None:
         self.name = name
 
     def answer(self, call: Any, *_: Any, **__: Any) -> Any:
@@ -179,13 +179,17 @@ class Moments:
 
 
 def forked(work: Callable[[], None], seconds: float | None = None) -> int:
-    """Do something in a fork; its exit code, negative for a signal. seconds: kill it then."""
+    """Do something in a fork; its exit code (2 for an error in one line), negative for a signal. seconds: kill it then."""
+    from openbezoar.errors import UserError
+
     pid = os.fork()
     if not pid:
         code = 1
         try:
             work()
             code = 0
+        except UserError as error:
+            code = 2 if "\n" not in str(error) else 1
         except BaseException:
             traceback.print_exc()
         finally:
@@ -275,6 +279,36 @@ class Bench:
             shutil.rmtree(runs)
         return what, wrong
 
+    def damage_and_go_on(self, number: int, rng: random.Random) -> tuple[str, str | None]:
+        """Damage a file of a run that is done, and run its last step again: the same files come out, or one line."""
+        steps = list(self.steps)
+        place = rng.randrange(len(steps))
+        runs = self.folder / f"runs{number}"
+        shutil.copytree(self.folder / "starts" / steps[place + 1] if place + 1 < len(steps) else self.folder / "whole", runs, symlinks=True)
+        Teacher.bill = self.folder / f"bill{number}"
+        file = rng.choice([f for f in sorted(runs.rglob("*")) if f.is_file() and f.name not in (".lock", ".calls.sqlite-wal", ".calls.sqlite-shm")])
+        how = rng.choice(("a bit", "a bit", "a page", "cut", "emptied", "gone", "of another type"))
+        whole = file.read_bytes()
+        at = rng.randrange(len(whole)) if whole else 0
+        changed = {
+            "a bit": whole[:at] + bytes([(whole[at] if whole else 0) ^ 1 << rng.randrange(8)]) + whole[at + 1 :],
+            "a page": whole[:at] + rng.randbytes(4096) + whole[at + 4096 :],
+            "cut": whole[:at],
+            "emptied": b"",
+            "of another type": rng.choice((b"[" * 100_000, b"[]", b"null", b"\xff\xfe\x00", b'{"key": [1]}')),
+        }
+        file.unlink() if how == "gone" else file.write_bytes(changed[how])
+        what = f"damage in {steps[place]}, {how} of {file.relative_to(runs)}"
+        code = forked(lambda: self.execute(runs, steps[place]))
+        wrong = None if code == 2 else f"going on ended with {code}" if code else None
+        for step in steps[: place + 1] if code == 0 else ():
+            expected, found = self.results(self.folder / "whole", step), self.results(runs, step)
+            if expected != found:
+                wrong = f"{step}: other files: {sorted(n for n in {**expected, **found} if expected.get(n) != found.get(n))}"
+        if wrong is None:
+            shutil.rmtree(runs)
+        return what, wrong
+
     def vouched(self, runs: Path) -> str | None:
         """Whether a manifest lies there that vouches for files which do not."""
         from openbezoar.digests import MANIFEST, differences, marks_in
@@ -336,6 +370,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows-only", action="store_true", help="no step that needs a model here")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further moment after so long")
+    parser.add_argument("--damage", type=float, default=0.25, help="share of moments at which a file of the run is damaged instead")
     options = parser.parse_args()
     import torch
     from conftest import save_tiny_model
@@ -357,7 +392,7 @@ def main() -> int:
         for number in range(options.moments):
             if time.monotonic() - begun > options.seconds:
                 break
-            what, differs = bench.end_and_go_on(number, rng)
+            what, differs = (bench.damage_and_go_on if rng.random() < options.damage else bench.end_and_go_on)(number, rng)
             done[what.split(",")[0]] += 1
             if differs is not None:
                 wrong.append(f"{what}: {differs}")

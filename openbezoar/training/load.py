@@ -25,6 +25,7 @@ from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
 from openbezoar.quantised import BUFFER
 from openbezoar.recipe import Lora
+from openbezoar.training.adapter_file import read_adapter
 from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
 from openbezoar.training.packing import pack
@@ -239,9 +240,10 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
 
 
 def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
-    """The model with a saved adapter on it."""
+    """The model with a saved adapter on it. Raises ModelError for one that is damaged."""
     from peft import PeftModel
 
+    read_adapter(adapter)
     wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable)
     keep_4bit_layout(wrapped)
     fast_lora(wrapped)

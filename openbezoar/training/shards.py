@@ -7,7 +7,6 @@ asked for, and the file is closed again before the next.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +16,13 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.runs import write_json
 from openbezoar.stored import INDEX, WHOLE, tensors_of
+from openbezoar.training.adapter_file import read_adapter
 
 SHARD_BYTES = 1 << 30  # a shard in the making is what ``write`` holds
 _one_at_a_time = threading.Lock()  # transformers asks from several threads, and each would hold its own intermediate values
@@ -103,12 +103,11 @@ def nf4_values(weight: Tensor) -> Tensor:
 
 
 def adapter_deltas(folder: Path) -> dict[str, Update]:
-    """A PEFT LoRA folder as {module name: its update}."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    """A PEFT LoRA folder as {module name: its update}. Raises ModelError for one that is damaged, or that cannot be merged here."""
+    config, tensors = read_adapter(folder)
     for unknown in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
         if config.get(unknown):
             raise ModelError(f"{folder}: adapters with {unknown} cannot be merged here; merge with PEFT first")
-    tensors = load_file(folder / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
     deltas = {}
     for name, a in tensors.items():
