@@ -10,9 +10,9 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent.parent / "moments.py"
 
 
-def test_forty_moments_of_kill_and_power_cut_end_with_the_same_bytes() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--rows-only", "--moments", "40"], capture_output=True, text=True, check=False, timeout=600)
+def test_forty_moments_of_kill_power_cut_and_damage_end_with_the_same_bytes() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "--rows-only", "--moments", "40", "--damage", "0.2"], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)
     assert said["wrong"] == [] and said["moments"] == 40 and done.returncode == 0
-    assert {kind.partition(" in ")[0] for kind in said["of"]} == {"power cut", "kill", "kill at any time"}
+    assert {kind.partition(" in ")[0] for kind in said["of"]} == {"power cut", "kill", "kill at any time", "damage"}
