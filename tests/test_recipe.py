@@ -329,7 +329,7 @@ def test_an_unreachable_hub_is_one_line_that_says_what_to_do(write_recipe: Calla
     path = write_recipe({"a": {**SFT, "model": "other"}}, models={"other": "nobody/no-such-model@main"})
     code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
     assert code == 2
-    assert "the hub cannot be reached" in err.strip().splitlines()[-1]
+    assert "the client is offline (HF_HUB_OFFLINE); go online once" in err.strip().splitlines()[-1]
 
 
 def test_set_changes_one_value_and_refuses_an_unknown_step(write_recipe: Callable[..., Path]) -> None:
