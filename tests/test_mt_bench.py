@@ -425,6 +425,9 @@ def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
 def test_how_published_answers_ended_is_not_taken_from_fields_of_other_meaning(beside: Row) -> None:
     questions = read_questions([{"question_id": 1, "turns": ["a", "b"], "category": "math", "reference": 12}])
     assert questions[0].references == ("12", "")
+    for odd in ({"answer": "12"}, [["12"], "13"]):
+        with pytest.raises(DataError, match="row 1: a reference is"):
+            read_questions([{"question_id": 1, "turns": ["a", "b"], "category": "math", "reference": odd}])
     (row,) = read_answers([{"question_id": 1, "model_id": "m", "turns": ["x", "y"], **beside}], questions, Counts())
     assert (row["finish"], row["tokens"]) == ([None, None], [None, None])
     assert answer_numbers([row])["ended"] is None

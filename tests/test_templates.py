@@ -239,3 +239,8 @@ def test_training_tells_what_a_template_does_otherwise(tiny: Path, tmp_path: Pat
     graph.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), progress)
     numbers = json.loads((tmp_path / "runs" / "t" / "s" / "manifest.json").read_text())["numbers"]
     assert [note for note in numbers["prompt_notes"] if "opened thought" in note] and sum("opened thought" in line for line in said) == 1
+
+
+def test_turns_that_a_template_will_not_have_are_one_line(tiny: Path) -> None:
+    with pytest.raises(ModelError, match=r"refuses a conversation of user, user \(Roles must alternate"):
+        Formatter(with_template(tiny, MISTRAL), OWN).prompt_ids([Turn("user", "One."), Turn("user", "Two.")])

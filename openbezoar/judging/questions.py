@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar import thoughts
-from openbezoar.errors import DataError, fields_of, named
+from openbezoar.errors import DataError, fields_of, named, shown
 from openbezoar.records import Counts, Row
 
 TEMPERATURES = {
@@ -54,20 +54,22 @@ def read_questions(rows: Sequence[Row]) -> list[Question]:
         if not isinstance(row.get("question_id"), int | str):
             raise DataError(f"{where}: no 'question_id'; give each question a number or a name of its own")
         category = str(row.get("category", "other"))
-        questions.append(Question(row["question_id"], category, (turns[0], turns[1]), _references(row, category)))
+        questions.append(Question(row["question_id"], category, (turns[0], turns[1]), _references(row, category, where)))
     for id_, n in Counter(q.id for q in questions).items():
         if n > 1:
             raise DataError(f"questions: question_id {id_} occurs {n} times; give each question its own")
     return questions
 
 
-def _references(row: Row, category: str) -> tuple[str, str]:
+def _references(row: Row, category: str, where: str) -> tuple[str, str]:
     """GPT-4's reference answers before the authors' notes, as in FastChat; empty where none is used."""
     given = row.get("reference_gpt4") or row.get("reference") or []
     if category in TEMPERATURES and category not in REFERENCED:
         return "", ""
-    # One may be a bare number; what is neither is no reference.
-    texts = [str(text) if isinstance(text, (str, int, float)) else "" for text in (given if isinstance(given, list) else [given])]
+    texts = ["" if text is None else text for text in (given if isinstance(given, list) else [given])]
+    if odd := [text for text in texts if not isinstance(text, (str, int, float))]:
+        raise DataError(f"{where}: a reference is {shown(odd[0])}; expected a text for each turn, or a number")
+    texts = [str(text) for text in texts]
     first, second = [*texts, "", ""][:2]
     return first, second
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
-from openbezoar.forms import to_prompt
+from openbezoar.forms import beside, to_prompt
 from openbezoar.judging.failures import MEASURES, failure_differences, failure_numbers, share_of
 from openbezoar.judging.grading import judge_sampling, say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
@@ -70,7 +70,7 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
 
     def prompt(row: Row, where: str) -> Asked:
         turns = to_prompt(row, where)
-        text = str(row.get("context") or "")
+        text = beside(row, "context", where)
         if name == "grounded" and not text.strip():
             raise DataError(f"{where}: no 'context' that could support an answer; choose rows that have one, such as where: {{category: closed_qa}}")
         return Asked(name, TRAINED, str(row.get("id", where)), turns, text, str(row.get("instruction", "")))
