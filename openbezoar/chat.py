@@ -64,7 +64,7 @@ class Formatter:
         self.adds_bos = tokenizer.bos_token_id is not None and Frame.of(tokenizer).before[:1] == (tokenizer.bos_token_id,)
         self.tokens = {name: getattr(token, "content", token) for name, token in tokenizer.special_tokens_map.items()}
         self.folds_system = False
-        self._notes: list[str] = []
+        self.prompt_notes: tuple[str, ...] = ()  # of these, what concerns prompts alone
         self.jinja, self.stop = self._template()
         self._last: tuple[tuple[Turn, ...], str] | None = None
         self.boundary_shifts = 0  # answers whose first token would have merged with the prompt's last
@@ -89,13 +89,13 @@ class Formatter:
     def _completed(self, template: str) -> str:
         """A foreign template with the date, the system message and the opening of an answer put right where it needs it."""
         found = complete(template, self.tokens, self.spec.system)
-        self.folds_system, self._notes = found.folds_system, list(found.notes)
+        self.folds_system, self.prompt_notes = found.folds_system, found.notes
         return found.text
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the model's own template does otherwise than one would think, a line each, to be told once."""
-        return (*self._notes, *self.form.notes)
+        """What the model's own template does otherwise than one would think, a line each, to be told where it is trained or scored."""
+        return (*self.prompt_notes, *self.form.notes)
 
     @property
     def opens_thought(self) -> str:

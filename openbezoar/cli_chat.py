@@ -81,7 +81,7 @@ def _open(references: Sequence[str]) -> list[Talk]:
     names = [checkpoint.name for checkpoint in checkpoints]
     talks = [Talk(name if names.count(name) == 1 else ref, Local(c)) for ref, name, c in zip(references, names, checkpoints, strict=True)]
     for talk in talks:
-        for note in talk.local.formatter.notes:
+        for note in talk.local.formatter.prompt_notes:
             _tell(f"{talk.name}: {note}")
     return talks
 

@@ -148,7 +148,7 @@ def open_llm(name: str, context: StepContext) -> LLM:
         from openbezoar.llm.local import Local
 
         made = Local(checkpoint)
-        for note in made.formatter.notes:
+        for note in made.formatter.prompt_notes:
             context.progress.say(f"  {name}: {note}")
         return made
 
