@@ -11,7 +11,9 @@ SCRIPT = Path(__file__).parent.parent / "moments.py"
 
 
 def test_forty_moments_of_kill_power_cut_and_damage_end_with_the_same_bytes() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--rows-only", "--moments", "40", "--damage", "0.2"], capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--rows-only", "--moments", "40", "--damage", "0.2"], capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)
     assert said["wrong"] == [] and said["moments"] == 40 and done.returncode == 0
