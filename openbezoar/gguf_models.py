@@ -23,6 +23,7 @@ from typing import Any
 from openbezoar import disk
 from openbezoar.errors import ModelError, foreign_file
 from openbezoar.gguf_header import Header, read_header
+from openbezoar.rope_scaling import stated_in
 from openbezoar.runs import file_digest, write_json
 from openbezoar.stored import READ, TERMS, files
 
@@ -167,6 +168,7 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
 
     header = read_header(gguf)
     _check_sizes(gguf, header)
+    scaling = stated_in(gguf, header)
     with _quiet(), foreign_file(gguf, "a GGUF model that transformers reads", "take another file of it, or its safetensors"):
         config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         _check_parameters(gguf, header, config)
@@ -176,6 +178,9 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
         for attribute in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             if hasattr(config, attribute):
                 delattr(config, attribute)
+        if scaling is not None:  # of full attention, where sliding layers have one of their own
+            inner = config.rope_parameters.get("full_attention", config.rope_parameters)
+            inner.update(scaling)
         # transformers refuses to save a model that it loaded from GGUF: its weights go into a plain one.
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         plain.load_state_dict({k: v.to(torch.bfloat16) for k, v in loaded.state_dict().items()})

@@ -39,7 +39,7 @@ RANKS = [
     {path.stem for path in ROOT.glob("cli*.py")} | {"reference", "__main__"},
 ]
 RANKS[1] |= {"answer_form", "template_heads", "templates", "thoughts", "tokens"}  # what conversations and texts are made of
-RANKS[1] |= {"stored", "quantised", "towers", "tokenizer_facts", "model_checks", "plain_models"}  # what opens a model folder
+RANKS[1] |= {"stored", "quantised", "towers", "tokenizer_facts", "model_checks", "plain_models", "rope_scaling"}  # what opens a model folder
 RANK = {name: number for number, names in enumerate(RANKS) for name in names}
 # The graph knows each scheme's options and each stage's module by name; estimates are of the graph.
 

@@ -13,6 +13,7 @@ from released import HOSTILE, KINDS, ROPES, config_of, released
 
 from openbezoar.chat import Formatter
 from openbezoar.errors import ModelError
+from openbezoar.gguf_models import from_gguf
 from openbezoar.publishing.gguf_file import write_gguf
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
@@ -199,6 +200,29 @@ def test_a_scaled_rotary_embedding_is_written_as_llama_cpp_reads_it(tmp_path: Pa
         assert torch.allclose(plain / told[f"{arch}.rope.scaling.factor"], wanted, rtol=1e-5)
     else:
         assert told[f"{arch}.rope.scaling.original_context_length"] == 64
+
+
+@pytest.mark.parametrize("kind", ["llama-llama3", "qwen2-yarn", "gemma3-linear"])
+def test_a_scaled_rotary_embedding_is_read_back_from_a_gguf(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROPES, "llama-llama3", {**ROPES["llama-llama3"], "original_max_position_embeddings": 8192, "rope_theta": 5e5})  # the released one
+    formatter = released(kind, tmp_path / "model")
+    write_gguf(tmp_path / "model", formatter, "f16", tmp_path / "f16.gguf", ABOUT)
+    made = from_gguf(tmp_path / "f16.gguf", tmp_path / "read", {})
+    ours, read = (json.loads((folder / "config.json").read_text())["rope_parameters"] for folder in (tmp_path / "model", made))
+    assert (
+        {key: read.get("full_attention", read)[key] for key in ROPES[kind]}
+        == ROPES[kind]
+        == {key: ours.get("full_attention", ours)[key] for key in ROPES[kind]}
+    )
+    if kind == "llama-llama3":
+        release = tmp_path / "odd"
+        (tmp_path / "model").rename(release)
+        edited = json.loads((release / "config.json").read_text())
+        edited["rope_parameters"]["high_freq_factor"] = 6.0
+        (release / "config.json").write_text(json.dumps(edited))
+        write_gguf(release, formatter, "f16", tmp_path / "odd.gguf", ABOUT)
+        with pytest.raises(ModelError, match=r"not those of Llama 3\.1 to 3\.3"):
+            from_gguf(tmp_path / "odd.gguf", tmp_path / "none", {})
 
 
 def test_a_weight_beyond_fp16_is_refused_and_leaves_nothing(models: dict[str, tuple[Path, Formatter]], tmp_path: Path) -> None:

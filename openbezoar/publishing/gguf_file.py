@@ -15,9 +15,10 @@ from typing import Any
 from openbezoar.chat import Formatter
 from openbezoar.errors import ModelError
 from openbezoar.publishing.architectures import Architecture, architecture_of, write_shape
-from openbezoar.publishing.ropes import FREQS, frequency_factors
+from openbezoar.publishing.ropes import frequency_factors
 from openbezoar.publishing.vocabulary import read_vocabulary
 from openbezoar.recipe import GgufForm
+from openbezoar.rope_scaling import FREQS
 
 SUFFIX: Mapping[GgufForm, str] = {"f16": "F16", "q8_0": "Q8_0"}
 SLICE = 1 << 22  # elements that are converted at a time

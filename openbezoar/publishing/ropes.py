@@ -8,11 +8,11 @@ What a reader fixes and the file cannot say is refused with that reason.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FREQS = "rope_freqs.weight"
+from openbezoar.rope_scaling import llama3_factors
+
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0}  # llama.cpp's; arXiv 2309.00071, section 3.2
 
 
@@ -69,19 +69,3 @@ def frequency_factors(config: Any) -> list[float] | None:
         return None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return llama3_factors(head_dim, float(rope["rope_theta"]), rope)
-
-
-def llama3_factors(head_dim: int, base: float, rope: Mapping[str, Any]) -> list[float]:
-    """Llama 3.1's divisors (meta-llama/llama-models, models/llama3/model.py, apply_scaling).
-
-    A wavelength of under L / high positions is left alone, one of over L / low is divided by
-    ``factor``; between them 1 / ((1 - t) / factor + t), t = (L / wavelength - low) / (high - low).
-    """
-    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    length = float(rope["original_max_position_embeddings"])
-    found = []
-    for place in range(0, head_dim, 2):
-        wave = 2 * math.pi * base ** (place / head_dim)
-        t = 1.0 if wave < length / high else 0.0 if wave > length / low else (length / wave - low) / (high - low)
-        found.append(1 / ((1 - t) / factor + t))
-    return found

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from openbezoar.errors import ModelError
+from openbezoar.errors import ModelError, brief
 from openbezoar.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
 from openbezoar.quantised import BUFFER
 from openbezoar.recipe import Lora
-from openbezoar.training.adapter_file import read_adapter
+from openbezoar.training.adapters import adapter_deltas, check_covered
 from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
 from openbezoar.training.packing import pack
@@ -242,9 +242,15 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
 def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
     """The model with a saved adapter on it. Raises ModelError for one that is damaged."""
     from peft import PeftModel
+    from peft.tuners.lora.layer import LoraLayer
 
-    read_adapter(adapter)
-    wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable)
+    deltas = adapter_deltas(adapter)  # first, since PEFT also takes what merging refuses
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable)
+    except (RuntimeError, ValueError) as error:  # shapes, targets
+        raise ModelError(f"{adapter}: the adapter belongs to another model ({brief(error)})") from None
+    carrying = [name for name, layer in wrapped.get_base_model().named_modules() if isinstance(layer, LoraLayer)]
+    check_covered(adapter, carrying, deltas)
     keep_4bit_layout(wrapped)
     fast_lora(wrapped)
     return wrapped

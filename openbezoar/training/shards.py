@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from openbezoar.errors import ModelError
 from openbezoar.runs import write_json
 from openbezoar.stored import INDEX, WHOLE, tensors_of
-from openbezoar.training.adapter_file import read_adapter
+from openbezoar.training.adapters import Update, adapter_deltas
 
 SHARD_BYTES = 1 << 30  # a shard in the making is what ``write`` holds
 _one_at_a_time = threading.Lock()  # transformers asks from several threads, and each would hold its own intermediate values
@@ -37,19 +37,6 @@ class Source(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, everything: Any) -> Tensor: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """A LoRA update of one weight: scale * b @ a, float32 a [r, in], b [out, r]."""
-
-    a: Tensor
-    b: Tensor
-    scale: float
-
-    def onto(self, weight: Tensor) -> Tensor:
-        """The weight [out, in] with the update added, in float32."""
-        return weight.float() + self.scale * (self.b.to(weight.device) @ self.a.to(weight.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,25 +89,6 @@ def nf4_values(weight: Tensor) -> Tensor:
     return dequantize_4bit(packed, state).to(weight.dtype)  # type: ignore[no-any-return]
 
 
-def adapter_deltas(folder: Path) -> dict[str, Update]:
-    """A PEFT LoRA folder as {module name: its update}. Raises ModelError for one that is damaged, or that cannot be merged here."""
-    config, tensors = read_adapter(folder)
-    for unknown in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
-        if config.get(unknown):
-            raise ModelError(f"{folder}: adapters with {unknown} cannot be merged here; merge with PEFT first")
-    scale = config["lora_alpha"] / config["r"]
-    deltas = {}
-    for name, a in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight").removeprefix("base_model.model.")
-            deltas[module] = Update(a.float(), tensors[name.replace(".lora_A.", ".lora_B.")].float(), scale)
-    if others := [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
-        raise ModelError(f"{folder}: '{others[0]}' is no LoRA weight of a linear layer and cannot be merged here; merge with PEFT first")
-    if not deltas:
-        raise ModelError(f"{folder}: no LoRA weights in adapter_model.safetensors")
-    return deltas
-
-
 def files_of(folder: Path) -> dict[str, Path]:
     """{tensor name: its file} of a model folder.
 
@@ -152,11 +120,12 @@ def weights_of(
     files = files_of(folder)
     updates = [(adapter, adapter_deltas(adapter)) for adapter in older]
     final = adapter_deltas(last) if last is not None else {}
+    shapes = {name: tensor.shape for name, tensor in tensors_of(folder).items()}
     of: dict[str, list[Update]] = {}
     for adapter, deltas in updates:
         for module, update in deltas.items():
-            of.setdefault(_stored(module, files, adapter), []).append(update)
-    ends = {_stored(module, files, last): update for module, update in final.items()} if last is not None else {}
+            of.setdefault(_fitting(module, files, adapter, update, shapes), []).append(update)
+    ends = {_fitting(module, files, last, update, shapes): update for module, update in final.items()} if last is not None else {}
     linear = {_stored(module, files, folder) for module in quantised_layers(skeleton(folder))} if nf4 else set()
     return {
         name: Weight(file, name, held, made or held, device, tuple(of.get(name, ())), name in linear, ends.get(name))  #
@@ -173,6 +142,14 @@ def _stored(module: str, files: Mapping[str, Path], source: Path) -> str:
     if len(alike) != 1:
         raise ModelError(f"{source}: the model has no weight '{wanted}'; the adapter belongs to another model, or its weights are stored under other names")
     return alike[0]
+
+
+def _fitting(module: str, files: Mapping[str, Path], source: Path, update: Update, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """As ``_stored``; raises ModelError for an update of another shape than the weight's."""
+    name = _stored(module, files, source)
+    if (wanted := (update.b.shape[0], update.a.shape[1])) != shapes[name]:
+        raise ModelError(f"{source}: an update of {list(wanted)} for '{name}', which is {list(shapes[name])}; the adapter belongs to another model")
+    return name
 
 
 def skeleton(folder: Path) -> Any:
