@@ -22,7 +22,7 @@ def checked(address: str) -> str:
         raise ValueError("a query or fragment in the address, which every request's path would be added to; expected the base URL alone, a key as 'key'")
     try:
         parts = urlsplit(address)
-        usable = bool(parts.hostname) and parts.port != 0
+        usable = bool(parts.hostname) and parts.port != 0 and ("%" not in parts.netloc or "[" in parts.netloc)  # an '@' written otherwise
     except ValueError:
         usable = False
     if not usable:

@@ -104,7 +104,8 @@ def test_a_text_that_came_is_used_and_what_is_wrong_beside_it_put_right_and_coun
 def test_other_forms_of_a_good_reply_are_read(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path) -> None:
     hostile_server.body, hostile_server.strikes = hostile.AS_GOOD[fault], lambda number, prompt: True
     code, _, manifest = judged(rows=1)
-    assert code == 0 and manifest["counts"] == {} and written(tmp_path)[0]["rating"] == 8
+    thoughts = {"judge: thoughts left out": 1} if "ing" in fault else {}
+    assert code == 0 and manifest["counts"] == thoughts and written(tmp_path)[0]["rating"] == 8
     ((answer,),) = CallStore(tmp_path / "runs").find(keys(tmp_path)).values()
     assert answer.text == GOOD and answer.thoughts == ("Rating: 1?" if "ing" in fault else "")
 
@@ -177,6 +178,7 @@ def test_thousands_of_empty_tokens_are_weighed_too(judged: Callable[..., Outcome
         "http://HOST\\hidden",
         "http://HOST/v1\nhidden",
         "http://HOST:hidden/v1",
+        "http://me%3Ahidden%40HOST/v1",
         "http:///hidden",
         "ftp://HOST/hidden",
     ],

@@ -141,6 +141,13 @@ def test_one_row_that_is_refused_for_a_reason_of_its_own_is_unscored_and_all_of_
     one_line(said, "it refuses the request with 400: the widget is not of the right kind")
 
 
+def test_refusals_that_overtake_the_first_answer_stop_nothing(judged: Judged, hostile_server: Hostile) -> None:
+    widget = (400, told("the widget is not of the right kind"))
+    hostile_server.refuses = lambda request: widget if "river 3 " not in request["messages"][-1]["content"] else time.sleep(0.3)
+    code, _, manifest = judged(rows=6, max_refused=1)
+    assert code == 0 and manifest["numbers"]["kept"] == 1 and manifest["counts"]["calls of judge without an answer: the server refused it"] == 5
+
+
 def test_one_row_that_never_gets_a_reply_is_unscored_where_others_are_answered(judged: Judged, hostile_server: Hostile, tmp_path: Path) -> None:
     hostile_server.refuses = of_row(2, (500, told("assertion failed in kernel")))
     code, said, _ = judged(rows=4)

@@ -15,7 +15,9 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -78,6 +80,7 @@ class Server:
         self._endpoints = Endpoints([Endpoint(url, spec.concurrency) for url in spec.servers], self._clock)
         self._settings = Settings(spec.model, spec.wrapper)
         self._lock = threading.Lock()
+        self._asked_at: dict[object, float] = {}  # requests that there is no reply to yet
         self._refused_first, self._said_at, self._said = 0, -math.inf, set[str]()
         self.words: dict[str, str] = {}  # with which it last turned down one call, by the reason
 
@@ -121,7 +124,7 @@ class Server:
             endpoint = self._endpoints.take(off, last)
             begun, request = self._clock.now(), self._settings.request(call)
             try:
-                came = self._once(endpoint.url, request, call)
+                came = self._once(endpoint.url, request, call, off)
             except BaseException:
                 self._endpoints.lost(endpoint, begun)
                 raise
@@ -144,16 +147,17 @@ class Server:
                 if self._clock.wait(seconds, off):
                     raise CalledOff
 
-    def _once(self, url: str, request: Request, call: Call) -> Completion | _Lost | None:
+    def _once(self, url: str, request: Request, call: Call, off: threading.Event) -> Completion | _Lost | None:
         """An answer, a loss, or None where the call is to be sent in another way at once. Raises ModelError for what every request would get."""
         try:
-            reply = self._transport.post(url + request.path, request.body, largest(call, request.body, request.likeliest))
+            with self._unheard():
+                reply = self._transport.post(url + request.path, request.body, largest(call, request.body, request.likeliest))
             if not 200 <= reply.status < 300:
                 self._endpoints.answered = True
-                return self._refusal(url, request, call, fault_of(reply.status, reply.body), reply)
+                return self._refusal(url, request, call, fault_of(reply.status, reply.body), reply, off)
             value = parsed(reply.body)
             if (fault := fault_beside(reply.status, value)) is not None:
-                return self._refusal(url, request, call, fault, reply)
+                return self._refusal(url, request, call, fault, reply, off)
             answer, tells = read(value, call, "" if self.spec.wrapper else call.prefix)
         except Malformed as error:
             with self._lock:
@@ -174,7 +178,7 @@ class Server:
             answer = replace(answer, text=text, finish="stop" if cut and answer.finish == "length" else answer.finish)
         return replace(answer, left_out=request.left_out)
 
-    def _refusal(self, url: str, request: Request, call: Call, fault: Fault, reply: Reply) -> Completion | _Lost | None:
+    def _refusal(self, url: str, request: Request, call: Call, fault: Fault, reply: Reply, off: threading.Event) -> Completion | _Lost | None:
         """What becomes of a call that was refused; as ``_once``."""
         if fault.status in MOVED:
             to = self._tidy(redirected(url + request.path, reply))
@@ -187,7 +191,7 @@ class Server:
             return None
         if means == "wait":
             return _Lost(said, "failed", retry_after(reply.headers.get("retry-after")), fault.status in (408, 429, 503))
-        if means == "every request" or (means == "request" and self._refuses_all()):
+        if means == "every request" or (means == "request" and self._refuses_all(off)):
             raise ModelError(f"{self.where}: it refuses the request with {said}{_remedy(fault.status, self.spec)}")
         return self._refused(call, means, said)
 
@@ -201,11 +205,33 @@ class Server:
                 raise ModelError(f"{self.where}: it refuses '{name}' with {said}; change it, or set refused_settings: leave_out")
             self._once_said(f"without {name}", f"{self.where}: it refuses '{name}' ({said}); it is asked without from now on, and answers say so")
 
-    def _refuses_all(self) -> bool:
-        """Whether a refusal that may be one request's own cannot be: several came, and never an answer."""
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """While a request is under way that there is no reply to."""
+        mine = object()
+        with self._lock:
+            self._asked_at[mine] = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._asked_at[mine]
+
+    def _refuses_all(self, off: threading.Event) -> bool:
+        """Whether a refusal that may be one request's own cannot be: several came, and never an answer, not even to what is under way.
+
+        A refusal overtakes an answer that takes its time, so that is waited for.
+        """
+        now = time.monotonic()
         with self._lock:
             self._refused_first += 1
-            return self._endpoints.last_answer == -math.inf and self._refused_first >= FIRST_REFUSALS
+            several = self._refused_first >= FIRST_REFUSALS
+        while several and self._endpoints.last_answer == -math.inf and not off.is_set():
+            with self._lock:
+                if not any(begun < now for begun in self._asked_at.values()):
+                    return True
+            off.wait(0.02)
+        return False
 
     def _refused(self, call: Call, kind: str, said: str) -> Completion:
         prompt = call.prompt if isinstance(call.prompt, str) else call.prompt[-1].content
