@@ -13,6 +13,7 @@ from openbezoar.memory import shape_of
 from openbezoar.models import local_folder
 from openbezoar.recipe import Dpo, LocalModel, Merge, ServerModel, Sft, Shape
 from openbezoar.sources import model_reference
+from openbezoar.towers import text_config
 
 
 def model_of(graph: Graph, name: str) -> LocalModel | ServerModel | None:
@@ -35,6 +36,6 @@ def shape_of_model(graph: Graph, name: str) -> Shape | None:
 def _shape_on_disk(model: str, folder: Path) -> Shape | None:
     """The shape in a config.json that is already here, nothing fetched."""
     try:
-        return shape_of(json.loads((local_folder(model, folder) / "config.json").read_text(encoding="utf-8")))
+        return shape_of(text_config(json.loads((local_folder(model, folder) / "config.json").read_text(encoding="utf-8"))))
     except (OSError, KeyError, ValueError):
         return None

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from test_model_checks import main_ends
 from test_stored_weights import base, copied, edit
 
-from openbezoar import model_checks
+from openbezoar import graph, model_checks
 from openbezoar.errors import ModelError
 from openbezoar.models import fetch
+from openbezoar.recipe_file import load
+from openbezoar.shapes import shape_of_model
 from openbezoar.towers import TEXT, WRAPPERS
 from openbezoar.training.load import load_base
 
@@ -82,6 +84,9 @@ def test_a_wrapper_is_trained_merged_and_released_as_its_text_model(tiny: Path, 
         "r": {"release": ["m"], "gguf": []},
     }
     recipe = write_recipe(steps, models={"base": {"model": str(folder), "dtype": "float32"}})
+    planned = graph.build(load(recipe), recipe, tmp_path / "runs")
+    shape = shape_of_model(planned, "a")
+    assert shape is not None and shape.hidden == 64  # what plan counts memory by
     main_ends(["run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet"], 0)
     run = tmp_path / "runs/t"
     adapted = load_file(run / "a/adapter/adapter_model.safetensors")
