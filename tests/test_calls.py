@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from openbezoar.cli import main
 from openbezoar.errors import BudgetError, ModelError, RunError
@@ -258,7 +260,7 @@ def test_a_checkpoint_s_identity_follows_weights_dtype_and_prompt_and_not_the_fo
     def made(name: str, weights: bytes = b"w", dtype: Any = "bfloat16", template: str = "own") -> Any:
         folder = tmp_path / name
         folder.mkdir()
-        for file, content in (("config.json", b"{}"), ("tokenizer.json", b"{}"), ("model.safetensors", weights)):
+        for file, content in (("config.json", b"{}"), ("tokenizer.json", b"{}"), ("model.safetensors", save({"w": np.array([*weights], "float32")}))):
             (folder / file).write_bytes(content)
         return Checkpoint("m", str(folder), (), "none", dtype, PromptSpec(template=template)).identity()
 
