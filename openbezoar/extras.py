@@ -71,11 +71,12 @@ def told(error: BaseException) -> UserError | None:
     another one can take, is named with its version and what it said.
     """
     for cause in _causes(error):
-        if not isinstance(cause, ImportError):
-            continue
         if isinstance(cause, ModuleNotFoundError) and (package := _known(cause.name)):
             return missing([package])
-        package = _known(cause.name) or _in_words(cause) or _importing(cause.__traceback__)
+        if isinstance(cause, ImportError):
+            package = _known(cause.name) or _in_words(cause) or _importing(cause.__traceback__)
+        else:  # a library of the system's that torch cannot load is an OSError, another version of numpy an AttributeError, ...
+            package = _importing(cause.__traceback__, "<module>")
         if package is None:
             continue
         if not installed(package):
@@ -115,10 +116,11 @@ def _in_words(error: ImportError) -> str | None:
     return next((package for package in found if not installed(package)), found[0] if found else None)
 
 
-def _importing(trace: TracebackType | None) -> str | None:
-    """The optional package whose import was under way: the outermost one with a frame in the traceback."""
+def _importing(trace: TracebackType | None, function: str | None = None) -> str | None:
+    """The optional package whose import was under way: the outermost one with a frame in the traceback, of this function if one is named."""
     while trace is not None:
-        if package := _known(trace.tb_frame.f_globals.get("__name__")):
+        frame = trace.tb_frame
+        if function in (None, frame.f_code.co_name) and (package := _known(frame.f_globals.get("__name__"))):
             return package
         trace = trace.tb_next
     return None

@@ -12,6 +12,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from openbezoar.errors import UserError, brief
 
@@ -23,12 +24,14 @@ REMEDIES = {
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY), "name another path"),
     **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE), f"the disk or its connection fails: mend it, or use another one; then {AGAIN}"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"raise the limit of open files (ulimit -n) and {AGAIN}"),
+    errno.ENOENT: f"it is not there, or was taken away meanwhile: put it back; then {AGAIN}",
     errno.EFBIG: f"raise the limit of a file's size (ulimit -f), or use another file system, and {AGAIN}",
     errno.ENOMEM: MEMORY,
     errno.EAGAIN: f"raise the limit of processes (ulimit -u), or end some, and {AGAIN}",
     errno.ENOLCK: "the file system keeps no locks: use --runs with a folder on another one",
 }
 """By the system's number. One that is not here gets ``AGAIN``."""
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
 
 _SQLITE = {
     "SQLITE_FULL": errno.ENOSPC,
@@ -37,17 +40,24 @@ _SQLITE = {
     "SQLITE_CANTOPEN": errno.EACCES,
     "SQLITE_NOMEM": errno.ENOMEM,
 }
-_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|not enough memory|bad[_ ]alloc|unable to allocate", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|out of memory|not enough memory|bad[_ ]alloc|unable to allocate|ALLOC_FAILED|failed to map segment",
+    re.IGNORECASE,
+)
 _NO_THREAD = re.compile(r"can't start new thread|pthread_create|unable to create.*thread", re.IGNORECASE)
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # Rust's words, and Python's within another library's
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # Rust's words, and Python's within another library's
 _SAID = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENOMEM)}
 
 
-def told(error: BaseException) -> UserError | None:
-    """The line for what the machine refused: what, where if it is known, and what helps. None for any other error."""
+def told(error: BaseException, where: Path | None = None) -> UserError | None:
+    """The line for what the machine refused: what, where, and what helps. None for any other error.
+
+    where: what was being written, for the refusals that name no file.
+    """
     for cause in _causes(error):
         if line := _line(cause):
-            return UserError(line)
+            unnamed = isinstance(cause, OSError) and cause.errno in _OF_DISKS and cause.filename is None
+            return UserError(f"{where}: {line}" if where is not None and unnamed else line)
     return None
 
 
@@ -64,7 +74,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _line(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return _of_number(error.errno, error.filename, error.strerror)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error))):
         return f"not enough memory ({brief(error)}); {MEMORY}"
     if isinstance(error, RuntimeError) and _NO_THREAD.search(str(error)):
         return f"no further thread or process can be started; {REMEDIES[errno.EAGAIN]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openbezoar import extras
-from openbezoar.models import is_here
+from openbezoar.models import is_here, local_folder
 from openbezoar.recipe import Evaluate, Filter, Generate, LocalModel, Merge, Recipe, Release, Report, Step, TaskSpec, Training
 from openbezoar.sources import model_reference
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MODEL = ("torch", "transformers", "safetensors")
 NF4 = ("bitsandbytes", "accelerate")
 TASKS = ("lm_eval", "datasets")
+SENTENCEPIECE = ("sentencepiece", "google.protobuf")
 IFEVAL = ("langdetect", "immutabledict", "nltk")
 
 
@@ -74,6 +75,15 @@ def of_model(recipe: Recipe, name: str, folder: Path) -> Iterator[str]:
         yield "gguf"
     elif not is_here(reference, folder):
         yield "huggingface_hub"
+    else:
+        yield from of_tokenizer(local_folder(reference, folder))
+
+
+def of_tokenizer(folder: Path) -> tuple[str, ...]:
+    """What it takes to open the tokenizer in a model folder: SentencePiece where it has its model, to convert it or to check the conversion."""
+    if not (folder / "tokenizer.model").is_file():
+        return ()
+    return SENTENCEPIECE[:1] if (folder / "tokenizer.json").is_file() else SENTENCEPIECE
 
 
 def _of_trained(step: Step) -> Iterator[str]:

@@ -6,7 +6,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 
@@ -192,12 +192,15 @@ class RichProgress:
 
         columns = (text("description"), BarColumn(16), MofNCompleteColumn(), text("fields[rate]"), text("fields[left]"), text("fields[numbers]"))
         bars = Bars(TextColumn(" "), *columns, console=self.console)
-        with Live(Group(header, bars) if header else bars, console=self.console, transient=True, refresh_per_second=8) as live:
-            self._open = (live, bars)
-            try:
-                yield bars
-            finally:
-                self._open = None
+        live = Live(Group(header, bars) if header else bars, console=self.console, transient=True, refresh_per_second=8)
+        with suppress(RuntimeError):  # no thread to draw it: the work goes on without
+            live.start()
+        self._open = (live, bars)
+        try:
+            yield bars
+        finally:
+            self._open = None
+            live.stop()
 
 
 class _Header:

@@ -190,18 +190,28 @@ def test_what_the_demo_wants_is_what_its_steps_import(monkeypatch: pytest.Monkey
             "bitsandbytes .* cannot be used .*train",
         ),
         ("import datasketch_broken", r"datasketch \S+ cannot be used \(ModuleNotFoundError: No module named 'no_such_part'\); .*clean"),
+        ("import gguf_broken", r"gguf \S+ cannot be used \(OSError: libcudart.so.12: cannot open shared object file\); .*train"),
         ("raise __import__('importlib.metadata').metadata.PackageNotFoundError('lm-eval')", r"lm-eval is not installed.*evaluate"),
     ],
 )
 def test_a_package_that_is_there_and_cannot_be_used_is_one_line_too(code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "datasketch_broken.py").write_text("__name__ = 'datasketch.broken'\nimport no_such_part\n")
+    (tmp_path / "gguf_broken.py").write_text("__name__ = 'gguf.broken'\nraise OSError('libcudart.so.12: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ImportError) as caught:
+    with pytest.raises((ImportError, OSError)) as caught:
         exec(code, {"__name__": "openbezoar.x"})
     assert re.fullmatch(f"{said}.*", str(extras.told(caught.value)))
     wrapped = RuntimeError("Failed to import")
     wrapped.__cause__ = caught.value
     assert str(extras.told(wrapped)) == str(extras.told(caught.value))
+
+
+def test_a_model_with_a_sentencepiece_tokenizer_wants_what_reads_it(tmp_path: Path) -> None:
+    assert needs.of_tokenizer(tmp_path) == ()
+    (tmp_path / "tokenizer.model").touch()
+    assert needs.of_tokenizer(tmp_path) == needs.SENTENCEPIECE
+    (tmp_path / "tokenizer.json").touch()
+    assert needs.of_tokenizer(tmp_path) == ("sentencepiece",)
 
 
 def test_a_module_of_ours_that_is_missing_is_a_bug_and_stays_one() -> None:

@@ -103,6 +103,9 @@ def raised(error: BaseException) -> Callable[[], None]:
         (lambda: np.ones(1 << 50), r"not enough memory \(.*Unable to allocate.*\); .*"),
         (too_much_in_torch, r"not enough memory \(RuntimeError: .*DefaultCPUAllocator.*\); .*"),
         (raised(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")), r"not enough memory \(RuntimeError: CUDA out of memory.*\); .*"),
+        (raised(ImportError("libtorch.so: failed to map segment from shared object")), r"not enough memory \(ImportError: .*"),
+        (raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")), r"not enough memory \(RuntimeError: .*"),
+        (raised(OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")), r"OSError: .*; make room.*"),
         (no_thread, r"no further thread or process can be started; raise the limit of processes.*"),
         (raised(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))), r"Resource temporarily unavailable; raise the limit of processes.*"),
         (raised(BrokenProcessPool("terminated abruptly")), r"a process that prepares rows was ended from outside.*"),
@@ -122,6 +125,14 @@ def test_what_the_machine_refuses_is_one_line_with_a_remedy(fails: Callable[[], 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyError("x"), OSError("no number"), RuntimeError("shapes differ"), AssertionError()])
 def test_a_bug_of_ours_is_not_blamed_on_the_machine(error: BaseException) -> None:
     assert machine.told(error) is None
+
+
+def test_where_it_was_is_told_of_refusals_that_name_no_file() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(machine.told(full, Path("runs/t/.work/kept"))).startswith("runs/t/.work/kept: No space left on device; ")
+    full.filename = "/x/y"
+    assert str(machine.told(full, Path("runs/t/.work/kept"))).startswith("/x/y: No space")
+    assert "runs" not in str(machine.told(MemoryError(), Path("runs")))
 
 
 def test_a_step_names_itself_and_a_bug_keeps_its_traceback(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +332,22 @@ def test_a_disk_that_is_really_full_is_one_line(kilobytes: int, place: Path) -> 
     assert "Traceback" not in done.stderr and done.returncode in (0, 2)
     assert done.returncode == 0 or "No space left on device; make room" in done.stderr.splitlines()[-1]
     assert kilobytes > 24 or done.returncode == 2
+
+
+def test_bars_that_no_thread_can_draw_end_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from openbezoar.progress import RichProgress
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    progress, done = RichProgress(), []
+    for _ in range(2):
+        with progress.step("1/1", "kept", "filter"), progress.bar("rows", 2, "rows") as bar:
+            bar.advance(2)
+            done.append(1)
+        progress.ended("1/1", "kept", 1.0, "done")
+    assert len(done) == 2
 
 
 def test_no_thread_for_calls_side_by_side_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

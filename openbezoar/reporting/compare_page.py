@@ -177,7 +177,7 @@ def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
         return None
     order = list(dict.fromkeys([*steps[0], *steps[1]]))
     rows = tuple((name, *(text for found in steps for text in _losses(found.get(name)))) for name in order)
-    headers = ("step", *(f"{what}, {name}" for name in names for what in ("rows", "held-out loss, before → after", "accuracy after")))
+    headers = ("step", *(f"{what}, {name}" for name in names for what in ("rows", "held-out loss, before → after", "reward accuracy after")))
     pictures = []
     for name in (n for n in order if all(n in found for found in steps)):
         for what, file, key in (

@@ -42,7 +42,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
         "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
         "summary": f"{numbers['steps']} steps on {len(trees)} pairs; held-out loss {numbers['heldout_loss_before']:.3f} → {numbers['heldout_loss_after']:.3f}, "
-        f"accuracy → {numbers['heldout_accuracy_after']:.3f} (n={len(heldout)})",
+        f"reward accuracy → {numbers['heldout_accuracy_after']:.3f} (n={len(heldout)})",
     }
 
 
