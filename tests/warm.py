@@ -1,0 +1,118 @@
+"""The command line in forked children of one warm process, so that hundreds of commands do not import torch hundreds of times.
+
+The warm process imports what every command imports, runs no operation (no pool of threads
+exists when it forks), and forks a child a command. ``Commands`` is its client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended. code: its exit code, or less than 0: the signal that ended it."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Commands:
+    """Runs commands, one after another. ``first``: Python that a child runs before its command, such as one that breaks something."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
+        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def __call__(self, *arguments: str, first: str = "", cwd: Path | None = None, env: Mapping[str, str] | None = None, seconds: float = 120) -> Done:
+        with tempfile.TemporaryDirectory() as scratch:
+            out, err = Path(scratch, "out"), Path(scratch, "err")
+            order = {"arguments": arguments, "first": first, "cwd": str(cwd or Path.cwd()), "env": dict(env or {}), "out": str(out), "err": str(err), "seconds": seconds}
+            assert self._process.stdin and self._process.stdout
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            assert answer, "the warm process is gone"
+            return Done(json.loads(answer), out.read_text(errors="replace"), err.read_text(errors="replace"))
+
+    def close(self) -> None:
+        """End the warm process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(20)
+
+
+def _child(order: Mapping[str, Any]) -> int:
+    """In the forked process: the command, with its output in files. Returns the exit code."""
+    for name, number in (("out", 1), ("err", 2)):
+        file = os.open(order[name], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # the parent's has read orders
+    os.chdir(order["cwd"])
+    os.environ.update(order["env"])
+    sys.argv = ["openbezoar", *order["arguments"]]
+    from openbezoar.cli import main
+
+    try:
+        if order["first"]:
+            exec(order["first"], {"__name__": "first"})
+        main(list(order["arguments"]))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    return 0
+
+
+def _serve() -> None:
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import openbezoar.cli  # noqa: F401
+    import openbezoar.graph  # noqa: F401
+    import openbezoar.training.loop  # noqa: F401
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            os._exit(_child(order) & 0xFF)
+        print(json.dumps(_ended(child, order["seconds"])), flush=True)
+
+
+def _ended(child: int, seconds: float) -> int:
+    """The child's exit code, or less than 0 its signal; one that takes too long is killed, with what it started."""
+    end = time.monotonic() + seconds
+    handle = os.pidfd_open(child)
+    try:
+        if not select.select([handle], [], [], max(0.0, end - time.monotonic()))[0]:
+            os.killpg(child, signal.SIGKILL)
+    finally:
+        os.close(handle)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    _serve()
