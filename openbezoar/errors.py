@@ -14,9 +14,7 @@ is shown in it by ``shown``, which cuts before it writes.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 SHOWN = 300  # characters of a library's message that a line quotes
@@ -58,24 +56,6 @@ def brief(error: BaseException) -> str:
     """A library's exception as a few words for one line: its type and the beginning of its message."""
     text = " ".join(str(error)[: 10 * SHOWN].split())
     return f"{type(error).__name__}: {text[:SHOWN]}{'…' * (len(text) > SHOWN)}" if text else type(error).__name__
-
-
-@contextmanager
-def foreign_file(path: Path | str, expected: str, remedy: str, kind: type[UserError] = ModelError) -> Iterator[None]:
-    """Whatever a library raises while it reads a file that came from elsewhere becomes one line about that file.
-
-    A damaged file can make a library raise anything at all, so every Exception counts. Not
-    turned are errors of the machine (an OSError that has a number, MemoryError), packages that
-    are missing or broken, and lines that say it already.
-    """
-    try:
-        yield
-    except (UserError, MemoryError, ImportError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise kind(f"{path}: {expected} expected, but it cannot be read ({brief(error)}); {remedy}") from None
 
 
 # ------------------------------------------------------------------ values in messages

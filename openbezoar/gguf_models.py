@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar import disk
-from openbezoar.errors import ModelError, foreign_file
+from openbezoar.errors import ModelError
+from openbezoar.foreign import foreign_file
 from openbezoar.gguf_header import Header, read_header
 from openbezoar.rope_scaling import stated_in
 from openbezoar.runs import file_digest, write_json

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.digests import digest
-from openbezoar.errors import RunError, foreign_file
+from openbezoar.errors import RunError
+from openbezoar.foreign import foreign_file
 
 SCHEMA = 2
 Manifest = dict[str, Any]

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import ModelError
+from openbezoar.errors import ModelError, shown
 from openbezoar.quantised import METHODS, Packed, packed_weights, settings_of
 from openbezoar.stored import READ, Stored, files, optional_json, read_json, tensors_of
 from openbezoar.tokenizer_facts import TokenizerFacts, read_tokenizer
@@ -25,6 +25,11 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 UNIFORM = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 """Kinds whose layers all have the same matrices, under Llama's names."""
 ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "su", "mrope")
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_positions"),
+)
+LARGEST = 1 << 32  # of any size; more than any model has
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -168,7 +173,15 @@ def _tokens(model: Model) -> Iterator[str]:
                     break
 
 
-FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_shapes, _ropes, _tokens)
+def _sizes(model: Model) -> Iterator[str]:
+    """Sizes that are none: what transformers makes of them is another model, an endless loop or a traceback."""
+    for key in SIZES:
+        value = model.text.get(key)
+        if key in model.text and value is not None and not (type(value) is int and 0 < value <= LARGEST):
+            yield f"its config has {key}: {shown(value)}; expected a whole number from 1 on"
+
+
+FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_sizes, _shapes, _ropes, _tokens)
 
 
 def _stored_otherwise(model: Model) -> Iterator[str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openbezoar.errors import ModelError, foreign_file
+from openbezoar.errors import ModelError
+from openbezoar.foreign import foreign_file
 from openbezoar.hub import cause, raise_if_of_the_machine
 from openbezoar.recipe import TEMPLATES, LocalModel, PromptSpec, Thoughts
 from openbezoar.runs import RunFolder, file_digest, write_json

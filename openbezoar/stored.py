@@ -6,7 +6,9 @@ Of safetensors only the headers are read. Nothing here imports torch, so that ``
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,14 @@ READ = (*WEIGHTS, *TOKENIZER, "*.json", "*.jinja")
 TERMS = ("README.md", "LICEN[CS]E*", "NOTICE*", "COPYING*", "*USE_POLICY*", "*TERMS*")
 """Files that say what may be done with a model; they are downloaded and copied, but make it no other model."""
 HEADER_BYTES = 100_000_000  # the most that the safetensors format allows
+BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+"""Bits of a value, by the format's words for dtypes."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +72,40 @@ def header(file: Path) -> dict[str, Stored]:
     Format: a little-endian 64-bit length, then so many bytes of JSON (https://github.com/huggingface/safetensors#format).
     """
     with file.open("rb") as handle:
-        first = handle.read(8)
+        length, first = file.stat().st_size, handle.read(8)
         size = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        if not 2 <= size <= min(HEADER_BYTES, file.stat().st_size - 8):
-            raise ModelError(f"{file}: no safetensors header; the file is damaged, fetch it again")
+        if not 2 <= size <= min(HEADER_BYTES, length - 8):
+            raise ModelError(f"{file}: no safetensors header; the file is damaged or was not fetched whole, fetch it again")
         try:
             content = json.loads(handle.read(size))
             found = {name: _stored(one, file, 8 + size) for name, one in content.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ModelError(f"{file}: its safetensors header cannot be read; the file is damaged, fetch it again") from None
+    _check_spans(file, found, 8 + size, length)
     return found
 
 
 def _stored(one: dict[str, Any], file: Path, start: int) -> Stored:
     first, last = one["data_offsets"]
-    return Stored(str(one["dtype"]), tuple(map(int, one["shape"])), file, (start + int(first), start + int(last)))
+    if not all(type(number) is int and number >= 0 for number in (first, last, *one["shape"])):
+        raise ValueError("sizes that are none")
+    return Stored(str(one["dtype"]), tuple(one["shape"]), file, (start + first, start + last))
+
+
+def _check_spans(file: Path, tensors: Mapping[str, Stored], start: int, end: int) -> None:
+    """Raises ModelError unless each tensor has the bytes of its shape, and all of them together are the rest of the file, as the format asks for."""
+    place = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].span):
+        bits = BITS.get(tensor.dtype)
+        if bits is None:
+            raise ModelError(f"{file}: tensor '{name}' is of the unknown dtype '{tensor.dtype[:20]}'; the file is damaged, or for a newer version")
+        if tensor.span[1] > end:
+            raise ModelError(f"{file}: it ends before its tensor '{name}' does; it was not fetched whole, fetch it again")
+        if tensor.span[0] != place or 8 * (tensor.span[1] - tensor.span[0]) != bits * math.prod(tensor.shape):
+            raise ModelError(f"{file}: the bytes of tensor '{name}' are not those of its shape, or another's too; the file is damaged, fetch it again")
+        place = tensor.span[1]
+    if place != end:
+        raise ModelError(f"{file}: {end - place:,} bytes belong to no tensor; the file is damaged, fetch it again")
 
 
 def same_bytes(one: Stored, other: Stored) -> bool:

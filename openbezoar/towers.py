@@ -34,8 +34,10 @@ def is_wrapper(config: Mapping[str, Any]) -> bool:
 
 def check_kind(where: str, config: Mapping[str, Any]) -> None:
     """Raises ModelError for a model that is no decoder of text: it names the kind."""
-    kind = str(config.get("model_type") or "unknown")
-    classes = [str(name) for name in config.get("architectures") or () if name]
+    kind = config.get("model_type") or "unknown"
+    classes = config.get("architectures") or []
+    if not isinstance(kind, str) or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ModelError(f"{where}: its config.json has a model_type that is no text, or architectures that are no list of texts; fetch it again")
     called = f"'{kind}'{f' ({classes[0]})' if classes else ''}"
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{where}: a model of kind {called} has an encoder and a decoder; expected a causal language model, such as Llama, Qwen or Gemma")

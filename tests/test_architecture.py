@@ -14,6 +14,7 @@ ROOT = Path(openbezoar.__file__).parent
 RANKS = [
     {
         "errors",
+        "foreign",
         "addresses",
         "extras",
         "machine",

@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from openbezoar.errors import DataError, ModelError, brief, foreign_file
+from openbezoar.errors import DataError, ModelError, brief
+from openbezoar.foreign import foreign_file
 
 
 def read(error: BaseException) -> None:

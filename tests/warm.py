@@ -35,13 +35,25 @@ class Commands:
     """Runs commands, one after another. ``first``: Python that a child runs before its command, such as one that breaks something."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
+        }
         self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def __call__(self, *arguments: str, first: str = "", cwd: Path | None = None, env: Mapping[str, str] | None = None, seconds: float = 120) -> Done:
         with tempfile.TemporaryDirectory() as scratch:
             out, err = Path(scratch, "out"), Path(scratch, "err")
-            order = {"arguments": arguments, "first": first, "cwd": str(cwd or Path.cwd()), "env": dict(env or {}), "out": str(out), "err": str(err), "seconds": seconds}
+            order = {
+                "arguments": arguments,
+                "first": first,
+                "cwd": str(cwd or Path.cwd()),
+                "env": dict(env or {}),
+                "out": str(out),
+                "err": str(err),
+                "seconds": seconds,
+            }
             assert self._process.stdin and self._process.stdout
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
@@ -62,7 +74,7 @@ def _child(order: Mapping[str, Any]) -> int:
         file = os.open(order[name], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # the parent's has read orders
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  the parent's has read orders
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
     sys.argv = ["openbezoar", *order["arguments"]]
@@ -89,8 +101,8 @@ def _serve() -> None:
     import torch  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import openbezoar.cli  # noqa: F401
-    import openbezoar.graph  # noqa: F401
+    import openbezoar.cli
+    import openbezoar.graph
     import openbezoar.training.loop  # noqa: F401
 
     for line in sys.stdin:

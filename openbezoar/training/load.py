@@ -21,6 +21,7 @@ from torch import nn
 
 from openbezoar import extras, needs
 from openbezoar.errors import ModelError, brief
+from openbezoar.foreign import foreign_file
 from openbezoar.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.memory import unpacks
 from openbezoar.models import Checkpoint
@@ -53,10 +54,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     extras.require(*needs.of_tokenizer(folder))  # without them transformers tells of a damaged file
-    try:
+    with foreign_file(folder, "a tokenizer that transformers reads", "copy the base model's tokenizer files into it"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no usable tokenizer ({' '.join(str(error).split())[:120]}); copy the base model's tokenizer files into it") from None
     if (folder / "tokenizer.model").is_file():
         if not (folder / "tokenizer.json").is_file():
             tokenizer = _normalising(tokenizer, folder)
@@ -131,18 +130,15 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         settings["device_map"] = {"": str(device())}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if weights is None:
-                model, info = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
-            else:
-                blank = skeleton(folder)
-                model, info = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
-                with contextlib.suppress(OSError):  # a base may have none; the model's config gave it one then
-                    model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]})") from None
+    with foreign_file(folder, "a model that transformers loads", "fetch its files again, or take another model"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if weights is None:
+            model, info = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
+        else:
+            blank = skeleton(folder)
+            model, info = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
+            with contextlib.suppress(OSError):  # a base may have none; the model's config gave it one then
+                model.generation_config = GenerationConfig.from_pretrained(str(folder))
     _check_loaded(folder, info)
     keep_4bit_layout(model)
     lean_layers(model)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
+from openbezoar.foreign import foreign_file
 from openbezoar.runs import write_json
 from openbezoar.stored import INDEX, WHOLE, tensors_of
 from openbezoar.training.adapters import Update, adapter_deltas
@@ -156,9 +157,8 @@ def skeleton(folder: Path) -> Any:
     """The folder's model without its weights (on torch's meta device)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(folder))
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    with foreign_file(folder, "a model that transformers knows", "fetch its config.json again, or take another model"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
 
 
 def quantised_layers(model: Any) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import every_verb
+import pytest
 from warm import Commands, Done
 
 from openbezoar.llm.calls import FILE
