@@ -1,6 +1,7 @@
 # make demo   set up .venv and run the demo recipe: a real 135M model through every step
 # make test   set up .venv and run the tests
 # make test-kill          kills and power cuts at random moments of steps of all verbs; MOMENTS=500, SEED=0, SECONDS_AT_MOST=a number
+# make test-faults        files of runs and of models damaged at random: what reads them says so in one line; FAULTS=1000
 # make test-distributed   what takes several runs under torchrun
 # make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
 # make test-serve         every scheme through transformers serve, minutes
@@ -19,7 +20,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-kill test-distributed test-disk test-parity test-serve test-gguf check bench setup clean
+.PHONY: demo test test-kill test-faults test-distributed test-disk test-parity test-serve test-gguf check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -47,6 +48,10 @@ SEED ?= 0
 SECONDS_AT_MOST ?= inf
 test-kill: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/moments.py --moments $(MOMENTS) --seed $(SEED) --seconds $(SECONDS_AT_MOST)
+
+FAULTS ?= 1000
+test-faults: $(TOOLS)
+	OPENBEZOAR_FAULTS=$(FAULTS) $(BIN)/python -m pytest -m "faults or not faults" tests/faults
 
 test-distributed: $(TOOLS)
 	$(BIN)/python -m pytest -m distributed tests/test_distributed.py

@@ -10,7 +10,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openbezoar.errors import ModelError, foreign_file
+from openbezoar.errors import ModelError
+from openbezoar.foreign import foreign_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 A, B = ".lora_A.weight", ".lora_B.weight"

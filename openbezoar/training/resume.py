@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openbezoar import disk
-from openbezoar.errors import ModelError, RunError, foreign_file
+from openbezoar.errors import ModelError, RunError
+from openbezoar.foreign import foreign_file
 from openbezoar.recipe import Training
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_damage import KINDS, told
+from test_looking import KINDS, told
 from warm import Commands
 
-DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "8"))
+DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "3"))
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"  # of address space; a whole model takes less
 SECONDS = 60
 
@@ -117,6 +117,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 CODES = {"positions 0", "no architecture", "a rotary base 0"}  # may be read all the same
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_config_of_nonsense_is_one_line(kind: str, commands: Commands, model: Path) -> None:
     file = model / "config.json"
@@ -139,6 +140,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_json_file_of_nonsense_is_one_line_or_does_not_matter(name: str, kind: str, commands: Commands, model: Path) -> None:
