@@ -16,6 +16,7 @@ from test_server import Service, ask, echo
 from test_server import error as refusal
 from test_server import service as service
 
+from openbezoar.errors import ModelError
 from openbezoar.judging import grading
 from openbezoar.llm import Completion, Sampling
 from openbezoar.llm.refusals import fault_of, meaning
@@ -91,6 +92,8 @@ def test_servers_own_words_for_refused_content_are_known(status: int, body: Any)
         (429, "Too many requests, the rate limit was exceeded", "wait"),
         (503, "Too many requests under way; capacity exceeded", "wait"),
         (500, "out of memory", "wait"),
+        (424, "Request failed during generation", "wait"),
+        (529, "Overloaded", "wait"),
         (402, "Payment required", "quota"),
         (429, "You exceeded your current quota, please check your plan and billing details.", "quota"),
         (400, "Your credit balance is too low to access the API", "quota"),
@@ -335,6 +338,13 @@ def test_waiting_is_said_once_with_its_cause_and_length(service: Service) -> Non
     client._say = said.append
     ask(client)
     assert said == []  # a second is not worth a line
+
+
+def test_a_wait_of_hours_stops_at_once(service: Service) -> None:
+    service.script = lambda n, request: refusal(429, "Limit 200 requests per day", {"Retry-After": "40000"})
+    with pytest.raises(ModelError, match=r"it wants to be left alone for 11\.1 h, it says 429: Limit 200 requests per day\. Run again then"):
+        ask(service.client())
+    assert len(service.requests) == 1 and service.pauses == []
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-5", "1e400", "soon", "", "Wed, 99 Foo 2020", "9" * 400])

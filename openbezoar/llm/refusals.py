@@ -125,6 +125,6 @@ def meaning(fault: Fault) -> Meaning:
         return "too long"
     if status in (0, 400, 403, 422, 451) and _CONTENT.search(words):
         return "content"
-    if status in (0, 408, 409, 425, 429) or (status >= 500 and status not in (501, 505)):
+    if status in (0, 408, 409, 424, 425, 429) or (status >= 500 and status not in (501, 505)):
         return "wait"
     return "request" if status in (400, 422, 451) else "every request"

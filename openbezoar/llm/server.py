@@ -31,12 +31,13 @@ from openbezoar.llm.replies import Malformed, largest, parsed, read
 from openbezoar.llm.settings import Request, Settings, cut_at_stop, wrapper_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.transport import MOVED, Gone, Late, Reply, Transport, redirected
-from openbezoar.progress import visible
+from openbezoar.progress import duration, visible
 from openbezoar.recipe import ServerModel
 from openbezoar.records import Turn
 
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 LONGEST_ASKED = 600.0  # seconds that a server's Retry-After is followed up to
+TOO_LONG_ASKED = 3600.0  # seconds from which a wait is a limit a day rather than a minute: nobody sits that out
 FIRST_TRIES = 3  # to an address that has never answered: it is not there, rather than busy
 FIRST_REFUSALS = 3  # for reasons that may be a request's own, before any answer: then they are not
 WORTH_SAYING = 5.0  # seconds of waiting
@@ -190,7 +191,10 @@ class Server:
             self._without(name, fault, request, call, said)
             return None
         if means == "wait":
-            return _Lost(said, "failed", retry_after(reply.headers.get("retry-after")), fault.status in (408, 429, 503))
+            asked = retry_after(reply.headers.get("retry-after"))
+            if asked is not None and asked > TOO_LONG_ASKED and len(self.spec.servers) == 1:
+                raise ModelError(f"{self.where}: it wants to be left alone for {duration(asked)}, it says {said}. Run again then: every answer is kept")
+            return _Lost(said, "failed", asked, fault.status in (408, 429, 503))
         if means == "every request" or (means == "request" and self._refuses_all(off)):
             raise ModelError(f"{self.where}: it refuses the request with {said}{_remedy(fault.status, self.spec)}")
         return self._refused(call, means, said)
@@ -318,7 +322,7 @@ def retry_after(value: str | None) -> float | None:
             seconds = (when - datetime.now(UTC if when.tzinfo else None)).total_seconds()
         except (ValueError, TypeError, IndexError, OverflowError):
             return None
-    return max(0.0, seconds) if not math.isnan(seconds) else None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def pause(tries: int, asked: float | None, seed: int) -> float:
