@@ -478,7 +478,7 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
                     manifest = _run_step(graph, node, progress)
                 ran.append(node.name)
                 progress.ended(place, node.name, manifest["seconds"], manifest.get("summary", ""))
-            elif moved(graph.run.step(node.name), marks_in(graph.run.manifest(node.name) or {})):
+            elif moved(graph.run.step(node.name), (graph.run.manifest(node.name) or {}).get("files", {})):
                 graph.run.vouch(node.name)  # a copied run; what was read once need not be read each time
             for warning in gates.check(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
                 progress.warn(warning)

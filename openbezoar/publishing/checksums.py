@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from openbezoar.errors import RunError
+from openbezoar.errors import RunError, foreign_file
 from openbezoar.runs import file_digest, write_text
 
 SUMS = "SHA256SUMS"
@@ -36,7 +36,8 @@ def checked(folder: Path) -> list[File]:
     sums = folder / SUMS
     if not sums.is_file():
         raise RunError(f"{folder}: no {SUMS}; make the release again with 'openbezoar run RECIPE'")
-    stated = {name: digest for digest, _, name in (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())}
+    with foreign_file(sums, "a digest and a name a line", "make the release again", RunError):
+        stated = {name: digest for digest, _, name in (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())}
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {SUMS}
     if odd := sorted(there ^ set(stated)):
         raise RunError(
