@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -11,18 +12,22 @@ from typing import Any
 
 import pytest
 from hostile import Body, Hostile, Outcome
-from test_hostile_server import one_line, written
+from test_hostile_server import keys, one_line, written
 from test_server import Service, ask, echo
 from test_server import error as refusal
 from test_server import service as service
 
-from openbezoar.errors import ModelError
+from openbezoar import graph
+from openbezoar.errors import DataError, ModelError
 from openbezoar.judging import grading
 from openbezoar.llm import Completion, Sampling
+from openbezoar.llm.calls import CallStore
 from openbezoar.llm.refusals import fault_of, meaning
 from openbezoar.llm.settings import folded
 from openbezoar.llm.tally import FEW
+from openbezoar.progress import PlainProgress
 from openbezoar.recipe import ServerModel
+from openbezoar.recipe_file import load
 from openbezoar.records import Turn
 
 Judged = Callable[..., Outcome]
@@ -383,3 +388,30 @@ def test_a_key_s_identity_changes_only_where_answers_without_a_setting_must_not_
     plain = ServerModel(server="http://localhost:1/v1", model="m").identity()
     assert plain == {"server": True, "model": "m", "revision": None, "wrapper": None}
     assert ServerModel(server="http://localhost:1/v1", model="m", refused_settings="stop").identity() != plain
+
+
+@pytest.mark.parametrize("mode", ["text", "probability"])
+def test_a_row_over_a_local_judge_s_window_is_unscored_with_its_reason(mode: str, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = write_recipe(
+        {
+            "kept": {
+                "filter": "long.jsonl",
+                "judge": "base",
+                "mode": mode,
+                "max_new_tokens": 8,
+                "min_rating": 1,
+                "retries": 0,
+                "rules": {"near_duplicates": None, "drop_repetition": 1, "language": "any"},
+            }
+        }
+    )
+    rows = [{"id": f"r{n}", "instruction": f"Say the number {n}.", "response": "It is a number. " * (300 if n == 1 else 1)} for n in range(3)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with contextlib.suppress(DataError):  # a tiny random judge writes nothing that can be read
+        graph.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
+    unscored = {row["id"]: row for row in written(tmp_path, "unscored")} if mode == "probability" else {}
+    if mode == "probability":
+        assert unscored.keys() == {"r1"} and unscored["r1"]["unscored"] == "judge_error"
+    else:
+        (answers,) = [a for key in keys(tmp_path) for a in [CallStore(tmp_path / "runs").find([key])[key]] if any(x.refused for x in a)]
+        assert [x.refused for x in answers] == ["too long"]
