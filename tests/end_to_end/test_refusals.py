@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 from hostile import Body, Hostile
 
@@ -88,3 +90,22 @@ def test_every_step_goes_on_where_a_server_turns_single_calls_down_and_counts_th
     lost = [(row["question_id"], turn) for row in answers for turn in (1, 2) if row["finish"][turn - 1] == "error"]
     assert lost and lost == [(row["question_id"], row["turn"]) for row in judged if row["unscored"] == "answer_error"]
     assert all("refused" in row for row in answers if "error" in row["finish"])
+
+
+def test_a_server_of_whose_replies_half_are_none_changes_no_byte(server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbezoar.llm.server.pause", lambda tries, asked, seed: 0.001)
+    server.refuses = lambda request: None
+    some = {name: step for name, step in steps(tmp_path).items() if name in ("lamini", "orca", "kept", "bench")}
+    models = {name: {"server": server.url, "model": name, "concurrency": 4, "retries": 40} for name in ("far", "judge")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "t", "models": models, "steps": some}))
+
+    def made(runs: str) -> dict[str, bytes]:
+        graph.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / runs), PlainProgress(quiet=True))
+        return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in (tmp_path / runs).glob("t/*/*.jsonl")}
+
+    plain, asked = made("plain"), len(server.requests)
+    faults = [body for name, body in hostile.MALFORMED.items() if name not in hostile.ENCODED]
+    draw = random.Random(1)
+    server.strikes = lambda number, prompt: draw.random() < 0.5
+    server.body = lambda text: draw.choice(faults)(text)
+    assert made("spoilt") == plain and len(server.requests) > 2.5 * asked
