@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from openbezoar.errors import RunError, foreign_file
+from openbezoar.errors import RunError
+from openbezoar.foreign import foreign_file
 from openbezoar.runs import file_digest, write_text
 
 SUMS = "SHA256SUMS"
