@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def test_a_reply_that_does_not_end_or_is_cut_holds_nobody_up(fault: str, judged:
 def test_a_row_whose_reply_stays_malformed_is_unscored_where_others_are_answered(
     judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path
 ) -> None:
-    hostile_server.body, hostile_server.strikes = hostile.MALFORMED["cut JSON"], lambda number, prompt: "river 1" in prompt
+    hostile_server.body = lambda text: [time.sleep(0.1), hostile.MALFORMED["cut JSON"](text)][1]  # so that the others are answered meanwhile
+    hostile_server.strikes = lambda number, prompt: "river 1" in prompt
     code, said, manifest = judged(rows=5)
     assert code == 0 and "one call goes without an answer, counted under 'no reply to it could be read'" in said
     assert [(row["id"], row["unscored"], row["refused"]) for row in written(tmp_path, "unscored")] == [("r1", "judge_error", "malformed")]
