@@ -46,6 +46,7 @@ _NO_MEMORY = re.compile(
 )
 _NO_THREAD = re.compile(r"can't start new thread|pthread_create|unable to create.*thread", re.IGNORECASE)
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # Rust's words, and Python's within another library's
+_SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's words, which leave the system's number out
 _SAID = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENOMEM)}
 
 
@@ -56,7 +57,7 @@ def told(error: BaseException, where: Path | None = None) -> UserError | None:
     """
     for cause in _causes(error):
         if line := _line(cause):
-            unnamed = isinstance(cause, OSError) and cause.errno in _OF_DISKS and cause.filename is None
+            unnamed = isinstance(cause, OSError) and cause.errno in (*_OF_DISKS, None) and cause.filename is None
             return UserError(f"{where}: {line}" if where is not None and unnamed else line)
     return None
 
@@ -97,6 +98,8 @@ def _of_number(number: int, filename: object, said: str | None) -> str:
 def _of_words(error: BaseException) -> str | None:
     """What torch, safetensors and others pass on of the system's refusal, in their errors' texts."""
     text = str(error)
+    if isinstance(error, OSError) and _SHORT.fullmatch(text):
+        return f"written in part only ({text}), as on a full disk; {REMEDIES[errno.ENOSPC]}"
     if match := _NUMBER.search(text):
         number = int(match[1] or match[2])
         return f"{brief(error)}; {REMEDIES.get(number, AGAIN)}"

@@ -106,6 +106,7 @@ def raised(error: BaseException) -> Callable[[], None]:
         (raised(ImportError("libtorch.so: failed to map segment from shared object")), r"not enough memory \(ImportError: .*"),
         (raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")), r"not enough memory \(RuntimeError: .*"),
         (raised(OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")), r"OSError: .*; make room.*"),
+        (raised(OSError("8704 requested and 2304 written")), r"written in part only \(8704 requested and 2304 written\), as on a full disk; make room.*"),
         (no_thread, r"no further thread or process can be started; raise the limit of processes.*"),
         (raised(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))), r"Resource temporarily unavailable; raise the limit of processes.*"),
         (raised(BrokenProcessPool("terminated abruptly")), r"a process that prepares rows was ended from outside.*"),
