@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,25 @@ def test_a_killed_run_asks_again_for_nothing_that_was_kept(moment: int, write: C
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert sum(n for _, n, _ in CallStore(runs).size()) == moment
     assert run(recipe, runs) == plain and proxy.twice == {}
+
+
+def test_two_runs_side_by_side_pay_for_each_call_once(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
+    recipe = write(f"http://127.0.0.1:{upstream.port}/v1")
+    alone = run(recipe, tmp_path / "alone", "orca")
+    served = upstream.served
+    second = tmp_path / "second.yaml"
+    second.write_text(recipe.read_text().replace('"name": "t"', '"name": "u"'))
+
+    def execute(path: Path) -> None:
+        graph.execute(graph.build(load(path), path, tmp_path / "runs"), PlainProgress(quiet=True), "orca")
+
+    with ThreadPoolExecutor(2) as two:
+        for outcome in [two.submit(execute, path) for path in (recipe, second)]:
+            outcome.result()
+    assert upstream.served == 2 * served
+    assert [(tmp_path / f"runs/{name}/orca/rows.jsonl").read_bytes() for name in "tu"] == [alone["orca"]] * 2
+    spent = CallStore(tmp_path / "runs").accounts()
+    assert sum(cost.calls for cost in spent.values()) == served and not any(cost.unanswered for cost in spent.values())
 
 
 def test_a_second_recipe_and_an_edited_filter_pay_for_nothing_again(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
