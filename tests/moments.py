@@ -142,8 +142,9 @@ class Moments:
         self.at, self.happens, self.count, self.root = at, happens, 0, root
         self.watched = Watched(root)
         self.lock = threading.RLock()
+        self.before: list[tuple[Any, str, Any]] = []
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
-            setattr(os, name, self.around(getattr(os, name)))
+            self.put(os, name, self.around(getattr(os, name)))
         fsync = os.fsync
 
         def synced(handle: int) -> None:
@@ -152,11 +153,21 @@ class Moments:
             if path.is_relative_to(root) and path.exists():
                 self.watched.synced(path)
 
-        os.fsync = self.around(synced)
+        self.put(os, "fsync", self.around(synced))
         from openbezoar.llm.calls import CallStore
 
         for name in ("keep", "claim", "find"):
-            setattr(CallStore, name, self.around(getattr(CallStore, name)))
+            self.put(CallStore, name, self.around(getattr(CallStore, name)))
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        self.before.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def undo(self) -> None:
+        for owner, name, value in self.before:
+            setattr(owner, name, value)
+        for handle in self.watched.held:
+            os.close(handle)
 
     def around(self, original: Any) -> Any:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -195,10 +206,13 @@ def forked(work: Callable[[], None], seconds: float | None = None) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    until = float("inf") if seconds is None else time.monotonic() + seconds
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        time.sleep(0.002)
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            until = float("inf")
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 class Bench:
@@ -216,22 +230,21 @@ class Bench:
         self.seconds: dict[str, float] = {}
         self.moments: dict[str, int] = {}
         for step in steps:
-            begun, counted = folder / "starts" / step, folder / "count"
+            begun = folder / "starts" / step
             if (folder / "whole").exists():
                 shutil.copytree(folder / "whole", begun, symlinks=True)
             else:
                 begun.mkdir(parents=True)
-            start = time.monotonic()
-
-            def count(step: str = step, counted: Path = counted) -> None:
-                moments = Moments(folder / "whole", -1, lambda _: None)
-                self.execute(folder / "whole", step)
-                counted.write_text(str(moments.count))
-
             (folder / "whole").mkdir(exist_ok=True)
             Teacher.bill = folder / "bill"
-            assert forked(count) == 0, f"the run that nothing ends has failed at {step}"
-            self.seconds[step], self.moments[step] = time.monotonic() - start, int(counted.read_text())
+            start = time.monotonic()
+            # Here and not in a fork, so that what a step imports is there for all forks.
+            moments = Moments(folder / "whole", -1, lambda _: None)
+            try:
+                self.execute(folder / "whole", step)
+            finally:
+                moments.undo()
+            self.seconds[step], self.moments[step] = time.monotonic() - start, moments.count
 
     def execute(self, runs: Path, to: str) -> None:
         from openbezoar import graph
@@ -267,7 +280,9 @@ class Bench:
             self.execute(runs, step)
 
         if kind == "kill at any time":
-            forked(lambda: self.execute(runs, step), rng.random() * self.seconds[step])
+            begun = time.monotonic()
+            if not forked(lambda: self.execute(runs, step), rng.random() * self.seconds[step]):
+                self.seconds[step] = min(self.seconds[step], time.monotonic() - begun)  # the first one had everything to import
         else:
             forked(run)
         if left.exists():
@@ -384,11 +399,11 @@ def main() -> int:
             __import__(stage.module)
     server.Server = Teacher  # type: ignore[misc, assignment]
     rng, done, wrong = random.Random(options.seed), Counter[str](), []
-    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         if not options.rows_only:
             assert forked(lambda: save_tiny_model(Path(scratch) / "tiny") and None) == 0
         bench = Bench(Path(scratch), ROWS if options.rows_only else {**ROWS, **MODELS})
+        begun = time.monotonic()
         for number in range(options.moments):
             if time.monotonic() - begun > options.seconds:
                 break
