@@ -126,7 +126,7 @@ def test_scores_hold_tasks_losses_and_pairs_of_every_checkpoint(place: Path, tmp
     for content in found["checkpoints"].values():
         assert content["tasks"]["arc_easy"]["n"] == 4 and len(content["tasks"]["arc_easy"]["items"]) == 4
         assert content["losses"]["plain"]["n"] == 3 and content["pairs"]["polite"]["n"] == 2
-    assert set(numbers["table"]["one"]) == {"arc_easy", "loss plain", "pairs polite"}
+    assert set(numbers["table"]["one"]) == {"arc_easy", "loss plain", "polite, likelihood accuracy"}
     assert "one → two" in numbers["summary"] and "arc_easy" in numbers["summary"]
 
 

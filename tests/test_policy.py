@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Make:
+def recipe(tmp_path: Path, tiny: Path) -> Make:
     """A recipe in which every licence is open, but for what a test changes."""
 
     def make(models: dict[str, Any] | None = None, seeds: Any = "data/seeds.jsonl", readme: str = "apache-2.0", policy: str = "open", **steps: Any) -> Path:
@@ -29,7 +30,7 @@ def recipe(tmp_path: Path) -> Make:
         (tmp_path / "data/README.md").write_text(
             f"| file | licence |\n| --- | --- |\n| `topics.jsonl` | MIT |\n| `rows.jsonl` | CC BY-SA 3.0 |\n| `seeds.jsonl` | {readme} |\n"
         )
-        (tmp_path / "teacher").mkdir(exist_ok=True)
+        shutil.copytree(tiny, tmp_path / "teacher", dirs_exist_ok=True)
         (tmp_path / "teacher/source.json").write_text('{"licence": "Apache-2.0"}')
         known = {"teacher": "teacher", "judge": {"server": "http://localhost:1/v1", "model": "judge", "licence": "mit"}, "base": "org/base", **(models or {})}
         made = {
