@@ -73,7 +73,7 @@ class CallStore:
 
     def __init__(self, runs: Path, say: Callable[[str], None] = to_stderr) -> None:
         self.path, self.say = runs / FILE, say
-        self.owner = uuid.uuid4().hex
+        self.owner, self._process = uuid.uuid4().hex, Process.this().text()
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._beating = False
@@ -179,14 +179,17 @@ class CallStore:
         with self._writing():
             if self._find(keys) or self._others(keys):
                 return False
-            if not self._beating:
-                self._db.execute("INSERT INTO owners (owner, process) VALUES (?, ?)", (self.owner, Process.this().text()))
-                threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-                self._beating = True
+            self._db.execute("INSERT OR IGNORE INTO owners (owner, process) VALUES (?, ?)", (self.owner, self._process))
             account = (self.owner, spender.run, spender.step, spender.model)
             costs = [(cost.calls, cost.prompt_tokens, cost.tokens), *[(0, 0, 0)] * (len(keys) - 1)]
-            self._db.executemany("INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(key, *account, *c) for key, c in zip(keys, costs, strict=True)])
-            return True
+            self._db.executemany(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(key, *account, *c) for key, c in zip(keys, costs, strict=True)]
+            )
+        with self._lock:
+            if not self._beating:
+                self._beating = True
+                threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        return True
 
     def release(self, keys: Sequence[str], sent: bool) -> None:
         """Take a claim back. sent: perhaps the call reached the model, and costs what it may."""
