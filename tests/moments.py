@@ -253,6 +253,13 @@ class Bench:
 
         graph.execute(graph.build(load(self.recipe), self.recipe, runs), Silent(), to)
 
+    def needed(self, step: str) -> list[str]:
+        """A step and those that it is made from."""
+        from openbezoar import graph
+        from openbezoar.recipe_file import load
+
+        return [node.name for node in graph.build(load(self.recipe), self.recipe, self.folder / "whole").upto(step)]
+
     def results(self, runs: Path, step: str) -> dict[str, str]:
         from openbezoar.runs import RunFolder
 
@@ -316,7 +323,7 @@ class Bench:
         what = f"damage in {steps[place]}, {how} of {file.relative_to(runs)}"
         code = forked(lambda: self.execute(runs, steps[place]))
         wrong = None if code == 2 else f"going on ended with {code}" if code else None
-        for step in steps[: place + 1] if code == 0 else ():
+        for step in self.needed(steps[place]) if code == 0 else ():
             expected, found = self.results(self.folder / "whole", step), self.results(runs, step)
             if expected != found:
                 wrong = f"{step}: other files: {sorted(n for n in {**expected, **found} if expected.get(n) != found.get(n))}"
