@@ -121,7 +121,8 @@ class State:
 def save_sealed(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and words about them as safetensors with a digest of both, whole or not at all."""
     temporary = disk.temporary_of(path)
-    save_file(tensors, temporary, metadata={**metadata, "digest": _digest(tensors, metadata)})
+    # One word only: safetensors writes several in no fixed order, and equal results shall be equal files.
+    save_file(tensors, temporary, metadata={"sealed": json.dumps({**metadata, "digest": _digest(tensors, metadata)}, sort_keys=True)})
     disk.replace(temporary, path)
 
 
@@ -130,7 +131,7 @@ def read_sealed(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, s
     with foreign_file(path, "what a killed run goes on from", remedy, RunError):
         with safe_open(path, framework="pt") as stored:  # type: ignore[no-untyped-call]
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
-            metadata: dict[str, str] = stored.metadata() or {}
+            metadata: dict[str, str] = json.loads(stored.metadata()["sealed"])
         if metadata.pop("digest", None) != _digest(tensors, metadata):
             raise RunError(f"{path}: changed since it was written (its digest is another); {remedy}")
     return tensors, metadata
