@@ -557,7 +557,7 @@ def test_an_unreachable_hub_is_one_line_that_says_to_give_data(monkeypatch: pyte
             raise ConnectionError("no\nroute")
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", Offline)
-    with pytest.raises(DataError, match="the rows of 'arc_easy': .*; or give 'data'") as caught:
+    with pytest.raises(DataError, match=r"the rows of 'arc_easy': .*; or give 'data'") as caught:
         opened("arc_easy", data=None)
     assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError, match="no task 'arc_esy'; did you mean 'arc_easy'"):
