@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FAST
+from warm import Commands, Done
 
 # Kills the process itself with SIGKILL at the n-th call of a function, before or after it runs.
 KILLER = """
 import importlib, os, signal, sys
-module, name, count, when = sys.argv[1:5]
+module, name, count, when = {killer!r}
 owner = importlib.import_module(module)
 *path, last = name.split(".")
 for part in path:
@@ -28,15 +26,16 @@ original, calls = getattr(owner, last), 0
 def wrapped(*args, **kwargs):
     global calls
     calls += 1
-    if when == "before" and calls == int(count):
+    if when == "before" and calls == count:
         os.kill(os.getpid(), signal.SIGKILL)
     result = original(*args, **kwargs)
-    if when == "after" and calls == int(count):
+    if when == "after" and calls == count:
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 setattr(owner, last, wrapped)
-from openbezoar.cli import main
-main(sys.argv[5:])
+for other in list(sys.modules.values()):  # what imported the function by its name
+    if not path and vars(other).get(last) is original:
+        setattr(other, last, wrapped)
 """
 
 STEPS: dict[str, Any] = {
@@ -71,11 +70,18 @@ def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return path
 
 
-def command(recipe: Path, runs: Path, to: str | None = None, killer: tuple[Any, ...] = ()) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-c", KILLER, *map(str, killer)] if killer else [sys.executable, "-m", "openbezoar"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def commands() -> Iterator[tuple[Commands, Commands]]:
+    """Two, each of which takes one core."""
+    two = Commands(), Commands()
+    yield two
+    for each in two:
+        each.close()
+
+
+def command(commands: Commands, recipe: Path, runs: Path, to: str | None = None, killer: tuple[Any, ...] = ()) -> Done:
     arguments = ["run", str(recipe), "--runs", str(runs), "--quiet", *(["--to", to] if to else [])]
-    return subprocess.run([*start, *arguments], capture_output=True, text=True, env=environment, check=False)
+    return commands(*arguments, first=KILLER.format(killer=killer) if killer else "")
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -84,38 +90,44 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in names}
 
 
-def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(recipe: Path, tmp_path: Path) -> None:
+def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(recipe: Path, tmp_path: Path, commands: tuple[Commands, Commands]) -> None:
     whole = tmp_path / "whole" / "t"
-    done = command(recipe, whole.parent)
-    assert done.returncode == 0, done.stderr
+    done = command(commands[0], recipe, whole.parent)
+    assert done.code == 0, done.err
 
     def killed(number: int, step: str, *killer: Any) -> None:
         run = tmp_path / f"killed{number}" / "t"
         for earlier in list(STEPS)[: list(STEPS).index(step)]:
             shutil.copytree(whole / earlier, run / earlier)
-        died = command(recipe, run.parent, step, tuple(killer))
-        assert died.returncode == -signal.SIGKILL, f"{step} {killer} was never reached: {died.stderr}"
-        again = command(recipe, run.parent, step)
-        assert again.returncode == 0, again.stderr
+        died = command(commands[number % 2], recipe, run.parent, step, tuple(killer))
+        assert died.code == -signal.SIGKILL, f"{step} {killer} was never reached: {died.err}"
+        again = command(commands[number % 2], recipe, run.parent, step)
+        assert again.code == 0, again.err
         expected, found = results(whole / step), results(run / step)
         assert expected
         assert found == expected, (step, killer)
         assert not any((run / ".work").iterdir())
 
-    with ThreadPoolExecutor(2) as two:  # each process takes one core
-        for outcome in [two.submit(killed, number, *moment) for number, moment in enumerate(MOMENTS)]:
+    def every_second(first: int) -> None:
+        for number in range(first, len(MOMENTS), 2):
+            killed(number, *MOMENTS[number])
+
+    with ThreadPoolExecutor(2) as two:
+        for outcome in [two.submit(every_second, first) for first in (0, 1)]:
             outcome.result()
 
 
-def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(recipe: Path, tmp_path: Path) -> None:
+def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(
+    recipe: Path, tmp_path: Path, commands: tuple[Commands, Commands]
+) -> None:
     runs = tmp_path / "runs"
-    assert command(recipe, runs, "dpo").returncode == 0
+    assert command(commands[0], recipe, runs, "dpo").code == 0
     before = results(runs / "t")
     recipe.write_text(recipe.read_text().replace('"dpo": "pairs.jsonl",', '"dpo": "pairs.jsonl", "beta": 0.5,'))
     for function in ("RunFolder.publish", "shutil.rmtree"):
-        killed = command(recipe, runs, "dpo", ("openbezoar.runs", function, 1, "before"))
-        assert killed.returncode == -signal.SIGKILL
-    assert command(recipe, runs, "dpo").returncode == 0
+        killed = command(commands[0], recipe, runs, "dpo", ("openbezoar.runs", function, 1, "before"))
+        assert killed.code == -signal.SIGKILL
+    assert command(commands[0], recipe, runs, "dpo").code == 0
     after = results(runs / "t")
     changed = sorted(name for name in after if after[name] != before[name])
     assert changed and all(name.startswith("dpo/") for name in changed)
