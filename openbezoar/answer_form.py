@@ -12,20 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from openbezoar import thoughts
 from openbezoar.errors import ModelError
 from openbezoar.records import Turn
+from openbezoar.template_heads import has
 
 Render = Callable[[Sequence[Turn], bool], str]
 """(conversation, whether an answer is to follow) → text"""
 
-ASK, SAY = "\u2021ask", "\u2021say"
-SPACED = f"\n \n{SAY}\n \n"  # of which a template may take either kind of blank off either end
+ASK, SAY, MORE = "\u2021ask", "\u2021say", "\u2021more"
+WORDS = f"{SAY} As\n\n  is: <b> & '1'."  # which a template has no business to change
+SPACED = f"\n \n{WORDS}\n \n"  # of which a template may take either kind of blank off either end
 ONE = (Turn("user", ASK),)
 PROBES = {
     "with a system message": (Turn("system", "\u2021rule"), *ONE),
-    "with earlier turns": (*ONE, Turn("assistant", "\u2021told"), Turn("user", "\u2021more")),
+    "with earlier turns": (*ONE, Turn("assistant", "\u2021told"), Turn("user", MORE)),
 }
 _TRIMS: dict[str, Callable[[str], str]] = {
     "": lambda text: text,
@@ -41,12 +44,13 @@ _TRIMS: dict[str, Callable[[str], str]] = {
 @dataclass(frozen=True)
 class AnswerForm:
     """lead: text between prompt and answer. trims: what is taken off an answer's ends, by its name here. end: what closes it.
-    opened: the mark of a thought that prompts end in. notes: differences to be told, a line each."""
+    opened: the mark of a thought that prompts end in. reopens: whether another answer is opened after it. notes: differences to be told, a line each."""
 
     lead: str = ""
     trims: str = ""
     end: str = ""
     opened: str = ""
+    reopens: bool = False
     notes: tuple[str, ...] = ()
 
     def written(self, answer: str) -> str:
@@ -55,14 +59,20 @@ class AnswerForm:
         if mark := thoughts.begins(text):
             if self.opened:  # the prompt has it already
                 return text[len(mark) :].lstrip("\n")
-            return text if thoughts.begins(self.lead) else self.lead + text
+            return text if thoughts.begins(self.lead).strip() == mark.strip() else self.lead + text
         return text if self.opened and thoughts.closes(text) else self.lead + text
 
 
 def form_of(render: Render, eos: str) -> AnswerForm:
     """The form of a template's answers. eos: what closes one where the template writes nothing after it."""
-    form = _form(render, ONE)
+    form = _form(render, ONE, eos)
     notes = list(form.notes)
+    trims = _trims(render)
+    if trims is None:
+        trims = ""
+        notes.append("the chat template changes the words of an answer; they are trained as they are")
+    if form.reopens:
+        notes.append("the chat template opens an answer after every conversation, a finished one too; an answer ends before that opening")
     if not form.end:
         notes.append(f"the chat template writes no end after an answer; {eos!r} is trained there")
     if form.opened:
@@ -71,39 +81,64 @@ def form_of(render: Render, eos: str) -> AnswerForm:
         notes.append(f"the chat template writes {form.lead!r} before an answer; it is trained as the answer's beginning")
     for name, turns in PROBES.items():
         try:
-            other = _form(render, turns)
+            other = _form(render, turns, eos)
         except ModelError:  # it refuses such a conversation, and will say so where one is rendered
             continue
+        if left_out := [turn.role for turn in turns if not has(render(turns, True), turn.content)]:
+            notes.append(f"{name}, the chat template leaves {' and '.join(left_out)} out of its prompt; what is trained is the prompt")
         if not form.notes:
             notes += [f"{name}, {note}" for note in other.notes]
         if (other.lead, other.end, other.opened) != (form.lead, form.end, form.opened):
             notes.append(
                 f"the chat template writes an answer otherwise {name}: {other.lead!r} before it and {other.end!r} after it, not {form.lead!r} and {form.end!r}, which are trained"
             )
-    return replace(form, end=form.end or eos, trims=_trims(render, form), notes=tuple(dict.fromkeys(notes)))
+    return replace(form, end=form.end or eos, trims=trims, notes=tuple(dict.fromkeys(notes)))
 
 
-def _form(render: Render, turns: Sequence[Turn]) -> AnswerForm:
+def _form(render: Render, turns: Sequence[Turn], eos: str) -> AnswerForm:
     prompt, whole = render(turns, True), render((*turns, Turn("assistant", SAY)), False)
     before, found, after = whole.rpartition(SAY)
     if not found:
         return AnswerForm(notes=("the chat template leaves an answer out of a finished conversation; answers are trained right after its prompt",))
-    end = after.rstrip("\n")  # generation stops before a line feed after the end-of-turn token
+    reopens = prompt == render(turns, False) and _reopens(render, turns, prompt, after)
+    end = _before_opening(after, eos) if reopens else after.rstrip("\n")  # generation stops before a line feed after the end-of-turn token
     if before.startswith(prompt):
-        return AnswerForm(before[len(prompt) :], end=end)
+        return AnswerForm(before[len(prompt) :], end=end, reopens=reopens)
     opened = thoughts.opening(prompt)
     if opened and before.startswith(prompt[: len(prompt) - len(opened)]):
-        return AnswerForm(thoughts.closing(opened), end=end, opened=opened)
+        return AnswerForm(thoughts.closing(opened), end=end, opened=opened, reopens=reopens)
     # The beginnings differ. What follows the last question may still be the same.
     ours, theirs = (text.rpartition(turns[-1].content)[2] for text in (prompt, before))
     lead = theirs[len(ours) :] if theirs.startswith(ours) else ""
     place = next((i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), min(len(prompt), len(before)))
     note = f"the chat template writes a finished conversation otherwise than its prompt ({before[place:][:40]!r} where the prompt has {prompt[place:][:40]!r}); what is trained is the prompt"
-    return AnswerForm(lead, end=end, opened=opened, notes=(note,))
+    return AnswerForm(lead, end=end, opened=opened, reopens=reopens, notes=(note,))
 
 
-def _trims(render: Render, form: AnswerForm) -> str:
-    """The name of what the template takes off an answer's ends."""
+def _reopens(render: Render, turns: Sequence[Turn], prompt: str, after: str) -> bool:
+    """Whether what follows an answer ends as prompts do, and is not what follows it where the conversation goes on."""
+    opening = prompt.rpartition(turns[-1].content)[2]
+    same = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(after), reversed(opening), strict=False))]
+    if not "".join(same).strip():
+        return False
+    try:
+        goes_on = render((*turns, Turn("assistant", SAY), Turn("user", MORE)), False)
+    except ModelError:
+        return False
+    return not goes_on.rpartition(SAY)[2].startswith(after)
+
+
+def _before_opening(after: str, eos: str) -> str:
+    """What closes an answer in a text that goes on to open another: up to the end-of-sequence token, else up to the end of the line."""
+    before, found, _ = after.partition(eos)
+    if found:
+        return before + found
+    line, found, _ = after.partition("\n")
+    return line if found and line.strip() else ""
+
+
+def _trims(render: Render) -> str | None:
+    """The name of what the template takes off an answer's ends; None where it does something else to an answer."""
     plain, spaced = (render((*ONE, Turn("assistant", answer)), False) for answer in (SAY, SPACED))
-    before, _, after = plain.rpartition(SAY)
-    return next((name for name, trim in _TRIMS.items() if before + trim(SPACED) + after == spaced), "")
+    before, found, after = plain.rpartition(SAY)
+    return next((name for name, trim in _TRIMS.items() if before + trim(SPACED) + after == spaced), None) if found else ""

@@ -16,11 +16,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from openbezoar import templates
-from openbezoar.answer_form import AnswerForm, form_of
+from openbezoar.answer_form import ASK, ONE, AnswerForm, form_of
 from openbezoar.errors import ModelError
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
-from openbezoar.template_heads import complete
+from openbezoar.template_heads import complete, has
 from openbezoar.textfiles import read_text
 from openbezoar.tokens import Frame
 
@@ -140,6 +140,11 @@ class Formatter:
         """What the template writes around an answer in a finished conversation, held against its prompts."""
         if self.spec.template == "openbezoar":
             return AnswerForm(end=self.tokenizer.eos_token)
+        if not has(self._render(ONE, True), ASK):
+            raise ModelError(
+                f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' leaves the user's words out of its prompt; "
+                "mend the template, or name another as prompt: {template: …}"
+            )
         return form_of(self._render, self.tokenizer.eos_token)
 
     @property

@@ -29,6 +29,7 @@ SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("vocab_size", "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_positions"),
 )
+BY_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # of which some kinds have a list, one for each layer
 LARGEST = 1 << 32  # of any size; more than any model has
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -159,11 +160,7 @@ def _tokens(model: Model) -> Iterator[str]:
     if rows is None:
         return
     if (most := tokenizer.most()) is not None and most >= rows:
-        text = next((repr(token) for token, number in tokenizer.added.items() if number == most), "its last")
-        yield (
-            f"its tokenizer has ids up to {most} ({text}), the model {rows} embeddings; "
-            "resize the embeddings (resize_token_embeddings), or take the tokenizer that belongs to the model"
-        )
+        yield _too_many(most, next((repr(token) for token, number in tokenizer.added.items() if number == most), "its last"), rows)
     for file, settings in (("config.json", model.text), ("generation_config.json", model.generation)):
         for key in SPECIAL:
             stated = settings.get(key)
@@ -173,11 +170,31 @@ def _tokens(model: Model) -> Iterator[str]:
                     break
 
 
+def _too_many(most: int, text: str, rows: int) -> str:
+    return (
+        f"its tokenizer has ids up to {most} ({text}), the model {rows} embeddings; "
+        "resize the embeddings (resize_token_embeddings), or take the tokenizer that belongs to the model"
+    )
+
+
+def check_ids(folder: Path, words: Mapping[str, int]) -> None:
+    """Raises ModelError where a tokenizer, once loaded, can give an id that the folder's model has no embedding for.
+
+    Its class may have added tokens that its files lack, as Qwen2's does. words: its whole vocabulary.
+    """
+    if not (folder / "config.json").is_file() or not words or (rows := read(folder).rows) is None:
+        return
+    text, most = max(words.items(), key=lambda item: item[1])
+    if most >= rows:
+        raise ModelError(f"{folder}: {_too_many(most, repr(text), rows)}")
+
+
 def _sizes(model: Model) -> Iterator[str]:
     """Sizes that are none: what transformers makes of them is another model, an endless loop or a traceback."""
     for key in SIZES:
         value = model.text.get(key)
-        if key in model.text and value is not None and not (type(value) is int and 0 < value <= LARGEST):
+        each = value if isinstance(value, list) and value and key in BY_LAYER else [value]
+        if key in model.text and value is not None and not all(type(one) is int and 0 < one <= LARGEST for one in each):
             yield f"its config has {key}: {shown(value)}; expected a whole number from 1 on"
 
 

@@ -5,6 +5,8 @@
 - A system message, where the recipe has one of its own, or where the template has no place for
   any: it refuses the role, or passes over it in silence (Gemma 2, early Mistral). Then the
   message goes before the first user's, a blank line between, as Gemma 3's template does.
+- Content as a list of parts, where the template reads none as a text (those of picture models):
+  it would leave out every word, or fail.
 - The opening of an answer, where the template ignores that one is asked for.
 """
 
@@ -34,6 +36,11 @@ _FOLD = """\
 _DATE = """\
 {%- macro strftime_now(format) %}{{ DATES.get(format, DAY) }}{% endmacro %}
 """
+_PARTS = """\
+{%- set whole = namespace(messages=[]) %}{% for m in messages %}\
+{% set whole.messages = whole.messages + [dict(m, content=[{'type': 'text', 'text': m['content']}]) if m['content'] is string else m] %}{% endfor %}\
+{% set messages = whole.messages %}
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,9 @@ def complete(template: str, tokens: Mapping[str, Any], system: str | None) -> Co
     """
     heads, notes = "", []
     with dates_asked() as formats:
-        prompt = _rendered(template, tokens, [USER], True)
+        prompt, parts = _rendered(template, tokens, [USER], True), ""
+        if not has(prompt, ASK) and has(in_parts := _rendered(_PARTS + template, tokens, [USER], True), ASK):
+            prompt, parts, template = in_parts, _PARTS, _PARTS + template
         ruled = _rendered(template, tokens, [SYSTEM, USER], True) if prompt is not None else None
     if prompt is None:
         return Completed(template, False, ())
@@ -63,7 +72,9 @@ def complete(template: str, tokens: Mapping[str, Any], system: str | None) -> Co
         notes.append(f"the chat template writes the day's date; here and in a release it is always {TODAY:%d %b %Y}, so that prompts do not change overnight")
     if system is not None:
         heads += _DEFAULT.replace("SYSTEM", literal(system))
-    folds = (ruled is None or RULE not in ruled) and RULE in (_rendered(_FOLD + template, tokens, [SYSTEM, USER], True) or "")
+    if parts:
+        notes.append("the chat template reads a message's content as a list of parts; it is given one text part")
+    folds = not has(ruled, RULE) and has(_rendered(_FOLD + template, tokens, [SYSTEM, USER], True), RULE)
     if folds:
         heads += _FOLD
         notes.append("the chat template has no place for a system message; it is put before the first user's message, with a blank line between")
@@ -80,6 +91,11 @@ def _ignored_opening(template: str, tokens: Mapping[str, Any], prompt: str) -> s
     before, found, _ = (_rendered(template, tokens, [USER, ANSWER], False) or "").rpartition(SAY)
     # A space at the end belongs to the answer's first word in most vocabularies.
     return before[len(prompt) :].rstrip(" ") if found and before.startswith(prompt) and before[len(prompt) :].strip() else ""
+
+
+def has(text: str | None, words: str) -> bool:
+    """Whether a rendered text has a probe's words, in capitals or not."""
+    return text is not None and words.lower() in text.lower()
 
 
 def _rendered(template: str, tokens: Mapping[str, Any], messages: list[dict[str, str]], generation: bool) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 from families import TEMPLATES, with_template
 
 from openbezoar.chat import Formatter
+from openbezoar.errors import ModelError
 from openbezoar.recipe import PromptSpec
 from openbezoar.records import Turn
 from openbezoar.templates import render
@@ -92,3 +93,63 @@ def test_nothing_is_told_of_a_template_that_writes_conversations_as_its_prompts(
 def test_what_cannot_be_taken_over_is_told_in_a_line(template: str, said: str, tiny: Path) -> None:
     notes = Formatter(with_template(tiny, template), OWN).notes
     assert any(said in note for note in notes) and not any("\n" in note for note in notes)
+
+
+PARTS = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FIRST_PART = PARTS.replace("{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}", "{{ m['content'][0]['text'] }}")
+
+
+@pytest.mark.parametrize("template", [PARTS, FIRST_PART, "{% if messages[0].role == 'system' %}{{ raise_exception('No.') }}{% endif %}" + PARTS])
+def test_a_template_that_reads_content_as_parts_gets_parts(template: str, tiny: Path) -> None:
+    """The words were left out of every prompt, or it was called a template that refuses a user's message."""
+    tokenizer = with_template(tiny, template)
+    made = Formatter(tokenizer, OWN)
+    assert trained(made, TALKS[2], "Green.") == "<|user|>Name one.<|end|><|assistant|>Blue.<|end|><|user|>And another?<|end|><|assistant|>Green.<|end|>"
+    folded = "<|user|>Be brief.\n\nName" if made.folds_system else "<|system|>Be brief.<|end|><|user|>Name"
+    assert made.prompt_text(TALKS[1]) == f"{folded} a colour.<|end|><|assistant|>"
+    theirs = tokenizer.apply_chat_template([t.as_dict() for t in TALKS[2]], chat_template=made.jinja, tokenize=False, add_generation_prompt=True)
+    assert theirs == made.prompt_text(TALKS[2])
+    assert any("list of parts" in note for note in made.notes)
+
+
+def test_a_template_that_leaves_out_the_user_s_words_is_refused_and_one_that_leaves_out_earlier_turns_is_told(tiny: Path) -> None:
+    with pytest.raises(ModelError, match="leaves the user's words out of its prompt"):
+        _ = Formatter(with_template(tiny, "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}Answer: "), OWN).notes
+    notes = Formatter(with_template(tiny, "{{ messages[-1].content + '\n' }}"), OWN).notes
+    assert any("with earlier turns, the chat template leaves user and assistant out of its prompt" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("turn", "opening", "end"),
+    [
+        ("'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'", "<|im_start|>assistant\n", "<|im_end|>"),
+        ("m.role.upper() + ': ' + m.content + (eos_token if m.role == 'assistant' else '\n')", "ASSISTANT: ", "</s>"),
+    ],
+)
+def test_an_answer_ends_before_the_opening_of_another(turn: str, opening: str, end: str, tiny: Path) -> None:
+    """Such templates do not ask whether an answer is to follow; a model was trained to go on with its next answer's opening."""
+    made = Formatter(with_template(tiny, f"{{% for m in messages %}}{{{{ {turn} }}}}{{% endfor %}}{opening}"), OWN)
+    assert made.end_text == end and trained(made, TALKS[0], "Green.").endswith("Green." + end)
+    assert any("opens an answer after every conversation" in note for note in made.notes)
+
+
+def test_the_end_of_a_template_whose_questions_bring_the_opening_is_whole(tiny: Path) -> None:
+    """As Phi 4's."""
+    template = "{% for m in messages %}{% if m.role == 'user' %}<|u|>{{ m.content }}<|end|><|a|>{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    assert Formatter(with_template(tiny, template), OWN).end_text == "<|end|>"
+
+
+@pytest.mark.parametrize("filter_", ["e", "capitalize", "replace('\n\n', '\n')", "truncate(20)"])
+def test_a_template_that_changes_an_answer_s_words_is_told(filter_: str, tiny: Path) -> None:
+    notes = Formatter(with_template(tiny, TEMPLATES["chatml"].replace("m.content", f"m.content | {filter_}")), OWN).notes
+    assert any("changes the words of an answer" in note for note in notes)
+
+
+def test_thoughts_with_other_marks_than_the_template_s_lead_stand_after_it(tiny: Path) -> None:
+    """gpt-oss's channel was left out where an answer began with R1's mark."""
+    assert trained(formatter(tiny, "gpt-oss"), TALKS[0], "<think>\nGrass.\n</think>\n\nGreen.").endswith(
+        "<|channel|>final<|message|><think>\nGrass.\n</think>\n\nGreen.<|return|>"
+    )

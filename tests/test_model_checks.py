@@ -21,8 +21,9 @@ from openbezoar.cli import main
 from openbezoar.errors import ModelError, RunError
 from openbezoar.judging import gates
 from openbezoar.models import Checkpoint, digests, fetch
-from openbezoar.recipe import Merge, PromptSpec
-from openbezoar.training.load import load_base, load_tokenizer
+from openbezoar.recipe import Lora, Merge, PromptSpec
+from openbezoar.training.dropout import without_base_dropout
+from openbezoar.training.load import load_base, load_for_training, load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +133,8 @@ def test_oddities_are_warnings_of_plan(
 def test_a_placeholder_without_an_embedding_is_taken_out_of_the_tokenizer(tiny: Path, tmp_path: Path) -> None:
     """As Gemma 3's text models have one."""
     folder = add_token(copied(tiny, tmp_path / "model"), "<image_soft_token>", image_token="<image_soft_token>")
-    assert max(load_tokenizer(folder)("a <image_soft_token> b").input_ids) == 406
+    with pytest.raises(ModelError, match="ids up to 406"):
+        load_tokenizer(folder)
     tokenizer = load_tokenizer(fetch(str(folder)))
     assert max(tokenizer("a <image_soft_token> b").input_ids) < 406 and len(tokenizer) == 406
 
@@ -167,9 +169,93 @@ def as_vocab_and_merges(tiny: Path, out: Path) -> Path:
     folder = copied(tiny, out)
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    words = {text.replace("<pad>", "<|endoftext|>"): number for text, number in model["vocab"].items()}  # which the class adds otherwise
+    (folder / "vocab.json").write_text(json.dumps(words))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]) + "\n")
-    return edit(folder, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    return edit(folder, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", pad_token="<|endoftext|>")
+
+
+def test_what_a_tokenizer_s_class_adds_beyond_the_embeddings_is_found_before_the_first_step(
+    tiny: Path, tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sft was done, and the merge died of the tokenizer that it had written itself."""
+    folder = edit(copied(tiny, tmp_path / "model"), "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    with pytest.raises(ModelError, match=r"ids up to 406 \('<\|endoftext\|>'\), the model 406 embeddings"):
+        load_tokenizer(folder)
+    recipe = write_recipe({"a": {"sft": "rows.jsonl", "model": "base", **FAST}, "b": {"merge": "a"}}, models={"base": {"model": str(folder)}})
+    main_ends(["run", str(recipe), "--runs", str(tmp_path / "runs")], 2)
+    assert "step a: " in capsys.readouterr().err
+
+
+def test_sizes_by_layer_are_sizes(tiny: Path, tmp_path: Path) -> None:
+    """As Gemma 3n's text models have them."""
+    folder = edit(copied(tiny, tmp_path / "model"), model_type="gemma3n_text", architectures=["Gemma3nForCausalLM"], intermediate_size=[128, 128])
+    model_checks.check(folder)
+    with pytest.raises(ModelError, match=r"intermediate_size: \[128, 0\]; expected a whole number"):
+        model_checks.check(edit(folder, intermediate_size=[128, 0]))
+
+
+def test_a_target_whose_weight_is_stored_otherwise_is_refused_before_training(tiny: Path, tmp_path: Path) -> None:
+    """GPT-NeoX's head is 'embed_out' in files; a merge of an adapter on it found no weight."""
+    base = neox(tiny, tmp_path / "neox")
+    with pytest.raises(ModelError, match=r"the weight of 'lm_head', which lora.targets names, is stored under another name"):
+        load_for_training(base, Lora(r=4, alpha=4, targets=["query_key_value", "lm_head"]), "none", "float32", False, 1)
+    with pytest.raises(
+        ModelError, match=r"has no module 'q_proj' for lora.targets; its linear layers are dense, dense_4h_to_h, dense_h_to_4h, query_key_value"
+    ):
+        load_for_training(base, Lora(r=4, alpha=4), "none", "float32", False, 1)
+
+
+def neox(tiny: Path, folder: Path) -> Checkpoint:
+    """A GPT-NeoX with a head of its own."""
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    shape = {"vocab_size": 406, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "rotary_pct": 0.5}
+    copied(tiny, folder)
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(GPTNeoXConfig(**shape, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False)).save_pretrained(folder)
+    return Checkpoint("base", str(folder), (), "none", "float32", PromptSpec())
+
+
+def test_a_head_that_is_stored_under_another_name_is_in_the_merged_model(
+    tiny: Path, tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Merged Pythias had the embeddings for a head."""
+    base = neox(tiny, tmp_path / "neox")
+    lora = {"r": 4, "alpha": 4, "targets": ["query_key_value"]}
+    sft = {"sft": "rows.jsonl", "model": "base", **FAST, "lora": lora, "quantize": "none", "epochs": 1}
+    recipe = write_recipe({"a": sft, "b": {"merge": "a", "dtype": "bfloat16"}}, models={"base": {"model": base.base, "dtype": "float32"}})
+    main_ends(["run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet"], 0)
+    merged = load_file(tmp_path / "runs/t/b/model/model.safetensors")
+    head = load_file(tmp_path / "neox/model.safetensors")["embed_out.weight"]
+    assert torch.equal(merged["embed_out.weight"], head.bfloat16())
+    assert json.loads((tmp_path / "runs/t/b/manifest.json").read_text())["numbers"]["kl"] < 1e-3
+
+
+def test_a_kind_whose_code_does_not_know_the_layout_is_one_line(tmp_path: Path, tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM, BloomConfig
+
+    from openbezoar.forest import Path as Scored
+    from openbezoar.forest import Scorer
+
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=60, hidden_size=32, n_layer=1, n_head=2)).requires_grad_(False)
+    with pytest.raises(ModelError, match="BloomModel: models of this kind cannot be scored with shared prefixes"):
+        Scorer(model, 200).score([(Scored(tuple(range(12)), (False,) * 4 + (True,) * 8),)])
+
+
+def test_a_base_s_own_dropout_does_not_make_it_another_reference(tiny: Path, tmp_path: Path) -> None:
+    """OPT and GPT-Neo drop values in their trunk; DPO ended before its first update."""
+    from transformers import AutoModelForCausalLM, OPTConfig
+
+    shape = {"vocab_size": 406, "hidden_size": 32, "ffn_dim": 64, "word_embed_proj_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    AutoModelForCausalLM.from_config(OPTConfig(**shape, dropout=0.5)).save_pretrained(copied(tiny, tmp_path / "opt"))
+    base = Checkpoint("base", str(tmp_path / "opt"), (), "none", "float32", PromptSpec())
+    model = load_for_training(base, Lora(r=4, alpha=4, targets=["q_proj"], dropout=0.25), "none", "float32", False, 1).train()
+    ids = torch.arange(8)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    without_base_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert [m.p for n, m in model.named_modules() if n.endswith("lora_dropout.default")] == [0.25]
 
 
 def test_a_tokenizer_of_vocab_and_merges_stays_whole(tiny: Path, tmp_path: Path) -> None:

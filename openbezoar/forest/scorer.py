@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openbezoar.errors import ModelError
+from openbezoar import machine
+from openbezoar.errors import ModelError, UserError, brief
 from openbezoar.forest.attention import register
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, adapted
 from openbezoar.forest.layout import Layout, Path, Tree, in_order, lay_out
@@ -190,6 +191,14 @@ class Scorer:
         self.model.eval()
         try:
             shared, apart = torch.cat(self.forest((tree, made))), torch.cat(self.forward([*tree, *made]))
+        except UserError:
+            raise
+        except Exception as error:  # a family's own code meets a layout that it does not know
+            if machine.told(error) is not None:
+                raise
+            raise ModelError(
+                f"{type(self.trunk).__name__}: models of this kind cannot be scored with shared prefixes ({brief(error)}); take another one"
+            ) from None
         finally:
             self.model.train(training)
         if bool(apart.isnan().any()):
@@ -198,7 +207,7 @@ class Scorer:
         allowed = 1e-4 if self.head.weight.dtype == torch.float32 else 0.5
         if len(shared) and not float((shared - apart).abs().mean()) <= allowed:
             raise ModelError(
-                f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring; this model's attention is not supported (please report it)"
+                f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring: this model's attention is not supported; take a model of another kind"
             )
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from openbezoar.forms import to_pair
 from openbezoar.recipe import LOSS_SETTINGS, Dpo
 from openbezoar.training import distributed
 from openbezoar.training.data import training_trees
+from openbezoar.training.dropout import without_base_dropout
 from openbezoar.training.fit import Bench, fit, renderer_of, set_up
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import Reference, preference_objective, same_pass_reference
@@ -29,6 +30,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     renderer = renderer_of(step, context)
     trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
     bench = set_up(step, context, continues=False, renderer=renderer)
+    without_base_dropout(bench.model)
     row = PREFERENCE_LOSSES[step.loss]
     if row.whole_batch:
         _check_one_pass(step, bench, trees)

@@ -24,6 +24,7 @@ from openbezoar.errors import ModelError, brief
 from openbezoar.foreign import foreign_file
 from openbezoar.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.memory import unpacks
+from openbezoar.model_checks import check_ids
 from openbezoar.models import Checkpoint
 from openbezoar.quantised import BUFFER
 from openbezoar.recipe import Lora
@@ -31,7 +32,7 @@ from openbezoar.training.adapters import adapter_deltas, check_covered
 from openbezoar.training.layers import lean_layers
 from openbezoar.training.lora import fast_lora
 from openbezoar.training.packing import pack
-from openbezoar.training.shards import Weight, count_values, skeleton, weights_of
+from openbezoar.training.shards import Weight, check_stored, count_values, skeleton, weights_of
 
 # bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -60,6 +61,7 @@ def load_tokenizer(folder: Path) -> Any:
         if not (folder / "tokenizer.json").is_file():
             tokenizer = _normalising(tokenizer, folder)
         _check_sentencepiece(tokenizer, folder)
+    check_ids(folder, tokenizer.get_vocab())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -278,7 +280,7 @@ def load_for_training(
     if continues:
         peft = wrap(model, checkpoint.adapters[-1], trainable=True)
     else:
-        _check_targets(model, lora.targets, checkpoint.name)
+        check_stored(_check_targets(model, lora.targets, checkpoint.name), checkpoint.folder())
         torch.manual_seed(seed)  # PEFT draws A from the global generator
         config = LoraConfig(
             r=lora.r,
@@ -287,7 +289,10 @@ def load_for_training(
             target_modules=list(lora.targets),
             task_type="CAUSAL_LM",
         )  # type: ignore[arg-type]
-        peft = get_peft_model(model, config)  # type: ignore[arg-type]
+        try:
+            peft = get_peft_model(model, config)  # type: ignore[arg-type]
+        except ValueError as error:  # kinds of layers that PEFT has adapters for under conditions, or none
+            raise ModelError(f"{checkpoint.name}: no adapter can be put on the model ({brief(error)}); choose other layers with lora.targets") from None
         keep_4bit_layout(peft)
         fast_lora(peft)
     for parameter in peft.parameters():
@@ -297,18 +302,23 @@ def load_for_training(
     return peft
 
 
-def _check_targets(model: Any, targets: Sequence[str], name: str) -> None:
-    """Raises ModelError for a target that the model has not, and for one that is no linear layer: merging knows those only."""
+def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:
+    """The modules' names. Raises ModelError for a target that the model has not, and for one that is no linear layer: merging knows those only."""
+    names: list[str] = []
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     for target in targets:
-        found = [layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")]
+        found = {path: layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")}
         if not found:
-            raise ModelError(f"{name}: the model has no module '{target}' for lora.targets; look at its layers' names")
-        for layer in found:
+            linear = sorted({path.rpartition(".")[2] for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head})
+            has = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layers, on which adapters go"
+            raise ModelError(f"{name}: the model has no module '{target}' for lora.targets; {has}")
+        names += found
+        for layer in found.values():
             if (layer is head and tied) or not isinstance(layer, nn.Linear):
                 what = "the output head, whose weight is the embeddings' too" if layer is head else f"of kind {type(layer).__name__}"
                 raise ModelError(f"{name}: '{target}' of lora.targets is {what}; adapters go on linear layers with a weight of their own")
+    return names
 
 
 def free() -> None:

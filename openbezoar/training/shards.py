@@ -145,6 +145,19 @@ def _stored(module: str, files: Mapping[str, Path], source: Path) -> str:
     return alike[0]
 
 
+def check_stored(modules: Iterable[str], folder: Path) -> None:
+    """Raises ModelError for a module whose weight a merge would not find: some kinds are stored under other names than they are loaded with."""
+    files = files_of(folder)
+    for module in modules:
+        try:
+            _stored(module, files, folder)
+        except ModelError:
+            raise ModelError(
+                f"{folder}: the weight of '{module}', which lora.targets names, is stored under another name or together with others; "
+                "an adapter on it could not be merged: leave it out of lora.targets"
+            ) from None
+
+
 def _fitting(module: str, files: Mapping[str, Path], source: Path, update: Update, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """As ``_stored``; raises ModelError for an update of another shape than the weight's."""
     name = _stored(module, files, source)
@@ -170,9 +183,11 @@ def quantised_layers(model: Any) -> list[str]:
 def of_model(weights: Mapping[str, Weight], model: Any) -> dict[str, Weight]:
     """The weights that a model of that kind has; all of them where it renames what is stored.
 
-    Old Llama checkpoints carry rotary tables, which are computed today.
+    Old Llama checkpoints carry rotary tables, which are computed today. A head that could be the
+    embeddings is one of its own where the config says so; GPT-NeoX's is stored under another name.
     """
-    known, tied = set(model.state_dict()), set(getattr(model, "_tied_weights_keys", None) or ())
+    known = set(model.state_dict())
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if getattr(model.config, "tie_word_embeddings", True) else set()
     return {name: weight for name, weight in weights.items() if name in known} if known - tied <= set(weights) else dict(weights)
 
 
