@@ -8,6 +8,7 @@ needs no torch. A fault is a ModelError before anything runs; a notice is told a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -31,6 +32,10 @@ SIZES = (
 )
 BY_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # of which some kinds have a list, one for each layer
 LARGEST = 1 << 32  # of any size; more than any model has
+_WRAPPED = re.compile(
+    r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|base_model\.model|pretrained_model)\."
+)  # torch.compile, DDP, Lightning, FSDP, PEFT, TRL
+_ADAPTED = re.compile(r"\.(?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|base_layer|modules_to_save|ia3_l)(?:\.|$)")
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -87,6 +92,16 @@ def read(folder: Path) -> Model:
         {ours: packed[theirs] for ours, theirs in names.items() if theirs in packed},
         len(tensors) - len(names),
     )
+
+
+def _names(model: Model) -> Iterator[str]:
+    """Tensors under the names that they have in a model that something is wrapped around."""
+    for name in model.tensors:
+        if match := _WRAPPED.match(name):
+            yield f"its tensors' names begin with '{match[0]}' ('{name}'), as of a model that was saved with what is wrapped around it; save the model itself"
+            return
+    if inner := next((name for name in model.tensors if _ADAPTED.search(name)), None):
+        yield f"its tensors have an adapter among them ('{inner}'); merge it with PEFT (merge_and_unload) and save that"
 
 
 def _shapes(model: Model) -> Iterator[str]:
@@ -198,7 +213,7 @@ def _sizes(model: Model) -> Iterator[str]:
             yield f"its config has {key}: {shown(value)}; expected a whole number from 1 on"
 
 
-FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_sizes, _shapes, _ropes, _tokens)
+FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_names, _sizes, _shapes, _ropes, _tokens)
 
 
 def _stored_otherwise(model: Model) -> Iterator[str]:

@@ -4,7 +4,8 @@ Reasoning models write their thoughts before their answer, between marks that di
 a chat template may have written the opening mark already, so that only the closing one is in
 the reply. What is said begins after the thoughts. A thought that is not closed was cut off:
 then nothing was said. An answer *about* such marks keeps them: a mark counts where a thought
-can begin (first of all, or on a line of its own, outside of code), not in quotation marks.
+can begin (first of all, or on a line of its own, outside of code), not in quotation marks, and
+a closing one not where its sentence goes on after it.
 
 Marks as the families' chat templates and vLLM's reasoning parsers have them (docs.vllm.ai, ``vllm.reasoning``).
 """
@@ -50,6 +51,7 @@ _AROUND = re.compile("|".join(map(re.escape, _SOLUTION)))
 _WRAPPERS = ("answer", "response", "output", "final_answer", "solution")
 _WRAPPED = re.compile(rf"<({'|'.join(_WRAPPERS)})>", re.IGNORECASE)
 _LINE = 24  # characters before a mark that are looked at for the beginning of its line
+_GOES_ON = re.compile(r" ?[,.;:!?)](?=\s|$)")
 _QUOTES = frozenset("`\"'“‘«")
 
 
@@ -146,6 +148,7 @@ def _marked(text: str) -> tuple[str, str | None, bool]:
     thoughts: list[str] = []
     inside, counted = "", False
     pos = seen = fences = 0
+    named = -1  # where an opening mark ended that the line speaks of
     spoke = uttered = False  # whether anything but blanks was said up to here; up to the last thought
     for match in _MARK.finditer(text):
         mark = match[0].lower()
@@ -163,12 +166,17 @@ def _marked(text: str) -> tuple[str, str | None, bool]:
                 said.append(text[pos : match.start()])
                 inside, pos, counted, uttered = mark, match.end(), True, spoke
             else:
-                spoke = True
-        elif _CLOSES[mark] in _STRONG:  # opened before the reply began
+                spoke, named = True, match.end()
+        elif _CLOSES[mark] in _STRONG and not _is_named(text, match, named):  # opened before the reply began
             thoughts += [*said, text[pos : match.start()]]
             said, pos, spoke, uttered, fences, counted = [], match.end(), False, False, 0, True
     (thoughts if inside else said).append(text[pos:])
     return "".join(said), "\n\n".join(filter(None, map(str.strip, thoughts))) if counted else None, not inside
+
+
+def _is_named(text: str, close: re.Match[str], opened: int) -> bool:
+    """Whether a sentence goes on after a closing mark, or the line that it is in speaks of the opening one too: then it is spoken of."""
+    return _GOES_ON.match(text, close.end()) is not None or (opened >= 0 and "\n" not in text[opened : close.start()])
 
 
 def _begins_a_line(text: str, place: int) -> bool:

@@ -49,6 +49,10 @@ def without(*names: str) -> Callable[[Path], object]:
     return change
 
 
+def renamed(name: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda folder: restored(folder, {name(old): value for old, value in load_file(folder / "model.safetensors").items()})
+
+
 def config(**changed: Any) -> Callable[[Path], object]:
     return lambda folder: edit(folder, **changed)
 
@@ -64,6 +68,9 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (config(num_hidden_layers=3), r"lack 'model.layers.2.self_attn.q_proj.weight'.*drawn at random"),
     (without("model.layers.1.mlp.up_proj.weight"), "lack 'model.layers.1.mlp.up_proj.weight'"),
     (without("model.embed_tokens.weight"), "lack the embeddings"),
+    (renamed(lambda name: f"_orig_mod.{name}"), r"names begin with '_orig_mod\.'.*save the model itself"),
+    (renamed(lambda name: f"base_model.model.{name}"), r"names begin with 'base_model\.model\.'"),
+    (renamed(lambda name: name.replace("q_proj", "q_proj.base_layer")), r"have an adapter among them \('model.layers.0.self_attn.q_proj.base_layer.weight'\)"),
     (config(num_key_value_heads=3), "4 attention heads on 3 key/value heads"),
     (config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "rotary embedding of type 'spiral'"),
     (config(rope_scaling={"type": "llama3", "factor": 8.0}, rope_parameters=None), "type llama3 lacks 'low_freq_factor'"),

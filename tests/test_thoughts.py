@@ -62,6 +62,8 @@ THOUGHT = [  # (reply, what was said, what was thought)
     ("<think>Hm.</think>\n<response>\nYes.\n</response>", "Yes.", "Hm."),
     ("<think>One.</think><think>Two.</think>Yes.", "Yes.", "One.\n\nTwo."),
     ("<think>It says <think> and then </think> so</think>Yes.", "Yes.", "It says <think> and then\n\nso"),
+    ("<think>Hm.</think>The mark that closes is </think>, and it ends.", "The mark that closes is </think>, and it ends.", "Hm."),
+    ("\n\n</think>.5 of it.", ".5 of it.", ""),
     ("First.\n<think>Hm.</think>\nThen.", "First.\n\nThen.", "Hm."),
     ("<think>```\ncode\n</think>Yes.", "Yes.", "```\ncode"),
 ]
@@ -71,6 +73,9 @@ CUT_OFF = [
 ]  # fmt: skip
 SAID = [
     "Yes.",
+    "The model writes <think> first, then </think> after.",
+    "1. <think>: begins\n2. </think>: ends",
+    "A thought ends with </think>; then the answer follows.",
     "",
     "  Yes.\n",
     "The tag <think> opens a thought, and </think> is not its end here, says `</think>`."[:33],
