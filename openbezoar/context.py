@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from openbezoar.errors import RowError
+from openbezoar.errors import DataError, RowError
 from openbezoar.forms import to_example, to_pair
 from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_step
 from openbezoar.progress import Progress
-from openbezoar.recipe import TEMPLATES, DataRef, LocalModel, Recipe, ServerModel
+from openbezoar.recipe import TEMPLATES, DataRef, LocalModel, Recipe, ServerModel, data_specs
 from openbezoar.records import Counts, Example, Pair, Row
 from openbezoar.runs import RunFolder
 from openbezoar.sources import model_reference, read, resolve_path
@@ -54,7 +54,8 @@ class StepContext:
         """Training examples: each ``every``-th one, ``most`` at most.
 
         A row without its fields raises DataError; one whose dialogue is none is dropped and
-        counted, whether or not it would have been among those asked for.
+        counted, whether or not it would have been among those asked for. DataError too if
+        all are.
         """
         return self.converted(ref, to_example, most, every)
 
@@ -75,6 +76,8 @@ class StepContext:
             place += 1
             if place % every == 0 and (most is None or len(made) < most):
                 made.append(item)
+        if not place:
+            raise DataError(f"{', '.join(spec.data for spec in data_specs(ref))}: no row can be used ({self.counts}); bring other rows")
         return made
 
     def model_spec(self, name: str) -> LocalModel | ServerModel | None:

@@ -63,6 +63,7 @@ UNREAD: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("prompt", "completion", "label"), "unpaired preferences", "write pairs with prompt, chosen and rejected"),
     (("prompt", "completion"), "prompts with completions", "add rename: {prompt: instruction, completion: response}"),
     (("prompt", "response"), "prompts with responses", "add rename: {prompt: instruction}"),
+    (("question", "response"), "questions with responses", "add rename: {question: instruction}"),
     (("question", "answer"), "questions with answers", "add rename: {question: instruction, answer: response}"),
     (("inputs", "targets"), "FLAN's own columns", "add rename: {inputs: input, targets: target}"),
     (("text",), "plain texts", "expected an instruction and its response"),
@@ -77,10 +78,15 @@ def form_of(row: Fields, where: str) -> Form:
     for form in FORMS:  # a field of it is there, but null
         if form.known_by[0] in row:
             text_in(row, form.known_by[:1], where)
-    for fields, name, remedy in UNREAD:
-        if all(field in row for field in fields):
-            raise DataError(f"{where}: {name} ({', '.join(fields)}) are not read; {remedy}")
+    check_read(row, where)
     raise DataError(f"{where}: no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has {fields_of(row)}")
+
+
+def check_read(row: Fields, where: str, renamed: bool = True) -> None:
+    """Raises DataError for a row of a form that is known and not read. renamed: so too where other names are all that it takes."""
+    for fields, name, remedy in UNREAD:
+        if all(field in row for field in fields) and (renamed or "rename" not in remedy):
+            raise DataError(f"{where}: {name} ({', '.join(fields)}) are not read; {remedy}")
 
 
 # ------------------------------------------------------------------------------ fields
@@ -93,6 +99,8 @@ def text_in(row: Fields, names: tuple[str, ...], where: str) -> str:
         return str(found)
     present = next((name for name in names if row.get(name) is not None), next((name for name in names if name in row), None))
     if present is None:
+        if names[0] in ("instruction", "response", "chosen"):
+            check_read(row, where, renamed=names[0] != "chosen")
         others = f" (or {' or '.join(map(repr, names[1:]))})" if len(names) > 1 else ""
         raise DataError(f"{where}: no field '{names[0]}'{others}; it has {fields_of(row)}")
     raise DataError(f"{where}: '{present}' is {kind_of(row[present])}; expected a text: fill it in, or drop the row")
@@ -216,6 +224,8 @@ def to_pair(row: Fields, where: str) -> Pair:
     for name in ("prompt", "instruction"):
         if name in row and row[name] is None and not _whole_dialogues(row):
             text_in(row, (name,), where)
+    if isinstance(row.get("question"), str) and not _whole_dialogues(row):
+        raise DataError(f"{where}: a 'question' with its answers apart is not read; add rename: {{question: prompt}}")
     first, second = parse_dialogue(chosen, where), parse_dialogue(rejected, where)
     if first[:-1] != second[:-1]:
         raise RowError(

@@ -13,14 +13,37 @@ a source is this project's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from openbezoar.addresses import checked
 
+LARGEST = 1e30  # of a setting: its square and its quotients with other settings still fit into 32-bit floats or Python's own
 
-class Strict(BaseModel):
+
+class Plain(BaseModel):
+    """Base of everything in a recipe: a number is a number that arithmetic has room for, and true or false is none."""
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _is_a_number(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        meant = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and meant & {int, float} and bool not in meant:
+            raise ValueError("expected a number")
+        found = read(value)
+        if isinstance(found, int | float) and abs(found) > LARGEST:
+            raise ValueError(f"expected a number of at most {LARGEST:.0e}")
+        return found
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a value of a field may have, without those inside of lists and mappings."""
+    return set().union(*map(_kinds, get_args(annotation))) if get_origin(annotation) in (Union, UnionType) else {annotation}
+
+
+class Strict(Plain):
     """Base of every block: an unknown key is an error, values do not change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
@@ -198,7 +221,7 @@ def data_specs(ref: DataRef) -> list[DataSpec]:
 # ------------------------------------------------------------------------------- steps
 
 
-class Generate(BaseModel):
+class Generate(Plain):
     """Make synthetic instruction data by one scheme. Further keys are the scheme's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -240,7 +263,9 @@ class Rules(Strict):
     drop_unfinished: bool = Field(True, description="Drop answers that were cut off by the token limit.")
     drop_refusals: bool = Field(True, description="Drop short apologies ('sorry' in under 80 words).")
     drop_echoes: bool = Field(True, description="Drop answers that repeat their instruction.")
-    drop_repetition: float = Field(0.5, ge=0, le=1, description="Drop answers whose share of repeated 4-grams is above this.")
+    drop_repetition: float = Field(
+        0.5, ge=0, le=1, description="Drop answers whose share of repeated 4-grams is above this, or whose end repeats one stretch again and again; 1: none."
+    )
     decontaminate: bool = Field(
         False,
         description="Drop rows that share a run of words with the local rows of the recipe's evaluate and mt_bench steps. "
@@ -281,11 +306,13 @@ class Filter(Strict):
 class Lora(Strict):
     """The adapter. Defaults: [card], first version of OpenBezoar-SFT."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=65_536)
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj"], description="Linear layers by their names; 'lm_head' too, where it is not the embedding matrix as well."
+        ["q_proj", "k_proj", "v_proj"],
+        min_length=1,
+        description="Linear layers by their names; 'lm_head' too, where it is not the embedding matrix as well.",
     )
 
 

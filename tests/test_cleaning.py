@@ -186,6 +186,14 @@ def test_near_duplicates_are_found_as_comparing_all_pairs_finds_them() -> None:
     assert sum(found) >= 0.97 * sum(exact)
 
 
+@pytest.mark.parametrize("threshold", [1e-300, 0.99, 0.995, 1.0])
+def test_the_least_likeness_may_be_any_that_a_recipe_takes(threshold: float) -> None:
+    near: NearDuplicates[str] = NearDuplicates(threshold)
+    near.add("first", "Name the longest river of Europe.", "The Volga.")
+    assert near.find("name the longest river of Europe!", "It is the Volga.") == ("first", 1.0)
+    assert (near.find("Name the longest river of Asia.", "The Yangtze.") is None) == (threshold > 0.9)
+
+
 def test_two_questions_about_one_long_passage_are_no_near_duplicates_unless_their_answers_are() -> None:
     passage = " ".join(f"word{i}" for i in range(80))
     near: NearDuplicates[str] = NearDuplicates(0.7)

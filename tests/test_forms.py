@@ -129,6 +129,7 @@ def test_a_dialogue_that_does_not_end_where_an_answer_begins_is_dropped_by_name(
         ({"prompt": "a", "completion": "b", "label": True}, "unpaired preferences (prompt, completion, label) are not read"),
         ({"prompt": "a", "completion": "b"}, "add rename: {prompt: instruction, completion: response}"),
         ({"question": "a", "answer": "b"}, "add rename: {question: instruction, answer: response}"),
+        ({"question": "a", "response": "b"}, "add rename: {question: instruction}"),
         ({"text": "a"}, "plain texts (text) are not read"),
         ({"id": 1}, "no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has id"),
     ],
@@ -137,6 +138,25 @@ def test_a_form_that_is_not_read_is_told_by_its_name(row: Row, said: str) -> Non
     with pytest.raises(DataError) as caught:
         to_example(row, "file: row 1")
     assert str(caught.value).startswith("file: row 1: ") and said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pair", "filter", "seed"])
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_every_reader_tells_a_form_by_its_name(name: str, field: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1: .* \(" + field + r"\) are not read; write each as instruction and response|row: .* are not read"):
+        READERS[name][1]({field: []}, tmp_path)
+
+
+def test_rows_of_which_none_can_be_used_stop_a_step_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows.jsonl: no row can be used \(1 not a dialogue that ends where an answer begins\); bring other rows"):
+        context(tmp_path, [{"instruction": "\n\nHuman: a\n\nAssistant: b"}]).converted("rows.jsonl", to_prompt)
+
+
+def test_pairs_are_not_told_to_be_renamed_into_instructions() -> None:
+    with pytest.raises(DataError, match="unpaired preferences"):
+        to_pair({"prompt": "a", "completion": "b", "label": True}, "row")
+    with pytest.raises(DataError, match="no field 'chosen'"):
+        to_pair({"prompt": "a", "response": "b"}, "row")
 
 
 MESSAGES = [{"role": "assistant", "content": "The Baltic."}]

@@ -209,6 +209,11 @@ def test_a_gradient_that_is_never_finite_stops_a_float16_run(run: Train, tmp_pat
         run(tmp_path / "a", settings(dtype="float16"))
 
 
+def test_weights_that_are_no_numbers_at_the_end_are_no_result(run: Train, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="held-out loss after step 1 is not finite; lower learning_rate or weight_decay"):
+        run(tmp_path / "a", settings(max_steps=1, weight_decay=1e30, learning_rate=1e30))
+
+
 def test_the_paged_optimiser_is_refused_on_a_cpu_in_one_line() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     with pytest.raises(ModelError, match="choose adamw or adamw8bit"):

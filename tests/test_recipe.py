@@ -90,6 +90,15 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"a": SFT}, {"models": {"base": "/nowhere/model"}}, "models.base: no folder or file /nowhere/model"),
     ({"a": SFT}, {"defaults": {"sft": 3}}, "defaults.sft: expected a mapping"),
     ({"a": {**SFT, "epochs": float("inf")}}, {}, "epochs: Input should be a finite number"),
+    ({"a": {**SFT, "batch": True}}, {}, "steps.a: batch: expected a number (it is True)"),
+    ({"a": SFT}, {"defaults": {"sft": {"learning_rate": False}}}, "steps.a: learning_rate: expected a number (it is False)"),
+    ({"a": {"generate": "magpie", "teacher": "base", "rows": True}}, {}, "steps.a: rows: expected a number (it is True)"),
+    ({"a": {"generate": "magpie", "teacher": "base", "rows": 1, "instruction_tokens": True}}, {}, "instruction_tokens: expected a number (it is True)"),
+    ({"a": SFT}, {"budget": {"tokens": True}}, "budget.tokens: expected a number (it is True)"),
+    ({"a": {"filter": {"data": "rows.jsonl", "limit": True}}}, {}, "limit: expected a number (it is True)"),
+    ({"a": {**SFT, "learning_rate": 1e31}}, {}, "learning_rate: expected a number of at most 1e+30"),
+    ({"a": {**SFT, "lora": {"r": 10**18}}}, {}, "lora.r: Input should be less than or equal to 65536"),
+    ({"a": {**SFT, "lora": {"targets": []}}}, {}, "lora.targets: List should have at least 1 item"),
     ({"a": SFT}, {"prompt": {"template": "mine.jinja"}}, "prompt.template: 'mine.jinja' is none of openbezoar, own, and there is no file"),
     ({"a": {"sft": "x" * 300, "model": "base"}}, {}, "File name too long"),
 ]
@@ -263,6 +272,7 @@ def test_a_continued_adapter_may_state_its_own_settings_and_a_new_one_others(wri
             "x9: the field 'input' belongs to the prompt and would be left out; add rename: {input: context}",
         ),
         ('{"chosen": "hello", "rejected": "b"}\n', "no row is left to train on (1 not a dialogue"),
+        ('{"system": "s", "question": "q", "chosen": "hello", "rejected": "b"}\n', "add rename: {question: prompt}"),
     ],
 )
 def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(

@@ -58,10 +58,11 @@ def test_spaced_texts_are_counted_cut_and_compared_as_words_are() -> None:
             parts = text.split()
             assert list(units.grams(parts, n * units.WORD)) == [(i, i + n) for i in range(len(parts) - n + 1)]
         words = re.findall(r"\w+", text.casefold())
-        assert shingles(text) == frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
+        grams = frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
+        assert shingles(text) == (grams if words else frozenset(["".join(text.split())]))
         parts = text.casefold().split()
-        grams = [tuple(parts[i : i + 4]) for i in range(len(parts) - 3)]
-        assert repeated_share(text) == (1 - len(set(grams)) / len(grams) if grams else 0.0)
+        runs = [tuple(parts[i : i + 4]) for i in range(len(parts) - 3)]
+        assert repeated_share(text) == (1 - len(set(runs)) / len(runs) if runs else 0.0)
         assert elimination.words(text) == re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
 
 
@@ -153,3 +154,34 @@ def test_all_this_takes_linear_time() -> None:
         long = text * (50_000 // len(text))
         assert units.words(long) and units.bare(long) and 0 <= repeated_share(long) <= 1 and shingles(long)
         assert time.perf_counter() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("🎉", 1), ("🎉🎉", 2), ("Well done!🎉", 3), ("👍🏽", 1), ("☀️", 1), ("👨‍👩‍👧", 3), ("→ ∑", 2)],
+)
+def test_a_pictogram_is_a_word_with_its_colour_and_form(text: str, words: int) -> None:
+    assert units.words(text) == words
+
+
+def test_texts_that_differ_in_their_pictograms_or_signs_only_are_no_near_duplicates() -> None:
+    for first, second in (("🎉 🎉 🎉", "🙂 🙂 🙂"), ("What does 😀 mean here?", "What does 😡 mean here?"), ("+ + +", "- - -")):
+        near: NearDuplicates[str] = NearDuplicates(0.7)
+        near.add("first", first, "")
+        assert near.find(second, "") is None and near.find(first, "") == ("first", 1.0)
+
+
+def test_width_and_case_make_no_other_text() -> None:
+    screen = Screen(Rules(language="any"))
+    assert screen(Candidate("What is the capital of France?", "It is Paris.", id="a")) is None
+    drop = screen(Candidate("ＷＨＡＴ　ｉｓ　ｔｈｅ　ｃａｐｉｔａｌ　ｏｆ　Ｆｒａｎｃｅ？", "パリです。", id="b"))
+    assert drop is not None and drop.rule == "duplicate"
+    assert units.bare("ｶﾞｷﾞｸﾞ１２") == units.bare("ガギグ12")
+
+
+@pytest.mark.parametrize("stretch", ["!", "ha", "a", "🎉", "나는고양이를좋아합니다", "ተክሎች፡በፀሐይ፡ብርሃን፡", "word-", "\n|"])
+def test_an_answer_that_goes_round_without_a_blank_is_dropped_as_a_loop(stretch: str) -> None:
+    looping = Candidate("Say something nice.", f"Here it is: {stretch * 120}")
+    drop = Screen(Rules(language="any"))(looping)
+    assert drop is not None and drop.rule == "repetition"
+    assert Screen(Rules(language="any", drop_repetition=1.0))(looping) is None

@@ -18,15 +18,16 @@ N = 3
 LONG = 60  # words of an instruction; this project's
 PERMUTATIONS = 128
 _WORD = re.compile(rf"(?:_++|{units.BARE})+")
+STEEPEST = 0.99  # of the index; above it datasketch finds no bands for so many permutations, and candidates are compared exactly anyway
 MISSES = (0.1, 0.9)  # weights of false candidates, which cost a comparison, and of missed ones
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 def shingles(text: str) -> frozenset[str]:
-    """A text's word 3-grams (``units.grams``), case and punctuation aside; the whole text if it has fewer words."""
-    words = units.apart(_WORD.findall(text.casefold()))
-    return frozenset(" ".join(words[begin:end]) for begin, end in units.grams(words, N * units.WORD)) or frozenset([" ".join(words)])
+    """A text's word 3-grams (``units.grams``), case and punctuation aside; the whole text if it has fewer words, marks and all if it has none."""
+    words = units.apart(_WORD.findall(units.folded(text)))
+    return frozenset(" ".join(words[begin:end]) for begin, end in units.grams(words, N * units.WORD)) or frozenset([" ".join(words) or "".join(text.split())])
 
 
 def _long(parts: frozenset[str]) -> bool:
@@ -49,7 +50,7 @@ class NearDuplicates(Generic[Name]):
 
         self.threshold = threshold
         self._empty: Any = MinHash(num_perm=PERMUTATIONS, seed=1)
-        self._index: Any = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=MISSES)
+        self._index: Any = MinHashLSH(threshold=min(threshold, STEEPEST), num_perm=PERMUTATIONS, weights=MISSES)
         self._rows: list[tuple[Name, str, str]] = []
 
     def find(self, instruction: str, response: str) -> tuple[Name, float] | None:

@@ -22,6 +22,9 @@ from openbezoar.recipe import Rules
 
 REFUSAL_WORDS = 80  # a longer answer with "sorry" in it is an answer (WizardLM, arXiv 2304.12244, elimination rule 2)
 ECHO_WORDS = 4  # shorter instructions may well open a good answer
+LOOP = 80  # characters that must repeat at a text's end
+PERIOD = 100  # longest stretch that is looked for
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Candidate:
 
 
 def instruction_key(text: str) -> str:
-    """The instruction with case and runs of white space taken away: equal keys are duplicates."""
-    return " ".join(text.casefold().split())
+    """The instruction with case, width and runs of white space taken away: equal keys are duplicates."""
+    return " ".join(units.folded(text).split())
 
 
 def repeated_share(text: str, n: int = 4) -> float:
@@ -44,6 +47,17 @@ def repeated_share(text: str, n: int = 4) -> float:
     parts = units.split(text.casefold())
     grams = [tuple(parts[begin:end]) for begin, end in units.grams(parts, n * units.WORD)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def ends_in_circles(text: str) -> bool:
+    """Whether a text's end repeats one stretch of characters again and again, as "!!!!" and "hahaha" do without a second word."""
+    text = text.rstrip()
+    for period in range(1, PERIOD + 1):
+        length = max(ROUNDS * period, LOOP)
+        tail = text[-(length + period) :]
+        if len(tail) == length + period and tail[period:] == tail[:-period]:
+            return True
+    return False
 
 
 def another_language(c: Candidate, rules: Rules) -> bool:
@@ -91,7 +105,8 @@ def echo(c: Candidate, rules: Rules) -> bool:
 
 
 def repetition(c: Candidate, rules: Rules) -> bool:
-    return repeated_share(c.response) > rules.drop_repetition
+    """The answer goes in circles; 1 switches it off."""
+    return rules.drop_repetition < 1 and (repeated_share(c.response) > rules.drop_repetition or ends_in_circles(c.response))
 
 
 Rule = Callable[[Candidate, Rules], bool]

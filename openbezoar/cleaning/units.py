@@ -6,7 +6,7 @@ marks on it, is a unit of its own, and counts as part of a word: ``SIXTHS`` says
 mean length of words in running text (Chinese 1.5 characters, kana 2, the South-East Asian
 scripts 4 to 5 code points, of which a third are marks). N-grams begin at every unit and end where
 n words are full, so a run of words is the same n-gram whatever stands around it. Punctuation
-between such letters is no unit. All take time linear in the text's length.
+between such letters is no unit; a pictogram is a word. All take time linear in the text's length.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ _OTHER = (
     "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Myanmar, Khmer
     "\u1950-\u197f\u1980-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9df\ua9e0-\ua9ff\uaa60-\uaa7f\uaa80-\uaadf"  # Tai, Balinese, Javanese
 )
-SIXTHS = {_HAN: 4, _KANA: 3, _OTHER: 2}
+_PICTURES = "\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff"  # emoji, flags' letters and dingbats, each a word by itself
+SIXTHS = {_HAN: 4, _KANA: 3, _OTHER: 2, _PICTURES: WORD}
 _SIXTHS = [(re.compile(f"[{letters}]"), part) for letters, part in SIXTHS.items()]
-_UNSPACED = re.compile(f"[{_HAN}{_KANA}{_OTHER}]")
+_UNSPACED = re.compile(f"[{_HAN}{_KANA}{_OTHER}{_PICTURES}]")
 # Marks that belong to a word but are no letters to Python's \w: the vowel signs of India's scripts, Arabic and Hebrew points.
 _MARKS = "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0980-\u0dff"
-BARE = rf"(?:[^\W_]++|[{_MARKS}{_HAN}{_KANA}{_OTHER}]++)+"
+BARE = rf"(?:[^\W_]++|[{_MARKS}{_HAN}{_KANA}{_OTHER}{_PICTURES}]++)+"
 """A word without punctuation, as a regular expression."""
 _BARE = re.compile(BARE)
+_WIDTH = re.compile("[\uff01-\uffee]+")
 _BLANK = re.compile(f"(?<=[{_HAN}{_KANA}{_OTHER}]) (?=[{_HAN}{_KANA}{_OTHER}])")
 
 
@@ -38,9 +40,14 @@ def split(text: str) -> list[str]:
     return apart(text.split())
 
 
+def folded(text: str) -> str:
+    """A text in small letters of the usual width: full-width Latin and half-width kana are other codes for the same letters."""
+    return _WIDTH.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text).casefold()
+
+
 def bare(text: str) -> list[str]:
-    """The units of a text in small letters, punctuation left out."""
-    return apart(_BARE.findall(text.casefold()))
+    """The units of a text in small letters of one width, punctuation left out."""
+    return apart(_BARE.findall(folded(text)))
 
 
 def apart(pieces: Iterable[str]) -> list[str]:
@@ -65,10 +72,10 @@ def _letters(piece: str) -> list[str]:
         if begin < end and any(c.isalnum() for c in piece[begin:end]):
             units.append(piece[begin:end])
         begin = end = place + 1
-        kind = unicodedata.category(char)[0]
-        if kind == "M" and units:
+        kind = unicodedata.category(char)
+        if (kind[0] == "M" or kind == "Sk") and units:  # a mark, or the colour of a skin
             units[-1] += char
-        elif kind in "LN":
+        elif kind[0] in "LN" or kind == "So":
             units.append(char)
     if begin < end and any(c.isalnum() for c in piece[begin:end]):
         units.append(piece[begin:end])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from openbezoar.cleaning.rules import repeated_share
+from openbezoar.cleaning.rules import ends_in_circles, repeated_share
 from openbezoar.cleaning.units import words
 from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.statistics import mean_interval, proportion_interval
@@ -17,9 +17,6 @@ from openbezoar.records import Row
 from openbezoar.runs import step_seed
 
 DEGENERATE = 0.5  # share of repeated 4-grams above which an answer counts as a loop
-LOOP = 80  # characters that must repeat at an answer's end
-PERIOD = 100  # longest stretch that is looked for
-ROUNDS = 4
 
 _REFUSAL = re.compile(
     r"\b(?:i'?m|i am|we'?re|we are) (?:very |so |really |truly )?(?:sorry|afraid)\b(?=.*\b(?:can(?:no|')t|can not|unable|won't|not able|don't|do not)\b)"
@@ -33,15 +30,7 @@ _BEGINNING = 300  # a refusal comes at once; later the same words are part of an
 
 def loops(text: str) -> bool:
     """Whether an answer goes in circles: over half of its 4-grams occurred in it before, or its end repeats one stretch again and again."""
-    if repeated_share(text) > DEGENERATE:
-        return True
-    text = text.rstrip()
-    for period in range(1, PERIOD + 1):
-        length = max(ROUNDS * period, LOOP)
-        tail = text[-(length + period) :]
-        if len(tail) == length + period and tail[period:] == tail[:-period]:
-            return True
-    return False
+    return repeated_share(text) > DEGENERATE or ends_in_circles(text)
 
 
 def refuses(text: str) -> bool:

@@ -18,15 +18,15 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "generate": Stage("openbezoar.stages.generate", 3),
-    "filter": Stage("openbezoar.stages.filter", 3),
+    "generate": Stage("openbezoar.stages.generate", 4),
+    "filter": Stage("openbezoar.stages.filter", 4),
     "sft": Stage("openbezoar.stages.sft", 2),
     "merge": Stage("openbezoar.stages.merge", 2),
     "dpo": Stage("openbezoar.stages.dpo", 2),
     "evaluate": Stage("openbezoar.stages.evaluate", 5),
     "agreement": Stage("openbezoar.stages.agreement", 3),
     "mt_bench": Stage("openbezoar.stages.mt_bench", 4),
-    "failures": Stage("openbezoar.stages.failures", 3),
+    "failures": Stage("openbezoar.stages.failures", 4),
     "report": Stage("openbezoar.stages.report", 2),
     "release": Stage("openbezoar.stages.release", 3),
 }

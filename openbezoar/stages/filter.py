@@ -68,16 +68,15 @@ def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, A
     for number, read in enumerate(context.rows(step.filter), 1):
         earlier = funnel.COLUMNS if "hash" in read and "status" in read else ()  # an earlier filter's columns; it keeps them in its own folder
         row = {name: value for name, value in read.items() if name not in earlier}
+        _check(row, f"filter: row {named(row.get('id', number))}")
         row.setdefault("id", f"row {number}")
-        _check(row)
         cleaned, changes = clean_row(row, step.clean)
         rows.append({**cleaned, "hash": row_hash(row)})
         changed.append((str(row["id"]), changes))
     return rows, funnel.changes(changed)
 
 
-def _check(row: Row) -> None:
-    where = f"filter: row {named(row['id'])}"
+def _check(row: Row, where: str) -> None:
     text_in(row, RESPONSE, where)
     if text_in(row, INSTRUCTION, where).strip():  # without one a rule drops it
         check_instruction(row, where)

@@ -132,6 +132,8 @@ def train(
     if settings.evaluate_every:
         state.take_best()
         last = next(line for line in heldout if line["step"] == best_of(heldout))
+    if not math.isfinite(last["loss"]):
+        raise ModelError(f"the held-out loss after step {last['step']} is not finite; lower learning_rate or weight_decay, or use dtype float32")
     return {
         "rows": len(trees),
         "steps": state.step,
