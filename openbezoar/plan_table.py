@@ -44,7 +44,7 @@ def plan_of(graph: Graph, device: Device) -> Plan:
     """The plan of a recipe on a device."""
     estimates = safe_estimate(graph, device)
     manifests = {name: graph.run.manifest(name) for name, node in graph.nodes.items() if node.state == "done"}
-    took = {name: float(manifest["seconds"]) for name, manifest in manifests.items() if manifest}
+    took = {name: float(manifest["seconds"]) for name, manifest in manifests.items() if manifest and "seconds" in manifest}
     rates = {name: rate for name, rate in learnt_rates().items() if name.startswith(("tokens.", f"{device.kind}."))} if device.here else {}
     return Plan(graph, device, estimates, concerns(graph, estimates, device), took, rates)
 
@@ -95,7 +95,15 @@ def print_plan(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or WIDTH))
+    class Plain(Console):
+        """Leaves a reader that went away to the command line; rich would end the program with an error."""
+
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError, of whose handling this is a part
+
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 and int(columns) else WIDTH
+    console = Plain(highlight=False, markup=False, width=None if sys.stdout.isatty() else width)
     rows = [_cells(plan, node) for node in plan.graph.nodes.values()]
     shown = [name for name in COLUMNS if name in ALWAYS or any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))

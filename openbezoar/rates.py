@@ -70,7 +70,7 @@ def learn(graph: Graph, ran: list[str], estimates: Mapping[str, Estimate]) -> No
             for side, real, thought in (("in", numbers["prompt_tokens"], made.tokens_in), ("out", numbers["tokens"], made.tokens_out)):
                 key = f"{ratio_name(step, graph.recipe)}.{side}"
                 ratios[key] = known.get(key, 1.0) * real / thought
-        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest["seconds"] > 1 and _whole(manifest):
+        if manifest and made.flops and made.flops >= LEARNT_FROM and manifest.get("seconds", 0) > 1 and _whole(manifest):
             flops_seconds = work.setdefault(rate_name(device, graph.nodes[name].verb), [0.0, 0.0])
             flops_seconds[0] += made.flops
             flops_seconds[1] += manifest["seconds"]

@@ -175,6 +175,7 @@ def test_a_step_s_duration_does_not_follow_the_clock(place: Path, monkeypatch: p
         ("run recipe.yaml 2>/dev/full", 0, r""),
         ("run recipe.yaml >&- 2>&- <&-", 0, r""),
         ("schema | head -c 10", 0, r""),
+        ("plan recipe.yaml | true", 0, r""),
         ("schema > /dev/full", 2, r"openbezoar: No space left on device; make room .*\n"),
         ("run nowhere.yaml 2>/dev/full", 2, r""),
     ],
@@ -183,7 +184,7 @@ def test_streams_that_are_closed_full_or_left_end_no_work(shell: str, code: int,
     if "/dev/full" in shell and not Path("/dev/full").is_char_device():
         pytest.skip("no /dev/full here")
     command = f"set -o pipefail; {sys.executable} -m openbezoar {shell}"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "wide"}
     done = subprocess.run(["bash", "-c", command], cwd=place, env=env, capture_output=True, text=True, timeout=120)
     assert (done.returncode, bool(re.fullmatch(said, done.stderr))) == (code, True), done
     if shell.startswith("run recipe"):

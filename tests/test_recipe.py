@@ -234,6 +234,15 @@ def test_a_release_of_a_copied_run_stays_in_it_and_trains_nothing(
     assert code == 2 and "does not name the run's recipe" in err
 
 
+def test_plan_takes_manifests_that_say_little(write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe({"a": {"filter": "rows.jsonl"}})
+    node = graph.build(load(path), path, tmp_path / "runs").nodes["a"]
+    (tmp_path / "runs/t/a").mkdir(parents=True)
+    (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"verb": "filter", "key": node.key}))
+    code, out, err = run_cli(["plan", str(path), "--runs", str(tmp_path / "runs")], capsys)
+    assert (code, err) == (0, "") and "done" in out
+
+
 @pytest.mark.parametrize(("steps", "top", "expected"), CASES, ids=[c[2] for c in CASES])
 def test_a_mistake_in_a_recipe_is_one_line_with_exit_2(
     steps: dict[str, Any], top: dict[str, Any], expected: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
