@@ -99,7 +99,7 @@ def print_plan(plan: Plan) -> None:
         """Leaves a reader that went away to the command line; rich would end the program with an error."""
 
         def on_broken_pipe(self) -> None:
-            raise  # the BrokenPipeError, of whose handling this is a part
+            raise BrokenPipeError
 
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 and int(columns) else WIDTH
