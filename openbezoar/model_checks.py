@@ -35,6 +35,7 @@ LARGEST = 1 << 32  # of any size; more than any model has
 _WRAPPED = re.compile(
     r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|base_model\.model|pretrained_model)\."
 )  # torch.compile, DDP, Lightning, FSDP, PEFT, TRL
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.self_attn\.q_proj\.")
 _ADAPTED = re.compile(r"\.(?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|base_layer|modules_to_save|ia3_l)(?:\.|$)")
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -127,11 +128,17 @@ def _shapes(model: Model) -> Iterator[str]:
             if shape and model.kind_of(name) != "bnb4" and found != shape:
                 yield f"'{name}' has the shape {list(found)}, its config makes it {list(shape)}; config.json and weights are of different models"
                 return
+    beyond = [name for name in model.tensors if (match := _LAYER.search(name)) and int(match[1]) >= layers]
+    if beyond and not config.get("num_nextn_predict_layers"):
+        yield f"its config says {layers} layers, its tensors have more ('{beyond[0]}'), which would be left out; config.json and weights are of different models"
     embeddings = next((name for name in model.tensors if name.endswith("embed_tokens.weight")), None)
     if embeddings is None:
         yield f"its tensors lack the embeddings ('{prefix}embed_tokens.weight'): fetch the weights again"
     elif (wide := (config.get("vocab_size"), hidden)) != model.tensors[embeddings].shape and None not in wide and model.kind_of(embeddings) != "bnb4":
         yield f"'{embeddings}' has the shape {list(model.tensors[embeddings].shape)}, its config makes it {list(wide)}; config.json and weights are of different models"
+    head, sizes = model.tensors.get("lm_head.weight"), (config.get("vocab_size"), hidden)
+    if head is not None and None not in sizes and head.shape != sizes and model.kind_of("lm_head.weight") != "bnb4":
+        yield f"'lm_head.weight' has the shape {list(head.shape)}, its config makes it {list(sizes)}; config.json and weights are of different models"
 
 
 def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:

@@ -75,7 +75,7 @@ def packed_weights(where: str, config: Mapping[str, Any], tensors: Mapping[str, 
             found[name] = one
     taken = {part for one in found.values() for part in one.parts} | set(found)
     for name, tensor in tensors.items():
-        odd = tensor.dtype not in PLAIN and not BUFFER.search(name)
+        odd = tensor.dtype not in PLAIN and tensor.shape != () and not BUFFER.search(name)  # one number, such as a count of steps, is no weight
         if name not in taken and not BESIDE.search(name) and (odd or _SIGN.search(name)):
             raise _refused(where, settings, f"'{name}' is stored as {tensor.dtype}")
     if settings.get("transform_config"):

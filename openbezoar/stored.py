@@ -139,7 +139,14 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
     shards = sorted(set(named.values()))
     if absent := [file for file in shards if not (folder / file).is_file()]:
         raise ModelError(f"{folder}: {INDEX} names '{absent[0]}', which is not there; fetch the model's shards again")
-    found = {name: tensor for file in shards for name, tensor in header(folder / file).items()}
+    found: dict[str, Stored] = {}
+    for file in shards:
+        for name, tensor in header(folder / file).items():
+            if name in found and not same_bytes(found[name], tensor):
+                raise ModelError(
+                    f"{folder}: '{found[name].file.name}' and '{file}' both hold a tensor '{name}', with other values; fetch the model's shards again"
+                )
+            found.setdefault(name, tensor)
     if lost := sorted(set(named) - set(found)):
         raise ModelError(f"{folder}: {INDEX} names a tensor '{lost[0]}', which '{named[lost[0]]}' does not hold; fetch the model's shards again")
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAST
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_stored_weights import copied, edit, restored
 
 from openbezoar import gguf_models, model_checks
@@ -53,6 +53,25 @@ def renamed(name: Callable[[str], str]) -> Callable[[Path], object]:
     return lambda folder: restored(folder, {name(old): value for old, value in load_file(folder / "model.safetensors").items()})
 
 
+def with_tensors(more: dict[str, torch.Tensor]) -> Callable[[Path], object]:
+    return lambda folder: restored(folder, {**load_file(folder / "model.safetensors"), **more})
+
+
+def twice(name: str, more: float = 1.0) -> Callable[[Path], object]:
+    """A model in two shards, both with a tensor that the index has in the first."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        head = tensors.pop("lm_head.weight")
+        save_file(tensors, folder / "a.safetensors", metadata={"format": "pt"})
+        save_file({name: tensors[name] + more, "lm_head.weight": head}, folder / "b.safetensors", metadata={"format": "pt"})
+        index = {**dict.fromkeys(tensors, "a.safetensors"), "lm_head.weight": "b.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+    return change
+
+
 def config(**changed: Any) -> Callable[[Path], object]:
     return lambda folder: edit(folder, **changed)
 
@@ -71,6 +90,9 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (renamed(lambda name: f"_orig_mod.{name}"), r"names begin with '_orig_mod\.'.*save the model itself"),
     (renamed(lambda name: f"base_model.model.{name}"), r"names begin with 'base_model\.model\.'"),
     (renamed(lambda name: name.replace("q_proj", "q_proj.base_layer")), r"have an adapter among them \('model.layers.0.self_attn.q_proj.base_layer.weight'\)"),
+    (config(num_hidden_layers=1), r"says 1 layers, its tensors have more \('model.layers.1\."),
+    (with_tensors({"lm_head.weight": torch.zeros(64, 406)}), r"'lm_head.weight' has the shape \[64, 406\], its config makes it \[406, 64\]"),
+    (twice("model.norm.weight"), "'a.safetensors' and 'b.safetensors' both hold a tensor 'model.norm.weight', with other values"),
     (config(num_key_value_heads=3), "4 attention heads on 3 key/value heads"),
     (config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "rotary embedding of type 'spiral'"),
     (config(rope_scaling={"type": "llama3", "factor": 8.0}, rope_parameters=None), "type llama3 lacks 'low_freq_factor'"),
@@ -192,6 +214,22 @@ def test_what_a_tokenizer_s_class_adds_beyond_the_embeddings_is_found_before_the
     recipe = write_recipe({"a": {"sft": "rows.jsonl", "model": "base", **FAST}, "b": {"merge": "a"}}, models={"base": {"model": str(folder)}})
     main_ends(["run", str(recipe), "--runs", str(tmp_path / "runs")], 2)
     assert "step a: " in capsys.readouterr().err
+
+
+def test_a_tensor_that_is_stored_twice_alike_and_a_number_that_is_no_weight_are_no_fault(tiny: Path, tmp_path: Path) -> None:
+    folder = copied(tiny, tmp_path / "model")
+    with_tensors({"global_step": torch.tensor(3)})(folder)
+    twice("model.norm.weight", 0.0)(folder)
+    assert fetch(str(folder)) == folder
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.layers.0.self_attn.q_proj.bias"])
+def test_a_bias_that_the_config_does_not_know_stops_the_loading(name: str, tiny: Path, tmp_path: Path) -> None:
+    """It was left out with a line, and trained, merged and scored was another model."""
+    folder = copied(tiny, tmp_path / "model")
+    with_tensors({name: torch.ones(406 if "head" in name else 64)})(folder)
+    with pytest.raises(ModelError, match=f"'{re.escape(name)}' is stored, and by its config the model has no such bias"):
+        load_base(Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", "float32")
 
 
 def test_sizes_by_layer_are_sizes(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +141,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
             model, info = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
             with contextlib.suppress(OSError):  # a base may have none; the model's config gave it one then
                 model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    _check_loaded(folder, info)
+    _check_loaded(folder, info, model.state_dict().keys())
     keep_4bit_layout(model)
     lean_layers(model)
     model.requires_grad_(False)  # only adapters are ever trained
@@ -152,7 +152,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
 _told: set[Path] = set()  # folders whose unused tensors were told of
 
 
-def _check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
+def _check_loaded(folder: Path, info: Mapping[str, Any], weights: Collection[str]) -> None:
     """What transformers passes over with a log line: tensors that it drew at random, and those that nothing uses."""
     if odd := sorted(info["mismatched_keys"], key=str):
         name, stored, wanted = odd[0]
@@ -165,6 +165,10 @@ def _check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
             "fetch the weights again, or take the config that belongs to them"
         )
     unused = sorted(name for name in info["unexpected_keys"] if not BUFFER.search(name))
+    if biases := [name for name in unused if name.endswith(".bias") and name.removesuffix("bias") + "weight" in weights]:
+        raise ModelError(
+            f"{folder}: '{biases[0]}' is stored, and by its config the model has no such bias, without which it is another one; take the config that belongs to the weights"
+        )
     if unused and folder not in _told:
         _told.add(folder)
         print(
