@@ -68,6 +68,35 @@ class Commands:
         self._process.wait(20)
 
 
+_KILLER = """
+import importlib, os, signal, sys
+module, name, count, when = {killer!r}
+owner = importlib.import_module(module)
+*path, last = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, last), 0
+def wrapped(*args, **kwargs):
+    global calls
+    calls += 1
+    if when == "before" and calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*args, **kwargs)
+    if when == "after" and calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(owner, last, wrapped)
+for other in list(sys.modules.values()):  # what imported the function by its name
+    if not path and vars(other).get(last) is original:
+        setattr(other, last, wrapped)
+"""
+
+
+def killing(module: str, name: str, count: int, when: str) -> str:
+    """For ``first``: the process is killed with SIGKILL at the ``count``-th call of a function, 'before' or 'after' it runs."""
+    return _KILLER.format(killer=(module, name, count, when))
+
+
 def _child(order: Mapping[str, Any]) -> int:
     """In the forked process: the command, with its output in files. Returns the exit code."""
     for name, number in (("out", 1), ("err", 2)):

@@ -12,31 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import FAST
-from warm import Commands, Done
-
-# Kills the process itself with SIGKILL at the n-th call of a function, before or after it runs.
-KILLER = """
-import importlib, os, signal, sys
-module, name, count, when = {killer!r}
-owner = importlib.import_module(module)
-*path, last = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-original, calls = getattr(owner, last), 0
-def wrapped(*args, **kwargs):
-    global calls
-    calls += 1
-    if when == "before" and calls == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*args, **kwargs)
-    if when == "after" and calls == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, last, wrapped)
-for other in list(sys.modules.values()):  # what imported the function by its name
-    if not path and vars(other).get(last) is original:
-        setattr(other, last, wrapped)
-"""
+from warm import Commands, Done, killing
 
 STEPS: dict[str, Any] = {
     "made": {"generate": "orca", "teacher": "base", "seeds": "flan.jsonl", "rows": 12, "batch": 4, "max_new_tokens": 12, "submixes": {"cot": 1}},
@@ -81,7 +57,7 @@ def commands() -> Iterator[tuple[Commands, Commands]]:
 
 def command(commands: Commands, recipe: Path, runs: Path, to: str | None = None, killer: tuple[Any, ...] = ()) -> Done:
     arguments = ["run", str(recipe), "--runs", str(runs), "--quiet", *(["--to", to] if to else [])]
-    return commands(*arguments, first=KILLER.format(killer=killer) if killer else "")
+    return commands(*arguments, first=killing(*killer) if killer else "")
 
 
 def results(folder: Path) -> dict[str, bytes]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +14,7 @@ from typing import Any
 
 import pytest
 from proxy import Proxy, Upstream
-from test_kill import KILLER
+from warm import Commands, killing
 
 from openbezoar import graph
 from openbezoar.errors import BudgetError, RecipeError
@@ -135,13 +132,21 @@ def test_work_goes_on_at_one_address_while_another_is_down(write: Callable[..., 
     assert sum(down.asked.values()) < sum(proxy.asked.values()) / 2 and proxy.twice == {}
 
 
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    made = Commands()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("moment", [7, 41])
-def test_a_killed_run_asks_again_for_nothing_that_was_kept(moment: int, write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_killed_run_asks_again_for_nothing_that_was_kept(
+    moment: int, write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path, commands: Commands
+) -> None:
     plain = run(write(f"http://127.0.0.1:{upstream.port}/v1"), tmp_path / "plain")
     recipe, runs = write(proxy.url, concurrency=1), tmp_path / "killed"
-    command = [sys.executable, "-c", KILLER, "openbezoar.llm.calls", "CallStore.keep", str(moment), "after", "run", str(recipe), "--runs", str(runs), "--quiet"]
-    killed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = commands("run", str(recipe), "--runs", str(runs), "--quiet", first=killing("openbezoar.llm.calls", "CallStore.keep", moment, "after"))
+    assert killed.code == -signal.SIGKILL, killed.err
     assert sum(n for _, n, _ in CallStore(runs).size()) == moment
     assert run(recipe, runs) == plain and proxy.twice == {}
 
