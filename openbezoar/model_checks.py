@@ -31,6 +31,9 @@ SIZES = (
     *("vocab_size", "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_positions"),
 )
 BY_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # of which some kinds have a list, one for each layer
+LAYER_KINDS = ("layer_types", "layers_block_type", "block_types")
+STATES = ("mamba_", "ssm_", "lru_", "rwkv_", "linear_conv_", "linear_num_", "conv_kernel", "conv_L_cache", "state_size", "attention_hidden_size")
+"""How the settings of recurrent layers begin, in the configs of Mamba, Jamba, RecurrentGemma, RWKV, Qwen3-Next, LFM2 and their kin."""
 LARGEST = 1 << 32  # of any size; more than any model has
 _WRAPPED = re.compile(
     r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|base_model\.model|pretrained_model)\."
@@ -220,7 +223,20 @@ def _sizes(model: Model) -> Iterator[str]:
             yield f"its config has {key}: {shown(value)}; expected a whole number from 1 on"
 
 
-FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_names, _sizes, _shapes, _ropes, _tokens)
+def _running_state(model: Model) -> Iterator[str]:
+    """Layers that carry a state from token to token: rows that lie in one pass would leak into one another, and shared beginnings could not branch."""
+    kinds = [kind for key in LAYER_KINDS if isinstance(model.text.get(key), list) for kind in model.text[key] if isinstance(kind, str)]
+    odd = [kind for kind in kinds if "linear" in kind or not any(word in kind for word in ("attention", "sliding", "dense", "sparse", "moe", "mlp"))]
+    odd += [key for key, value in model.text.items() if key.startswith(STATES) and value not in (None, False)]
+    odd += ["xLSTM"] if model.text.get("model_type") == "xlstm" else []
+    if odd:
+        yield (
+            f"a model of kind '{model.config.get('model_type')}' has layers that carry a state from token to token ({odd[0]}), "
+            "which rows that are read in one pass would share; expected attention in all layers, such as Llama, Qwen 3 or Gemma have"
+        )
+
+
+FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_running_state, _names, _sizes, _shapes, _ropes, _tokens)
 
 
 def _stored_otherwise(model: Model) -> Iterator[str]:
