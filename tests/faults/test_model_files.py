@@ -15,6 +15,9 @@ import pytest
 from test_looking import KINDS, told
 from warm import Commands
 
+from openbezoar import stored
+from openbezoar.errors import ModelError
+
 DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "3"))
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"  # of address space; a whole model takes less
 SECONDS = 60
@@ -95,6 +98,8 @@ WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
 def test_damaged_weights_are_one_line(kind: str, commands: Commands, model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(WEIGHTS[kind](file.read_bytes()))
+    with pytest.raises(ModelError):  # as plan reads it, before anything is loaded
+        stored.header(file)
     assert opened(commands, model, kind) == 2
 
 
