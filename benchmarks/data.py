@@ -27,7 +27,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from openbezoar.records import Row, read_jsonl, write_jsonl
+from openbezoar.rows.records import Row, read_jsonl, write_jsonl
 
 BATCH = 16
 
@@ -104,17 +104,20 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
     """
     import torch
 
-    from openbezoar.chat import Formatter
     from openbezoar.context import StepContext
+    from openbezoar.dialogue.prompt import Formatter
     from openbezoar.forest.layout import in_order, lay_out
-    from openbezoar.forms import to_example, to_pair
+    from openbezoar.models.load import load_tokenizer
     from openbezoar.progress import PlainProgress
-    from openbezoar.recipe import DataSpec, PromptSpec, Recipe, Training
-    from openbezoar.records import Turn
-    from openbezoar.runs import RunFolder
-    from openbezoar.training.data import Renderer, split_heldout, training_trees
-    from openbezoar.training.load import load_tokenizer
+    from openbezoar.recipe.blocks import DataSpec, PromptSpec
+    from openbezoar.recipe.schema import Recipe
+    from openbezoar.recipe.train_steps import Training
+    from openbezoar.rows.forms import to_example, to_pair
+    from openbezoar.rows.records import Turn
+    from openbezoar.store.runs import RunFolder
+    from openbezoar.training.data import Renderer
     from openbezoar.training.loop import batch_of, plan_steps
+    from openbezoar.verbs.train.data import split_heldout, training_trees
 
     pairs = "chosen" in next(iter(read_jsonl(data)))
     recipe = Recipe.model_validate(
@@ -198,8 +201,8 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(Path(given.model), given.data, sizes[0], given.processes, given.in_memory)))
         return
-    from openbezoar.models import open_checkpoint
-    from openbezoar.recipe import PromptSpec
+    from openbezoar.models.references import open_checkpoint
+    from openbezoar.recipe.blocks import PromptSpec
 
     report = run(open_checkpoint(given.model, PromptSpec()).folder(), given.data, sizes, given.processes, given.in_memory)
     if given.json:

@@ -20,7 +20,7 @@ from benchmarks import common, duel, training
 from benchmarks.duel import Plan
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
-from openbezoar.recipe import Dpo
+from openbezoar.recipe.train_steps import Dpo
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import preference_objective, same_pass_reference
 

@@ -94,7 +94,7 @@ def write_checkpoint(folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
     import torch
     from transformers import LlamaConfig
 
-    from openbezoar.training.shards import skeleton, write
+    from openbezoar.models.shards import skeleton, write
 
     config = LlamaConfig(
         hidden_size=SHAPE["hidden"], num_hidden_layers=layers, num_attention_heads=SHAPE["heads"], intermediate_size=SHAPE["mlp"],
@@ -133,10 +133,10 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
 
 def write_recipe(folder: Path, layers: int, pairs: Path) -> Path:
     """Data and recipe for the stages: SFT rows that fill a pass, eight pairs a DPO step, short held-out rows."""
-    from openbezoar.chat import Formatter
-    from openbezoar.recipe import PromptSpec
-    from openbezoar.records import Turn
-    from openbezoar.training.load import load_tokenizer
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.models.load import load_tokenizer
+    from openbezoar.recipe.blocks import PromptSpec
+    from openbezoar.rows.records import Turn
 
     formatter = Formatter(load_tokenizer(folder / "base"), PromptSpec())
     rows = read_pairs(pairs)
@@ -178,9 +178,10 @@ def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def load(folder: Path, adapters: tuple[Path, ...]) -> dict[str, Any]:
     """Load the base for training in NF4, ``adapters`` merged in before it is quantised."""
-    from openbezoar.models import Checkpoint
-    from openbezoar.recipe import Lora, PromptSpec
-    from openbezoar.training.load import load_for_training
+    from openbezoar.models.load import load_for_training
+    from openbezoar.models.references import Checkpoint
+    from openbezoar.recipe.blocks import PromptSpec
+    from openbezoar.recipe.train_steps import Lora
 
     checkpoint = Checkpoint("base", str(folder / "base"), adapters, "nf4", "bfloat16", PromptSpec())
     model = load_for_training(checkpoint, Lora.model_validate(LORA), "nf4", "bfloat16", False, 0)
@@ -189,14 +190,14 @@ def load(folder: Path, adapters: tuple[Path, ...]) -> dict[str, Any]:
 
 def run_step(folder: Path, name: str) -> dict[str, Any]:
     """One step of the recipe, through the package's own graph; its manifest's numbers."""
-    from openbezoar import graph
+    from openbezoar.engine import execution, graph
     from openbezoar.progress import PlainProgress
-    from openbezoar.recipe_file import load as load_recipe
+    from openbezoar.recipe.file import load as load_recipe
 
     path = folder / "recipe.json"
     shutil.rmtree(folder / "runs/full" / name, ignore_errors=True)
     built = graph.build(load_recipe(path), path, folder / "runs")
-    graph.execute(built, PlainProgress(), name)
+    execution.execute(built, PlainProgress(), name)
     manifest = built.run.manifest(name) or {}
     numbers = manifest["numbers"]
     made = {"seconds_of_step": manifest["seconds"], "numbers": numbers}
@@ -214,7 +215,7 @@ def stage(name: str, folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import openbezoar.training.fit  # noqa: F401
+    import openbezoar.verbs.train.fit  # noqa: F401
 
     before = status()["resident"]
     begun = time.monotonic()
@@ -234,11 +235,12 @@ def stage(name: str, folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
 
 def estimates(folder: Path) -> dict[str, int | None]:
     """What ``plan`` says of the same steps, and its term for loading."""
-    from openbezoar import graph
-    from openbezoar.estimates import estimate
-    from openbezoar.memory import load_memory
-    from openbezoar.recipe import LocalModel, Sft
-    from openbezoar.recipe_file import load as load_recipe
+    from openbezoar.engine import graph
+    from openbezoar.models.memory import load_memory
+    from openbezoar.plan.estimates import estimate
+    from openbezoar.recipe.blocks import LocalModel
+    from openbezoar.recipe.file import load as load_recipe
+    from openbezoar.recipe.train_steps import Sft
 
     path = folder / "recipe.json"
     built = graph.build(load_recipe(path), path, folder / "plan")

@@ -27,11 +27,11 @@ from typing import Any
 from benchmarks import common
 from openbezoar import prompts as texts
 from openbezoar.errors import DataError
-from openbezoar.forms import instruction_text
 from openbezoar.llm import Sampling
-from openbezoar.models import open_checkpoint
-from openbezoar.records import Turn, read_jsonl
-from openbezoar.training.load import DTYPES, device, load_tokenizer
+from openbezoar.models.load import DTYPES, device, load_tokenizer
+from openbezoar.models.references import open_checkpoint
+from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.records import Turn, read_jsonl
 
 SIDES = ("ours", "batch", "single", "serve")
 EXAMPLES = 3
@@ -106,7 +106,7 @@ def generate(job: Job) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from openbezoar.chat import Formatter
+    from openbezoar.dialogue.prompt import Formatter
 
     checkpoint = open_checkpoint(job.model)
     tokenizer = load_tokenizer(checkpoint.folder())

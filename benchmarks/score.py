@@ -20,9 +20,9 @@ from openbezoar.forest import Tree
 from openbezoar.forest.layout import in_order
 from openbezoar.harness.run import FEWSHOT_SEED, quiet
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
-from openbezoar.models import open_checkpoint
-from openbezoar.recipe import TaskSpec
-from openbezoar.training.load import DTYPES, device, load_for_inference, load_tokenizer
+from openbezoar.models.load import DTYPES, device, load_for_inference, load_tokenizer
+from openbezoar.models.references import open_checkpoint
+from openbezoar.recipe.measure_steps import TaskSpec
 
 # Task, examples in the prompt. Those of the Open LLM Leaderboard's first version, and common 0-shot ones.
 SUITE = {

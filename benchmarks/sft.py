@@ -19,7 +19,7 @@ from benchmarks import common, duel, training
 from benchmarks.duel import Plan
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
-from openbezoar.recipe import Sft
+from openbezoar.recipe.train_steps import Sft
 from openbezoar.training.objectives import sft_objective
 
 

@@ -18,17 +18,18 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.common import Spec
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.layout import in_order
-from openbezoar.forms import to_example, to_pair
-from openbezoar.models import Checkpoint, open_checkpoint
+from openbezoar.models.load import DTYPES, device, load_for_training, load_tokenizer
+from openbezoar.models.references import Checkpoint, open_checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Lora, PromptSpec, Training
-from openbezoar.records import Counts, Example, Pair, read_jsonl
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.train_steps import Lora, Training
+from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.rows.records import Counts, Example, Pair, read_jsonl
 from openbezoar.training.data import Renderer
-from openbezoar.training.load import DTYPES, device, load_for_training, load_tokenizer
 from openbezoar.training.loop import Objective, batch_of, train
 
 ARMS = {"bf16": "none", "nf4": "nf4"}  # how the base is held

@@ -1,6 +1,6 @@
 """``python -m openbezoar``: the command line."""
 
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 
 if __name__ == "__main__":
     main()

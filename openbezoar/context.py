@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from openbezoar.errors import DataError, RowError
-from openbezoar.forms import to_example, to_pair
-from openbezoar.models import Checkpoint, checkpoint_of_model, checkpoint_of_step
+from openbezoar.models.references import Checkpoint, checkpoint_of_model, checkpoint_of_step
 from openbezoar.progress import Progress
-from openbezoar.recipe import TEMPLATES, DataRef, LocalModel, Recipe, ServerModel, data_specs
-from openbezoar.records import Counts, Example, Pair, Row
-from openbezoar.runs import RunFolder
-from openbezoar.sources import model_reference, read, resolve_path
+from openbezoar.recipe.blocks import TEMPLATES, DataRef, LocalModel, ServerModel, data_specs
+from openbezoar.recipe.schema import Recipe
+from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.rows.records import Counts, Example, Pair, Row
+from openbezoar.rows.sources import model_reference, read, resolve_path
+from openbezoar.store.runs import RunFolder
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class StepContext:
     recipe_folder: Path
     run: RunFolder
     out: Path  # the step's work folder; published when the stage returns
-    seed: int  # of this step; derive others with runs.step_seed(seed, ...)
+    seed: int  # of this step; derive others with stats.seeds.step_seed(seed, ...)
     progress: Progress
     steps: tuple[str, ...] = ()
     counts: Counts = field(default_factory=Counts)

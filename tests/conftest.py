@@ -128,7 +128,7 @@ def hostile_server() -> Iterator[Any]:
 @pytest.fixture
 def judged(tmp_path: Path, hostile_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs a filter over some rows with that server as its judge, through the command line; gives a ``hostile.Outcome``."""
-    from openbezoar.cli import main
+    from openbezoar.cli.app import main
 
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)

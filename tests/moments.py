@@ -219,7 +219,7 @@ class Bench:
     """A recipe, one whole run of it, and what lay there when each of its steps began."""
 
     def __init__(self, folder: Path, steps: dict[str, Any]) -> None:
-        from openbezoar.recipe_file import load
+        from openbezoar.recipe.file import load
 
         self.folder, self.steps = folder, steps
         self.recipe = folder / "recipe.yaml"
@@ -247,21 +247,21 @@ class Bench:
             self.seconds[step], self.moments[step] = time.monotonic() - start, moments.count
 
     def execute(self, runs: Path, to: str) -> None:
-        from openbezoar import graph
+        from openbezoar.engine import execution, graph
         from openbezoar.progress import Silent
-        from openbezoar.recipe_file import load
+        from openbezoar.recipe.file import load
 
-        graph.execute(graph.build(load(self.recipe), self.recipe, runs), Silent(), to)
+        execution.execute(graph.build(load(self.recipe), self.recipe, runs), Silent(), to)
 
     def needed(self, step: str) -> list[str]:
         """A step and those that it is made from."""
-        from openbezoar import graph
-        from openbezoar.recipe_file import load
+        from openbezoar.engine import graph
+        from openbezoar.recipe.file import load
 
         return [node.name for node in graph.build(load(self.recipe), self.recipe, self.folder / "whole").upto(step)]
 
     def results(self, runs: Path, step: str) -> dict[str, str]:
-        from openbezoar.runs import RunFolder
+        from openbezoar.store.runs import RunFolder
 
         manifest = RunFolder(runs / "t").checked(step, wholly=True) or {}
         return {name: mark[-1] for name, mark in manifest.get("files", {}).items() if Path(name).name not in WITH_TIMES}
@@ -333,8 +333,8 @@ class Bench:
 
     def vouched(self, runs: Path) -> str | None:
         """Whether a manifest lies there that vouches for files which do not."""
-        from openbezoar.digests import MANIFEST, differences, marks_in
-        from openbezoar.manifests import read_manifest
+        from openbezoar.store.digests import MANIFEST, differences, marks_in
+        from openbezoar.store.manifests import read_manifest
 
         for path in runs.glob(f"t/**/{MANIFEST}"):
             for difference in differences(path.parent, marks_in(read_manifest(path) or {}), wholly=True):
@@ -398,7 +398,7 @@ def main() -> int:
     from conftest import save_tiny_model
 
     from openbezoar.llm import server
-    from openbezoar.stages import STAGES
+    from openbezoar.verbs import STAGES
 
     torch.set_num_threads(1)
     for stage in STAGES.values():  # once, not in each fork

@@ -7,10 +7,10 @@ from typing import Any
 
 from conftest import TEXT
 
-from openbezoar.chat import Formatter
-from openbezoar.models import Checkpoint
-from openbezoar.recipe import PromptSpec
-from openbezoar.stages.release import write_tokenizer
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.models.references import Checkpoint
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.verbs.release.work import write_tokenizer
 
 HOSTILE = (
     " ",

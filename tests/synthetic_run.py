@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from openbezoar.runs import RunFolder
+from openbezoar.store.runs import RunFolder
 
 HOSTILE_NAME = "<img src=x onerror=alert(2)>"
 EVIL = "<script>alert('x')</script>\n```\n| pipe |\n</pre><img src=x onerror=alert(1)>"

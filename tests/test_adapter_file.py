@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openbezoar.errors import ModelError
-from openbezoar.training.adapter_file import CONFIG, WEIGHTS, read_adapter
-from openbezoar.training.shards import adapter_deltas
+from openbezoar.models.files.adapter_file import CONFIG, WEIGHTS, read_adapter
+from openbezoar.models.shards import adapter_deltas
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 

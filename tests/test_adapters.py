@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from test_shards import checkpoint, save_adapter
 
 from openbezoar.errors import ModelError
-from openbezoar.training.adapter_file import CONFIG, WEIGHTS
-from openbezoar.training.load import load_base, load_for_inference
-from openbezoar.training.shards import weights_of
+from openbezoar.models.files.adapter_file import CONFIG, WEIGHTS
+from openbezoar.models.load import load_base, load_for_inference
+from openbezoar.models.shards import weights_of
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import DataError
-from openbezoar.judging.agreement import TIE, agreement_table, read_votes, vote, without_majority
+from openbezoar.judging.votes import read_votes
+from openbezoar.stats.agreement import TIE, agreement_table, vote, without_majority
 
 Rows = list[dict[str, Any]]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from families import TEMPLATES, with_template
 
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.dialogue.templates import render
 from openbezoar.errors import ModelError
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
-from openbezoar.templates import render
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn
 
 OWN = PromptSpec(template="own")
 TALKS = (

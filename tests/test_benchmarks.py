@@ -13,12 +13,13 @@ import pytest
 import openbezoar
 from benchmarks import common, duel, full_size, generate, page, score, training
 from benchmarks.common import BenchmarkError
-from openbezoar.chat import Formatter
-from openbezoar.forms import to_example
-from openbezoar.recipe import PromptSpec, Sft
-from openbezoar.records import Counts
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.models.load import load_tokenizer
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.train_steps import Sft
+from openbezoar.rows.forms import to_example
+from openbezoar.rows.records import Counts
 from openbezoar.training.data import Renderer
-from openbezoar.training.load import load_tokenizer
 
 PEERS = {"trl", "benchmarks"}
 ROOT = Path(__file__).parent.parent

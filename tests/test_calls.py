@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import BudgetError, ModelError, RunError
 from openbezoar.llm import Call, Completion, Sampling, samples
 from openbezoar.llm.budget import Purse, _Limit, worst_case
@@ -24,9 +24,9 @@ from openbezoar.llm.calls_tables import seal
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
 from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
-from openbezoar.models import Checkpoint
-from openbezoar.recipe import Budget, Price, PromptSpec
-from openbezoar.records import Turn
+from openbezoar.models.references import Checkpoint
+from openbezoar.recipe.blocks import Budget, Price, PromptSpec
+from openbezoar.rows.records import Turn
 
 ME = Spender("run", "step", "m")
 WARM = Sampling(10, 0.8)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import FILE, CallStore, Spender, Spent

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openbezoar.chat import SYSTEM, Formatter
+from openbezoar.dialogue.prompt import SYSTEM, Formatter
 from openbezoar.errors import ModelError
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn
 
 
 def tokenizer(folder: Path) -> Any:

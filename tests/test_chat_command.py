@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openbezoar.chat import STOP, SYSTEM
-from openbezoar.cli import main
-from openbezoar.cli_chat import Session, Talk, _write
+from openbezoar.cli.app import main
+from openbezoar.cli.chat import _write
+from openbezoar.dialogue.prompt import STOP, SYSTEM
 from openbezoar.errors import UserError
 from openbezoar.llm import Completion, Sampling
 from openbezoar.llm.local import Local
 from openbezoar.llm.streaming import Stream
-from openbezoar.models import Checkpoint, open_checkpoint
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn, read_jsonl
+from openbezoar.models.references import Checkpoint, open_checkpoint
+from openbezoar.people.chat import Session, Talk
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn, read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_pieces_are_never_taken_back_and_never_hold_a_stop_string(text: str, cut
 def test_a_release_s_own_template_keeps_the_trained_stop_strings(tiny: Path, tmp_path: Path) -> None:
     import shutil
 
-    from openbezoar.stages.release import write_tokenizer
+    from openbezoar.verbs.release.work import write_tokenizer
 
     trained = Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec())
     shutil.copytree(tiny, tmp_path / "release")

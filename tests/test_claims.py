@@ -21,7 +21,7 @@ from openbezoar.llm import Call, Completion, calls
 from openbezoar.llm.calls import CallStore, Spent
 from openbezoar.llm.owners import Process
 from openbezoar.llm.side_by_side import CalledOff
-from openbezoar.recipe import Budget
+from openbezoar.recipe.blocks import Budget
 
 COST = Spent(1, 20, 10)
 

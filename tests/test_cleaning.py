@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openbezoar import graph
-from openbezoar.cleaning.contamination import Overlap, benchmarks, digests, read_benchmarks
+from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.duplicates import NearDuplicates, likeness, shingles
 from openbezoar.cleaning.language import foreign
 from openbezoar.cleaning.text import CLEANERS, clean_row
+from openbezoar.engine import graph
 from openbezoar.errors import DataError
-from openbezoar.recipe import CleanerName, Recipe
-from openbezoar.recipe_file import load, parse
+from openbezoar.recipe.data_steps import CleanerName
+from openbezoar.recipe.file import load, parse
+from openbezoar.recipe.schema import Recipe
+from openbezoar.verbs.filter.benchmarks import benchmarks, digests, read_benchmarks
 
 ALL = list(CLEANERS)
 

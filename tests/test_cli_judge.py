@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from openbezoar.cli import main
-from openbezoar.records import write_jsonl
+from openbezoar.cli.app import main
+from openbezoar.rows.records import write_jsonl
 
 QUESTIONS = [{"question_id": n, "category": "math", "turns": [f"What is {n} + 1?", "And one more?"], "reference": [str(n + 1), str(n + 2)]} for n in range(3)]
 ANSWERS = [
@@ -148,10 +148,10 @@ def test_score_prints_a_metric_without_an_interval(monkeypatch: pytest.MonkeyPat
 
 
 def test_models_are_chosen_by_either_name_of_the_field(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from openbezoar import recipe_file
     from openbezoar.errors import UserError
-    from openbezoar.recipe import DataSpec
-    from openbezoar.sources import read
+    from openbezoar.recipe import file as recipe_file
+    from openbezoar.recipe.blocks import DataSpec
+    from openbezoar.rows.sources import read
 
     def told(tree: dict[str, Any], name: str) -> None:
         (ref,) = tree["steps"]["grades"]["answers"]

@@ -8,13 +8,13 @@ import pytest
 from synthetic_run import failures, make_run
 from synthetic_run import step as finished_step
 
-from openbezoar.cli import main
-from openbezoar.reporting.compare import compare_scores, settings_that_differ
-from openbezoar.reporting.compare_page import write_comparison
+from openbezoar.cli.app import main
 from openbezoar.reporting.facts import read_facts
 from openbezoar.reporting.scores import differences
 from openbezoar.reporting.table import scores_table
-from openbezoar.runs import RunFolder
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.report.compare import compare_scores, settings_that_differ
+from openbezoar.verbs.report.compare_page import write_comparison
 
 
 @pytest.fixture

@@ -16,20 +16,24 @@ from typing import Any
 
 import pytest
 
-from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RowError
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forms import to_example, to_pair
+from openbezoar.forest import TokenPath
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import DataSpec, PromptSpec, Recipe, Training
-from openbezoar.records import Counts, Example, JsonLines, Row, read_jsonl
-from openbezoar.runs import RunFolder, step_seed
-from openbezoar.sources import select
+from openbezoar.recipe.blocks import DataSpec, PromptSpec
+from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.train_steps import Training
+from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.rows.records import Counts, Example, JsonLines, Row, read_jsonl
+from openbezoar.rows.sources import select
+from openbezoar.stats.seeds import step_seed
+from openbezoar.store.runs import RunFolder
 from openbezoar.training import encode
-from openbezoar.training.data import Renderer, split_heldout, training_trees
+from openbezoar.training.data import Renderer
 from openbezoar.training.loop import batch_of
-from openbezoar.training.store import TreeStore
+from openbezoar.training.trees import TreeStore
+from openbezoar.verbs.train.data import split_heldout, training_trees
 
 ODD = ["why", "naïve", "你好", "the", "sea", "\u2028"]
 
@@ -87,7 +91,7 @@ def context(tmp_path: Path) -> StepContext:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> Any:
-    from openbezoar.training.load import load_tokenizer
+    from openbezoar.models.load import load_tokenizer
 
     return load_tokenizer(tiny)
 
@@ -191,11 +195,11 @@ def resting(row: Row, where: str) -> Example:
 
 ENDLESS = """
 import sys
-from openbezoar.chat import Formatter
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Counts
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Counts
 from openbezoar.training import encode
-from openbezoar.training.load import load_tokenizer
+from openbezoar.models.load import load_tokenizer
 from pathlib import Path
 from test_data_stream import dolly_like, resting
 encode.FEW = 10

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from openbezoar import graph
+from openbezoar.engine import execution, graph
 from openbezoar.errors import RunError
-from openbezoar.forest import Path as TokenPath
+from openbezoar.forest import TokenPath
 from openbezoar.progress import Silent
-from openbezoar.recipe_file import load
+from openbezoar.recipe.file import load
 from openbezoar.training import distributed
 
 EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}
@@ -45,7 +45,7 @@ def mortal(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args)
 loop._step = mortal
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 main()
 """
 
@@ -90,7 +90,7 @@ def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_pat
     done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "dpo")
     assert done.returncode == 0, done.stderr
     one = graph.build(load(recipe), recipe, tmp_path / "one")
-    graph.execute(one, Silent(), "dpo")
+    execution.execute(one, Silent(), "dpo")
     for name in ("sft", "dpo"):
         alone, together = tmp_path / "one" / "t" / name, tmp_path / "two" / "t" / name
         numbers = [json.loads((step / "manifest.json").read_text())["numbers"] for step in (alone, together)]

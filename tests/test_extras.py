@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from synthetic_run import make_run
 
-from openbezoar import extras, needs
-from openbezoar.extras import EXTRAS
-from openbezoar.graph import build
-from openbezoar.recipe_file import load
+from openbezoar.engine.graph import build
+from openbezoar.engine.needs import packages_of
+from openbezoar.machine import extras
+from openbezoar.machine.extras import EXTRAS
+from openbezoar.models import needs
+from openbezoar.recipe.file import load
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -170,7 +172,7 @@ def test_what_the_demo_wants_is_what_its_steps_import(monkeypatch: pytest.Monkey
     path = ROOT / "recipes/demo.yaml"
     recipe = load(path, [])
     nodes = build(recipe, path, tmp_path).nodes
-    wanted = {name: set(needs.packages_of(node, recipe, path.parent)) for name, node in nodes.items()}
+    wanted = {name: set(packages_of(node, recipe, path.parent)) for name, node in nodes.items()}
     assert wanted["lamini"] == {*needs.MODEL, "gguf"} and wanted["lamini-kept"] == wanted["lamini"] | {"datasketch"}
     assert wanted["sft-lamini"] == {*needs.MODEL, "gguf", "peft", *needs.NF4}
     assert wanted["OpenBezoar-SFT"] == {*needs.MODEL, *needs.NF4}

@@ -15,14 +15,14 @@ from openbezoar.judging.failures import failure_numbers, loops, refuses
 from openbezoar.judging.parsers import parse_yes_no
 from openbezoar.llm import Completion
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Failures
-from openbezoar.recipe_file import parse
-from openbezoar.records import Turn, read_jsonl, write_jsonl
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.measure_steps import Failures
 from openbezoar.reporting.document import Grid, Paragraph, flat
 from openbezoar.reporting.facts import RunFacts, StepFacts
-from openbezoar.reporting.failures_section import failure_sections
-from openbezoar.runs import RunFolder
-from openbezoar.stages import failures as stage
+from openbezoar.rows.records import Turn, read_jsonl, write_jsonl
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.failures import work as stage
+from openbezoar.verbs.failures.section import failure_sections
 
 SENTENCE = "The river runs past the old mill, and in spring its water turns the wheel that grinds the corn of three villages. "
 

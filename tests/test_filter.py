@@ -17,11 +17,11 @@ from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.prompting import ask, expected_rating
 from openbezoar.llm import Completion, Sampling
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Filter, Rules
-from openbezoar.recipe_file import parse
-from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
-from openbezoar.runs import RunFolder
-from openbezoar.stages import filter as stage
+from openbezoar.recipe.data_steps import Filter, Rules
+from openbezoar.recipe.file import parse
+from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.filter import work as stage
 
 Reply = Callable[[str, Sampling, int], str | Completion]
 

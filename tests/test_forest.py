@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from openbezoar.errors import ModelError
-from openbezoar.forest import Path, Scorer, Tree, flex
+from openbezoar.forest import Scorer, TokenPath, Tree, flex
 from openbezoar.forest.attention import TOGETHER, _calls, _segments
 from openbezoar.forest.layout import lay_out
 
@@ -77,13 +77,13 @@ def agree(family: str, trees: list[Tree], device: str = "cpu") -> None:
         assert torch.allclose(ours_, theirs, rtol=1e-3, atol=1e-4 * greatest), family
 
 
-def tree_of(shape: list[Any], generator: torch.Generator, prefix: tuple[int, ...], depth: int = 0) -> list[Path]:
+def tree_of(shape: list[Any], generator: torch.Generator, prefix: tuple[int, ...], depth: int = 0) -> list[TokenPath]:
     """Paths of nested lists of lengths: [length, child, child, …]."""
     ids = (*prefix, *torch.randint(3, 97, (shape[0],), generator=generator).tolist())
     if len(shape) == 1:
         scored = [i > 0 and bool(torch.rand((), generator=generator) < 0.6) for i in range(len(ids))]
         scored[-1] = True
-        return [Path(ids, scored)]
+        return [TokenPath(ids, scored)]
     return [path for child in shape[1:] for path in tree_of(child, generator, ids, depth + 1)]
 
 
@@ -110,7 +110,7 @@ def causal(family: str) -> nn.Module:
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "opt", "phi"])
 def test_families_that_call_their_trunk_otherwise_are_scored_alike(family: str) -> None:
     model = causal(family)
-    trees = [tuple(Path.of((5, 6, 7, 8), end) for end in ((9, 10), (11, 12, 13), (9, 14))), (Path.of((5, 6, 9), (20, 21)),)]
+    trees = [tuple(TokenPath.of((5, 6, 7, 8), end) for end in ((9, 10), (11, 12, 13), (9, 14))), (TokenPath.of((5, 6, 9), (20, 21)),)]
     shared, apart = Scorer(model), Scorer(model, plain=True)
     assert not shared.plain
     for one, other in zip(shared.logprobs(trees), apart.logprobs(trees), strict=True):
@@ -119,26 +119,37 @@ def test_families_that_call_their_trunk_otherwise_are_scored_alike(family: str) 
 
 def test_a_family_whose_attention_ignores_the_layout_is_refused_in_one_line() -> None:
     with pytest.raises(ModelError, match="FalconModel: scoring with shared prefixes differs"):
-        Scorer(causal("falcon")).logprobs([(Path.of((5, 6, 7), (8, 9)), Path.of((5, 6, 7), (10, 11)))])
+        Scorer(causal("falcon")).logprobs([(TokenPath.of((5, 6, 7), (8, 9)), TokenPath.of((5, 6, 7), (10, 11)))])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_of_depth_four_longer_than_the_window_agrees(family: str) -> None:
     shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
-    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
+    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (TokenPath.of(range(3, 40), range(40, 60)),)])
 
 
 def test_branches_may_be_empty_equal_or_begin_one_another() -> None:
     head = (5, 6, 7, 8)
-    agree("llama", [(Path.of(head, (9,)), Path.of(head, (9, 10)), Path.of(head, (9, 10)), Path(head, (False, False, False, True)), Path.of(head[:2], (7,)))])
+    agree(
+        "llama",
+        [
+            (
+                TokenPath.of(head, (9,)),
+                TokenPath.of(head, (9, 10)),
+                TokenPath.of(head, (9, 10)),
+                TokenPath(head, (False, False, False, True)),
+                TokenPath.of(head[:2], (7,)),
+            )
+        ],
+    )
 
 
 def test_short_siblings_go_side_by_side_and_long_ones_alone() -> None:
     head = tuple(range(3, 23))
-    short: Tree = tuple(Path.of(head, (k, k + 1, k + 2)) for k in range(30, 60, 3))
+    short: Tree = tuple(TokenPath.of(head, (k, k + 1, k + 2)) for k in range(30, 60, 3))
     calls = _calls(lay_out([short], torch.device("cpu")))
     assert [call.sizes for call in calls] == [(20,), (2,) * 10]
-    long: Tree = tuple(Path.of(head, [k] * TOGETHER) for k in (30, 31))
+    long: Tree = tuple(TokenPath.of(head, [k] * TOGETHER) for k in (30, 31))
     assert [call.sizes for call in _calls(lay_out([long], torch.device("cpu")))] == [(20,), (TOGETHER - 1,), (TOGETHER - 1,)]
     agree("gemma3_text", [short])
 
@@ -147,7 +158,7 @@ def test_short_siblings_go_side_by_side_and_long_ones_alone() -> None:
 def test_an_unknown_feature_of_attention_is_refused_by_name(family: str, settings: dict[str, Any], name: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**GROUPED, **settings}), dtype=torch.float32).requires_grad_(False)
     with pytest.raises(ModelError, match=name):
-        Scorer(model).score([(Path.of(range(3, 9), range(9, 12)),)])
+        Scorer(model).score([(TokenPath.of(range(3, 9), range(9, 12)),)])
 
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -167,7 +178,7 @@ def test_the_head_s_bias_and_scale_are_the_model_s_own(family: str) -> None:
     with torch.no_grad():
         probe.mul_(20)
     head, scorer = (5, 6, 7, 8, 9), Scorer(model)
-    tree = (Path.of(head, (20, 21, 22)), Path.of(head, (30,)))
+    tree = (TokenPath.of(head, (20, 21, 22)), TokenPath.of(head, (30,)))
     ((ours, _),) = scorer.score([tree])
     ids = torch.tensor([tree[0].ids])
     logits = model(ids).logits[0].float()
@@ -185,7 +196,7 @@ def test_segments_through_autograd_as_on_gpus_agree_too(monkeypatch: pytest.Monk
     kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
     monkeypatch.setattr("openbezoar.forest.attention.scaled_dot_product_attention", lambda *a, **k: calls.append(a) or kernel(*a, **k))
     shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
-    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
+    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (TokenPath.of(range(3, 40), range(40, 60)),)])
     assert calls
 
 
@@ -229,7 +240,9 @@ def test_flex_attention_is_compiled_once_for_all_lengths_and_windows(uncompiled:
     for window, cap in ((None, None), (50, None), (20, None), (None, 2.0), (40, 2.0)):
         counters.clear()
         for n in (100, 200, 333):
-            layout = lay_out([(Path.of(range(n // 3), range(n)), Path.of(range(n // 3), range(5, n // 2)), Path.of((3,), range(9)))], torch.device("cpu"))
+            layout = lay_out(
+                [(TokenPath.of(range(n // 3), range(n)), TokenPath.of(range(n // 3), range(5, n // 2)), TokenPath.of((3,), range(9)))], torch.device("cpu")
+            )
             inputs = [torch.randn(1, heads, len(layout.ids), 16, requires_grad=True) for heads in (6, 2, 2)]
             out, wanted = (way(layout, *inputs, None, window, cap) for way in (flex.attend, _segments))
             assert torch.allclose(out, wanted, atol=1e-5)
@@ -246,7 +259,7 @@ def test_a_model_over_flex_attention_scores_and_learns_like_plain_passes(uncompi
     monkeypatch.setattr(flex, "usable", lambda *kind: calls.append(kind) is None)
     monkeypatch.setattr(flex, "BLOCK", 16)
     shape = [14, [9, [11, [7], [3]], [5]], [20], [2, [2, [30], [1]], [1]]]
-    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (Path.of(range(3, 40), range(40, 60)),)])
+    agree(family, [tuple(tree_of(shape, torch.Generator().manual_seed(4), ())), (TokenPath.of(range(3, 40), range(40, 60)),)])
     assert calls
 
 
@@ -298,7 +311,7 @@ def on_a_gpu(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "BLOCK", 16)
 
 
-LONG: list[Tree] = [(Path.of(range(3, 40), range(40, 60)), Path.of(range(3, 40), range(20, 50))), (Path.of(range(5, 30), range(9)),)]
+LONG: list[Tree] = [(TokenPath.of(range(3, 40), range(40, 60)), TokenPath.of(range(3, 40), range(20, 50))), (TokenPath.of(range(5, 30), range(9)),)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
@@ -382,7 +395,7 @@ def test_a_row_too_large_for_the_device_is_not_tried_again(on_a_gpu: None, monke
 def test_questions_with_the_same_examples_share_a_pass_up_to_its_tokens() -> None:
     """Each question's choices and all questions' examples count once: twenty of 500 tokens are 640 to compute, not 42,000."""
     examples = list(range(20, 500))
-    questions = [tuple(Path.of([*examples, *[500 + i] * 7], [choice]) for choice in (1, 2, 3, 4)) for i in range(20)]
+    questions = [tuple(TokenPath.of([*examples, *[500 + i] * 7], [choice]) for choice in (1, 2, 3, 4)) for i in range(20)]
     scorer = Scorer(model_of("llama"), tokens=1024)
     (one,) = scorer.batches(questions)
     assert sorted(one) == list(range(20))

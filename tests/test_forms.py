@@ -10,16 +10,18 @@ import pytest
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RowError
-from openbezoar.forms import BESIDE, to_example, to_pair, to_prompt
-from openbezoar.judging.human_pairs import read_pairs
-from openbezoar.judging.labelled import read_labelled
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import DataSpec, Filter, Recipe
-from openbezoar.records import Counts, JsonLines, Row, Turn, write_jsonl
-from openbezoar.runs import RunFolder
-from openbezoar.sources import select
-from openbezoar.stages import filter as filtering
-from openbezoar.stages.generate import seed_rows
+from openbezoar.recipe.blocks import DataSpec
+from openbezoar.recipe.data_steps import Filter
+from openbezoar.recipe.schema import Recipe
+from openbezoar.rows.forms import BESIDE, to_example, to_pair, to_prompt
+from openbezoar.rows.records import Counts, JsonLines, Row, Turn, write_jsonl
+from openbezoar.rows.sources import select
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.filter import work as filtering
+from openbezoar.verbs.filter.check import read_labelled
+from openbezoar.verbs.generate.work import seed_rows
+from openbezoar.verbs.judge.human_pairs import read_pairs
 
 INSTRUCTION: Row = {"instruction": "Name a sea.", "response": "The Baltic."}
 TASK: Row = {"input": "Name a sea.", "target": "The Baltic."}

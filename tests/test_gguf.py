@@ -11,12 +11,12 @@ import pytest
 import torch
 from released import HOSTILE, KINDS, ROPES, config_of, released
 
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
-from openbezoar.gguf_models import from_gguf
+from openbezoar.models.files.gguf import from_gguf
 from openbezoar.publishing.gguf_file import write_gguf
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn
 
 ABOUT = {"name": "tiny", "license": "apache-2.0"}
 TALK = [

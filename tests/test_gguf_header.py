@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from openbezoar import gguf_models
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
-from openbezoar.gguf_header import read_header
-from openbezoar.models import fetch
+from openbezoar.models.files import gguf as gguf_models
+from openbezoar.models.files.gguf_header import read_header
+from openbezoar.models.load import load_tokenizer
+from openbezoar.models.references import fetch
 from openbezoar.publishing.gguf_file import write_gguf
-from openbezoar.recipe import PromptSpec
-from openbezoar.serving import open_served
-from openbezoar.training.load import load_tokenizer
+from openbezoar.publishing.serving import open_served
+from openbezoar.recipe.blocks import PromptSpec
 
 
 @pytest.fixture(scope="module")

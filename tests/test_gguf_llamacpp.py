@@ -19,12 +19,13 @@ import pytest
 import torch
 from released import HOSTILE, KINDS, ROPES, released
 
-from openbezoar.chat import Formatter
-from openbezoar.models import Checkpoint, cache_folder
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.models.references import Checkpoint, cache_folder
 from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
-from openbezoar.recipe import GgufForm, PromptSpec
-from openbezoar.records import Turn
-from openbezoar.stages.release import write_tokenizer
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.tell_steps import GgufForm
+from openbezoar.rows.records import Turn
+from openbezoar.verbs.release.work import write_tokenizer
 
 pytestmark = pytest.mark.llamacpp
 REAL = [item.split("=") for item in os.environ.get("OPENBEZOAR_GGUF_MODELS", "").split(",") if item]

@@ -12,17 +12,17 @@ import torch
 from test_forest import FAMILIES, GROUPED, agree, tree_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forest import Scorer, Tree, flex
+from openbezoar.forest import Scorer, TokenPath, Tree, flex
 from openbezoar.forest.attention import _segments
 from openbezoar.llm import Sampling
 from openbezoar.llm.local import Local
-from openbezoar.models import Checkpoint
+from openbezoar.models import load
+from openbezoar.models.lora import fast_lora
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import Silent
-from openbezoar.recipe import Lora, PromptSpec, Sft
-from openbezoar.training import load
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.train_steps import Lora, Sft
 from openbezoar.training.loop import train
-from openbezoar.training.lora import fast_lora
 from openbezoar.training.objectives import sft_objective
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

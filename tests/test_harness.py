@@ -14,13 +14,27 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
-from openbezoar.errors import DataError, RecipeError, UserError  # noqa: E402
-from openbezoar.forest import Path as TokenPath  # noqa: E402
-from openbezoar.forest import Scorer  # noqa: E402
-from openbezoar.forest.layout import lay_out  # noqa: E402
-from openbezoar.harness.run import FEWSHOT_SEED, quiet, score  # noqa: E402
-from openbezoar.harness.tasks import LOCAL, Benchmark, open_benchmarks  # noqa: E402
-from openbezoar.recipe import TaskSpec  # noqa: E402
+from openbezoar.errors import (
+    DataError,
+    RecipeError,
+    UserError,
+)
+from openbezoar.forest import (
+    Scorer,
+    TokenPath,
+)
+from openbezoar.forest.layout import lay_out
+from openbezoar.harness.run import (
+    FEWSHOT_SEED,
+    quiet,
+    score,
+)
+from openbezoar.harness.tasks import (
+    LOCAL,
+    Benchmark,
+    open_benchmarks,
+)
+from openbezoar.recipe.measure_steps import TaskSpec
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "lm_eval"
 
@@ -512,7 +526,7 @@ def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(lost: str,
         raise LookupError(name)
 
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(IFEVAL))
-    monkeypatch.setattr("openbezoar.extras.find_spec", lambda name: None if name == lost else name)
+    monkeypatch.setattr("openbezoar.machine.extras.find_spec", lambda name: None if name == lost else name)
     monkeypatch.setattr(nltk.data, "find", find)
     with pytest.raises(UserError, match=rf"{lost}.*install|{lost}.*nltk.downloader"):
         opened("ifeval", data=tmp_path)

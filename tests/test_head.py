@@ -11,13 +11,12 @@ from peft import LoraConfig, get_peft_model
 from test_shards import CPU, checkpoint, merge_whole, save_adapter, whole
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forest import Scorer
+from openbezoar.forest import Scorer, TokenPath
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, log_distribution
-from openbezoar.memory import lora_parameters, shape_of
-from openbezoar.recipe import Lora, Sft
-from openbezoar.training import shards
-from openbezoar.training.load import load_for_inference, load_for_training
+from openbezoar.models import shards
+from openbezoar.models.load import load_for_inference, load_for_training
+from openbezoar.models.memory import lora_parameters, shape_of
+from openbezoar.recipe.train_steps import Lora, Sft
 
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6, "tie_word_embeddings": False}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
 from openbezoar.llm.calls import CallStore
 from openbezoar.llm.server import Server
-from openbezoar.recipe import ServerModel
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.rows.records import Turn
 
 ASKED_AGAIN = "replies of judge that are not the API's, asked again"
 

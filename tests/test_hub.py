@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
+from openbezoar.engine import graph
 from openbezoar.errors import DataError
-from openbezoar.hub import DataSetRef, cause, load_rows, raise_if_of_the_machine
-from openbezoar.recipe_file import parse
-from openbezoar.reporting.licences import of_reference
+from openbezoar.publishing.licences import of_reference
+from openbezoar.recipe.file import parse
+from openbezoar.rows.hub import DataSetRef, cause, load_rows, raise_if_of_the_machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,8 +48,8 @@ def test_a_reference_that_is_none_is_told_before_anything_runs(ref: str, tmp_pat
 ASK = """
 import json, sys
 from openbezoar.errors import UserError
-from openbezoar.hub import load_rows
-from openbezoar.models import fetch
+from openbezoar.rows.hub import load_rows
+from openbezoar.models.references import fetch
 said = {}
 for ref in json.loads(sys.argv[1]):
     try:

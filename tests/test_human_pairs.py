@@ -12,16 +12,16 @@ import pytest
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError
-from openbezoar.judging import gates
-from openbezoar.judging.human_pairs import read_pairs
 from openbezoar.judging.pairwise import settle
 from openbezoar.llm import Completion
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Agreement, Evaluate, Gate
-from openbezoar.recipe_file import parse
-from openbezoar.records import Counts, Row, Turn, read_jsonl, write_jsonl
-from openbezoar.runs import RunFolder
-from openbezoar.stages import agreement as stage
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.measure_steps import Agreement, Evaluate, Gate
+from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.evaluate import gates
+from openbezoar.verbs.judge import agreement as stage
+from openbezoar.verbs.judge.human_pairs import read_pairs
 
 
 def pair(number: int, majority: int | None, **more: Any) -> Row:
@@ -252,8 +252,8 @@ def test_a_gate_on_nothing_is_the_recipes_mistake(tmp_path: Path, gate: dict[str
 
 
 def test_gates_are_no_part_of_a_steps_key(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    from openbezoar import graph
-    from openbezoar.recipe_file import load
+    from openbezoar.engine import graph
+    from openbezoar.recipe.file import load
 
     def keys(gate: list[Any], least: float | None) -> list[str]:
         steps = {
@@ -268,8 +268,8 @@ def test_gates_are_no_part_of_a_steps_key(write_recipe: Callable[..., Path], tmp
 
 
 def test_judge_check_names_an_agreement_step(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    from openbezoar import graph
-    from openbezoar.recipe_file import load
+    from openbezoar.engine import graph
+    from openbezoar.recipe.file import load
 
     for check, message in (
         ("nothing", "no step or model 'nothing'"),

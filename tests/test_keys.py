@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
-from openbezoar.recipe import Evaluate
-from openbezoar.recipe_file import load
-from openbezoar.runs import digest
+from openbezoar.engine import graph
+from openbezoar.recipe.file import load
+from openbezoar.recipe.measure_steps import Evaluate
+from openbezoar.store.digests import digest
 
 ROOT = Path(__file__).parent.parent
 KEYS = Path(__file__).with_name("keys.json")
@@ -39,8 +39,8 @@ def stand_ins(tasks: list[str]) -> Iterator[None]:
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openbezoar.graph.resolve_path", resolve)
-        patch.setattr("openbezoar.cleaning.contamination.resolve_path", resolve)
+        patch.setattr("openbezoar.engine.graph.resolve_path", resolve)
+        patch.setattr("openbezoar.verbs.filter.benchmarks.resolve_path", resolve)
         yield
 
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from openbezoar.judging.labelled import Labelled, check_numbers, label_of, read_labelled
-from openbezoar.judging.statistics import auc
-from openbezoar.records import Counts, Row
+from openbezoar.rows.records import Counts, Row
+from openbezoar.stats.intervals import auc
+from openbezoar.verbs.filter.check import Labelled, check_numbers, label_of, read_labelled
 
 ITEMS = [Labelled(str(n), f"Say {n}.", "word " * words, good) for n, (words, good) in enumerate([(1, True), (9, True), (8, False), (2, False), (3, True)])]
 VERDICTS: list[Row] = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openbezoar.training.layers import MLPS, NORMS, lean_layers
+from openbezoar.models.layers import MLPS, NORMS, lean_layers
 from tests.test_forest import FAMILIES, model_of
 
 

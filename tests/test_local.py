@@ -13,9 +13,9 @@ from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
 from openbezoar.llm.decoding import pick
 from openbezoar.llm.local import Local
-from openbezoar.models import Checkpoint
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
+from openbezoar.models.references import Checkpoint
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn
 
 PROMPTS = ["What is the capital", "Write a short poem about the sea and the wind, and", "Numbers: 0 1 2"]
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from openbezoar.errors import ModelError, RecipeError
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forest import Scorer, Tree
-from openbezoar.models import Checkpoint
+from openbezoar.forest import Scorer, TokenPath, Tree
+from openbezoar.models.load import load_for_training
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import Silent
-from openbezoar.recipe import Lora, PromptSpec, Sft
-from openbezoar.recipe_file import parse
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.train_steps import Lora, Sft
 from openbezoar.training import loop
-from openbezoar.training.load import load_for_training
 from openbezoar.training.loop import best_of, out_of_patience, train
 from openbezoar.training.objectives import sft_objective
 from openbezoar.training.resume import make_optimizer

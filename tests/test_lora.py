@@ -12,12 +12,12 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forest import Scorer
-from openbezoar.models import Checkpoint
-from openbezoar.recipe import Lora, PromptSpec
-from openbezoar.training.load import load_for_training
-from openbezoar.training.lora import drop_mask, fast_lora
+from openbezoar.forest import Scorer, TokenPath
+from openbezoar.models.load import load_for_training
+from openbezoar.models.lora import drop_mask, fast_lora
+from openbezoar.models.references import Checkpoint
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.train_steps import Lora
 
 IDS = torch.arange(3, 60).reshape(3, 19)
 

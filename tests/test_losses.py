@@ -18,17 +18,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openbezoar import graph
-from openbezoar.chat import Formatter
-from openbezoar.cli import main
+from openbezoar.cli.app import main
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.engine import execution, graph
 from openbezoar.errors import RecipeError
-from openbezoar.forest import Path as TokenPath
-from openbezoar.models import Checkpoint
+from openbezoar.forest import TokenPath
+from openbezoar.models.load import load_tokenizer
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import LOSS_SETTINGS, WITHOUT_REFERENCE, Dpo, PromptSpec
-from openbezoar.recipe_file import load
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import load
+from openbezoar.recipe.train_steps import LOSS_SETTINGS, WITHOUT_REFERENCE, Dpo
 from openbezoar.training import reference as reference_module
-from openbezoar.training.load import load_tokenizer
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings, PairScores, answer_tokens, reward_metrics
 from openbezoar.training.reference import ReferenceCache, reference_key, tree_digest
 
@@ -267,7 +268,7 @@ STEP = {"dpo": "pairs.jsonl", "model": "base", "quantize": "none", "heldout_ever
 
 def run(path: Path, runs: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     recipe = load(path, overrides)
-    graph.execute(graph.build(recipe, path, runs), PlainProgress(quiet=True))
+    execution.execute(graph.build(recipe, path, runs), PlainProgress(quiet=True))
     manifest = json.loads((runs / "t" / "d" / "manifest.json").read_text())
     return dict(manifest["numbers"])
 
@@ -434,8 +435,8 @@ def test_the_key_changes_with_each_thing_that_the_numbers_depend_on(tiny: Path, 
 
 def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from openbezoar.forest import Scorer
+    from openbezoar.models.load import load_base
     from openbezoar.training import distributed
-    from openbezoar.training.load import load_base
     from openbezoar.training.loop import batch_of
 
     scorer = Scorer(load_base(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), (), "none", "float32"), 64)

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openbezoar import machine
-from openbezoar.cli import main
-from openbezoar.streams import BestEffort
+from openbezoar.cli.app import main
+from openbezoar.machine import limits
+from openbezoar.machine.streams import BestEffort
 
 ROOT = Path(__file__).parent.parent
 RULES = {"near_duplicates": None, "language": "any", "min_response_words": 1}
@@ -120,31 +120,31 @@ def raised(error: BaseException) -> Callable[[], None]:
 def test_what_the_machine_refuses_is_one_line_with_a_remedy(fails: Callable[[], Any], said: str) -> None:
     with pytest.raises(BaseException) as caught:
         fails()
-    assert re.fullmatch(said, str(machine.told(caught.value)))
+    assert re.fullmatch(said, str(limits.told(caught.value)))
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyError("x"), OSError("no number"), RuntimeError("shapes differ"), AssertionError()])
 def test_a_bug_of_ours_is_not_blamed_on_the_machine(error: BaseException) -> None:
-    assert machine.told(error) is None
+    assert limits.told(error) is None
 
 
 def test_where_it_was_is_told_of_refusals_that_name_no_file() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(machine.told(full, Path("runs/t/.work/kept"))).startswith("runs/t/.work/kept: No space left on device; ")
+    assert str(limits.told(full, Path("runs/t/.work/kept"))).startswith("runs/t/.work/kept: No space left on device; ")
     full.filename = "/x/y"
-    assert str(machine.told(full, Path("runs/t/.work/kept"))).startswith("/x/y: No space")
-    assert "runs" not in str(machine.told(MemoryError(), Path("runs")))
+    assert str(limits.told(full, Path("runs/t/.work/kept"))).startswith("/x/y: No space")
+    assert "runs" not in str(limits.told(MemoryError(), Path("runs")))
 
 
 def test_a_step_names_itself_and_a_bug_keeps_its_traceback(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for error, code in ((MemoryError(), 2), (RuntimeError("can't start new thread"), 2)):
-        monkeypatch.setattr("openbezoar.stages.filter.run", raised_by_call(error))
+        monkeypatch.setattr("openbezoar.verbs.filter.work.run", raised_by_call(error))
         with pytest.raises(SystemExit) as stop:
             main(["run", "recipe.yaml"])
         assert stop.value.code == code
         assert capsys.readouterr().err.splitlines()[-1].startswith("openbezoar: step kept: n")
-    monkeypatch.setattr("openbezoar.stages.filter.run", raised_by_call(ZeroDivisionError()))
+    monkeypatch.setattr("openbezoar.verbs.filter.work.run", raised_by_call(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         main(["run", "recipe.yaml"])
 
@@ -361,4 +361,4 @@ def test_no_thread_for_calls_side_by_side_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(RuntimeError) as caught:
         side_by_side(3, lambda place, off: place, 2, "far")
-    assert "no further thread" in str(machine.told(caught.value))
+    assert "no further thread" in str(limits.told(caught.value))

@@ -16,14 +16,16 @@ from conftest import FAST
 from safetensors.torch import load_file, save_file
 from test_stored_weights import copied, edit, restored
 
-from openbezoar import gguf_models, model_checks
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import ModelError, RunError
-from openbezoar.judging import gates
-from openbezoar.models import Checkpoint, digests, fetch
-from openbezoar.recipe import Lora, Merge, PromptSpec
-from openbezoar.training.dropout import without_base_dropout
-from openbezoar.training.load import load_base, load_for_training, load_tokenizer
+from openbezoar.models.dropout import without_base_dropout
+from openbezoar.models.files import checks as model_checks
+from openbezoar.models.files import gguf as gguf_models
+from openbezoar.models.load import load_base, load_for_training, load_tokenizer
+from openbezoar.models.references import Checkpoint, digests, fetch
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.train_steps import Lora, Merge
+from openbezoar.verbs.evaluate import gates
 
 
 @pytest.fixture(autouse=True)
@@ -283,12 +285,11 @@ def test_a_head_that_is_stored_under_another_name_is_in_the_merged_model(
 def test_a_kind_whose_code_does_not_know_the_layout_is_one_line(tmp_path: Path, tiny: Path) -> None:
     from transformers import AutoModelForCausalLM, BloomConfig
 
-    from openbezoar.forest import Path as Scored
-    from openbezoar.forest import Scorer
+    from openbezoar.forest import Scorer, TokenPath
 
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=60, hidden_size=32, n_layer=1, n_head=2)).requires_grad_(False)
     with pytest.raises(ModelError, match="BloomModel: models of this kind cannot be scored with shared prefixes"):
-        Scorer(model, 200).score([(Scored(tuple(range(12)), (False,) * 4 + (True,) * 8),)])
+        Scorer(model, 200).score([(TokenPath(tuple(range(12)), (False,) * 4 + (True,) * 8),)])
 
 
 def test_a_base_s_own_dropout_does_not_make_it_another_reference(tiny: Path, tmp_path: Path) -> None:

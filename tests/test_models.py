@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from openbezoar import gguf_models
 from openbezoar.context import StepContext
 from openbezoar.errors import ModelError
-from openbezoar.models import Checkpoint, checkpoint_of_step, fetch, open_checkpoint, write_checkpoint
+from openbezoar.models.files import gguf as gguf_models
+from openbezoar.models.references import Checkpoint, checkpoint_of_step, fetch, open_checkpoint, write_checkpoint
 from openbezoar.progress import Silent
-from openbezoar.recipe import PromptSpec, Recipe
-from openbezoar.runs import RunFolder
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.schema import Recipe
+from openbezoar.store.runs import RunFolder
 
 BODY = b"GGUF" + bytes(range(256)) * 40
 

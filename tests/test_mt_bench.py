@@ -18,11 +18,11 @@ from openbezoar.judging.scores import answer_numbers, rating_differences, score_
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.progress import PlainProgress
 from openbezoar.prompts import load
-from openbezoar.recipe import MtBench
-from openbezoar.recipe_file import parse
-from openbezoar.records import Counts, Row, Turn, read_jsonl, write_jsonl
-from openbezoar.runs import RunFolder
-from openbezoar.stages import mt_bench as stage
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.measure_steps import MtBench
+from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.judge import mt_bench as stage
 
 Talk = Sequence[Turn]
 
@@ -392,7 +392,7 @@ def test_by_probability_the_likeliest_verdict_counts(bench: Any) -> None:
 
 
 def test_comparisons_are_votes_that_agreement_reads(bench: Any) -> None:
-    from openbezoar.judging.agreement import read_votes
+    from openbezoar.judging.votes import read_votes
 
     _, context = bench({**two_models(), "judge": Scripted("judge", prefers("strong"))}, grading="pairwise")
     votes, lost = read_votes(context.out / "comparisons.jsonl")

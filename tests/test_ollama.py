@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from conftest import save_tiny_model
 
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.publishing.ollama import go_template, modelfile, pieces_of
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn
 
 TALKS = (
     (Turn("user", "Hi"),),

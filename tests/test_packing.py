@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from openbezoar.forest import Path, Scorer
-from openbezoar.training.packing import PackedLinear, pack
+from openbezoar.forest import Scorer, TokenPath
+from openbezoar.models.packing import PackedLinear, pack
 from tests.test_forest import model_of
 
 needs_kernel = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this build of torch has no packed products")
@@ -29,7 +29,7 @@ def test_a_packed_layer_gives_the_same_bits_at_any_number_of_rows(rows: tuple[in
 @needs_kernel
 def test_a_packed_model_scores_as_it_did_and_keeps_its_head() -> None:
     model = copy.deepcopy(model_of("llama")).bfloat16().eval().requires_grad_(False)
-    trees = [(Path.of([5, 6, 7], [8, 9]), Path.of([5, 6, 7], [10])), (Path.of([3, 4], [11, 12, 13]),)]
+    trees = [(TokenPath.of([5, 6, 7], [8, 9]), TokenPath.of([5, 6, 7], [10])), (TokenPath.of([3, 4], [11, 12, 13]),)]
     before = Scorer(copy.deepcopy(model)).logprobs(trees)
     linear = sum(type(m) is nn.Linear for m in model.modules())
     assert pack(model) == linear - 1

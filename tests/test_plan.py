@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
-from openbezoar.cli import main
-from openbezoar.concerns import Concern, concerns, written_bytes
-from openbezoar.devices import CARDS, Device, device_named, this_device
+from openbezoar.cli.app import main
+from openbezoar.engine import graph
 from openbezoar.errors import UserError
-from openbezoar.estimates import estimate
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
-from openbezoar.memory import load_memory, training_memory
-from openbezoar.recipe import LocalModel, Sft
-from openbezoar.recipe_file import load
+from openbezoar.machine.devices import CARDS, Device, device_named, this_device
+from openbezoar.models.memory import load_memory, training_memory
+from openbezoar.plan.concerns import Concern, concerns, written_bytes
+from openbezoar.plan.estimates import estimate
+from openbezoar.recipe.blocks import LocalModel
+from openbezoar.recipe.file import load
+from openbezoar.recipe.train_steps import Sft
 
 ROOT = Path(__file__).parent.parent
 LARGE = Device("cpu", "a large machine", 10**12)
@@ -55,7 +56,7 @@ def test_devices_are_named_by_card_or_by_size(monkeypatch: pytest.MonkeyPatch) -
     assert device_named("CUDA:24gib").bytes == 24 << 30
     assert device_named("cpu:8") == Device("cpu", "cpu with 8 GB", 8_000_000_000)
     assert device_named("RTX 3090") is CARDS["rtx3090"] and not device_named("T4").bfloat16
-    monkeypatch.setattr("openbezoar.devices.GPU", Path("nowhere"))
+    monkeypatch.setattr("openbezoar.machine.devices.GPU", Path("nowhere"))
     assert device_named("cpu").here and device_named("cpu").bytes == pytest.approx(this_device().bytes, rel=0.2)
     for text in ("tpu", "cuda:", "cuda:0GB", "16GB"):
         with pytest.raises(UserError, match=r"expected cpu, cpu:16GB, cuda:16GB or one of t4"):
@@ -66,7 +67,7 @@ def test_devices_are_named_by_card_or_by_size(monkeypatch: pytest.MonkeyPatch) -
 
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> Path:
     """An nvidia-smi that says one line, on a machine with a GPU of which none is hidden."""
-    from openbezoar import devices
+    from openbezoar.machine import devices
 
     (tmp_path / "bin").mkdir()
     smi = tmp_path / "bin/nvidia-smi"
@@ -80,7 +81,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> Path:
 
 
 def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openbezoar import devices
+    from openbezoar.machine import devices
 
     smi = driver(tmp_path, monkeypatch, "Tesla T4, 15360, 7.5")
     assert this_device() == Device("cuda", "Tesla T4", 15_360 << 20, here=True, bfloat16=False)
@@ -96,7 +97,7 @@ def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memo
     ids=["unset", "1", "uuid", "empty", "-1"],
 )
 def test_the_gpu_is_the_first_one_that_cuda_is_to_see(visible: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openbezoar import devices
+    from openbezoar.machine import devices
 
     driver(tmp_path, monkeypatch, "GPU ${1#--id=}, 15360, 8.0")
     if visible is not None:
@@ -187,7 +188,7 @@ def test_a_spent_budget_is_no_concern_where_nothing_is_left_to_ask(write_recipe:
 
 def test_run_warns_first_and_goes_on(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe({"kept": {"filter": "rows.jsonl", "rules": {"drop_repetition": 1.0}}})
-    monkeypatch.setattr("openbezoar.concerns.concerns", lambda *given: [Concern("memory", "kept", "does not fit")])
+    monkeypatch.setattr("openbezoar.plan.concerns.concerns", lambda *given: [Concern("memory", "kept", "does not fit")])
     assert run_main("run", str(recipe), "--quiet") == 0
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "warning: kept: does not fit" and err[1].startswith("[1/1] kept  done in")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
-from openbezoar.cli import main
+from openbezoar.cli.app import main
+from openbezoar.engine import graph
 from openbezoar.errors import RecipeError
-from openbezoar.recipe_file import load
-from openbezoar.reporting.licences import is_open, normal, of_model_folder, strictest
+from openbezoar.publishing.licences import is_open, normal, of_model_folder, strictest
+from openbezoar.recipe.file import load
 
 Make = Callable[..., Path]
 

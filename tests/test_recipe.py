@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from openbezoar import graph
-from openbezoar.cli import main
+from openbezoar.cli.app import main
+from openbezoar.engine import execution, graph
 from openbezoar.errors import RecipeError
 from openbezoar.progress import Silent
-from openbezoar.recipe import json_schema
-from openbezoar.recipe_file import load
+from openbezoar.recipe.file import load
+from openbezoar.recipe.schema import json_schema
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -160,7 +160,7 @@ def test_what_the_machine_refuses_is_one_line(
         def full(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(graph, "execute", full)
+        monkeypatch.setattr(execution, "execute", full)
         code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
         assert code == 2 and "No space left on device" in err and "make room and give the same command again" in err and err.count("\n") == 1
 
@@ -169,13 +169,13 @@ def test_a_recipe_that_is_edited_while_it_runs_ends_as_it_began(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe({"kept": {"filter": "rows.jsonl"}})
-    execute = graph.execute
+    execute = execution.execute
 
     def edited(*arguments: Any) -> list[str]:
         path.write_text("half a reci")
         return execute(*arguments)
 
-    monkeypatch.setattr(graph, "execute", edited)
+    monkeypatch.setattr(execution, "execute", edited)
     code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)
     assert code == 0, err
     assert (tmp_path / "runs/t/run.json").is_file()
@@ -183,7 +183,7 @@ def test_a_recipe_that_is_edited_while_it_runs_ends_as_it_began(
 
 def test_a_huge_limit_is_no_limit(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = write_recipe({"kept": {"filter": {"data": "rows.jsonl", "limit": 10**30}, "rules": {"drop_repetition": 1.0}}})
-    graph.execute(graph.build(load(path), path, tmp_path / "runs"), Silent())
+    execution.execute(graph.build(load(path), path, tmp_path / "runs"), Silent())
     assert (tmp_path / "runs/t/kept/manifest.json").is_file()
 
 
@@ -363,7 +363,7 @@ def test_set_changes_one_value_and_refuses_an_unknown_step(write_recipe: Callabl
 def test_plan_and_help_do_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from openbezoar.cli import main\n"
+        "from openbezoar.cli.app import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'lm_eval', 'matplotlib'} & set(sys.modules)\n"
         "print('HEAVY', heavy, file=sys.stderr)\n"

@@ -17,7 +17,7 @@ from test_server import Service, ask, echo
 from test_server import error as refusal
 from test_server import service as service
 
-from openbezoar import graph
+from openbezoar.engine import execution, graph
 from openbezoar.errors import DataError, ModelError
 from openbezoar.judging import grading
 from openbezoar.llm import Completion, Sampling
@@ -26,9 +26,9 @@ from openbezoar.llm.refusals import fault_of, meaning
 from openbezoar.llm.settings import folded
 from openbezoar.llm.tally import FEW
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import ServerModel
-from openbezoar.recipe_file import load
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.recipe.file import load
+from openbezoar.rows.records import Turn
 
 Judged = Callable[..., Outcome]
 
@@ -409,7 +409,7 @@ def test_a_row_over_a_local_judge_s_window_is_unscored_with_its_reason(mode: str
     rows = [{"id": f"r{n}", "instruction": f"Say the number {n}.", "response": "It is a number. " * (300 if n == 1 else 1)} for n in range(3)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with contextlib.suppress(DataError):  # a tiny random judge writes nothing that can be read
-        graph.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
+        execution.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
     unscored = {row["id"]: row for row in written(tmp_path, "unscored")} if mode == "probability" else {}
     if mode == "probability":
         assert unscored.keys() == {"r1"} and unscored["r1"]["unscored"] == "judge_error"

@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
-from openbezoar.chat import Formatter
 from openbezoar.context import StepContext
-from openbezoar.models import Checkpoint, write_checkpoint
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.progress import PlainProgress
 from openbezoar.publishing.checksums import checked
-from openbezoar.recipe import PromptSpec, Recipe, Release
-from openbezoar.recipe_file import parse
-from openbezoar.records import Turn
-from openbezoar.reporting.licences import Source, derive, for_use, normal, of_data_file
-from openbezoar.runs import RunFolder, file_digest
-from openbezoar.stages import release as stage
+from openbezoar.publishing.licences import Source, derive, for_use, normal, of_data_file
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.tell_steps import Release
+from openbezoar.rows.records import Turn
+from openbezoar.store.digests import file_digest
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.release import work as stage
 
 TALKS = (
     (Turn("user", "Say hello."),),
@@ -411,7 +414,7 @@ def test_the_hubs_client_reads_the_scores_of_a_card(finished: Finished) -> None:
 
 def test_a_card_that_the_hubs_client_cannot_read_is_our_error_in_one_line() -> None:
     from openbezoar.errors import DataError
-    from openbezoar.reporting.cards import check_card
+    from openbezoar.verbs.release.cards import check_card
 
     with pytest.raises(DataError, match="lacks license"):
         check_card("---\ntags: [x]\nlibrary_name: transformers\n---\n", "here", "model")

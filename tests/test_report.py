@@ -16,16 +16,16 @@ from openbezoar.errors import RunError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
 from openbezoar.progress import PlainProgress, visible
-from openbezoar.recipe import Report
-from openbezoar.recipe_file import parse
+from openbezoar.recipe.file import parse
+from openbezoar.recipe.tell_steps import Report
 from openbezoar.reporting.document import Grid, Page, Section, write_page
 from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_chart, line_chart, radar_chart
-from openbezoar.reporting.page import write_report
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
 from openbezoar.reporting.table import Table, checkpoint_table
 from openbezoar.reporting.wording import code, fenced, markdown_text
-from openbezoar.runs import RunFolder
-from openbezoar.stages import report as stage
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.report import work as stage
+from openbezoar.verbs.report.page import write_report
 
 
 @pytest.fixture

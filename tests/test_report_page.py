@@ -9,8 +9,8 @@ import pytest
 from browser import chromium, console_errors
 from synthetic_run import EVIL, HOSTILE_NAME, make_run
 
-from openbezoar.reporting.compare_page import write_comparison
-from openbezoar.reporting.page import write_report
+from openbezoar.verbs.report.compare_page import write_comparison
+from openbezoar.verbs.report.page import write_report
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ pytest.importorskip("torch")
 import torch
 
 from openbezoar.errors import RunError
-from openbezoar.manifests import read_sealed, sealed
-from openbezoar.runs import write_json
+from openbezoar.store.files import write_json
+from openbezoar.store.manifests import read_sealed, sealed
 from openbezoar.training.loop import _truncated
 from openbezoar.training.resume import State, save_sealed
 

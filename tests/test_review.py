@@ -13,11 +13,11 @@ import pytest
 
 from openbezoar.cleaning.funnel import Outcome, lay_over
 from openbezoar.cleaning.reviews import Decision, Reviews, row_hash
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import RunError
-from openbezoar.records import Row, read_jsonl, write_jsonl
-from openbezoar.review import lay_out, parse_texts
-from openbezoar.runs import RunFolder
+from openbezoar.people.review import lay_out, parse_texts
+from openbezoar.rows.records import Row, read_jsonl, write_jsonl
+from openbezoar.store.runs import RunFolder
 
 ROWS: list[Row] = [
     {"id": "good", "instruction": "Say what a river is.", "response": "A river is water that flows down to the sea."},
@@ -210,7 +210,7 @@ def test_a_log_that_cannot_be_read_is_an_error_with_its_line(tmp_path: Path) -> 
 
 
 def test_a_review_waits_for_no_run_and_a_run_for_no_review(tool: Tool) -> None:
-    from openbezoar.runs import RunFolder
+    from openbezoar.store.runs import RunFolder
 
     with RunFolder(tool.run).lock():
         code, _, err = tool.review("a\n")

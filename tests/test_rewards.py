@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openbezoar.errors import RecipeError
-from openbezoar.judging.rewards import by_subset, divergence, implicit_rewards, share
+from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share
 
 
 def test_an_implicit_reward_is_the_gain_over_the_reference_not_the_likelihood() -> None:
@@ -51,8 +51,8 @@ def test_the_divergence_of_two_known_distributions_lies_in_its_interval() -> Non
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
-from openbezoar.stages.evaluate import run  # noqa: E402
-from tests.test_evaluate import by_hand, made, place, result  # noqa: E402, F401  the fixture
+from openbezoar.verbs.evaluate.work import run
+from tests.test_evaluate import by_hand, made, place, result  # noqa: F401  the fixture
 
 
 def test_the_stage_gives_rewards_and_divergence_of_all_but_the_reference(place: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -87,7 +87,7 @@ def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) 
 def test_prompts_without_room_for_an_answer_are_counted_though_a_killed_run_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     settings: dict[str, Any] = {"evaluate": ["one", "two"], "tasks": [], "losses": {}, "reference": "one", "kl_tokens": 505}
     step, context = made(place, tmp_path, **settings)
-    monkeypatch.setattr("openbezoar.stages.evaluate._against_reference", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("openbezoar.verbs.evaluate.work._against_reference", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(step, context)
     monkeypatch.undo()

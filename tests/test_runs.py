@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from openbezoar.errors import RunError
-from openbezoar.runs import RunFolder, digest, file_digest, step_seed
+from openbezoar.stats.seeds import step_seed
+from openbezoar.store.digests import digest, file_digest
+from openbezoar.store.runs import RunFolder
 
 
 def test_publish_replaces_an_old_result_and_drops_what_was_for_resuming(tmp_path: Path) -> None:

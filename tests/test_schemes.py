@@ -21,13 +21,13 @@ from openbezoar.context import StepContext
 from openbezoar.errors import DataError, ModelError, RecipeError
 from openbezoar.llm import Completion, Sampling
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Generate
-from openbezoar.recipe_file import parse
-from openbezoar.records import Row, Turn, read_jsonl, write_jsonl
-from openbezoar.runs import RunFolder
+from openbezoar.recipe.data_steps import Generate
+from openbezoar.recipe.file import parse
+from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
 from openbezoar.schemes import SCHEMES, elimination, evol_instruct, lamini, orca
 from openbezoar.schemes.work import clean
-from openbezoar.stages import generate
+from openbezoar.store.runs import RunFolder
+from openbezoar.verbs.generate import work as generate
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
 Say = Callable[[str, str, int], str | Completion]  # (system, user, seed) -> reply
@@ -175,7 +175,7 @@ def test_an_own_text_replaces_the_built_in_one_and_a_bad_one_is_refused(tmp_path
 
 
 def test_schemes_are_imported_without_torch_or_the_server_client() -> None:
-    code = "import sys, openbezoar.schemes, openbezoar.stages.generate, openbezoar.llm.server; sys.exit(bool({'torch', 'transformers', 'httpx2', 'datasets'} & set(sys.modules)))"
+    code = "import sys, openbezoar.schemes, openbezoar.verbs.generate.work, openbezoar.llm.server; sys.exit(bool({'torch', 'transformers', 'httpx2', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

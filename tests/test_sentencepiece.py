@@ -12,8 +12,11 @@ pytest.importorskip("torch")
 sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("google.protobuf")
 
-from openbezoar.errors import ModelError  # noqa: E402
-from openbezoar.training.load import PROBE, load_tokenizer  # noqa: E402
+from openbezoar.errors import ModelError
+from openbezoar.models.load import (
+    PROBE,
+    load_tokenizer,
+)
 
 TEXT = [f"{word} {n} times is {n}{n}, said the {word} café \ufb01rst of all." for word in ("river", "stone", "bread", "tip", "response") for n in range(40)]
 

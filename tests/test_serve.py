@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from openbezoar import serving
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import ModelError, UserError
-from openbezoar.serving import open_served
+from openbezoar.publishing import serving
+from openbezoar.publishing.serving import open_served
 
 RECORD = """#!{python}
 import json, os, sys
@@ -77,7 +77,7 @@ def command(*arguments: str) -> int:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, which the server may replace; servers are looked for on the PATH only."""
-    code = "import sys; from openbezoar import serving, cli; serving.sys = type('S', (), {'executable': '/nowhere/python'}); cli.main(sys.argv[1:])"
+    code = "import sys; from openbezoar.publishing import serving; from openbezoar.cli import app as cli; serving.sys = type('S', (), {'executable': '/nowhere/python'}); cli.main(sys.argv[1:])"
     return subprocess.run([PYTHON, "-c", code, "serve", *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 

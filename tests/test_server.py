@@ -18,8 +18,8 @@ from openbezoar.llm import Sampling
 from openbezoar.llm.endpoints import Clock
 from openbezoar.llm.server import Server, pause
 from openbezoar.llm.settings import wrapped
-from openbezoar.recipe import ServerModel
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.rows.records import Turn
 
 Request = dict[str, Any]
 Script = Callable[[int, Request], "Reply"]

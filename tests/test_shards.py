@@ -15,12 +15,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openbezoar.errors import ModelError
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forest import Scorer
-from openbezoar.models import Checkpoint
-from openbezoar.recipe import Lora, PromptSpec, Sft
-from openbezoar.training import checkpointing, load, shards
-from openbezoar.training.load import load_base, load_for_inference, load_for_training
+from openbezoar.forest import Scorer, TokenPath
+from openbezoar.models import load, shards
+from openbezoar.models.load import load_base, load_for_inference, load_for_training
+from openbezoar.models.references import Checkpoint
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.train_steps import Lora, Sft
+from openbezoar.training import checkpointing
 
 CPU = torch.device("cpu")
 
@@ -125,7 +126,7 @@ def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(tiny: 
 
 
 def test_for_inference_the_base_has_the_values_that_nf4_gave_it_in_training(tiny: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openbezoar.training.load.pack", lambda model: 0)  # so that the values can be read
+    monkeypatch.setattr("openbezoar.models.load.pack", lambda model: 0)  # so that the values can be read
     first, second = adapters
     model, _ = load_for_inference(checkpoint(tiny, (first, second)))
     base = whole(tiny, torch.bfloat16)
@@ -277,8 +278,8 @@ def test_checkpointing_leaves_gradients_bit_identical_dropout_included(model_fix
 
 
 def test_checkpointing_is_no_part_of_a_step_s_key(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    from openbezoar import graph
-    from openbezoar.recipe_file import load
+    from openbezoar.engine import graph
+    from openbezoar.recipe.file import load
 
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     keys = {graph.build(load(path, [f"steps.a.checkpointing={value}"]), path, tmp_path / "runs").nodes["a"].key for value in ("auto", "on", "off")}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from openbezoar.judging.statistics import (
+from openbezoar.stats.intervals import (
     agreement_of,
     grouped_intervals,
     holm,

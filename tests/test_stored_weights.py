@@ -13,12 +13,12 @@ import torch
 from conftest import FAST, save_tiny_model
 from safetensors.torch import load_file, save_file
 
-from openbezoar.cli import main
+from openbezoar.cli.app import main
 from openbezoar.errors import ModelError
-from openbezoar.models import Checkpoint, fetch
-from openbezoar.recipe import PromptSpec
-from openbezoar.training.load import load_base, load_for_inference
-from openbezoar.training.shards import skeleton
+from openbezoar.models.load import load_base, load_for_inference
+from openbezoar.models.references import Checkpoint, fetch
+from openbezoar.models.shards import skeleton
+from openbezoar.recipe.blocks import PromptSpec
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 55, 89, 144]])
 

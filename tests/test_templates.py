@@ -14,18 +14,18 @@ from families import GEMMA2, GPT_OSS, LLAMA3, MISTRAL, ODD, QWEN3, SILENT, TEMPL
 from jinja2 import TemplateError
 from test_calls import Fake, remembered
 
-from openbezoar import graph
-from openbezoar.chat import FOLDED, Formatter
+from openbezoar.dialogue.prompt import FOLDED, Formatter
+from openbezoar.dialogue.templates import WORK, chosen, render
+from openbezoar.engine import execution, graph
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
-from openbezoar.models import Checkpoint
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import PromptSpec
-from openbezoar.recipe_file import load
-from openbezoar.records import Counts, Example, Turn
-from openbezoar.stages.release import write_tokenizer
-from openbezoar.templates import WORK, chosen, render
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import load
+from openbezoar.rows.records import Counts, Example, Turn
 from openbezoar.training.encode import Encoder
+from openbezoar.verbs.release.work import write_tokenizer
 
 OWN = PromptSpec(template="own")
 TALK = [Turn("user", " What is it? "), Turn("assistant", "\nIt is\na thing.\n"), Turn("user", "Why? <b>&\"'")]
@@ -236,7 +236,7 @@ def test_training_tells_what_a_template_does_otherwise(tiny: Path, tmp_path: Pat
     said: list[str] = []
     progress = PlainProgress(quiet=True)
     progress.say = said.append  # type: ignore[method-assign]
-    graph.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), progress)
+    execution.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), progress)
     numbers = json.loads((tmp_path / "runs" / "t" / "s" / "manifest.json").read_text())["numbers"]
     assert [note for note in numbers["prompt_notes"] if "opened thought" in note] and sum("opened thought" in line for line in said) == 1
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from openbezoar import prompts
-from openbezoar.chat import Formatter
 from openbezoar.cleaning.reviews import Decision, Reviews
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RecipeError, RunError, UserError, fields_of, named, shown
-from openbezoar.judging.agreement import read_votes
-from openbezoar.recipe import DataSpec, PromptSpec
-from openbezoar.recipe_file import load
-from openbezoar.records import HALVES, Counts, JsonLines, Row, Turn, read_jsonl
-from openbezoar.sources import read, select
-from openbezoar.textfiles import DEEPEST
-from openbezoar.training.load import load_tokenizer
-from openbezoar.voting.votes import VoteFile
+from openbezoar.judging.votes import read_votes
+from openbezoar.machine.textfiles import DEEPEST
+from openbezoar.models.load import load_tokenizer
+from openbezoar.people.votes import VoteFile
+from openbezoar.recipe.blocks import DataSpec, PromptSpec
+from openbezoar.recipe.file import load
+from openbezoar.rows.records import HALVES, Counts, JsonLines, Row, Turn, read_jsonl
+from openbezoar.rows.sources import read, select
 
 ROW: Row = {"id": "a", "instruction": "Nenne ein Meer, groß.", "response": "Die Ostsee."}
 VOTE: Row = {"id": "v", "question_id": 1, "turn": 1, "model_a": "x", "model_b": "y", "winner": "model_a", "judge": "me"}

@@ -20,7 +20,8 @@ from test_mt_bench import bench as mt_bench  # noqa: F401  a fixture
 from test_schemes import INSTRUCTIONS, Scripted, evol_teacher, lamini_teacher
 from test_server import Reply, Service, chat_reply, service  # noqa: F401  a fixture
 
-from openbezoar import graph, thoughts
+from openbezoar.dialogue import thoughts
+from openbezoar.engine import execution, graph
 from openbezoar.judging.parsers import parse_rating
 from openbezoar.judging.questions import read_answers, read_questions
 from openbezoar.llm import Call, Completion, Sampling
@@ -29,11 +30,11 @@ from openbezoar.llm.local import Local
 from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.streaming import Stream
-from openbezoar.models import Checkpoint
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import PromptSpec
-from openbezoar.recipe_file import load
-from openbezoar.records import Counts, Turn, read_jsonl
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import load
+from openbezoar.rows.records import Counts, Turn, read_jsonl
 
 HARMONY = (
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Aside.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
@@ -372,7 +373,7 @@ def test_a_reasoning_server_from_recipe_to_rows_and_a_change_of_mind_that_asks_n
         step = {"generate": "lamini", "teacher": "t", "seeds": "seeds.jsonl", "rows": 8, "instructions_per_prompt": 4}
         models = {"t": {"server": service.url, "model": "m", **more}}
         (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "models": models, "steps": {"g": step}}))
-        graph.execute(graph.build(load(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
+        execution.execute(graph.build(load(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
         folder = tmp_path / "runs" / "r" / "g"
         return list(read_jsonl(folder / "rows.jsonl")), json.loads((folder / "manifest.json").read_text())["counts"]
 

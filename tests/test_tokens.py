@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from conftest import save_tiny_model
 
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.dialogue.tokens import Frame
 from openbezoar.llm import Sampling
 from openbezoar.llm.local import Local
-from openbezoar.models import Checkpoint
+from openbezoar.models.references import Checkpoint
 from openbezoar.publishing.vocabulary import begins_with_bos
-from openbezoar.recipe import PromptSpec
-from openbezoar.tokens import Frame
+from openbezoar.recipe.blocks import PromptSpec
 
 FRAMES = {"$A </s>": ((), (1,)), "<s> $A </s>": ((0,), (1,)), "<pad> $A <pad> </s>": ((2,), (2, 1)), "<s> $A": ((0,), ())}
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from test_model_checks import main_ends
 from test_stored_weights import base, copied, edit
 
-from openbezoar import graph, model_checks
+from openbezoar.engine import graph
 from openbezoar.errors import ModelError
-from openbezoar.models import fetch
-from openbezoar.recipe_file import load
-from openbezoar.shapes import shape_of_model
-from openbezoar.towers import TEXT, WRAPPERS
-from openbezoar.training.load import load_base
+from openbezoar.models.files import checks as model_checks
+from openbezoar.models.files.towers import TEXT, WRAPPERS
+from openbezoar.models.load import load_base
+from openbezoar.models.references import fetch
+from openbezoar.plan.shapes import shape_of_model
+from openbezoar.recipe.file import load
 
 TEXT_OF = {"gemma3": "gemma3_text", "llava": "llama", "mistral3": "mistral"}
 

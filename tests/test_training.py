@@ -16,18 +16,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from openbezoar import graph
+from openbezoar.engine import execution, graph
 from openbezoar.errors import DataError, ModelError
-from openbezoar.forest import Path as TokenPath
-from openbezoar.forest import Scorer
-from openbezoar.models import Checkpoint
+from openbezoar.forest import Scorer, TokenPath
+from openbezoar.models.load import keep_4bit_layout, load_base, load_for_training
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe import Lora, PromptSpec, Sft, Training
-from openbezoar.recipe_file import load
-from openbezoar.records import Counts, Example, Turn
-from openbezoar.training.data import Renderer, split_heldout
-from openbezoar.training.load import keep_4bit_layout, load_base, load_for_training
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import load
+from openbezoar.recipe.train_steps import Lora, Sft, Training
+from openbezoar.rows.records import Counts, Example, Turn
+from openbezoar.training.data import Renderer
 from openbezoar.training.loop import batch_of, plan_steps, rate_at
+from openbezoar.verbs.train.data import split_heldout
 
 
 def checkpoint(folder: Path, dtype: str = "float32") -> Checkpoint:
@@ -216,8 +217,8 @@ def test_without_the_guard_bitsandbytes_would_repack_or_the_guard_is_idle(tiny: 
 
 
 def test_rows_that_do_not_fit_are_dropped_or_lose_their_oldest_turns_and_are_counted(tiny: Path) -> None:
-    from openbezoar.chat import Formatter
-    from openbezoar.training.load import load_tokenizer
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.models.load import load_tokenizer
 
     formatter = Formatter(load_tokenizer(tiny), PromptSpec(system=""))
     long = Example("x", (Turn("user", "word " * 60), Turn("assistant", "b"), Turn("user", "short")), "answer")
@@ -233,8 +234,8 @@ def test_rows_that_do_not_fit_are_dropped_or_lose_their_oldest_turns_and_are_cou
 
 
 def test_a_row_is_counted_once_however_many_turns_it_loses(tiny: Path) -> None:
-    from openbezoar.chat import Formatter
-    from openbezoar.training.load import load_tokenizer
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.models.load import load_tokenizer
 
     def talk(last: str) -> Example:
         return Example("x", (*(Turn("user" if i % 2 == 0 else "assistant", "word " * 30) for i in range(6)), Turn("user", last)), "answer")
@@ -245,8 +246,8 @@ def test_a_row_is_counted_once_however_many_turns_it_loses(tiny: Path) -> None:
 
 
 def test_a_run_whose_end_token_carries_no_loss_is_refused(tiny: Path) -> None:
-    from openbezoar.chat import Formatter
-    from openbezoar.training.load import load_tokenizer
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.models.load import load_tokenizer
 
     formatter = Formatter(load_tokenizer(tiny), PromptSpec())
     formatter.answer_ids = lambda turns, answer, head=None: [5, 6]  # type: ignore[method-assign,misc,assignment]
@@ -268,7 +269,7 @@ def test_too_few_rows_to_hold_one_out_is_said_with_what_to_do(write_recipe: Call
 
 
 def test_a_merge_without_a_row_for_its_drift_is_refused_in_one_line(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openbezoar.stages import merge
+    from openbezoar.verbs.merge import work as merge
 
     monkeypatch.setattr(merge, "LONGEST", 8)
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base", **FAST, "max_steps": 1}, "m": {"merge": "a"}})
@@ -278,7 +279,7 @@ def test_a_merge_without_a_row_for_its_drift_is_refused_in_one_line(write_recipe
 
 def run(path: Path, runs: Path, to: str | None = None) -> graph.Graph:
     built = graph.build(load(path), path, runs)
-    graph.execute(built, PlainProgress(quiet=True), to)
+    execution.execute(built, PlainProgress(quiet=True), to)
     return graph.build(load(path), path, runs)
 
 
@@ -322,7 +323,7 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
 
 def test_of_two_merges_that_are_as_good_one_is_kept(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = {"loss": 1.0, "kl": 0.0, "max_logprob_difference": 0.0, "mean_logprob_difference": 0.0, "rows": 1, "tokens": 1}
-    monkeypatch.setattr("openbezoar.stages.merge._drift", lambda *given: same)
+    monkeypatch.setattr("openbezoar.verbs.merge.work._drift", lambda *given: same)
     path = write_recipe({"sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST}, "SFT": {"merge": "sft"}})
     built = run(path, tmp_path / "runs")
     assert [folder.name for folder in built.run.step("SFT").glob("model*") if folder.is_dir()] == ["model"]
@@ -380,14 +381,14 @@ def test_only_what_changed_and_what_follows_runs_again(write_recipe: Callable[..
     }
     path = write_recipe(steps)
     built = graph.build(load(path), path, tmp_path / "runs")
-    assert graph.execute(built, PlainProgress(quiet=True)) == ["sft", "SFT", "dpo", "DPO"]
+    assert execution.execute(built, PlainProgress(quiet=True)) == ["sft", "SFT", "dpo", "DPO"]
     again = graph.build(load(path), path, tmp_path / "runs")
-    assert graph.execute(again, PlainProgress(quiet=True)) == []
+    assert execution.execute(again, PlainProgress(quiet=True)) == []
     changed = graph.build(load(path, ["steps.dpo.beta=0.2"]), path, tmp_path / "runs")
     assert {n.name: n.state for n in changed.nodes.values()} == {"sft": "done", "SFT": "done", "dpo": "stale", "DPO": "stale"}
     assert changed.nodes["dpo"].why == "beta: 0.1 → 0.2"
     assert changed.nodes["DPO"].why == "its input dpo changed"
-    assert graph.execute(changed, PlainProgress(quiet=True)) == ["dpo", "DPO"]
+    assert execution.execute(changed, PlainProgress(quiet=True)) == ["dpo", "DPO"]
     rows = (path.parent / "rows.jsonl").read_text()
     (path.parent / "rows.jsonl").write_text(rows.replace("Say the", "Tell the"))
     touched = graph.build(load(path), path, tmp_path / "runs")

@@ -15,8 +15,8 @@ from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.duplicates import NearDuplicates, shingles
 from openbezoar.cleaning.rules import Candidate, Screen, echo, repeated_share
 from openbezoar.judging.failures import loops
-from openbezoar.recipe import Rules
-from openbezoar.records import read_jsonl
+from openbezoar.recipe.data_steps import Rules
+from openbezoar.rows.records import read_jsonl
 from openbezoar.schemes import elimination
 from openbezoar.schemes.work import normal
 

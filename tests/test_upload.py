@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from openbezoar import cli_release
+from openbezoar.cli import release as cli_release
 from openbezoar.errors import RunError
 from openbezoar.publishing.checksums import SUMS, checked, write_sums
 from openbezoar.publishing.upload import planned, push

@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
-from openbezoar.cli import main
-from openbezoar.digests import digest, file_digest, marks_of
+from openbezoar.cli.app import main
+from openbezoar.engine import execution, graph
 from openbezoar.errors import ModelError, RunError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
-from openbezoar.manifests import SCHEMA, sealed
-from openbezoar.models import open_checkpoint
+from openbezoar.models.references import open_checkpoint
 from openbezoar.progress import Silent
-from openbezoar.recipe_file import load
-from openbezoar.runs import RunFolder, write_json
+from openbezoar.recipe.file import load
+from openbezoar.store.digests import digest, file_digest, marks_of
+from openbezoar.store.files import write_json
+from openbezoar.store.manifests import SCHEMA, sealed
+from openbezoar.store.runs import RunFolder
 
 RULES: dict[str, Any] = {"min_response_words": 0, "drop_repetition": 1.0, "drop_echoes": False, "near_duplicates": None}
 STEPS: dict[str, Any] = {"kept": {"filter": "rows.jsonl", "rules": RULES}, "again": {"filter": "kept", "rules": RULES}, "report": {"report": "all"}}
@@ -39,7 +40,7 @@ class Place:
         return graph.build(load(self.recipe), self.recipe, self.folder.parent)
 
     def run(self) -> list[str]:
-        return graph.execute(self.graph(), Silent())
+        return execution.execute(self.graph(), Silent())
 
     def states(self) -> dict[str, str]:
         return {node.name: node.why or node.state for node in self.graph().nodes.values()}
@@ -249,7 +250,7 @@ def test_what_is_published_is_read_whole_before(write_recipe: Callable[..., Path
     made = graph.build(load(path), path, tmp_path / "runs")
     assert [node.state for node in made.nodes.values()] == ["done", "done", "missing"]
     with pytest.raises(RunError, match="sft: weights changed since it was made; put the file back"):
-        graph.execute(made, Silent())
+        execution.execute(made, Silent())
 
 
 def test_a_model_is_read_from_steps_as_they_were_made(tmp_path: Path) -> None:

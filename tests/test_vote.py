@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from openbezoar import graph
-from openbezoar.cli import main
+from openbezoar.cli.app import main
+from openbezoar.engine import execution, graph
 from openbezoar.errors import DataError, RunError
-from openbezoar.forms import to_pair
-from openbezoar.judging.agreement import read_votes
+from openbezoar.judging.votes import read_votes
+from openbezoar.people.ballots import Ballot, make_ballots
+from openbezoar.people.outcome import numbers, preference_rows, votes_on
+from openbezoar.people.server import listen, make_server
+from openbezoar.people.votes import Poll, VoteFile
 from openbezoar.progress import PlainProgress
-from openbezoar.records import Counts, Row, read_jsonl, write_jsonl
-from openbezoar.voting.ballots import Ballot, make_ballots
-from openbezoar.voting.outcome import numbers, preference_rows, votes_on
-from openbezoar.voting.server import listen, make_server
-from openbezoar.voting.votes import Poll, VoteFile
+from openbezoar.rows.forms import to_pair
+from openbezoar.rows.records import Counts, Row, read_jsonl, write_jsonl
 
 FIELDS = ["id", "question_id", "turn", "model_a", "model_b", "winner", "judge"]  # of MT-Bench's human votes, in their order
 MODELS = ("zeta-secret", "alpha-secret")
@@ -402,7 +402,7 @@ def command(*arguments: str) -> int:
 
 
 def give_votes(files: list[str], turns: str = "1") -> None:
-    from openbezoar.voting.ballots import answers_of_files
+    from openbezoar.people.ballots import answers_of_files
 
     answers = answers_of_files([Path(f) for f in files[:2]], Path(files[3]), Counts())
     with poll(Path(files[5]), make_ballots(answers, MODELS, 0, (1,) if turns == "1" else (1, 2), Counts())) as asked:
@@ -465,9 +465,9 @@ def test_dpo_trains_on_exported_votes(files: list[str], tmp_path: Path, write_re
     give_votes(files, "both")
     assert command(*files, "--export", str(tmp_path / "voted.jsonl")) == 0
     recipe = write_recipe({"dpo": {"dpo": "voted.jsonl", "model": "base", **FAST, "heldout_rows": 2, "heldout_every": 4}})
-    from openbezoar.recipe_file import load
+    from openbezoar.recipe.file import load
 
-    graph.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
+    execution.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
     manifest = json.loads((tmp_path / "runs/t/dpo/manifest.json").read_text())
     assert manifest["numbers"]["steps"] > 0 and manifest["counts"] == {}
     assert (tmp_path / "runs/t/dpo/adapter/adapter_model.safetensors").is_file()
@@ -515,7 +515,7 @@ def test_wrong_arguments_are_told_in_one_line(files: list[str], tmp_path: Path, 
 
 def test_a_step_cannot_be_called_as_the_folder_of_votes(write_recipe: Callable[..., Path]) -> None:
     from openbezoar.errors import RecipeError
-    from openbezoar.recipe_file import load
+    from openbezoar.recipe.file import load
 
     with pytest.raises(RecipeError, match="its folder 'votes'"):
         load(write_recipe({"votes": {"sft": "rows.jsonl", "model": "base"}}))

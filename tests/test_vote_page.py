@@ -11,7 +11,7 @@ import pytest
 from browser import chromium, console_errors, picture
 from test_vote import MODELS, ballots, poll, rows, served
 
-from openbezoar.records import Row, read_jsonl
+from openbezoar.rows.records import Row, read_jsonl
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & **stars**\n\n    indented\n\nlast"
 LONG = "An-unbroken-run-of-characters-" * 12 + "\n\n" + "Some words that fill a line and the next one too. " * 30

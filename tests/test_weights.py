@@ -14,10 +14,10 @@ from conftest import FAST, save_tiny_model
 
 pytest.importorskip("torch")
 
-from openbezoar import graph
-from openbezoar.cli import main
-from openbezoar.recipe_file import load
-from openbezoar.runs import RunFolder
+from openbezoar.cli.app import main
+from openbezoar.engine import graph
+from openbezoar.recipe.file import load
+from openbezoar.store.runs import RunFolder
 
 
 class Place:

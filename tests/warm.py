@@ -107,7 +107,7 @@ def _child(order: Mapping[str, Any]) -> int:
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
     sys.argv = ["openbezoar", *order["arguments"]]
-    from openbezoar.cli import main
+    from openbezoar.cli.app import main
 
     try:
         if order["first"]:
@@ -130,8 +130,8 @@ def _serve() -> None:
     import torch  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import openbezoar.cli
-    import openbezoar.graph
+    import openbezoar.cli.app
+    import openbezoar.engine.graph
     import openbezoar.training.loop  # noqa: F401
 
     for line in sys.stdin:

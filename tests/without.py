@@ -30,8 +30,8 @@ class Hidden:
 
 def result(hidden: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """Exit code and output of a command; of ``import X`` the line that is told of what it raises."""
-    from openbezoar import extras
-    from openbezoar.cli import main
+    from openbezoar.cli.app import main
+    from openbezoar.machine import extras
 
     sys.meta_path.insert(0, Hidden(hidden))  # type: ignore[arg-type]
     out, err, code = io.StringIO(), io.StringIO(), 0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from openbezoar.cleaning.reviews import Decision
 from openbezoar.cleaning.rules import NAMES, Drop
 from openbezoar.cleaning.text import Change
-from openbezoar.records import Row
+from openbezoar.rows.records import Row
 
 EXAMPLES = 3  # kept a reason
 SHOWN = 300  # characters of a text in an example

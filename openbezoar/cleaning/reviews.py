@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from openbezoar.errors import DataError, RunError, shown
-from openbezoar.forms import text_in
-from openbezoar.records import Row
-from openbezoar.runs import digest
-from openbezoar.textfiles import loads, read_text
+from openbezoar.machine.textfiles import loads, read_text
+from openbezoar.rows.forms import text_in
+from openbezoar.rows.records import Row
+from openbezoar.store.digests import digest
 
 FOLDER = "reviews"
 TEXTS = ("instruction", "context", "response")

@@ -18,7 +18,7 @@ from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.duplicates import NearDuplicates
 from openbezoar.cleaning.language import foreign, names_a_language
 from openbezoar.cleaning.units import words
-from openbezoar.recipe import Rules
+from openbezoar.recipe.data_steps import Rules
 
 REFUSAL_WORDS = 80  # a longer answer with "sorry" in it is an answer (WizardLM, arXiv 2304.12244, elimination rule 2)
 ECHO_WORDS = 4  # shorter instructions may well open a good answer

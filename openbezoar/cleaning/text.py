@@ -16,8 +16,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from openbezoar.records import Row
-from openbezoar.thoughts import mentions, said
+from openbezoar.dialogue.thoughts import mentions, said
+from openbezoar.rows.records import Row
 
 FIELDS = ("instruction", "context", "response", "output")
 ANSWERS = ("response", "output")

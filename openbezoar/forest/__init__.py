@@ -1,12 +1,12 @@
 """Log-probabilities of tokens along the paths of prefix trees: the one engine that SFT, DPO,
 benchmarks and judges call.
 
-A ``Path`` is a sequence of token ids and which of them are asked for. A ``Tree`` is a tuple
+A ``TokenPath`` is a sequence of token ids and which of them are asked for. A ``Tree`` is a tuple
 of paths that may share a prefix. ``Scorer.logprobs`` gives, for each path, the log-probability
 of each asked-for token given all tokens before it.
 """
 
-from openbezoar.forest.layout import Path, Tree
+from openbezoar.forest.layout import TokenPath, Tree
 from openbezoar.forest.scorer import Scorer
 
-__all__ = ["Path", "Scorer", "Tree"]
+__all__ = ["Scorer", "TokenPath", "Tree"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbezoar.forest.layout import Layout, Path, lay_out
+from openbezoar.forest.layout import Layout, TokenPath, lay_out
 
 CAPABILITY = (8, 0)
 """Least compute capability: older GPUs (a T4 is 7.5) have no kernels worth the name."""
@@ -167,7 +167,12 @@ def _reason(error: Exception) -> str:
 def _gap(query: Tensor, key: Tensor, longest: int, window: int | None, cap: float | None, segments: Segments) -> float:
     """Greatest difference from fp32 attention over segments on a made tree, of output and gradients, each against its greatest value."""
     stem = range(longest // 3)
-    paths = (Path.of((*stem, 1), range(longest)), Path.of((*stem, 2), range(longest // 2)), Path.of(stem, range(3, longest)), Path.of((9,), range(7)))
+    paths = (
+        TokenPath.of((*stem, 1), range(longest)),
+        TokenPath.of((*stem, 2), range(longest // 2)),
+        TokenPath.of(stem, range(3, longest)),
+        TokenPath.of((9,), range(7)),
+    )
     layout = lay_out([paths], query.device)
     generator = torch.Generator().manual_seed(longest)
 

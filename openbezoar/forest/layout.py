@@ -19,14 +19,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Path:
+class TokenPath:
     """Token ids, and for each whether its log-probability is asked for (never the first)."""
 
     ids: Sequence[int]
     scored: Sequence[bool]
 
     @classmethod
-    def of(cls, prompt: Sequence[int], completion: Sequence[int]) -> Path:
+    def of(cls, prompt: Sequence[int], completion: Sequence[int]) -> TokenPath:
         """Prompt unscored, completion scored."""
         return cls((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion))
 
@@ -35,7 +35,7 @@ class Path:
         return sum(self.scored)
 
 
-Tree = tuple[Path, ...]
+Tree = tuple[TokenPath, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def in_order(trees: Sequence[Tree]) -> list[tuple[int, int]]:
 class _Row:
     """The row in the making."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[TokenPath]) -> None:
         self.paths = paths
         self.ids: list[int] = []
         self.positions: list[int] = []

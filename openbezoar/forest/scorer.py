@@ -10,17 +10,19 @@ chunks, and its backward never holds [tokens × vocabulary].
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from openbezoar import machine
 from openbezoar.errors import ModelError, UserError, brief
 from openbezoar.forest.attention import register
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, adapted
-from openbezoar.forest.layout import Layout, Path, Tree, in_order, lay_out
+from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order, lay_out
+
+_EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)  # of a machine that refuses, which says nothing of the model
 
 
 class Scorer:
@@ -137,7 +139,7 @@ class Scorer:
             greedy.extend(likeliest.split(counts))  # type: ignore[no-untyped-call]
         return list(scores.split(counts))  # type: ignore[no-untyped-call]
 
-    def forward(self, paths: Sequence[Path], greedy: list[Tensor] | None = None) -> list[Tensor]:
+    def forward(self, paths: Sequence[TokenPath], greedy: list[Tensor] | None = None) -> list[Tensor]:
         """One plain pass, a row a path: for each a float32 vector of the asked-for log-probabilities, in order.
 
         ``greedy`` is extended by a boolean vector for each path: was the token the likeliest?
@@ -186,7 +188,7 @@ class Scorer:
         self.checked = True
         ids = tuple(tree[0].ids)
         beside = [(*ids[: len(ids) // 2], *ids[len(ids) // 2 + 1 :]), ids[1:]]
-        made = tuple(Path(other, (False,) + (True,) * (len(other) - 1)) for other in beside if len(other) > 1)
+        made = tuple(TokenPath(other, (False,) + (True,) * (len(other) - 1)) for other in beside if len(other) > 1)
         training = self.model.training
         self.model.eval()
         try:
@@ -194,7 +196,7 @@ class Scorer:
         except UserError:
             raise
         except Exception as error:  # a family's own code meets a layout that it does not know
-            if machine.told(error) is not None:
+            if isinstance(error, OSError | MemoryError) or _EXHAUSTED.search(str(error)):
                 raise
             raise ModelError(
                 f"{type(self.trunk).__name__}: models of this kind cannot be scored with shared prefixes ({brief(error)}); take another one"

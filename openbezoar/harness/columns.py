@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import DataError, fields_of, shown
-from openbezoar.records import Row
+from openbezoar.rows.records import Row
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -23,14 +23,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from openbezoar import thoughts
+from openbezoar.dialogue import thoughts
+from openbezoar.dialogue.tokens import Frame
 from openbezoar.errors import DataError, ModelError
-from openbezoar.forest import Path, Scorer
+from openbezoar.forest import Scorer, TokenPath
 from openbezoar.forest.scorer import no_numbers
 from openbezoar.llm import Sampling
 from openbezoar.llm.decoding import Decoder, Sampled, TextOf, end_tokens
 from openbezoar.progress import PlainProgress, Progress
-from openbezoar.tokens import Frame
 
 MAX_NEW_TOKENS = 256  # of an answer whose task sets no limit; HFLM's
 # Generation settings of a model that leave greedy answers as they are.
@@ -87,7 +87,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """One tree for each context, one path for each of its continuations."""
-        trees: dict[tuple[int, ...], list[tuple[int, Path]]] = {}
+        trees: dict[tuple[int, ...], list[tuple[int, TokenPath]]] = {}
         for number, (texts, context, continuation) in enumerate(requests):
             trees.setdefault(tuple(context), []).append((number, self._path(texts, context, continuation)))
         greedy: list[list[bool]] = []
@@ -101,7 +101,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                     raise no_numbers(f"{self.label}: ")
         return results
 
-    def _path(self, texts: Any, context: list[int], continuation: list[int]) -> Path:
+    def _path(self, texts: Any, context: list[int], continuation: list[int]) -> TokenPath:
         """The window's path: at most ``max_length`` tokens of input and one more that is only predicted."""
         if not continuation:
             raise DataError(f"{self.label}: the tokenizer leaves no token for the answer {texts[1] if texts else ''!r} after its question; drop the row")
@@ -109,7 +109,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         ids = whole[-(self.max_length + 1) :]
         self.truncated += len(ids) < len(whole)
         scored = min(len(continuation), len(ids) - 1)
-        return Path(ids, (False,) * (len(ids) - scored) + (True,) * scored)
+        return TokenPath(ids, (False,) * (len(ids) - scored) + (True,) * scored)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, in windows that do not overlap, each after one token of context."""

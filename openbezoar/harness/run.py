@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from openbezoar import extras, needs
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
-from openbezoar.judging.statistics import mean_interval, proportion_interval
+from openbezoar.machine import extras
+from openbezoar.models import needs
 from openbezoar.progress import PlainProgress, Progress
-from openbezoar.recipe import TaskSpec
-from openbezoar.runs import digest
+from openbezoar.recipe.measure_steps import TaskSpec
+from openbezoar.stats.intervals import mean_interval, proportion_interval
+from openbezoar.store.digests import digest
 
 FEWSHOT_SEED = 1234  # lm-eval's default; with it the examples drawn are the ones that everyone has
 MAIN = ("acc_norm", "acc", "exact_match")  # the metric that comparisons use: the first that a task has
@@ -64,8 +65,8 @@ def score_reference(
     are checked before the model is loaded.
     """
     extras.require(*needs.MODEL, *needs.TASKS)  # before those that are there are imported, which takes seconds
-    from openbezoar.models import open_checkpoint
-    from openbezoar.training.load import load_for_inference
+    from openbezoar.models.load import load_for_inference
+    from openbezoar.models.references import open_checkpoint
 
     with quiet():
         benchmarks = open_benchmarks(tasks, data, fewshot=fewshot, limit=limit)

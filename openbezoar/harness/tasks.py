@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import DataError, RecipeError, named
-from openbezoar.extras import require
 from openbezoar.harness import columns as c
-from openbezoar.hub import cause, raise_if_of_the_machine
-from openbezoar.needs import IFEVAL
-from openbezoar.recipe import TaskSpec
-from openbezoar.records import Row, read_jsonl
+from openbezoar.machine.extras import require
+from openbezoar.models.needs import IFEVAL
+from openbezoar.recipe.measure_steps import TaskSpec
+from openbezoar.rows.hub import cause, raise_if_of_the_machine
+from openbezoar.rows.records import Row, read_jsonl
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 from openbezoar.cleaning.rules import ends_in_circles, repeated_share
 from openbezoar.cleaning.units import words
-from openbezoar.judging.comparisons import correct, every_pair
-from openbezoar.judging.statistics import mean_interval, proportion_interval
-from openbezoar.records import Row
-from openbezoar.runs import step_seed
+from openbezoar.rows.records import Row
+from openbezoar.stats.comparisons import correct, every_pair
+from openbezoar.stats.intervals import mean_interval, proportion_interval
+from openbezoar.stats.seeds import step_seed
 
 DEGENERATE = 0.5  # share of repeated 4-grams above which an answer counts as a loop
 

@@ -13,8 +13,8 @@ from typing import Literal
 from openbezoar.judging.parsers import Verdict, parse_rating, parse_verdict, parse_yes_no
 from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, VERDICT_CHOICES, VERDICT_PREFIX, YES_NO_CHOICES, expected_rating
 from openbezoar.llm import LLM, Sampling, recorded
-from openbezoar.recipe import Agreement, Failures, MtBench
-from openbezoar.records import Row, Turn
+from openbezoar.recipe.measure_steps import Agreement, Failures, MtBench
+from openbezoar.rows.records import Row, Turn
 
 Mode = Literal["text", "probability"]
 Talks = Sequence[Sequence[Turn]]

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
-from openbezoar.judging.comparisons import correct
-from openbezoar.judging.statistics import Array, grouped_intervals, random_signs, ratio, widened
-from openbezoar.records import Row
-from openbezoar.runs import step_seed
+from openbezoar.rows.records import Row
+from openbezoar.stats.comparisons import correct
+from openbezoar.stats.intervals import Array, grouped_intervals, random_signs, ratio, widened
+from openbezoar.stats.seeds import step_seed
 
 INCONSISTENT = "tie (inconsistent)"
 _WINNER = {"A": "model_a", "B": "model_b", "tie": "tie"}

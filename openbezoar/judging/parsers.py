@@ -24,7 +24,7 @@ import math
 import re
 from typing import Any, Literal
 
-from openbezoar import thoughts
+from openbezoar.dialogue import thoughts
 
 Verdict = Literal["A", "B", "tie"]
 Status = Literal["accept", "reject"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.questions import Question
 from openbezoar.prompts import fill, load
-from openbezoar.records import Row, Turn
+from openbezoar.rows.records import Row, Turn
 
 RATING_PREFIX = "Rating: [["
 """What a judge's answer is made to begin with when it rates by probability."""

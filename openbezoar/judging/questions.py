@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openbezoar import thoughts
+from openbezoar.dialogue import thoughts
 from openbezoar.errors import DataError, fields_of, named, shown
-from openbezoar.records import Counts, Row
+from openbezoar.rows.records import Counts, Row
 
 TEMPERATURES = {
     "writing": 0.7,

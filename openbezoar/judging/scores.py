@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.failures import loops, refuses
-from openbezoar.judging.statistics import mean_interval
-from openbezoar.records import Row
-from openbezoar.runs import step_seed
+from openbezoar.rows.records import Row
+from openbezoar.stats.comparisons import correct, every_pair
+from openbezoar.stats.intervals import mean_interval
+from openbezoar.stats.seeds import step_seed
 
 
 def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:

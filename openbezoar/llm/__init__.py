@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from openbezoar.errors import ModelError
-from openbezoar.recipe import MAX_REFUSED, ServerModel
-from openbezoar.records import Turn
-from openbezoar.runs import step_seed
+from openbezoar.recipe.blocks import MAX_REFUSED, ServerModel
+from openbezoar.rows.records import Turn
+from openbezoar.stats.seeds import step_seed
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext
@@ -153,8 +153,8 @@ def open_llm(name: str, context: StepContext) -> LLM:
         return made
 
     def formatter() -> Any:
-        from openbezoar.chat import Formatter
-        from openbezoar.training.load import load_tokenizer
+        from openbezoar.dialogue.prompt import Formatter
+        from openbezoar.models.load import load_tokenizer
 
         return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
 

@@ -20,7 +20,7 @@ from openbezoar.llm import Call
 from openbezoar.llm.calls import CallStore, Spender, Spent
 from openbezoar.llm.replies import asked_tokens, prompt_tokens
 from openbezoar.llm.side_by_side import CalledOff
-from openbezoar.recipe import Budget, Price, ServerModel
+from openbezoar.recipe.blocks import Budget, Price, ServerModel
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext

@@ -25,12 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from openbezoar import disk
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls_tables import COUNTS, create, parsed, prepare, seal
 from openbezoar.llm.owners import Process
 from openbezoar.llm.side_by_side import CalledOff
+from openbezoar.machine import disk
 
 FILE = ".calls.sqlite"
 BUSY = 60.0  # seconds to wait for another process's write

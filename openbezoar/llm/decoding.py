@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from openbezoar import thoughts
-from openbezoar.forest import Path, Scorer
+from openbezoar.dialogue import thoughts
+from openbezoar.forest import Scorer, TokenPath
 from openbezoar.llm import Sampling
 from openbezoar.llm.cache import roomy_cache
 
@@ -111,7 +111,7 @@ class Decoder:
             return self._read(ids.to(self.device), mask, positions, cache), cache, mask
         hidden: list[Tensor] = [torch.empty(0)] * n
         held: list[list[Tensor]] = [[torch.empty(0)] * n for _ in range(2 * len(cache.layers))]  # keys and values by layer, then by row
-        trees = [(Path((*prompt, 0), (False,) * len(prompt) + (True,)),) for prompt in prompts]
+        trees = [(TokenPath((*prompt, 0), (False,) * len(prompt) + (True,)),) for prompt in prompts]
         for chosen in self.scorer.batches(trees):
             filled = roomy_cache(self.scorer.config, whole=True)
             after, places = self.scorer.prefill([trees[i] for i in chosen], filled)

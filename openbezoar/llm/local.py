@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from openbezoar import thoughts
-from openbezoar.chat import Formatter
-from openbezoar.forest import Path, Scorer
+from openbezoar.dialogue import thoughts
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.dialogue.tokens import Frame
+from openbezoar.forest import Scorer, TokenPath
 from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.llm.decoding import Decoder, Sampled, TextOf, end_tokens
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.streaming import Stream
-from openbezoar.models import Checkpoint
-from openbezoar.records import Turn
-from openbezoar.tokens import Frame
-from openbezoar.training.load import free, load_for_inference, window_of
+from openbezoar.models.load import free, load_for_inference, window_of
+from openbezoar.models.references import Checkpoint
+from openbezoar.rows.records import Turn
 
 CHECK_EVERY = 8  # tokens between looks for a stop string
 
@@ -63,7 +63,7 @@ class Local:
             for choice in choices:
                 whole = self._ids(start + choice)
                 shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
-                paths.append(Path.of(whole[:shared], whole[shared:]))
+                paths.append(TokenPath.of(whole[:shared], whole[shared:]))
                 longest = max(longest, len(whole))
             trees.append(tuple(paths) if longest <= self.window else ())
         weighed = iter(self.scorer.logprobs([tree for tree in trees if tree]))

@@ -26,8 +26,8 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from openbezoar import thoughts
-from openbezoar.chat import FOLDED
+from openbezoar.dialogue import thoughts
+from openbezoar.dialogue.prompt import FOLDED
 from openbezoar.errors import BudgetError, ModelError, RecipeError
 from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.budget import Purse, worst_case
@@ -36,8 +36,8 @@ from openbezoar.llm.replies import HALVES, mended
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.tally import Tally
-from openbezoar.records import Counts, Turn
-from openbezoar.runs import digest
+from openbezoar.rows.records import Counts, Turn
+from openbezoar.store.digests import digest
 
 CHOICE = Sampling(1)
 FREE = Spent()  # a local model's call: nobody sends a bill for one that a kill ended

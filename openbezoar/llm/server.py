@@ -32,8 +32,8 @@ from openbezoar.llm.settings import Request, Settings, cut_at_stop, wrapper_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.transport import MOVED, Gone, Late, Reply, Transport, redirected
 from openbezoar.progress import duration, visible
-from openbezoar.recipe import ServerModel
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.rows.records import Turn
 
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 LONGEST_ASKED = 600.0  # seconds that a server's Retry-After is followed up to

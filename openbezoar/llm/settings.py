@@ -18,7 +18,7 @@ from typing import Any
 from openbezoar.llm import Call, Sampling
 from openbezoar.llm.refusals import Fault
 from openbezoar.llm.replies import asked_tokens, mended
-from openbezoar.records import Turn
+from openbezoar.rows.records import Turn
 
 LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
 LIMITS = ("max_tokens", "max_completion_tokens")

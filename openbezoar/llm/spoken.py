@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from openbezoar import thoughts
+from openbezoar.dialogue import thoughts
 from openbezoar.llm import Completion
-from openbezoar.records import Counts
+from openbezoar.rows.records import Counts
 
 LEFT_OUT = "thoughts left out"
 CUT_OFF = "cut off in a thought"

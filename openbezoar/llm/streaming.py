@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from openbezoar import thoughts
+from openbezoar.dialogue import thoughts
 
 
 class Stream:

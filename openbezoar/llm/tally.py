@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion
 from openbezoar.llm.refusals import REASONS
-from openbezoar.recipe import MAX_REFUSED
-from openbezoar.records import Counts
+from openbezoar.recipe.blocks import MAX_REFUSED
+from openbezoar.rows.records import Counts
 
 FEW = 10
 """Refused calls that stop no step. Rows are often sorted by length or source, so the first ones say little about all."""

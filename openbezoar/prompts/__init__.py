@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from openbezoar.errors import RecipeError
-from openbezoar.textfiles import read_text
+from openbezoar.machine.textfiles import read_text
 
 
 def names() -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openbezoar.errors import RunError
-from openbezoar.foreign import foreign_file
-from openbezoar.runs import file_digest, write_text
+from openbezoar.machine.foreign import foreign_file
+from openbezoar.store.digests import file_digest
+from openbezoar.store.files import write_text
 
 SUMS = "SHA256SUMS"
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
+from openbezoar.models.files.rope_scaling import FREQS
 from openbezoar.publishing.architectures import Architecture, architecture_of, write_shape
 from openbezoar.publishing.ropes import frequency_factors
 from openbezoar.publishing.vocabulary import read_vocabulary
-from openbezoar.recipe import GgufForm
-from openbezoar.rope_scaling import FREQS
+from openbezoar.recipe.tell_steps import GgufForm
 
 SUFFIX: Mapping[GgufForm, str] = {"f16": "F16", "q8_0": "Q8_0"}
 SLICE = 1 << 22  # elements that are converted at a time
@@ -74,7 +74,7 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
     import gguf
     from safetensors import safe_open
 
-    from openbezoar.training.shards import files_of, skeleton
+    from openbezoar.models.shards import files_of, skeleton
 
     number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openbezoar.rope_scaling import llama3_factors
+from openbezoar.models.files.rope_scaling import llama3_factors
 
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0}  # llama.cpp's; arXiv 2309.00071, section 3.2
 

@@ -18,7 +18,7 @@ from openbezoar.progress import visible
 from openbezoar.reporting.figures import standalone
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import code, fenced, markdown_text, slug
-from openbezoar.runs import write_text
+from openbezoar.store.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 TONES = {"better": "Better", "worse": "Worse", "changed": "Changed", "noise": "No clear difference", "missing": "Not known", "made": "Made", "cost": "Cost"}

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import RunError, UserError
-from openbezoar.manifests import read_object
-from openbezoar.recipe import Recipe
-from openbezoar.recipe_file import load
-from openbezoar.records import Row, read_jsonl
+from openbezoar.recipe.file import load
+from openbezoar.recipe.schema import Recipe
 from openbezoar.reporting.wording import NOTHING
-from openbezoar.runs import MANIFEST, RunFolder
+from openbezoar.rows.records import Row, read_jsonl
+from openbezoar.store.digests import MANIFEST
+from openbezoar.store.manifests import read_object
+from openbezoar.store.runs import RunFolder
 
 ABOUT = ("report", "release")  # verbs that only tell about the other steps
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openbezoar.judging.comparisons import correct, every_pair
 from openbezoar.judging.scores import question_of
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.wording import estimate
-from openbezoar.runs import step_seed
+from openbezoar.stats.comparisons import correct, every_pair
+from openbezoar.stats.seeds import step_seed
 
 SCORES = "scores.json"
 ACCURACIES = {"rewards": "reward accuracy", "pairs": "likelihood accuracy"}
@@ -63,7 +63,7 @@ def share(value: Any, n: int) -> Score | None:
     """A share of n with Wilson's interval."""
     if not isinstance(value, int | float) or isinstance(value, bool) or n < 1 or not 0 <= value <= 1:
         return None
-    from openbezoar.judging.statistics import proportion_interval
+    from openbezoar.stats.intervals import proportion_interval
 
     hits = round(value * n)
     return Score(hits / n, *proportion_interval(hits, n), n)

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from openbezoar.errors import RunError
-from openbezoar.recipe import Recipe
+from openbezoar.recipe.schema import Recipe
 from openbezoar.reporting.facts import RunFacts, read_facts
 from openbezoar.reporting.scores import SCORES, Score, checkpoints_of, measured, told_apart
 from openbezoar.reporting.wording import NOTHING, estimate, markdown_text
-from openbezoar.runs import RunFolder
+from openbezoar.store.runs import RunFolder
 
 ORDER = {"task": 0, "loss": 1, "rewards": 2, "pairs": 3, "rating": 4, "ended": 5}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openbezoar.progress import visible
-from openbezoar.runs import digest
+from openbezoar.store.digests import digest
 
 NOTHING = "—"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from openbezoar.records import Row
+from openbezoar.rows.records import Row
 from openbezoar.schemes.work import Work
 
 

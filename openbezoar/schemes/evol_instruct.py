@@ -16,10 +16,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from openbezoar.forms import instruction_text
 from openbezoar.llm import Sampling, recorded
-from openbezoar.recipe import Strict
-from openbezoar.records import Row, Turn
+from openbezoar.recipe.blocks import Strict
+from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import elimination as rules
 from openbezoar.schemes.work import Work, row_id, unquoted
 

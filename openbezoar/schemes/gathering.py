@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 
 from openbezoar.errors import ModelError
-from openbezoar.forms import instruction_text
-from openbezoar.records import Row
+from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.records import Row
 from openbezoar.schemes.work import Work, normal, row_id
 
 ROUND = 64  # prompts at most before it is looked again how many are needed

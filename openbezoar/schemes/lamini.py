@@ -19,10 +19,10 @@ from pydantic import Field
 
 from openbezoar.cleaning import units
 from openbezoar.errors import DataError, fields_of, named, shown
-from openbezoar.forms import instruction_text, text_in
 from openbezoar.llm import Completion, Sampling
-from openbezoar.recipe import DataRef, Strict
-from openbezoar.records import Row, Turn
+from openbezoar.recipe.blocks import DataRef, Strict
+from openbezoar.rows.forms import instruction_text, text_in
+from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.gathering import Found, gather
 from openbezoar.schemes.work import Work, answered, unquoted
 

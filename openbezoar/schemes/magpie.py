@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion, Sampling
-from openbezoar.recipe import Strict
-from openbezoar.records import Row, Turn
+from openbezoar.recipe.blocks import Strict
+from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.gathering import Found, gather
 from openbezoar.schemes.work import Work, answered
 

@@ -15,8 +15,8 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator
 
 from openbezoar.errors import DataError, RecipeError
-from openbezoar.recipe import Strict
-from openbezoar.records import Row, Turn
+from openbezoar.recipe.blocks import Strict
+from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.work import CHARACTERS_A_TOKEN, Work, answered, normal, row_id, shares
 
 Submix = Literal["cot", "niv2", "t0", "flan2021"]

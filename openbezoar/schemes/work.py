@@ -22,9 +22,9 @@ from openbezoar.llm import LLM, Completion, Sampling, recorded
 from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.settings import wrapped, wrapper_stop
 from openbezoar.progress import Bar
-from openbezoar.recipe import DataRef, ServerModel
-from openbezoar.records import Counts, Row, Turn
-from openbezoar.runs import step_seed
+from openbezoar.recipe.blocks import DataRef, ServerModel
+from openbezoar.rows.records import Counts, Row, Turn
+from openbezoar.stats.seeds import step_seed
 
 if TYPE_CHECKING:
     from openbezoar.context import StepContext

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from openbezoar.errors import ModelError
-from openbezoar.heap import give_back_large_blocks
-from openbezoar.memory import checkpoints, shape_of
-from openbezoar.recipe import Training
+from openbezoar.machine.heap import give_back_large_blocks
+from openbezoar.models.memory import checkpoints, shape_of
+from openbezoar.recipe.train_steps import Training
 
 
 def _wanted(config: Mapping[str, Any], step: Training) -> bool:

@@ -19,9 +19,9 @@ from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from typing import Literal, NamedTuple
 
-from openbezoar.chat import FOLDED, Formatter
+from openbezoar.dialogue.prompt import FOLDED, Formatter
 from openbezoar.errors import DataError, RowError
-from openbezoar.records import Counts, Example, Pair, Row, Turn
+from openbezoar.rows.records import Counts, Example, Pair, Row, Turn
 
 FEW = 4096  # rows that are encoded before a second process would have begun
 CHUNK = 128  # rows handed over at a time

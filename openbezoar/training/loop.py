@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.models.load import DTYPES
 from openbezoar.progress import Progress
-from openbezoar.recipe import Training
-from openbezoar.runs import step_seed, write_text
+from openbezoar.recipe.train_steps import Training
+from openbezoar.stats.seeds import step_seed
+from openbezoar.store.files import write_text
 from openbezoar.training import distributed
 from openbezoar.training.interrupts import finishing_the_step
-from openbezoar.training.load import DTYPES
 from openbezoar.training.resume import State, make_optimizer
 from openbezoar.training.speed import Pace, matmul_rate, work, work_of
 
@@ -108,14 +109,14 @@ class _Job:
     scorer: Scorer
     objective: Objective
     settings: Training
-    out: FilePath
+    out: Path
     seed: int
     steps: int
     work: tuple[float, float]
 
 
 def train(
-    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, out: FilePath, progress: Progress, seed: int
+    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, out: Path, progress: Progress, seed: int
 ) -> dict[str, Any]:
     """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained values, with ``evaluate_every`` the best ones."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -229,13 +230,13 @@ def _update(job: _Job, state: State) -> dict[str, float]:
     return {"learning_rate": rate, **({"gradient_norm": norm} if math.isfinite(norm) else {"skipped": 1.0}), **scale}
 
 
-def _append(path: FilePath, line: dict[str, Any]) -> None:
+def _append(path: Path, line: dict[str, Any]) -> None:
     if distributed.rank() == 0:
         with path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
 
 
-def _truncated(path: FilePath, done: int) -> list[dict[str, Any]]:
+def _truncated(path: Path, done: int) -> list[dict[str, Any]]:
     """The lines up to step ``done``; later ones, of steps that will be made again, and those that a kill or a power cut spoilt are dropped from the file too."""
     if not path.is_file():
         return []

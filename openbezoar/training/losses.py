@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from openbezoar.forest import Tree
-from openbezoar.recipe import Dpo
+from openbezoar.recipe.train_steps import Dpo
 
 
 @dataclass(frozen=True)

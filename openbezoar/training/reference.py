@@ -17,19 +17,20 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openbezoar.chat import Formatter
+from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import RunError
 from openbezoar.forest import Scorer, Tree
-from openbezoar.models import Checkpoint
+from openbezoar.models.references import Checkpoint
 from openbezoar.progress import Progress
-from openbezoar.recipe import Training
-from openbezoar.runs import digest, environment, file_digest
+from openbezoar.recipe.train_steps import Training
+from openbezoar.store.digests import digest, file_digest
+from openbezoar.store.files import environment
 from openbezoar.training import distributed
 from openbezoar.training.loop import batch_of, plan_steps
 from openbezoar.training.resume import read_sealed, save_sealed
@@ -77,7 +78,7 @@ def reference_key(
 class ReferenceCache:
     """Summed reference log-probabilities of pairs, in memory and in a file."""
 
-    def __init__(self, file: FilePath, key: dict[str, str], finished: FilePath | None = None) -> None:
+    def __init__(self, file: Path, key: dict[str, str], finished: Path | None = None) -> None:
         """``finished``: the file of the step's last result, used if its key is the same."""
         self.file, self.key = file, key
         self.values: dict[bytes, tuple[float, float]] = {}
@@ -86,7 +87,7 @@ class ReferenceCache:
             if candidate is not None and candidate.is_file() and not self.values:
                 self._load(candidate)
 
-    def _load(self, file: FilePath) -> None:
+    def _load(self, file: Path) -> None:
         try:
             tensors, metadata = read_sealed(file, "it is computed again")
             found, pairs, logps = json.loads(metadata["key"]), tensors["pairs"], tensors["logps"]

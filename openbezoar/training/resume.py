@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from openbezoar import disk
 from openbezoar.errors import ModelError, RunError
-from openbezoar.foreign import foreign_file
-from openbezoar.recipe import Training
+from openbezoar.machine import disk
+from openbezoar.machine.foreign import foreign_file
+from openbezoar.recipe.train_steps import Training
 
 
 def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

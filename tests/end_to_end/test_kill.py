@@ -31,10 +31,10 @@ MOMENTS = [
     ("kept", "openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),
     ("sft", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints
     ("sft", "openbezoar.training.resume", "State.save", 2, "before"),
-    ("SFT", "openbezoar.training.load", "torch.Tensor.copy_", 3, "after"),  # inside a merge
-    ("SFT", "openbezoar.runs", "RunFolder.publish", 1, "before"),
+    ("SFT", "openbezoar.models.load", "torch.Tensor.copy_", 3, "after"),  # inside a merge
+    ("SFT", "openbezoar.store.runs", "RunFolder.publish", 1, "before"),
     ("dpo", "openbezoar.training.loop", "_step", 3, "after"),
-    ("dpo", "openbezoar.runs", "write_json", 2, "after"),  # manifest written, not yet published
+    ("dpo", "openbezoar.store.runs", "write_json", 2, "after"),  # manifest written, not yet published
 ]
 
 
@@ -101,7 +101,7 @@ def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_
     before = results(runs / "t")
     recipe.write_text(recipe.read_text().replace('"dpo": "pairs.jsonl",', '"dpo": "pairs.jsonl", "beta": 0.5,'))
     for function in ("RunFolder.publish", "shutil.rmtree"):
-        killed = command(commands[0], recipe, runs, "dpo", ("openbezoar.runs", function, 1, "before"))
+        killed = command(commands[0], recipe, runs, "dpo", ("openbezoar.store.runs", function, 1, "before"))
         assert killed.code == -signal.SIGKILL
     assert command(commands[0], recipe, runs, "dpo").code == 0
     after = results(runs / "t")

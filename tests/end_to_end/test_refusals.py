@@ -15,9 +15,9 @@ import hostile
 import pytest
 from hostile import Body, Hostile
 
-from openbezoar import graph
+from openbezoar.engine import execution, graph
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe_file import load
+from openbezoar.recipe.file import load
 
 DEMO = Path(__file__).parent.parent.parent / "recipes" / "demo"
 WINDOW = {"error": {"message": "This model's maximum context length is 64 tokens.", "code": "context_length_exceeded"}}
@@ -79,7 +79,7 @@ def test_every_step_goes_on_where_a_server_turns_single_calls_down_and_counts_th
     models = {name: {"server": server.url, "model": name, "concurrency": 1} for name in ("far", "judge")}
     recipe = {"name": "t", "models": models, "steps": {name: {**step, "max_refused": 1} for name, step in steps(tmp_path).items()}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    graph.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
+    execution.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
     for name in recipe["steps"]:
         folder = tmp_path / "runs/t" / name
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
@@ -102,7 +102,7 @@ def test_a_server_of_whose_replies_many_are_none_changes_no_byte(server: Hostile
     (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "t", "models": models, "steps": some}))
 
     def made(runs: str) -> dict[str, bytes]:
-        graph.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / runs), PlainProgress(quiet=True))
+        execution.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / runs), PlainProgress(quiet=True))
         return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in (tmp_path / runs).glob("t/*/*.jsonl")}
 
     plain, asked = made("plain"), len(server.requests)

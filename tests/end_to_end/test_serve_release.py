@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from openbezoar.chat import STOP, SYSTEM, Formatter
-from openbezoar.models import Checkpoint, fetch
-from openbezoar.recipe import PromptSpec
-from openbezoar.records import Turn
-from openbezoar.stages.release import write_tokenizer
-from openbezoar.training.load import load_tokenizer
+from openbezoar.dialogue.prompt import STOP, SYSTEM, Formatter
+from openbezoar.models.load import load_tokenizer
+from openbezoar.models.references import Checkpoint, fetch
+from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.records import Turn
+from openbezoar.verbs.release.work import write_tokenizer
 
 
 def ask(url: str, body: Any = None) -> Any:

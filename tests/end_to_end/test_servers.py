@@ -16,11 +16,11 @@ import pytest
 from proxy import Proxy, Upstream
 from warm import Commands, killing
 
-from openbezoar import graph
+from openbezoar.engine import execution, graph
 from openbezoar.errors import BudgetError, RecipeError
 from openbezoar.llm.calls import CallStore
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe_file import load
+from openbezoar.recipe.file import load
 
 DEMO = Path(__file__).parent.parent.parent / "recipes" / "demo"
 
@@ -82,7 +82,7 @@ def proxy(upstream: Upstream) -> Iterator[Proxy]:
 
 
 def run(recipe: Path, runs: Path, to: str | None = None, overrides: tuple[str, ...] = ()) -> dict[str, bytes]:
-    graph.execute(graph.build(load(recipe, overrides), recipe, runs), PlainProgress(quiet=True), to)
+    execution.execute(graph.build(load(recipe, overrides), recipe, runs), PlainProgress(quiet=True), to)
     return rows_of(runs)
 
 
@@ -159,7 +159,7 @@ def test_two_runs_side_by_side_pay_for_each_call_once(write: Callable[..., Path]
     second.write_text(recipe.read_text().replace('"name": "t"', '"name": "u"'))
 
     def execute(path: Path) -> None:
-        graph.execute(graph.build(load(path), path, tmp_path / "runs"), PlainProgress(quiet=True), "orca")
+        execution.execute(graph.build(load(path), path, tmp_path / "runs"), PlainProgress(quiet=True), "orca")
 
     with ThreadPoolExecutor(2) as two:
         for outcome in [two.submit(execute, path) for path in (recipe, second)]:
@@ -176,7 +176,7 @@ def test_a_second_recipe_and_an_edited_filter_pay_for_nothing_again(write: Calla
     served = upstream.served
     second = tmp_path / "second.yaml"
     second.write_text(recipe.read_text().replace('"name": "t"', '"name": "u"'))
-    graph.execute(graph.build(load(second), second, tmp_path / "runs"), PlainProgress(quiet=True))
+    execution.execute(graph.build(load(second), second, tmp_path / "runs"), PlainProgress(quiet=True))
     assert {f.parent.name: f.read_bytes() for f in (tmp_path / "runs").glob("u/*/rows.jsonl")} == first
     run(recipe, tmp_path / "runs", overrides=("steps.kept.min_rating=5", "steps.kept.rules={max_response_words: 15}"))
     assert upstream.served == served

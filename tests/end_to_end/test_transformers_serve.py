@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from proxy import Proxy
 
-from openbezoar import graph
-from openbezoar.models import fetch
+from openbezoar.engine import execution, graph
+from openbezoar.models.references import fetch
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe_file import load
+from openbezoar.recipe.file import load
 
 DEMO = Path(__file__).parent.parent.parent / "recipes" / "demo"
 COMMON: dict[str, Any] = {"teacher": "far", "rows": 20, "max_new_tokens": 32}
@@ -104,7 +104,7 @@ def test_a_scheme_makes_20_rows_through_a_real_server_that_is_spoilt_and_killed(
 
     threading.Thread(target=restart, daemon=True).start()
     try:
-        graph.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
+        execution.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
     finally:
         proxy.close()
     rows = [json.loads(line) for line in (tmp_path / "runs/t/made/rows.jsonl").read_text().splitlines()]

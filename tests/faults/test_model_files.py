@@ -15,8 +15,8 @@ import pytest
 from test_looking import KINDS, told
 from warm import Commands
 
-from openbezoar import stored
 from openbezoar.errors import ModelError
+from openbezoar.models.files import stored
 
 DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "3"))
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"  # of address space; a whole model takes less

@@ -13,7 +13,7 @@ import torch
 from benchmarks import training
 from benchmarks.training import Job
 from openbezoar.forest import Tree
-from openbezoar.models import open_checkpoint
+from openbezoar.models.references import open_checkpoint
 
 DEMO_PAIRS = Path(__file__).parents[2] / "recipes" / "demo" / "pairs.jsonl"
 ITEMS = int(os.environ.get("OPENBEZOAR_ITEMS", "200"))

@@ -16,7 +16,7 @@ pytest.importorskip("lm_eval")
 from real import adapted, gradients, model, pairs, questions, relative
 
 from benchmarks import score, training
-from openbezoar.forest import Path, Scorer, Tree
+from openbezoar.forest import Scorer, TokenPath, Tree
 
 pytestmark = pytest.mark.parity
 
@@ -50,4 +50,4 @@ def test_questions_score_and_learn_as_their_paths_do_one_by_one(task: str, n: in
     job, made = score.Job("work", "ours", model(), questions(), n, "float32", [task], {}), adapted()
     tokenizer = training.load_tokenizer(training.checkpoint(model()).folder())
     asked = score.asked(job, made, tokenizer)[task][:n]
-    assert_equal(made, [tuple(Path(path.ids, (False,) + (True,) * (len(path.ids) - 1)) for path in tree) for tree in asked])
+    assert_equal(made, [tuple(TokenPath(path.ids, (False,) + (True,) * (len(path.ids) - 1)) for path in tree) for tree in asked])

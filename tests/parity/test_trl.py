@@ -14,7 +14,7 @@ from real import adapted, gradients, pairs, pairs_job, relative
 from benchmarks import dpo, training
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
-from openbezoar.recipe import Dpo
+from openbezoar.recipe.train_steps import Dpo
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import preference_objective, same_pass_reference
 

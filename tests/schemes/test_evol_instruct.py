@@ -13,8 +13,8 @@ from test_schemes import INSTRUCTIONS, Bench, Scripted, evol_teacher
 from openbezoar.context import StepContext
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion
-from openbezoar.recipe import ServerModel
-from openbezoar.records import Turn
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.rows.records import Turn
 from openbezoar.schemes import elimination, evol_instruct
 
 

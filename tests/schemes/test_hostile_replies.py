@@ -8,7 +8,7 @@ import pytest
 from test_schemes import FLAN, INSTRUCTIONS, SETTINGS, Bench, Say, Scripted, good_teacher
 
 from openbezoar.llm import Completion, Sampling
-from openbezoar.records import Row, Turn
+from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import SCHEMES
 
 MARKERS = (

@@ -10,7 +10,7 @@ from test_schemes import HOSTILE, INSTRUCTIONS, Bench, Scripted, lamini_teacher
 from openbezoar import prompts
 from openbezoar.errors import DataError, ModelError
 from openbezoar.llm import Completion
-from openbezoar.records import Row
+from openbezoar.rows.records import Row
 from openbezoar.schemes import lamini
 
 

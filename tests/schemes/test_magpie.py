@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from test_schemes import INSTRUCTIONS, PRE_QUERY, Bench, Scripted, magpie_teacher
 
 from openbezoar.context import StepContext
+from openbezoar.engine.graph import Graph, build
 from openbezoar.errors import ModelError, RecipeError
-from openbezoar.estimates import estimate
-from openbezoar.graph import Graph, build
 from openbezoar.llm import Completion, Sampling
-from openbezoar.recipe import ServerModel
-from openbezoar.recipe_file import load
-from openbezoar.records import Turn
+from openbezoar.plan.estimates import estimate
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.recipe.file import load
+from openbezoar.rows.records import Turn
 from openbezoar.schemes import magpie
 
 SETTINGS: dict[str, Any] = {"generate": "magpie", "rows": 5, "pre_query": PRE_QUERY}
@@ -74,8 +74,8 @@ def test_the_user_s_turn_begins_as_the_teacher_s_own_template_says_and_ends_at_i
 def test_a_template_without_a_token_of_its_own_ends_the_turn_with_its_next_line(tiny: Path, bench: Bench) -> None:
     from transformers import AutoTokenizer
 
-    from openbezoar.chat import Formatter
-    from openbezoar.recipe import PromptSpec
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.recipe.blocks import PromptSpec
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     for template, before, end in (("openbezoar", "### Instruction:\n", "### Response:"), ("own", "<s>user\n", "</s>")):
@@ -159,8 +159,8 @@ def test_a_model_in_this_process_stops_at_the_end_of_the_user_s_turn(tiny: Path)
     import torch
 
     from openbezoar.llm.local import Local
-    from openbezoar.models import Checkpoint
-    from openbezoar.recipe import PromptSpec
+    from openbezoar.models.references import Checkpoint
+    from openbezoar.recipe.blocks import PromptSpec
 
     llm = Local(Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec(template="own")))
     with torch.no_grad():  # all tokens are as likely, so that greedily the first is drawn: <s>

@@ -11,8 +11,8 @@ from test_schemes import FLAN, Bench, Scripted, flan
 
 from openbezoar import prompts
 from openbezoar.errors import DataError, RecipeError
-from openbezoar.forms import to_example
-from openbezoar.records import Row, Turn
+from openbezoar.rows.forms import to_example
+from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import orca
 from openbezoar.schemes.work import shares
 

@@ -1,0 +1,109 @@
+"""The commands about recipes: ``plan``, ``run`` and ``schema``. Arguments in, one call, words out; no torch at import."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openbezoar.cli.arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of, print_json
+from openbezoar.progress import duration
+
+if TYPE_CHECKING:
+    from openbezoar.engine.graph import Graph
+
+
+def plan(
+    recipe: RecipePath,
+    overrides: Set = None,
+    runs: Runs = RUNS,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Would it fit there? cpu:16GB, cuda:24GB, t4, rtx3090, a100, h100.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would run and why, and what it will cost.
+
+    Tokens, money, memory and time are estimated from the data, the models' sizes and what
+    runs on this machine have taught. Nothing is downloaded, nothing is run. Warnings tell
+    what will not fit into memory or on the disk, or overshoots a budget.
+
+    Example: openbezoar plan recipes/demo.yaml --device t4
+    """
+    from openbezoar.machine.devices import device_named, this_device
+    from openbezoar.plan.table import plan_json, plan_of, print_plan
+
+    made = plan_of(graph_of(recipe, overrides, runs), this_device() if device is None else device_named(device))
+    if as_json:
+        print_json(plan_json(made))
+    else:
+        print_plan(made)
+
+
+def run(
+    recipe: RecipePath,
+    to: Annotated[str | None, typer.Option("--to", metavar="STEP", help="Stop when this step is done.")] = None,
+    overrides: Set = None,
+    runs: Runs = RUNS,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One line a step, and warnings.")] = False,
+) -> None:
+    """Run what is not done. Safe to kill and to run again.
+
+    Ctrl-C ends it, too; the same command goes on from there. Training on several GPUs:
+    torchrun --nproc-per-node 2 -m openbezoar run RECIPE
+
+    Example: openbezoar run recipes/demo.yaml --set steps.dpo.beta=0.2
+    """
+    from openbezoar.engine import execution
+    from openbezoar.engine import graph as graphs
+    from openbezoar.machine.devices import this_device
+    from openbezoar.plan.concerns import concerns
+    from openbezoar.plan.estimates import safe_estimate
+    from openbezoar.plan.rates import learn
+    from openbezoar.progress import for_terminal
+    from openbezoar.store.files import write_json
+    from openbezoar.training import distributed
+
+    if distributed.rank() > 0:
+        execution.follow(lambda: graph_of(recipe, overrides, runs))
+        return
+    graph = graph_of(recipe, overrides, runs)
+    progress = for_terminal(quiet)
+    if any(node.state != "done" for node in graph.upto(to)):
+        device = this_device()
+        for concern in concerns(graph, safe_estimate(graph, device), device, to):
+            if concern.kind != "packages":  # which ends the run in the same words
+                progress.warn(f"warning: {concern}")
+    graph.run.path.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    ran = execution.execute(graph, progress, to)
+    done = graphs.build(graph.recipe, recipe, runs)  # not from the file, which may have been edited since
+    learn(done, ran, safe_estimate(done))
+    write_json(graph.run.path / "run.json", {"recipe": str(recipe.resolve()), "overrides": overrides or []})
+    progress.say(f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}" if ran else "Nothing to do: every step is done.")
+    _print_results(done, to)
+
+
+def _print_results(graph: Graph, to: str | None) -> None:
+    """The table of checkpoints, and where the report and the release are."""
+    from openbezoar.reporting.table import checkpoint_table
+
+    table = checkpoint_table(graph.run)
+    if table is not None:
+        print(table.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    for node in graph.upto(to):
+        folder = graph.run.step(node.name)
+        if node.verb in ("report", "release") and (folder / "manifest.json").is_file():
+            print(f"{node.verb}: {folder / 'report.html' if node.verb == 'report' else folder}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    Example: openbezoar schema > recipe.schema.json
+    """
+    from openbezoar.recipe.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=1))

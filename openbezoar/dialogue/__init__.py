@@ -1,0 +1,1 @@
+"""What conversations and texts are made of: templates, prompts, thoughts, tokens."""

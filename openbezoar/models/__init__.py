@@ -1,0 +1,1 @@
+"""Models: where they lie, how they come into memory, for training and inference."""

@@ -1,0 +1,54 @@
+"""A base's generation settings in a form that can be saved: transformers loads some that it refuses to write.
+
+Settings of sampling without ``do_sample`` are meant for sampling, so that is set; what is still
+refused is left out. Both are told by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from openbezoar.models.files.checks import sampling_without_do_sample
+from openbezoar.models.files.stored import optional_json
+
+FILE = "generation_config.json"
+
+
+def generation_settings(folder: Path) -> tuple[Any, list[str]]:
+    """(a ``GenerationConfig`` that can be saved, what was changed in the folder's own, in words).
+
+    A folder without the file gives what its config says of generation.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    stated = optional_json(folder / FILE) or GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(folder))).to_diff_dict()
+    changed = []
+    if (odd := sampling_without_do_sample(stated)) is not None and stated.get("temperature") != 0:  # 0 is another word for greedy
+        changed.append(f"do_sample: true set, since it has {odd}")
+        stated = {**stated, "do_sample": True}
+    if not _can_be_saved(stated):
+        kept: dict[str, Any] = {}
+        for key in sorted(stated, key=lambda key: key not in ("do_sample", "num_beams")):  # what others depend on comes first
+            if _can_be_saved({**kept, key: stated[key]}):
+                kept[key] = stated[key]
+            else:
+                changed.append(f"{key}: {stated[key]} left out")
+        stated = kept
+    return GenerationConfig(**stated), changed
+
+
+def _can_be_saved(settings: dict[str, Any]) -> bool:
+    from transformers import GenerationConfig
+
+    log = logging.getLogger("transformers.generation.configuration_utils")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it advises on what is asked here
+    try:
+        GenerationConfig(**settings).validate(strict=True)
+    except (ValueError, TypeError):
+        return False
+    finally:
+        log.setLevel(before)
+    return True

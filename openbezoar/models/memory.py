@@ -1,0 +1,185 @@
+"""How much memory a model of a given shape takes: parameters, weights as held, what a training step keeps.
+
+From first principles: each term is a count of values times their width. The two constants
+are measured and say of what. Nothing here imports torch, so that ``plan`` can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openbezoar.machine.devices import Device, this_device
+from openbezoar.recipe.blocks import Shape
+from openbezoar.recipe.train_steps import Dpo, Training
+
+# The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
+PROCESS_BYTES = 460 << 20
+# Without being told, activations are kept whole where the step then stays within an 8 GB card.
+AUTO_BYTES = 7_500_000_000
+# A GPU's own share: CUDA's context and cuBLAS's workspace. A rough figure of common knowledge, not measured here.
+CUDA_BYTES = 600_000_000
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape in a model's config, as in config.json. Raises KeyError for one of another kind of model."""
+    return Shape(
+        hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"], kv_heads=config.get("num_key_value_heads"),
+        head_dim=config.get("head_dim"), mlp=config["intermediate_size"], vocabulary=config["vocab_size"], tied_head=config.get("tie_word_embeddings", False),
+    )  # fmt: skip
+
+
+def parameters(shape: Shape) -> tuple[int, int]:
+    """(parameters of the linear layers inside the trunk, parameters of embeddings and head)."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    kv = (shape.kv_heads or shape.heads) * head
+    layer = shape.hidden * (2 * shape.heads * head + 2 * kv) + 3 * shape.hidden * shape.mlp
+    return shape.layers * layer, (1 if shape.tied_head else 2) * shape.vocabulary * shape.hidden
+
+
+def _targets(shape: Shape) -> dict[str, tuple[int, int]]:
+    """(values in, values out) of each linear layer that can carry an adapter."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
+    return {
+        "q_proj": (shape.hidden, q),
+        "k_proj": (shape.hidden, kv),
+        "v_proj": (shape.hidden, kv),
+        "o_proj": (q, shape.hidden),
+        "gate_proj": (shape.hidden, shape.mlp),
+        "up_proj": (shape.hidden, shape.mlp),
+        "down_proj": (shape.mlp, shape.hidden),
+    }
+
+
+def lora_parameters(shape: Shape, step: Training) -> int:
+    """Trainable parameters of the step's adapter."""
+    sizes = _targets(shape)
+    a_layer = sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets if t != HEAD)
+    return step.lora.r * (shape.layers * a_layer + (shape.hidden + shape.vocabulary) * (HEAD in step.lora.targets))
+
+
+def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
+    """The base as held while it is trained on: NF4 with double quantisation is 4 + 8/64 + 32/(64·256) bits a weight [QLoRA]."""
+    linear, outer = parameters(shape)
+    return int((linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 if quantize == "nf4" else linear * width) + outer * width)
+
+
+def unpacks(in_16_bits: int, nf4: str, dtype: str, device: Device | None = None) -> bool:
+    """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the free memory of a machine without a GPU."""
+    if nf4 != "auto":
+        return nf4 == "unpacked"
+    device = device or this_device()
+    return device.kind == "cpu" and in_16_bits * (2 if dtype == "float32" else 1) <= (device.bytes or 0) / 4
+
+
+def _held(shape: Shape, step: Training, device: Device) -> str:
+    """'nf4' if the base lies packed in memory."""
+    if step.quantize == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype, device):
+        return "none"
+    return step.quantize
+
+
+def process_bytes(device: Device) -> int:
+    """What is taken on the device before any model is there."""
+    return PROCESS_BYTES if device.kind == "cpu" else CUDA_BYTES
+
+
+def cache_bytes(shape: Shape, tokens: float) -> int:
+    """Keys and values of so many tokens, in 16 bits."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    return int(tokens * shape.layers * 2 * (shape.kv_heads or shape.heads) * head * 2)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of a training step at its peak, term by term."""
+
+    process: int  # the interpreter and its libraries, or CUDA's
+    weights: int  # the base as held
+    adapter: int  # fp32 values, gradients and AdamW's two moments
+    kept: int  # for the backward pass, by all layers
+    layer: int  # what one layer holds while it is passed backward, beyond what is kept
+
+    @property
+    def peak(self) -> int:
+        return self.process + self.weights + self.adapter + self.kept + self.layer
+
+
+def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
+    """Bytes that one token leaves in one decoder layer for its backward pass.
+
+    The two norms' inputs; q, k, v and attention's output; the MLP's gate and up projection
+    (training/layers.py, forest/attention.py). A frozen linear layer keeps nothing of its input;
+    an adapter does, once for those that share it, and with dropout a byte a value for its own mask.
+    """
+    head = shape.head_dim or shape.hidden // shape.heads
+    q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
+    norms = width * 2 * shape.hidden
+    attention = width * (2 * q + 2 * kv)
+    mlp = width * 2 * shape.mlp
+    sizes = _targets(shape)
+    targets = [t for t in step.lora.targets if t != HEAD]
+    inputs = {INPUTS.get(t, t): sizes.get(t, (shape.hidden, shape.hidden))[0] for t in targets}
+    masks = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in targets) if step.lora.dropout else 0
+    return norms + attention + mlp + width * sum(inputs.values()) + masks
+
+
+HEAD = "lm_head"
+"""The vocabulary head, one for all layers."""
+INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
+"""Linear layers that are given the same tensor."""
+
+
+def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -> TrainingMemory:
+    width, held = 4 if step.dtype == "float32" else 2, _held(shape, step, device)
+    tokens = max(step.tokens, step.max_length * (2 if isinstance(step, Dpo) else 1))  # a pair is one tree of two paths
+    a_layer = tokens * kept_of_a_layer(shape, step, width)
+    # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
+    # the down projection's weight made 16-bit again.
+    wide, weight = tokens * shape.mlp * width, shape.mlp * shape.hidden * width
+    back = max(3 * wide, wide + (weight if held == "nf4" else 0)) + 2 * tokens * shape.hidden * width
+    return TrainingMemory(
+        process=process_bytes(device),
+        weights=weight_bytes(shape, held, width),
+        adapter=lora_parameters(shape, step) * 16,
+        kept=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
+        layer=(a_layer if checkpointing else 0) + back,
+    )
+
+
+def checkpoints(shape: Shape, step: Training, device: Device | None = None) -> bool:
+    """Whether the step recomputes activations: as the recipe says; with ``auto``, where keeping them would take more than 7.5 GB."""
+    if step.checkpointing != "auto":
+        return step.checkpointing
+    return _memory(shape, step, False, device or this_device()).peak > AUTO_BYTES
+
+
+def training_memory(shape: Shape, step: Training, device: Device | None = None) -> TrainingMemory:
+    """The peak of a training step, for a pass of ``tokens`` tokens; device: this machine's if none is given."""
+    device = device or this_device()
+    return _memory(shape, step, checkpoints(shape, step, device), device)
+
+
+def load_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
+    """Peak bytes while a base and its adapter are loaded.
+
+    For NF4 the last large weight is still in the making beside all others: in 16 bits and in
+    fp32, with the scaled values and their codes, or a product, in four bytes each.
+    """
+    width = 4 if step.dtype == "float32" else 2
+    making = shape.mlp * shape.hidden * (width + 12) if step.quantize == "nf4" else 0
+    device = device or this_device()
+    return process_bytes(device) + weight_bytes(shape, _held(shape, step, device), width) + 4 * lora_parameters(shape, step) + making
+
+
+def step_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
+    """Peak bytes of an sft or dpo step: loading, or training."""
+    device = device or this_device()
+    return max(load_memory(shape, step, device), training_memory(shape, step, device).peak)
+
+
+def merge_memory(shape: Shape, device: Device | None = None) -> int:
+    """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making; the shards are written with less."""
+    return process_bytes(device or this_device()) + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)

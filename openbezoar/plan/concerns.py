@@ -1,0 +1,209 @@
+"""What will go wrong with a run, said before any work: packages, memory, disk, budgets, and what is odd about models.
+
+Reads the estimates, the device, the disks' free space and what the run has spent; writes
+nothing. These are warnings, since the estimates behind them are estimates; only for a missing
+package does a run not begin.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from openbezoar.engine import needs
+from openbezoar.engine.graph import Graph, Node
+from openbezoar.llm.calls import FILE, CallStore, Spent
+from openbezoar.machine.devices import Device
+from openbezoar.models.files.checks import check
+from openbezoar.models.memory import lora_parameters, parameters
+from openbezoar.models.references import cache_folder, folder_here, is_here
+from openbezoar.plan.estimates import Estimate
+from openbezoar.plan.shapes import model_of, shape_of_model
+from openbezoar.recipe.blocks import Budget, LocalModel, Price, ServerModel
+from openbezoar.recipe.data_steps import Filter
+from openbezoar.recipe.tell_steps import GgufForm, Release
+from openbezoar.recipe.train_steps import Dpo, Merge, Sft, Training
+from openbezoar.rows.sources import model_reference
+
+SURE = 0.85  # of the memory; the estimates are good to some 15 %
+
+
+@dataclass(frozen=True)
+class Concern:
+    """One warning. step: the step it is about, None for the whole run."""
+
+    kind: Literal["packages", "memory", "disk", "budget", "device", "model"]
+    step: str | None
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.text}" if self.step else self.text
+
+
+def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to: str | None = None) -> list[Concern]:
+    """Everything to be said before the steps that are not done, up to ``to``, are run."""
+    todo = [node for node in graph.upto(to) if node.state != "done"]
+    about_models = [*_packages(graph, todo), *_models_here(graph, todo)]
+    return [*about_models, *_memory(todo, estimates, device), *_arithmetic(todo, device), *_disk(graph, todo), *_budgets(graph, todo, estimates)]
+
+
+def _packages(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+    if error := needs.lacking(todo, graph.recipe, graph.recipe_path.parent):
+        yield Concern("packages", None, str(error))
+
+
+def _memory(todo: list[Node], estimates: Mapping[str, Estimate], device: Device) -> Iterator[Concern]:
+    for node in todo:
+        need, have = estimates[node.name].memory_bytes, device.bytes
+        if need is None or have is None or need <= SURE * have:
+            continue
+        room = f"{have / 1e9:.1f} GB{' free' if device.kind == 'cpu' else ''}"
+        verdict = f"does not fit: about {need / 1e9:.1f} GB, {device.name} has {room}" if need > have else f"may not fit: about {need / 1e9:.1f} GB of {room}"
+        yield Concern("memory", node.name, f"{verdict}; {_remedy(node.step)}")
+
+
+def _remedy(step: object) -> str:
+    if not isinstance(step, Training):
+        return "take a smaller model or a larger machine"
+    ways = ["quantize: nf4"] if step.quantize == "none" else ["nf4: packed"] if step.nf4 == "unpacked" else []
+    ways += ["checkpointing: true"] if step.checkpointing is False else []
+    return f"set {' and '.join([*ways, 'smaller tokens and max_length'])}, or take a smaller model"
+
+
+def _arithmetic(todo: list[Node], device: Device) -> Iterator[Concern]:
+    slow = [node.name for node in todo if isinstance(node.step, Training) and node.step.dtype == "bfloat16"]
+    if slow and not device.bfloat16:
+        yield Concern("device", None, f"{device.name} has no bfloat16 arithmetic, it is slow there: set dtype: float16 for {', '.join(slow)}")
+
+
+def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+    """What the checks of a model's parts noticed, and the run goes on with."""
+    place = graph.recipe_path.parent
+    for name in {name: None for node in todo for name in _models(graph, node)}:
+        spec = graph.recipe.models.get(name)
+        folder = folder_here(model_reference(spec.model, place, graph.recipe.data), place) if isinstance(spec, LocalModel) else None
+        for notice in check(folder) if folder is not None else ():
+            yield Concern("model", None, f"models.{name}: {notice}")
+
+
+# ---------------------------------------------------------------------------- disk
+
+
+def _disk(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+    """What the steps will write, and what has to be fetched first, against the free space of the disks they go to."""
+    wanted: dict[int, list[tuple[int, str, Path]]] = {}
+    for where, bytes_, what in (
+        (graph.run.path, written_bytes(graph, todo), "the run's files"),
+        (cache_folder(), _fetched_bytes(graph, todo), "models to fetch"),
+    ):
+        place = _existing(where)
+        if bytes_:
+            wanted.setdefault(place.stat().st_dev, []).append((bytes_, what, place))
+    for parts in wanted.values():
+        need, free = sum(bytes_ for bytes_, _, _ in parts), shutil.disk_usage(parts[0][2]).free
+        if need > SURE * free:
+            what = " and ".join(f"{what} {bytes_ / 1e9:.1f} GB" for bytes_, what, _ in parts)
+            yield Concern("disk", None, f"{parts[0][2]}: {what}, {free / 1e9:.1f} GB are free; make room, or use --runs with a folder on another disk")
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def written_bytes(graph: Graph, todo: list[Node]) -> int:
+    """Bytes of weights that steps write, with the most that one of them holds for a while. Rows are small beside them."""
+    parts = [_written(graph, node) for node in todo]
+    return sum(stays for stays, _ in parts) + max((passing for _, passing in parts), default=0)
+
+
+def _written(graph: Graph, node: Node) -> tuple[int, int]:
+    """(bytes that a step leaves, bytes that it has beside them until it is done)."""
+    step = node.step
+    if isinstance(step, (Sft, Dpo)) and (shape := shape_of_model(graph, step.model)):
+        adapter = 4 * lora_parameters(shape, step)
+        return adapter, adapter * (4 if step.evaluate_every else 3)  # values and two moments, perhaps the best values
+    if isinstance(step, Merge) and (shape := shape_of_model(graph, step.merge)):
+        model = (4 if step.dtype == "float32" else 2) * sum(parameters(shape))
+        return model, model if step.onto == "best" else 0  # both bases are tried
+    if isinstance(step, Release):
+        shapes = [shape for name in step.release if (shape := shape_of_model(graph, name))]
+        return sum(int(width * sum(parameters(shape))) for shape in shapes for width in _release_widths(step)), 0
+    return 0, 0
+
+
+GGUF_WIDTHS: Mapping[GgufForm, float] = {"f16": 2.0, "q8_0": 34 / 32}
+"""Bytes a weight in GGUF; q8_0 holds 32 weights in 32 bytes and a 16-bit scale."""
+
+
+def _release_widths(step: Release) -> tuple[float, ...]:
+    """Bytes a weight of a release's copies; the safetensors are links to the merge step's."""
+    return tuple(GGUF_WIDTHS[kind] for kind in step.gguf)
+
+
+def _fetched_bytes(graph: Graph, todo: list[Node]) -> int:
+    """Bytes of models that are not on disk and whose shape the recipe tells."""
+    named = {name for node in todo for name in _models(graph, node)}
+    specs = {spec.model: spec for name in named if isinstance(spec := graph.recipe.models.get(name), LocalModel)}
+    return sum(2 * sum(parameters(spec.shape)) for spec in specs.values() if spec.shape is not None and not is_here(spec.model, graph.recipe_path.parent))
+
+
+def _models(graph: Graph, node: Node) -> Collection[str]:
+    return list(node.parts.get("models", ()))  # by their names in the recipe
+
+
+# --------------------------------------------------------------------------- budgets
+
+
+def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) -> Iterator[Concern]:
+    """Budgets that the estimates overshoot, what the run has already spent counted."""
+    limits: list[tuple[str | None, Budget]] = [(node.name, budget) for node in todo if (budget := getattr(node.step, "budget", None)) is not None]
+    if graph.recipe.budget is not None:
+        limits.append((None, graph.recipe.budget))
+    if not limits:
+        return
+    spent = _spent(graph)
+    for step, budget in limits:
+        asked = [estimates[node.name] for node in todo if step in (None, node.name) and _asks(node)]
+        if not asked:
+            continue
+        accounts = [(model, cost) for (name, model), cost in spent.items() if step in (None, name)]
+        tokens = sum((made.tokens_in or 0) + (made.tokens_out or 0) for made in asked)
+        money = sum(made.money or 0.0 for made in asked)
+        gone = sum(cost.prompt_tokens + cost.tokens for _, cost in accounts)
+        paid = sum(_money(graph, model, cost) for model, cost in accounts)
+        where = f"steps.{step}.budget" if step else "budget"
+        if budget.tokens is not None and gone + tokens > budget.tokens:
+            yield Concern(
+                "budget",
+                step,
+                f"about {tokens:,} tokens to ask for, {where} has {budget.tokens - gone:,} left: the run will stop there; raise it or ask for less",
+            )
+        if budget.money is not None and paid + money > budget.money:
+            yield Concern(
+                "budget", step, f"about {money:.2f} to pay, {where} has {budget.money - paid:.2f} left: the run will stop there; raise it or ask for less"
+            )
+
+
+def _asks(node: Node) -> bool:
+    """Whether a step asks a model, on the budget's account."""
+    return node.verb in ("generate", "mt_bench", "agreement", "failures") or (isinstance(node.step, Filter) and node.step.judge is not None)
+
+
+def _spent(graph: Graph) -> dict[tuple[str, str], Spent]:
+    """By step and model, what the run has paid for."""
+    runs = graph.run.path.parent
+    if not (runs / FILE).is_file():
+        return {}
+    return {(step, model): cost for (run, step, model), cost in CallStore(runs).accounts().items() if run == graph.run.name}
+
+
+def _money(graph: Graph, model: str, cost: Spent) -> float:
+    spec = model_of(graph, model)
+    price = spec.price if isinstance(spec, ServerModel) else Price()
+    return (cost.prompt_tokens * price.input + cost.tokens * price.output) / 1e6

@@ -1,0 +1,175 @@
+"""What ``plan`` says of a recipe: the steps with what they will cost, the sums, the warnings. As a table, or as plain data.
+
+Reads the graph, its manifests and the estimates; writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from openbezoar.engine.graph import Graph, Node
+from openbezoar.machine.devices import Device
+from openbezoar.plan.concerns import Concern, concerns
+from openbezoar.plan.estimates import Estimate, safe_estimate
+from openbezoar.plan.rates import learnt_rates
+from openbezoar.progress import duration
+
+WIDTH = 100  # where there is no terminal to ask
+WHY, NAME = 24, 10  # least columns of the reason, and of a step's name
+GAP = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's steps with their estimates. took: seconds of steps that are done."""
+
+    graph: Graph
+    device: Device
+    estimates: dict[str, Estimate]
+    concerns: list[Concern]
+    took: dict[str, float]
+    rates: dict[str, float]
+
+    @property
+    def todo(self) -> list[Node]:
+        """The steps that would run."""
+        return [node for node in self.graph.nodes.values() if node.state != "done"]
+
+
+def plan_of(graph: Graph, device: Device) -> Plan:
+    """The plan of a recipe on a device."""
+    estimates = safe_estimate(graph, device)
+    manifests = {name: graph.run.manifest(name) for name, node in graph.nodes.items() if node.state == "done"}
+    took = {name: float(manifest["seconds"]) for name, manifest in manifests.items() if manifest and "seconds" in manifest}
+    rates = {name: rate for name, rate in learnt_rates().items() if name.startswith(("tokens.", f"{device.kind}."))} if device.here else {}
+    return Plan(graph, device, estimates, concerns(graph, estimates, device), took, rates)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data. Bytes, seconds, tokens; money in the currency of the recipe's prices."""
+    steps = [
+        {
+            "name": n.name,
+            "verb": n.verb,
+            "state": n.state,
+            "why": n.why,
+            "inputs": list(n.inputs),
+            **asdict(plan.estimates[n.name]),
+            "took": plan.took.get(n.name),
+        }
+        for n in plan.graph.nodes.values()
+    ]
+    return {
+        "recipe": plan.graph.recipe.name,
+        "run": str(plan.graph.run.path),
+        "device": asdict(plan.device),
+        "steps": steps,
+        "total": _total(plan),
+        "rates": plan.rates,
+        "warnings": [{**asdict(concern), "text": concern.text} for concern in plan.concerns],
+    }
+
+
+def _total(plan: Plan) -> dict[str, Any]:
+    """Sums over the steps that would run; None where nothing can be said."""
+    made = [plan.estimates[node.name] for node in plan.todo]
+    seconds = [e.seconds for e in made if e.seconds]
+    return {
+        "steps": len(plan.todo),
+        "tokens": sum((e.tokens_in or 0) + (e.tokens_out or 0) for e in made),
+        "money": sum(e.money or 0.0 for e in made),
+        "seconds": sum(seconds) if seconds else None,
+        "memory_bytes": max((e.memory_bytes for e in made if e.memory_bytes), default=None),
+    }
+
+
+# ------------------------------------------------------------------------- as a table
+
+
+def print_plan(plan: Plan) -> None:
+    """One line a step, the sums, where the numbers come from, and the warnings, to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    class Plain(Console):
+        """Leaves a reader that went away to the command line; rich would end the program with an error."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 and int(columns) else WIDTH
+    console = Plain(highlight=False, markup=False, width=None if sys.stdout.isatty() else width)
+    rows = [_cells(plan, node) for node in plan.graph.nodes.values()]
+    shown = [name for name in COLUMNS if name in ALWAYS or any(row[name] for row in rows)]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name, width in zip(shown, _widths(shown, rows, console.width), strict=True):
+        table.add_column(name, justify="left" if name in ALWAYS else "right", overflow="fold", width=width)
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    console.print(table)
+    console.print()
+    for line in _words(plan):
+        console.print(line)
+
+
+def _widths(shown: Sequence[str], rows: Sequence[dict[str, str]], total: int) -> list[int]:
+    """Columns as wide as their texts; the reason gets what is left, and names are folded where that is too little."""
+    wide = {name: max(len(name), *(len(row[name]) for row in rows)) for name in shown}
+    room = total - GAP * (len(shown) - 1) - sum(width for name, width in wide.items() if name not in ("step", "why"))
+    step = max(min(wide["step"], room - min(WHY, wide["why"])), NAME)
+    return [*(step if name == "step" else min(wide["why"], max(room - step, NAME)) if name == "why" else width for name, width in wide.items())]
+
+
+COLUMNS = ("step", "verb", "state", "rows", "tokens", "money", "memory", "time", "why")
+ALWAYS = ("step", "verb", "state", "why")
+
+
+def _cells(plan: Plan, node: Node) -> dict[str, str]:
+    made, took = plan.estimates[node.name], plan.took.get(node.name)
+    return {
+        "step": node.name,
+        "verb": node.verb,
+        "state": node.state,
+        "rows": count(made.rows),
+        "tokens": count((made.tokens_in or 0) + (made.tokens_out or 0)),
+        "money": f"{made.money:.2f}" if made.money else "",
+        "memory": f"{made.memory_bytes / 1e9:.1f} GB" if made.memory_bytes else "",
+        "time": duration(took) if took is not None else f"{'~' if made.assumed else ''}{duration(made.seconds)}" if made.seconds else "",
+        "why": node.why,
+    }
+
+
+def _words(plan: Plan) -> Sequence[str]:
+    """What stands below the table."""
+    total, open_steps = _total(plan), plan.todo
+    if not open_steps:
+        return [f"All {len(plan.graph.nodes)} steps are done; times are what they took."]
+    parts = [f"{count(total['tokens'])} tokens"] if total["tokens"] else []
+    parts += [f"money {total['money']:.2f}"] if total["money"] else []
+    parts += [f"about {duration(total['seconds'])}"] if total["seconds"] else []
+    lines = [f"{len(open_steps)} of {len(plan.graph.nodes)} steps would run{': ' if parts else ''}{', '.join(parts)}"]
+    lines.append(_about_memory(plan.device))
+    if plan.rates:
+        speeds = [f"{name.partition('.')[2]} {rate / 1e9:.0f}" for name, rate in plan.rates.items() if not name.startswith("tokens.")]
+        lines += [f"Times by what runs on this machine reached, in GFLOP/s: {', '.join(speeds)}."] if speeds else []
+    if any(plan.estimates[node.name].assumed and plan.estimates[node.name].seconds for node in open_steps):
+        lines.append("Times with '~' are assumed; a finished run on this machine teaches better ones.")
+    if not plan.device.here:
+        lines.append("No times: they are known for this machine only.")
+    return [*lines, *(f"warning: {concern}" for concern in plan.concerns)]
+
+
+def _about_memory(device: Device) -> str:
+    room = "" if device.bytes is None else f", {device.bytes / 1e9:.1f} GB{' free' if device.kind == 'cpu' else ''}"
+    how = "counted, held against measurements on a CPU" if device.kind == "cpu" else "counted, not measured on this GPU"
+    return f"Memory: peak of a step on {device.name}{room}; {how}."
+
+
+def count(n: float | None) -> str:
+    """A number in five characters; nothing for none."""
+    return "" if not n else f"{n / 1e6:.1f}M" if n >= 1e6 else f"{n / 1e3:.0f}k" if n >= 1e4 else f"{n:.0f}"

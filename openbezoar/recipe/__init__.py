@@ -1,0 +1,1 @@
+"""The recipe: every knob, documented where it is declared."""

@@ -1,0 +1,257 @@
+"""A recipe's file → a ``Recipe``: YAML, defaults of a verb, ``--set`` overrides, and one-line errors that name the key."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from openbezoar.errors import RecipeError, named, shown
+from openbezoar.machine.textfiles import read_text
+from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel
+from openbezoar.recipe.data_steps import Generate, Rules
+from openbezoar.recipe.measure_steps import TaskSpec
+from openbezoar.recipe.schema import VERBS, Recipe, verb_of
+from openbezoar.recipe.train_steps import Lora
+
+MOST = 100_000  # values of a recipe, each alias counted as all that it stands for; the largest one here has some hundreds
+LONGEST = 600  # characters of what YAML or the schema says about a mistake
+
+
+LARGEST = 2**1000  # a whole number that every float can still hold
+
+
+class _Unfit(ValueError):
+    """YAML that cannot be a recipe, though YAML's own loader takes it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """As ``yaml.safe_load``, but a key that is there twice, of which that drops the first without a word, is a mistake.
+
+    So are halves of characters, which no tokenizer takes.
+    """
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        try:  # JSON writes a character as a pair of surrogates, which YAML's loader leaves apart
+            node.value = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            raise _Unfit(f"line {node.start_mark.line + 1}: half a character (a lone surrogate) in a text; write the whole character") from None
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))
+        if abs(value) >= LARGEST:
+            raise _Unfit(f"line {node.start_mark.line + 1}: a whole number of hundreds of digits; expected one that a setting can have")
+        return value
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _Unfit(f"line {line}: '{named(key.value)}' is there already, in line {lines[key.value]}; rename one or take it out")
+            lines[key.value] = line
+        return node
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _tree(text: str) -> Any:
+    """YAML as plain values. Raises _Unfit before anything is built that is larger than a recipe or holds itself."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _checked(loader, node)
+    finally:
+        loader.dispose()
+
+
+def _checked(loader: _Loader, root: yaml.Node) -> Any:
+    sizes: dict[int, int] = {}  # of finished nodes; 0 while their inner ones are counted
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        children = [inner for pair in node.value for inner in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inner = children if isinstance(node, yaml.CollectionNode) else []
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            if any(sizes.get(id(child)) == 0 for child in inner):
+                raise _Unfit(f"line {node.start_mark.line + 1}: an alias stands inside of what it stands for; write the value out")
+            stack += [child for child in inner if id(child) not in sizes]
+            continue
+        stack.pop()
+        sizes[id(node)] = 1 + sum(sizes[id(child)] for child in inner)
+        if sizes[id(node)] > MOST:
+            raise _Unfit(f"line {node.start_mark.line + 1}: aliases (*NAME) make over {MOST:,} values of it; write out what is meant")
+    return loader.construct_document(root)
+
+
+def _clipped(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a file, with ``a.b=value`` overrides applied to its YAML.
+
+    Raises RecipeError with one line naming the key and what to do.
+    """
+    try:
+        text = read_text(path, RecipeError)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; expected a recipe's file, such as recipes/demo.yaml") from None
+    try:
+        tree = _tree(text)
+    except _Unfit as error:
+        raise RecipeError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+        raise RecipeError(f"{path}: not YAML: {_clipped(error)}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply; expected a recipe") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with name, models and steps")
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data; ``where`` names it in errors."""
+    steps = tree.get("steps")
+    if "steps" not in tree and (hint := _suggest(tree, ["steps"])):
+        raise RecipeError(f"{where}: no steps{hint}; expected a mapping from names to steps")
+    if not isinstance(steps, dict) or not steps:
+        raise RecipeError(f"{where}: steps: expected a mapping from names to steps, at least one")
+    defaults = tree.get("defaults") or {}
+    _check_defaults(defaults, where)
+    parsed = {str(name): _parse_step(str(name), step, defaults, where) for name, step in steps.items()}
+    try:
+        return Recipe.model_validate({**tree, "steps": parsed})
+    except ValidationError as error:
+        raise RecipeError(one_line(error, where, Recipe)) from None
+
+
+def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
+    if name in ("reviews", "votes"):
+        raise RecipeError(f"{where}: steps: a run keeps what people decide in its folder '{name}'; give the step another name")
+    if not isinstance(step, dict):
+        raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
+    verb = verb_of(step)
+    if not verb:
+        found = [v for v in VERBS if v in step]
+        hint = f"two verbs ({', '.join(found)}); a step has one" if found else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
+        raise RecipeError(f"{where}: steps.{name}: {hint}")
+    kind = VERBS[verb]
+    common = defaults.get(verb, {}) if isinstance(defaults, dict) else {}
+    if verb == "generate" and isinstance(common, dict):  # options of one scheme must not reach another
+        common = {k: v for k, v in common.items() if k in Generate.model_fields}
+    try:
+        return kind.model_validate({**(common or {}), **step})
+    except ValidationError as error:
+        raise RecipeError(one_line(error, f"{where}: steps.{name}", kind)) from None
+
+
+def _check_defaults(defaults: Any, where: str) -> None:
+    if not isinstance(defaults, dict):
+        raise RecipeError(f"{where}: defaults: expected a mapping from verbs to settings")
+    for verb, settings in defaults.items():
+        if verb not in VERBS:
+            raise RecipeError(f"{where}: defaults.{verb}: not a verb{_suggest([verb], VERBS)}; expected one of {', '.join(VERBS)}")
+        if not isinstance(settings, dict):
+            raise RecipeError(f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {shown(settings)})")
+        for key in settings:
+            if key not in VERBS[verb].model_fields:
+                raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}")
+
+
+def _suggest(given: Any, known: Any) -> str:
+    for key in given:
+        if close := difflib.get_close_matches(str(key), list(known), n=1):
+            return f" (did you mean '{close[0]}' for '{key}'?)"
+    return ""
+
+
+BRANCHES = ("str", "int", "bool", "DataSpec", "ServerModel", "LocalModel", "TaskSpec")
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of an error's place is no key of the recipe, but names one of the forms that a value may have."""
+    return part in BRANCHES or str(part).startswith(("function-", "list["))
+
+
+def _meant(errors: list[Any]) -> Any:
+    """The first error; where a value may have several forms, and each says why it is none of it, that of the form that was meant."""
+    first = errors[0]
+    at = next((i for i, part in enumerate(first["loc"]) if _is_branch(part)), None)
+    if at is None:
+        return first
+    rivals = [e for e in errors if e["loc"][:at] == first["loc"][:at] and len(e["loc"]) > at]
+    if first["loc"][at] == "ServerModel":
+        served = "server" in first["input"] if isinstance(first["input"], dict) else first["type"] != "missing"
+        rivals = [e for e in rivals if e["loc"][at] == ("ServerModel" if served else "LocalModel")] or rivals
+    return max(rivals, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+
+
+def _misspelt(errors: list[Any], first: Any) -> Any:
+    """The error of an unknown key, where that is what a missing one was meant to be; else the error given."""
+    if first["type"] != "missing":
+        return first
+    unknown = {str(e["loc"][-1]): e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]}
+    close = difflib.get_close_matches(str(first["loc"][-1]), list(unknown), n=1)
+    return unknown[close[0]] if close else first
+
+
+def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
+    """A validation error as one line: the place, what is wrong, the remedy."""
+    errors = error.errors()
+    first = _misspelt(errors, _meant(errors))
+    place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        forms = {form.__name__: form for form in (DataSpec, TaskSpec, LocalModel, ServerModel)}
+        branch = next((forms[part] for part in reversed(first["loc"]) if part in forms), None)
+        fields = {str(e["loc"][-1]) for e in errors if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]}
+        for block in (branch,) if branch else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel):
+            fields |= {field for field in block.model_fields if field != key}
+        return f"{where}: {place}: unknown key{_suggest([key], fields)}; see docs/recipe-reference.md or remove it"
+    if first["type"] == "missing":
+        return f"{where}: {place}: missing; add it"
+    message = "expected a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
+    secret = {"server", "key"} & set(first["loc"])  # where passwords are put by mistake
+    given = "" if secret or isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
+    return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise RecipeError(f"--set {override}: expected key.path=value, such as steps.dpo.beta=0.2")
+    try:
+        value = _tree(text)
+    except _Unfit as error:
+        raise RecipeError(f"--set {named(override)}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        value = text
+    node: Any = tree
+    *parents, last = path.split(".")
+    for part in parents:
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override}: '{part}' lies inside a value that has no keys")
+        if part not in node and node is tree.get("steps"):
+            raise RecipeError(f"--set {override}: no step '{part}'{_suggest([part], node)}")
+        node = node.setdefault(part, {})
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {override}: '{parents[-1]}' is a plain value, it has no key '{last}'")
+    node[last] = value

@@ -1,0 +1,1 @@
+"""Rows: their forms, where they come from, how they are read and written."""

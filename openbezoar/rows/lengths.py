@@ -1,0 +1,54 @@
+"""How many tokens the rows of a recipe's data will have, before any tokenizer is loaded. Reads rows, computes plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from openbezoar.recipe.train_steps import Training
+from openbezoar.rows.records import Row
+
+CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
+MARKERS = 14  # tokens of a prompt's headings
+SYSTEM_TOKENS = 36  # of the project's system message, under vocabularies of 49k and 262k
+FIELDS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")
+
+
+class Texts(NamedTuple):
+    """``rows`` rows of like length. paths: characters of each text that is trained or shown: one, or those of a pair's
+    chosen and rejected; own_system: the system message is among them."""
+
+    rows: float
+    paths: tuple[float, ...]
+    own_system: bool = False
+
+    @property
+    def characters(self) -> float:
+        return sum(self.paths)
+
+
+def texts_of(row: Row, rejected: bool = True) -> Texts:
+    """Of one row; ``rejected``: of a pair's both dialogues."""
+    if "chosen" in row and "rejected" in row:
+        shared = len(row["prompt"]) if isinstance(row.get("prompt"), str) else 0
+        return Texts(1, tuple(shared + len(str(row[name])) for name in (("chosen", "rejected") if rejected else ("chosen",))))
+    return Texts(1, (sum(len(v) for k, v in row.items() if isinstance(v, str) and k in FIELDS),), isinstance(row.get("system"), str))
+
+
+def path_tokens(texts: Texts, system: str | None) -> list[float]:
+    """Tokens of each path, with its prompt's headings and ``system``, or the project's own message, where the rows bring none."""
+    shown = 0.0 if texts.own_system else SYSTEM_TOKENS if system is None else len(system) / CHARACTERS_A_TOKEN
+    return [characters / CHARACTERS_A_TOKEN + MARKERS + shown for characters in texts.paths]
+
+
+def trained(step: Training, texts: Iterable[Texts], system: str | None) -> tuple[float, float]:
+    """(rows that a training step sees, their tokens on average, of all paths): without those held out or too long."""
+    rows = tokens = 0.0
+    for some in texts:
+        paths = path_tokens(some, system)
+        if step.too_long == "drop" and max(paths) > step.max_length:
+            continue
+        rows += some.rows
+        tokens += some.rows * sum(min(length, step.max_length) for length in paths)
+    mean = tokens / rows if rows else 0.0
+    return rows - (min(rows // step.heldout_every, step.heldout_rows) if step.heldout is None else 0), mean

@@ -1,0 +1,114 @@
+"""Data references → rows: local files, hub data sets, other steps' results."""
+
+from __future__ import annotations
+
+import random
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from openbezoar.errors import DataError, RecipeError, named
+from openbezoar.recipe.blocks import DataRef, DataSpec, data_specs
+from openbezoar.rows.hub import load_rows
+from openbezoar.rows.records import JsonLines, Row
+
+ROWS = "rows.jsonl"
+
+
+def resolve_path(text: str, recipe_folder: Path, data_folder: str | None) -> Path:
+    """A path of a recipe: relative to the recipe's own file; ``$data/…`` lies in the recipe's data folder."""
+    if text.startswith("$data"):
+        if data_folder is None:
+            raise RecipeError(f"'{text}': the recipe has no 'data' folder; add 'data: FOLDER', or --set data=FOLDER")
+        text = data_folder + text.removeprefix("$data")
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else (recipe_folder / path)
+
+
+def model_reference(text: str, recipe_folder: Path, data_folder: str | None) -> str:
+    """A recipe's model reference, with ``$data/…`` as the path that it stands for."""
+    return str(resolve_path(text, recipe_folder, data_folder).resolve()) if text.startswith("$data") else text
+
+
+class Table(Protocol):
+    """Rows that can be gone through again and again."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def shuffled(self, seed: int) -> Iterator[Row]:
+        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
+
+
+def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
+    """The rows that ``shuffle``, ``where``, ``offset`` and ``limit`` leave, in that order, fields renamed and added first.
+
+    Shuffling first gives two references to one file the same order, whatever each keeps of it.
+    Rows are read one by one, and none after the limit unless they are shuffled.
+    """
+    rows = table.shuffled(seed) if spec.shuffle else iter(table)
+    if spec.rename or spec.add:
+        rows = (_fitted(row, spec) for row in rows)
+    if spec.where:
+        allowed = {field: wanted if isinstance(wanted, list) else [wanted] for field, wanted in spec.where.items()}
+        rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
+    return islice(rows, *(None if place is None else min(place, sys.maxsize) for place in (spec.offset, spec.limit and spec.offset + spec.limit)))
+
+
+def _fitted(row: Row, spec: DataSpec) -> Row:
+    """The row with fields renamed and added. A field that is renamed takes the place of one that has the name already."""
+    kept = {key: value for key, value in row.items() if key not in spec.rename}
+    return {**kept, **{ours: row[theirs] for theirs, ours in spec.rename.items() if theirs in row}, **spec.add}
+
+
+def read(
+    ref: DataRef,
+    recipe_folder: Path,
+    data_folder: str | None,
+    step_folder: dict[str, Path],
+    seed: int,
+    scratch: Path | None = None,
+    mended: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, Row]]:
+    """Rows of a reference with where each came from, one held at a time. Raises DataError if nothing is left.
+
+    scratch, mended: as for ``JsonLines``.
+    """
+    for spec in data_specs(ref):
+        table: Table
+        if spec.data in step_folder:
+            name, table = f"step {spec.data}", JsonLines(step_folder[spec.data] / ROWS, scratch, mended)
+        elif spec.data.startswith("hub:"):
+            name, table = spec.data, HubRows(spec.data)
+        else:
+            path = resolve_path(spec.data, recipe_folder, data_folder)
+            name, table = str(path), JsonLines(path, scratch, mended)
+        number = 0
+        for number, row in enumerate(select(table, spec, seed), 1):
+            yield f"{name}: row {named(row.get('id', number))}", row
+        if number:
+            continue
+        rows = sum(1 for _ in table)
+        if rows:
+            raise DataError(f"{name}: none of {rows} rows is left by where={spec.where}, offset={spec.offset}, limit={spec.limit}; loosen them")
+        if spec.data in step_folder:
+            raise DataError(f"step {spec.data}: it kept no row; look at its counts with 'openbezoar show' and loosen its rules")
+        raise DataError(f"{name}: the file is empty; expected at least one row")
+
+
+class HubRows:
+    """Rows of a data set of the hub (``hub.DataSetRef``), which the hub's client keeps on disk. Raises DataError saying why it cannot be had."""
+
+    def __init__(self, ref: str) -> None:
+        self.data: Any = load_rows(ref)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (dict(row) for row in self.data)
+
+    def shuffled(self, seed: int) -> Iterator[Row]:
+        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
+        places = array("q", range(len(self.data)))
+        random.Random(seed).shuffle(places)
+        return (dict(self.data[place]) for place in places)

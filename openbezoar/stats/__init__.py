@@ -1,0 +1,1 @@
+"""Intervals and tests for means, paired differences, shares and agreement. numpy only."""

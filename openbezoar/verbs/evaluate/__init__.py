@@ -1,0 +1,1 @@
+"""The verb ``evaluate``: tasks, held-out losses and preference accuracies."""

@@ -1,0 +1,1 @@
+"""The verb ``failures``: what checkpoints get wrong."""

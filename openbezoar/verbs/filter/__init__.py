@@ -1,0 +1,1 @@
+"""The verb ``filter``: the good rows are kept."""

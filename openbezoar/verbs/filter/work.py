@@ -1,0 +1,140 @@
+"""Keep the good rows: texts are cleaned, rules drop, a judge rates, and a person has the last word.
+
+Reads instruction rows (``instruction``, optional ``context``, ``response``), the benchmarks'
+rows if asked to decontaminate, and the run's ``reviews/STEP.jsonl``. Writes ``rows.jsonl``
+(kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule`` that dropped the
+row and ``why``, or the judge's status, rating and reason) and ``unscored.jsonl`` (rows on
+which the judge could not be understood: neither kept nor rejected; with why and its last
+reply). Every row has the ``hash`` that reviews know it by, and ``cleaned`` names what was
+changed in it.
+
+The rating scale and the three columns follow the released data sets (status, rating,
+reason); thresholds and wording are this project's, the paper's are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from openbezoar.cleaning import funnel
+from openbezoar.cleaning.contamination import Overlap
+from openbezoar.cleaning.funnel import Outcome
+from openbezoar.cleaning.reviews import Reviews, row_hash
+from openbezoar.cleaning.rules import Candidate, Screen
+from openbezoar.cleaning.text import clean_row
+from openbezoar.context import StepContext
+from openbezoar.errors import DataError, named
+from openbezoar.llm import open_llm
+from openbezoar.llm.refusals import REASONS
+from openbezoar.recipe.data_steps import Filter
+from openbezoar.rows.forms import INSTRUCTION, RESPONSE, asked_text, check_instruction, instruction_text, text_in
+from openbezoar.rows.records import Row, write_jsonl
+from openbezoar.verbs.filter.benchmarks import read_benchmarks
+from openbezoar.verbs.filter.judge import rate
+
+
+def run(step: Filter, context: StepContext) -> dict[str, Any]:
+    """Filter; returns the numbers for the manifest. Raises DataError if no row is kept."""
+    rows, changes = _cleaned(step, context)
+    overlap, contamination = _benchmarks(step, context)
+    screen = Screen(step.rules, overlap)
+    candidates = [_candidate(row) for row in rows]
+    drops = [screen(candidate) for candidate in candidates]
+    passed = [i for i, drop in enumerate(drops) if drop is None]
+    verdicts: list[Row] = [{"status": "accept", "rating": None, "reason": "rules"}] * len(passed)
+    if step.judge is not None:
+        verdicts = _judge(step, context, step.judge, [(i, asked_text(rows[i]), candidates[i].response) for i in passed])
+    by_place = dict(zip(passed, verdicts, strict=True))
+    machine = [
+        funnel.judged(row, by_place[i], step.min_rating) if drop is None else funnel.dropped(row, drop)
+        for i, (row, drop) in enumerate(zip(rows, drops, strict=True))
+    ]
+    outcomes, unmatched = funnel.lay_over(machine, Reviews(context.run.path, context.name).in_force)
+    numbers = {**funnel.numbers(machine, outcomes, step.judge is not None), "cleaned": changes}
+    if overlap is not None:
+        numbers["contamination"] = contamination
+    numbers["summary"] = funnel.summary(numbers)
+    _count(context, numbers, outcomes, unmatched)
+    _write(context, outcomes)
+    if not numbers["kept"]:
+        raise DataError(_nothing_left(step, numbers, outcomes))
+    return numbers
+
+
+def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, Any]]:
+    """The rows, named, hashed as they were read and then cleaned; and what the cleaners did."""
+    rows, changed = [], []
+    for number, read in enumerate(context.rows(step.filter), 1):
+        earlier = funnel.COLUMNS if "hash" in read and "status" in read else ()  # an earlier filter's columns; it keeps them in its own folder
+        row = {name: value for name, value in read.items() if name not in earlier}
+        _check(row, f"filter: row {named(row.get('id', number))}")
+        row.setdefault("id", f"row {number}")
+        cleaned, changes = clean_row(row, step.clean)
+        rows.append({**cleaned, "hash": row_hash(row)})
+        changed.append((str(row["id"]), changes))
+    return rows, funnel.changes(changed)
+
+
+def _check(row: Row, where: str) -> None:
+    text_in(row, RESPONSE, where)
+    if text_in(row, INSTRUCTION, where).strip():  # without one a rule drops it
+        check_instruction(row, where)
+
+
+def _candidate(row: Row) -> Candidate:
+    return Candidate(instruction_text(row), text_in(row, RESPONSE, "filter"), row.get("finish"), str(row["id"]))
+
+
+def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dict[str, Any]]:
+    """The texts that no row may hold, and what is told about them; those that are not on this machine are named."""
+    if not step.rules.decontaminate:
+        return None, {}
+    overlap, elsewhere = read_benchmarks(context.recipe, context.recipe_folder, step.rules.decontaminate_words, context.recipe.seed)
+    if elsewhere:
+        context.progress.say(f"{context.name}: not compared with {', '.join(elsewhere)}, whose rows are not local files")
+    return overlap, {"benchmark_rows": overlap.rows, "not_compared": elsewhere}
+
+
+# ----------------------------------------------------------------------------- the judge
+
+
+def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int, str, str]]) -> list[Row]:
+    """One verdict row an item (place, what was asked, response)."""
+    files = {name: context.path(text) for name, text in step.prompts.items()}
+    with closing(open_llm(judge, context)) as llm:
+        return rate(llm, step, context, items, files)
+
+
+# ----------------------------------------------------------------------------- the outcome
+
+
+def _count(context: StepContext, numbers: dict[str, Any], outcomes: Sequence[Outcome], unmatched: int) -> None:
+    for outcome in outcomes:
+        if outcome.reason:
+            context.counts.add(outcome.reason)
+    for name, changed in numbers["cleaned"].items():
+        context.counts.add(f"cleaned_{name}", changed["rows"])
+    if unmatched:
+        context.counts.add("reviews_of_other_rows", unmatched)
+
+
+def _write(context: StepContext, outcomes: Sequence[Outcome]) -> None:
+    for name, bucket in (("rows", "kept"), ("rejected", "rejected"), ("unscored", "unscored")):
+        write_jsonl(context.out / f"{name}.jsonl", [o.row for o in outcomes if o.bucket == bucket])
+
+
+def _nothing_left(step: Filter, numbers: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
+    funnel = " → ".join(f"{name} {remaining}" for name, remaining in numbers["funnel"])
+    share = {"rules": sum(numbers["rejected_by_rule"].values()), "judge": numbers["rejected_by_judge"], "unscored": numbers["unscored"]}
+    rule = max(numbers["rejected_by_rule"], key=lambda name: numbers["rejected_by_rule"][name], default="")
+    remedy = {
+        "rules": f"loosen 'rules' (most fell to {rule})",
+        "judge": f"lower 'min_rating' (now {step.min_rating:g}) or name another judge",
+        "unscored": "the judge's replies could not be read: name another judge, raise 'max_new_tokens', or use 'mode: probability'",
+    }[max(share, key=lambda name: share[name])]
+    refused = [REASONS.get(o.row["refused"], "") for o in outcomes if o.row.get("refused")]
+    if len(refused) > numbers["unscored"] / 2 and share["unscored"] == max(share.values()):
+        remedy = f"the judge did not answer {len(refused)} of them, most because of {max(refused, key=refused.count)}: name another judge, or mend the cause"
+    return f"no row is kept ({funnel}); {remedy}"

@@ -1,0 +1,1 @@
+"""The verb ``generate``: synthetic instruction rows by one scheme."""

@@ -1,0 +1,1 @@
+"""The verbs ``mt_bench`` and ``agreement``: a judge grades answers, and earns its number first."""

@@ -1,0 +1,79 @@
+"""A judge on pairs of answers with known human verdicts, so that its agreement with people is known before it grades.
+
+Reads rows of pairs (``judging.human_pairs``) and the judge. Writes ``comparisons.jsonl``
+(one row a pair: people's labels, the judge's replies in both orders, the winner over both)
+and ``scores.json`` (agreement, kappa, flips and more, each with n and interval). Whether the
+judge is good enough (``min_agreement``) is asked each time the recipe runs, by ``judging.gates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from openbezoar.context import StepContext
+from openbezoar.judging.grading import compare, judge_sampling
+from openbezoar.judging.pairwise import comparison
+from openbezoar.judging.prompting import PAIR, Text, ask_pair, official_texts, own_texts
+from openbezoar.llm import open_llm
+from openbezoar.recipe.measure_steps import Agreement
+from openbezoar.rows.records import Row, write_jsonl
+from openbezoar.stats.seeds import step_seed
+from openbezoar.store.files import write_json
+from openbezoar.verbs.judge.human_pairs import HumanPair, agreement_with_majority, judge_numbers, read_pairs
+
+WANTED = {"judge_pair": PAIR["judge_pair"]}
+
+
+def run(step: Agreement, context: StepContext) -> dict[str, Any]:
+    """Ask the judge about every pair in both orders; returns the numbers for the manifest."""
+    pairs = read_pairs(context.rows(step.pairs), context.counts)
+    if step.judge_prompts is not None:
+        texts = official_texts(context.rows(step.judge_prompts), WANTED)
+    else:
+        texts = own_texts(WANTED, {name: context.path(text) for name, text in step.prompts.items()}, tuple(WANTED))
+    rows = _compare(step, context, texts, pairs)
+    write_jsonl(context.out / "comparisons.jsonl", rows)
+    for row in rows:
+        if row["unscored"] is not None:
+            context.counts.add(f"unscored_{row['unscored']}")
+    numbers = {"judge": step.agreement, "mode": step.mode, **judge_numbers(pairs, rows, context.seed)}
+    write_json(context.out / "scores.json", numbers)
+    return {**numbers, "summary": _summary(numbers)}
+
+
+def _compare(step: Agreement, context: StepContext, texts: dict[str, Text], pairs: Sequence[HumanPair]) -> list[Row]:
+    with closing(open_llm(step.agreement, context)) as llm:
+
+        def make(_: int, batch: Sequence[HumanPair]) -> list[Row]:
+            shown = [(p, order) for p in batch for order in (p.answers, p.answers[::-1])]
+            talks = [ask_pair(texts, p.question, [a], [b], 1) for p, (a, b) in shown]
+            seeds = [step_seed(context.seed, "pair", p.id, n % 2) for n, (p, _) in enumerate(shown)]
+            replies = iter(compare(llm, talks, seeds, step.mode, judge_sampling(step)))
+            return [
+                comparison(
+                    {
+                        "id": p.question.id,
+                        "dataset": p.dataset,
+                        "group": p.question.turns[0],
+                        "labels": list(p.labels),
+                        "judge": step.agreement,
+                        "mode": step.mode,
+                    },
+                    (len(p.answers[0]), len(p.answers[1])),
+                    next(replies),
+                    next(replies),
+                )
+                for p in batch
+            ]
+
+        return context.batched("compare", pairs, step.batch, make, unit="pairs")
+
+
+def _summary(numbers: Row) -> str:
+    found, flips = agreement_with_majority(numbers), numbers["flips"]
+    if not found["n"]:
+        return f"no verdict could be read; {numbers['unscored']} pairs unscored"
+    share = f"agrees with people on {100 * found['agreement']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f}, n={found['n']})"
+    return f"{share}; {100 * flips['value']:.0f} % of verdicts change on swapped order; {numbers['unscored']} of {numbers['n'] + numbers['unscored']} pairs unscored"

@@ -1,0 +1,1 @@
+"""The verb ``merge``: adapters into their base."""

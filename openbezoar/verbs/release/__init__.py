@@ -1,0 +1,1 @@
+"""The verb ``release``: models and data, ready to publish."""

@@ -1,0 +1,281 @@
+"""Model and data cards of a release, filled only from manifests and measured files.
+
+Reads finished steps' facts; returns the text of a README.md with YAML metadata that the
+hub understands. Nothing is claimed that a step did not measure, and no time, speed or place
+of this machine is told: equal runs have equal cards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openbezoar.errors import DataError
+from openbezoar.publishing.checksums import File
+from openbezoar.publishing.licences import Licence, Source, for_use
+from openbezoar.reporting.document import template
+from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
+from openbezoar.reporting.scores import Measured, differences, graded, measured
+from openbezoar.reporting.table import Table, scores_table
+from openbezoar.reporting.wording import NOTHING, size, tally
+from openbezoar.verbs.filter.section import contamination_line, funnel_table, funnels
+from openbezoar.verbs.release.released_rows import languages
+from openbezoar.verbs.train.section import merge_section, preference_table, settings_table, training_table
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What lies in a released model's folder."""
+
+    name: str
+    weights: Mapping[str, str]  # file → SHA-256
+    bytes: int
+    prompt: str  # an example prompt, as the template renders it
+    stop: tuple[str, ...]  # texts at which generation should stop besides the end token
+    end: str  # what closes an answer; '' if it was not trained
+    terms: tuple[str, ...]  # licence files carried on
+    gguf: tuple[File, ...] = ()
+    gguf_refused: str = ""  # why there are none
+
+
+def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence, sources: Sequence[Source]) -> str:
+    """README.md of one released merge step."""
+    made = RunFacts(facts.run, {s.name: s for s in facts.lineage([files.name])})
+    trained = made.of("sft", "dpo")
+    root = made.trained_on(files.name) or NOTHING
+    base = reference_of(made.models().get(root, {}))
+    found = funnels(made)
+    values = {
+        "metadata": _model_metadata(facts, files, licence, base, trained),
+        "title": title,
+        "files": files,
+        "size": size(files.bytes),
+        "run": facts.run.name,
+        "seed": facts.seed,
+        "base": base,
+        "teachers": _teachers(made),
+        "licence": licence,
+        "use": for_use(sources),
+        "sources": sources,
+        "funnels": funnel_table(found) if found else None,
+        "training": [training_table(trained, speed=False), settings_table(trained)] if trained else [],
+        "preference": preference_table(p) if (p := made.of("dpo")) else None,
+        "merges": merge_section(made),
+        "scores": scores_table(facts),
+        "limitations": limitations(facts, files),
+        "lineage": Table(("step", "verb", "key"), tuple((s.name, s.verb, str(s.manifest.get("key", NOTHING))) for s in made.steps.values())),
+        "versions": versions(made.steps[files.name]) if files.name in made.steps else "",
+    }
+    return template("model_card.md.j2", **values)
+
+
+def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]) -> str:
+    """The hub's fields: https://huggingface.co/docs/hub/model-cards. A base that is not on the hub has no field there."""
+    lineage = facts.lineage([files.name])
+    tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(s.verb == verb for s in trained))]
+    tags += ["qlora"] if any(s.settings.get("quantize") == "nf4" for s in trained) else []
+    tags += ["gguf"] if files.gguf else []
+    metadata: dict[str, Any] = {
+        **_licence_metadata(licence, files.terms),
+        **_language_metadata(lineage),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": tags,
+    }
+    hub, _, revision = base.partition("@")
+    if HUB_ID.match(hub):
+        metadata |= {"base_model": hub, **({"base_model_revision": revision} if revision else {})}
+    if data := hub_datasets(lineage):
+        metadata["datasets"] = data
+    if results := [_result(m) for s in facts.of("evaluate", "mt_bench") for m in measured(s) if m.checkpoint == files.name]:
+        metadata["model-index"] = [{"name": files.name, "results": results}]
+    return yaml_text(metadata)
+
+
+METRICS = {"loss": "loss", "rewards": "accuracy", "pairs": "accuracy", "rating": "rating", "ended": "ended"}
+
+
+def _result(m: Measured) -> dict[str, Any]:
+    """One score in the form of the hub's model index."""
+    interval = {} if m.score.low is None or m.score.high is None else {"low": m.score.low, "high": m.score.high}
+    metric = {"type": METRICS.get(m.kind) or m.title.partition(": ")[2].partition(",")[0], "name": m.title, "value": m.score.value}
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": m.name, "type": re.sub(r"[^a-z0-9]+", "-", m.name.lower()).strip("-"), "args": {"n": m.score.n}},
+        "metrics": [metric | ({"args": interval} if interval else {})],
+    }
+
+
+def _language_metadata(steps: Sequence[StepFacts]) -> dict[str, Any]:
+    found = languages(list(steps))
+    return {"language": found} if found else {}
+
+
+def _licence_metadata(licence: Licence, terms: Sequence[str] = ()) -> dict[str, str]:
+    if licence.name is None:
+        return {"license": licence.id}
+    return {"license": licence.id, "license_name": licence.name, **({"license_link": terms[0]} if terms else {})}
+
+
+def yaml_text(metadata: Mapping[str, Any]) -> str:
+    """Metadata as YAML, in the given order."""
+    import yaml
+
+    return yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True).rstrip("\n")
+
+
+def hub_datasets(steps: Sequence[StepFacts]) -> list[str]:
+    """Hub data sets that these steps read."""
+    found: dict[str, None] = {}
+    for step in steps:
+        for text in _strings(step.settings):
+            if match := re.match(r"hub:([\w.-]+/[\w.-]+)", text):
+                found[match[1]] = None
+    return list(found)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [s for v in value.values() for s in _strings(v)]
+    if isinstance(value, list):
+        return [s for v in value for s in _strings(v)]
+    return [value] if isinstance(value, str) else []
+
+
+def _teachers(facts: RunFacts) -> list[str]:
+    """References of the models that wrote or judged data."""
+    models = facts.models()
+    found: dict[str, None] = {}
+    for step in facts.of("generate", "filter"):
+        for role in ("teacher", "judge"):
+            if name := step.settings.get(role):
+                found[f"{role} of {step.name}: {reference_of(models[name]) if name in models else name}"] = None
+    return list(found)
+
+
+def versions(step: StepFacts) -> str:
+    """The packages with which a step ran."""
+    environment = step.environment
+    packages = ", ".join(f"{k} {v}" for k, v in (environment.get("packages") or {}).items())
+    commit = f" ({environment['commit']})" if environment.get("commit") else ""
+    return f"openbezoar {step.manifest.get('recipe_version', environment.get('openbezoar', NOTHING))}{commit}, Python {environment.get('python', NOTHING)}, {packages}"
+
+
+def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
+    """What was measured against this model; what was not measured is said too."""
+    said = []
+    name = files.name
+    for step in facts.of("mt_bench"):
+        for g in graded(step):
+            if g.checkpoint == name:
+                said += [
+                    f"{what}: {score.text()} answers ({step.name})."
+                    for what, score in (
+                        ("Answers that the model ended itself, the rest was cut off at the token limit", g.ended),
+                        ("Answers that repeat themselves", g.degenerate),
+                        ("Empty answers", g.empty),
+                    )
+                    if score is not None
+                ]
+                if g.unscored:
+                    said.append(f"{g.unscored} turns have no rating, because the judge's reply could not be read ({step.name}).")
+    for d in differences(facts):
+        if d.after == name and d.worse and d.outside_noise:
+            said.append(f"Worse than {d.before}, outside noise: {d}.")
+    if not files.end:
+        said.append("No end of an answer was trained: the model does not stop by itself. Stop at the texts named above, and set max_new_tokens.")
+    if not said:
+        said.append("No evaluation of this checkpoint is part of the run; nothing is known of its faults.")
+    said.append("Not measured: safety, bias, truthfulness beyond the tasks in the table, and languages other than those of the data.")
+    return said
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One released data set."""
+
+    name: str
+    file: str
+    step: str
+    rows: int
+    sha256: str
+    columns: tuple[str, ...]
+
+
+def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sources: Sequence[Source]) -> str:
+    """README.md of one released data set. The hub's fields: https://huggingface.co/docs/hub/datasets-cards."""
+    steps = facts.lineage([data.step])
+    metadata: dict[str, Any] = {
+        "pretty_name": f"{title}: {data.name}",
+        **_licence_metadata(licence),
+        **_language_metadata(steps),
+        "task_categories": ["text-generation"],
+        "size_categories": [_size_category(data.rows)],
+        "tags": ["openbezoar", "synthetic", "instruction-tuning"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data.file}]}],
+    }
+    made = RunFacts(facts.run, {s.name: s for s in steps})
+    return template(
+        "data_card.md.j2",
+        metadata=yaml_text(metadata),
+        title=title,
+        run=facts.run.name,
+        seed=facts.seed,
+        data=data,
+        columns=", ".join(data.columns),
+        teachers=_teachers(made),
+        funnels=funnel_table(funnels(made)),
+        filters=[line for step in made.of("filter") for line in filter_lines(step, made)],
+        reviewed=any(step.numbers.get("reviewed") for step in made.of("filter")),
+        licence=licence,
+        use=for_use(sources),
+        sources=sources,
+        verdicts=any(step.verb == "filter" for step in steps),
+    )
+
+
+def _size_category(rows: int) -> str:
+    """The hub's name for a number of rows."""
+    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
+    return next((name for place, name in enumerate(names) if rows < 1000 * 10**place), "n>1T")
+
+
+def filter_lines(step: StepFacts, facts: RunFacts) -> list[str]:
+    """What a filter did to the rows and by which settings, a sentence each."""
+    rules = step.settings.get("rules") or {}
+    said = [f"{step.name}, texts cleaned: {tally({name: changed['rows'] for name, changed in (step.numbers.get('cleaned') or {}).items()})}."]
+    if rules:
+        said.append(f"{step.name}, rules: {', '.join(f'{name} {_setting(value)}' for name, value in rules.items())}.")
+    if judge := step.settings.get("judge"):
+        reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
+        said.append(f"{step.name}, judge: {reference}, by {step.settings.get('mode')}; kept from a rating of {step.settings.get('min_rating')} of 10.")
+    said.append(contamination_line(step) or f"{step.name}: not compared with any benchmark.")
+    if reviewed := step.numbers.get("reviewed"):
+        said.append(f"{step.name}, decided by a person: {tally(reviewed)}.")
+    return said
+
+
+def _setting(value: Any) -> str:
+    return {True: "yes", False: "no", None: "none"}[value] if isinstance(value, bool | None) else str(value)
+
+
+def check_card(text: str, where: str, kind: str) -> None:
+    """Hold a card's metadata against the hub's client, without the network. Raises DataError with what is wrong.
+
+    An upload also asks the hub itself (``publishing.upload``).
+    """
+    try:
+        from huggingface_hub import DatasetCard, ModelCard
+    except ImportError:
+        return
+    try:
+        data: dict[str, Any] = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=False).data.to_dict()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where}: the hub's client cannot read the card's metadata ({' '.join(str(error).split())[:200]}); please report this") from None
+    wrong = [key for key in ("license", "tags", *(("library_name",) if kind == "model" else ("configs",))) if not data.get(key)]
+    if wrong:
+        raise DataError(f"{where}: the card's metadata lacks {', '.join(wrong)}; please report this")

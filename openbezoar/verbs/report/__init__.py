@@ -1,0 +1,1 @@
+"""The verb ``report``: one page about the run."""

@@ -1,0 +1,147 @@
+"""The report's sections of the recipe: its picture with each step's numbers, and what each step cost.
+
+Reads manifests, and the call cache beside the run for what was paid; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+from openbezoar.errors import RunError
+from openbezoar.llm.calls import FILE, CallStore, Spent
+from openbezoar.recipe.blocks import Price, ServerModel
+from openbezoar.reporting.document import Block, Chart, Fold, Grid, Paragraph, Section
+from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.recipe_picture import Box, mermaid, recipe_picture
+from openbezoar.reporting.table import Table
+from openbezoar.reporting.wording import NOTHING, duration, number, tally
+from openbezoar.verbs.filter.section import in_out
+
+DOES = {
+    "generate": "a teacher writes instructions and answers",
+    "filter": "rules and a judge keep the good rows",
+    "sft": "trains on answers (an adapter)",
+    "merge": "adds the adapter to the weights",
+    "dpo": "trains on preferred against rejected answers",
+    "evaluate": "scores checkpoints on tasks and held-out rows",
+    "mt_bench": "asks two-turn questions; a judge grades",
+    "agreement": "holds the judge against people",
+    "failures": "counts what goes wrong in answers",
+}
+
+
+def recipe_section(facts: RunFacts) -> Section:
+    """The picture, and beside it what every step does and came to."""
+    boxes = [Box(s.name, s.verb, outcome(s), s.inputs) for s in facts.steps.values()]
+    rows = tuple((s.name, f"{s.verb}: {DOES.get(s.verb, '')}".rstrip(": "), str(s.manifest.get("summary") or NOTHING)) for s in facts.steps.values())
+    about = Paragraph("Each box is a step: its name, what kind it is, and what came of it. Lines lead from a step to those that use its result.")
+    table = Grid(Table(("step", "what it does", "what came of it"), rows), "Steps of the recipe", stack=True)
+    return Section("The recipe", (about, Chart(mermaid(boxes), recipe_picture(boxes, f"The {len(boxes)} steps of the recipe, inputs above"), (table,))))
+
+
+def outcome(step: StepFacts) -> str:
+    """A step's main numbers in a few words; '' where its manifest has none."""
+    n = step.numbers
+    if step.verb == "generate":
+        return f"{step.rows_in('rows.jsonl'):,} rows"
+    if step.verb == "filter":
+        return "{1} of {0} kept".format(*in_out(step))
+    if step.verb in ("sft", "dpo"):
+        before, after = (number(n.get(f"heldout_loss_{when}"), 2) for when in ("before", "after"))
+        return f"{number(n.get('rows'))} {'pairs' if step.verb == 'dpo' else 'rows'}, loss {before} → {after}"
+    if step.verb == "merge":
+        return f"KL {n['kl']:.2g}" if isinstance(n.get("kl"), int | float) else str(n.get("onto") or "")
+    scored = step.read_json("scores.json")
+    if step.verb in ("evaluate", "failures", "mt_bench"):
+        return f"{len(scored.get('checkpoints') or scored.get('models') or ())} checkpoints"
+    if step.verb == "agreement":
+        return f"{scored.get('n', '?')} pairs"
+    return ""
+
+
+# --------------------------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step took: seconds of work, model calls paid with their tokens, money in the recipe's prices."""
+
+    seconds: float
+    asked: Spent | None  # None: not known
+    money: float | None  # None: no priced model, or prices not known
+
+
+def costs(facts: RunFacts) -> dict[str, Cost]:
+    """Cost of every step, by name."""
+    spent, prices = _accounts(facts), _prices(facts)
+    found = {}
+    for step in facts.steps.values():
+        own = {model: s for (name, model), s in (spent or {}).items() if name == step.name}
+        asked = reduce(_add, own.values(), Spent()) if spent is not None else None
+        priced = [(s.prompt_tokens * prices[m].input + s.tokens * prices[m].output) / 1e6 for m, s in own.items() if m in prices]
+        found[step.name] = Cost(step.seconds, asked, sum(priced) if priced else None)
+    return found
+
+
+def _add(a: Spent, b: Spent) -> Spent:
+    return Spent(a.calls + b.calls, a.prompt_tokens + b.prompt_tokens, a.tokens + b.tokens, a.unanswered + b.unanswered)
+
+
+def _accounts(facts: RunFacts) -> Mapping[tuple[str, str], Spent] | None:
+    """{(step, model): tokens paid} of the run; None without a readable call cache that knows of it."""
+    folder = facts.run.path.parent
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        store = CallStore(folder)
+        try:
+            return {(step, model): s for (run, step, model), s in store.accounts().items() if run == facts.run.name} or None
+        finally:
+            store.close()
+    except RunError:
+        return None
+
+
+def _prices(facts: RunFacts) -> dict[str, Price]:
+    models = facts.recipe.models if facts.recipe else {}
+    return {name: m.price for name, m in models.items() if isinstance(m, ServerModel) and (m.price.input or m.price.output)}
+
+
+def cost_section(facts: RunFacts) -> Section:
+    """Time, tokens and money of every step, with their sums."""
+    found = costs(facts)
+    rows = []
+    for step in facts.steps.values():
+        cost, n = found[step.name], step.numbers
+        speed = f"{n['tokens_per_second']:,.0f}" if isinstance(n.get("tokens_per_second"), int | float) else NOTHING
+        trained = number(n.get("tokens")) if step.verb in ("sft", "dpo") else NOTHING
+        rows.append((step.name, step.verb, duration(cost.seconds), *_paid(cost), trained, speed, step.finished or NOTHING))
+    asked = [c.asked for c in found.values() if c.asked is not None]
+    money = [c.money for c in found.values() if c.money is not None]
+    whole = Cost(sum(c.seconds for c in found.values()), reduce(_add, asked, Spent()) if asked else None, sum(money) if money else None)
+    rows.append(("all steps", "", duration(whole.seconds), *_paid(whole), "", "", ""))
+    headers = ("step", "verb", "time", "calls", "tokens in", "tokens out", "money", "tokens trained", "tokens/s", "finished (UTC)")
+    note = (
+        "Calls and tokens are what models were asked and the call cache did not know, over all tries of this run; money is theirs at the recipe's prices. "
+        + ("" if asked else "No call cache beside this run knows of it, so calls and tokens are not known. ")
+        + (
+            f"{lost:,} calls were sent and not answered; their tokens are the most that they may have taken. "
+            if (lost := sum(a.unanswered for a in asked))
+            else ""
+        )
+        + "Time is work, without waiting between tries."
+    )
+    blocks: list[Block] = [Grid(Table(headers, tuple(rows), note), "Cost and time of every step")]
+    if counted := tuple((s.name, tally(s.counts)) for s in facts.steps.values() if s.counts):
+        table = Grid(Table(("step", "counted by reason"), counted), "Everything that was counted, by reason", stack=True)
+        blocks.append(Fold("Everything that was counted, by reason", (table,)))
+    return Section("Cost and time", tuple(blocks))
+
+
+def _paid(cost: Cost) -> tuple[str, str, str, str]:
+    if cost.asked is None:
+        return (NOTHING,) * 3 + (NOTHING,)
+    a = cost.asked
+    return (*(f"{n:,}" if n else NOTHING for n in (a.calls, a.prompt_tokens, a.tokens)), NOTHING if cost.money is None else f"{cost.money:.4g}")  # type: ignore[return-value]

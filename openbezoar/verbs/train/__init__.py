@@ -1,0 +1,1 @@
+"""The verbs ``sft`` and ``dpo``: training of adapters."""

@@ -1,0 +1,30 @@
+"""``sft``: QLoRA fine-tuning with loss on the answer only.
+
+Reads rows with a prompt and an answer. Writes ``adapter/`` (PEFT), ``model.json``,
+``metrics.jsonl`` and ``heldout.jsonl``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openbezoar.context import StepContext
+from openbezoar.recipe.train_steps import Sft
+from openbezoar.rows.forms import to_example
+from openbezoar.training.objectives import sft_objective
+from openbezoar.verbs.train.data import training_trees
+from openbezoar.verbs.train.fit import fit, renderer_of, set_up
+
+
+def run(step: Sft, context: StepContext) -> dict[str, Any]:
+    """Fine-tune the step's model on its rows."""
+    renderer = renderer_of(step, context)
+    trees, heldout = training_trees(step, step.sft, to_example, context, renderer, "row")
+    bench = set_up(step, context, step.adapter == "continue", renderer)
+    numbers = fit(step, context, bench, trees, sft_objective(bench.scorer, heldout))
+    return {
+        **numbers,
+        "heldout_rows": len(heldout),
+        "answers_end_scored": bool(bench.formatter.end_ids),
+        "summary": f"{numbers['steps']} steps on {len(trees)} rows; held-out loss {numbers['heldout_loss_before']:.3f} → {numbers['heldout_loss_after']:.3f}",
+    }

@@ -1,0 +1,160 @@
+"""``docs/recipe-reference.md``, ``docs/recipe.schema.json`` and ``docs/command-reference.md``, made from the schema and the command line.
+
+``python -m scripts.pages`` writes them; ``--check`` fails if they are stale.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from openbezoar.cli.app import app
+from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel, Shape
+from openbezoar.recipe.data_steps import Rules
+from openbezoar.recipe.measure_steps import Gate, TaskSpec
+from openbezoar.recipe.schema import VERBS, Recipe, json_schema
+from openbezoar.recipe.train_steps import Lora
+from openbezoar.schemes import SCHEMES
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Gate, Lora, Rules)
+
+
+def _about(block: type[BaseModel]) -> str:
+    """A block's docstring, a paragraph a line."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(block) or "")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
+    return f"`{json.dumps(value, ensure_ascii=False)}`" if value is not None else ""
+
+
+def _kind(field: FieldInfo) -> str:
+    return _words(field.annotation)
+
+
+def _words(kind: Any) -> str:
+    """A type as a reader's words: 'str or list of str', or the texts that may be chosen from."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join("nothing" if part is type(None) else _words(part) for part in inner)
+    if origin is list:
+        return f"list of {_words(inner[0])}"
+    if origin is dict:
+        return f"mapping to {_words(inner[1])}"
+    return str(getattr(kind, "__name__", kind))
+
+
+def _table(kind: type[BaseModel]) -> Iterator[str]:
+    yield "| key | kind | default | meaning |\n| --- | --- | --- | --- |"
+    for name, field in kind.model_fields.items():
+        meaning = (field.description or "").replace("|", "\\|")
+        yield f"| `{name}` | {_kind(field)} | {_default(field)} | {meaning} |"
+
+
+def recipe_reference() -> str:
+    """The page, in Markdown."""
+    lines = [
+        "# Recipe reference",
+        "",
+        "Made from the schema by `python -m scripts.pages`; do not edit.",
+        "",
+        _about(Recipe),
+        "",
+        *_table(Recipe),
+    ]
+    for verb, step in VERBS.items():
+        lines += ["", f"## `{verb}`", "", _about(step), "", *_table(step)]
+        if verb == "generate":
+            for name, scheme in SCHEMES.items():
+                lines += [
+                    "",
+                    f"### Options of `{name}`",
+                    "",
+                    *_table(scheme.Options),
+                    "",
+                    "Texts that `prompts` may replace: " + ", ".join(f"`{p}`" for p in scheme.prompts) + ".",
+                ]
+    for block in BLOCKS:
+        lines += ["", f"## {block.__name__}", "", _about(block), "", *_table(block)]
+    return "\n".join(lines) + "\n"
+
+
+def command_reference() -> str:
+    """The page of commands, in Markdown."""
+    lines = [
+        "# Command reference",
+        "",
+        "Made from the command line by `python -m scripts.pages`; do not edit.",
+        "",
+        "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2 a mistake that you can mend",
+        "(one line says how), 130 interrupted. `python -m openbezoar` is the same program.",
+    ]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        lines += ["", f"## `openbezoar {name}`", "", *_command(command)]
+        for inner, its in getattr(command, "commands", {}).items():
+            lines += ["", f"### `openbezoar {name} {inner}`", "", *_command(its)]
+    return "\n".join(lines) + "\n"
+
+
+def _command(command: Any) -> Iterator[str]:
+    """One command: its words, its examples as code, its arguments and options."""
+    words, *examples = inspect.cleandoc(command.help or "").split("Example: ")
+    yield words.strip()
+    for example in examples:
+        first, _, rest = example.partition("\n\n")
+        yield f"\n```\n{' '.join(first.split())}\n```"
+        if rest.strip():
+            yield f"\n{rest.strip()}"
+    yield "\n| argument | default | meaning |\n| --- | --- | --- |"
+    for parameter in command.params:
+        kind = {float: "NUMBER", int: "N"}.get(type(parameter.default), "TEXT")
+        value = parameter.metavar or ("" if getattr(parameter, "is_flag", False) else kind)
+        names = ", ".join(parameter.opts) if parameter.param_type_name == "option" else ""
+        default = "**required**" if parameter.required else f"`{parameter.default}`" if parameter.default not in (None, False, ()) else ""
+        yield f"| `{' '.join(part for part in (names, value) if part)}` | {default} | {(getattr(parameter, 'help', '') or '').replace('|', chr(92) + '|')} |"
+
+
+def pages() -> dict[Path, str]:
+    """All generated pages by their path."""
+    return {
+        DOCS / "recipe-reference.md": recipe_reference(),
+        DOCS / "command-reference.md": command_reference(),
+        DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with --check compare them. Returns the exit code."""
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if "--check" in arguments:
+        for path in stale:
+            print(f"{path.relative_to(DOCS.parent)} is stale; run 'python -m scripts.pages'", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(pages()[path], encoding="utf-8")
+        print(path.relative_to(DOCS.parent))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
