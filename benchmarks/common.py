@@ -46,11 +46,16 @@ def run_worker(module: str, spec: Spec) -> dict[str, Any]:
 
     Raises BenchmarkError with the end of its stderr when it dies or answers nothing.
     """
-    done = subprocess.run([sys.executable, "-m", module, "--worker", json.dumps(spec)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--worker", json.dumps(spec)], capture_output=True, text=True, check=False
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not lines:
         tail = " | ".join(done.stderr.strip().splitlines()[-4:]) or "nothing on stderr"
-        raise BenchmarkError(f"{module}: the worker {spec.get('side', '')} {spec.get('what', '')} ended with code {done.returncode}: {tail}")
+        raise BenchmarkError(
+            f"{module}: the worker {spec.get('side', '')} {spec.get('what', '')} ended with code {done.returncode}:"
+            f" {tail}"
+        )
     result: dict[str, Any] = json.loads(lines[-1].removeprefix(MARK))
     return result
 
@@ -150,7 +155,11 @@ def machine() -> dict[str, Any]:
     import torch
 
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -179,7 +188,9 @@ def require_peers(*names: str) -> None:
 # ------------------------------------------------------------------- the peer at its fastest
 
 
-def search(settings: Sequence[Spec], run: Callable[[Spec, float | None], dict[str, Any]], minutes: float) -> dict[str, Any]:
+def search(
+    settings: Sequence[Spec], run: Callable[[Spec, float | None], dict[str, Any]], minutes: float
+) -> dict[str, Any]:
     """The fastest of some settings by one short pilot each: {best, tried, untried}.
 
     run: setting, seconds after which it has lost → a result with ``seconds``, None if it was
@@ -210,7 +221,9 @@ def search(settings: Sequence[Spec], run: Callable[[Spec, float | None], dict[st
 
 def fastest_first(found: Mapping[str, Any]) -> list[Spec]:
     """A search's settings, the fastest first, for a search of something alike; what failed comes last."""
-    tried = sorted(found["tried"], key=lambda t: (t.get("error") is not None, t["seconds"] is None, t["seconds"] or 0.0))
+    tried = sorted(
+        found["tried"], key=lambda t: (t.get("error") is not None, t["seconds"] is None, t["seconds"] or 0.0)
+    )
     return [t["setting"] for t in tried] + list(found["untried"])
 
 
@@ -223,7 +236,9 @@ def close(ours: float, peer: float, relative: bool = False) -> bool:
 
 
 def compare(ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rounds of both sides → seconds and peaks as spreads, ratio (peer's time over ours), memory_ratio (ours over peer's)."""
+    """Rounds of both sides → seconds and peaks as spreads, ratio (peer's time over ours),
+    memory_ratio (ours over peer's).
+    """
     times = [[float(m["seconds"]) for m in side] for side in (ours, peer)]
     peaks = [[float(m["peak_memory"]) for m in side] for side in (ours, peer)]
     paired = [b / a for a, b in zip(*times, strict=True)]
@@ -264,13 +279,28 @@ def parser(name: str, about: str, n: int, n_help: str) -> argparse.ArgumentParse
     made.add_argument("--n", type=int, default=n, help=f"{n_help} (default {n})")
     made.add_argument("--json", type=Path, help="where the result is written")
     made.add_argument("--rounds", type=int, default=2, help="times that each side is measured, in turn (default 2)")
-    made.add_argument("--minutes", type=float, default=4.0, help="the most that the search for the peer's best setting may take (default 4)")
-    made.add_argument("--micro", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="the peer's micro-batches to search (default 1 2 4 8 16)")
+    made.add_argument(
+        "--minutes",
+        type=float,
+        default=4.0,
+        help="the most that the search for the peer's best setting may take (default 4)",
+    )
+    made.add_argument(
+        "--micro",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8, 16],
+        help="the peer's micro-batches to search (default 1 2 4 8 16)",
+    )
     made.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     return made
 
 
-def main(arguments: argparse.ArgumentParser, work: Callable[[Spec], dict[str, Any]], run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
+def main(
+    arguments: argparse.ArgumentParser,
+    work: Callable[[Spec], dict[str, Any]],
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+) -> int:
     """Answer as a worker, or run the whole benchmark and write its result; 2 for a user's mistake."""
     options = arguments.parse_args()
     if options.worker is not None:
@@ -296,5 +326,6 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(
-        f"{result['benchmark']}: {result['ratio']:.2f} times as fast as the peer, {result['memory_ratio']:.2f} of its memory, same result: {result['same']} → {path}"
+        f"{result['benchmark']}: {result['ratio']:.2f} times as fast as the peer, {result['memory_ratio']:.2f} of its"
+        f" memory, same result: {result['same']} → {path}"
     )

@@ -42,7 +42,11 @@ def distinct(path: Path, n: int) -> Iterator[Row]:
             fields = ("instruction" if "instruction" in row else "input",)
         for field in fields:
             # A dialogue's first turn begins with "\n\nHuman: "; both answers keep one prompt.
-            made[field] = row[field].replace("Human: ", f"Human: ({i}) ", 1) if field in ("chosen", "rejected") else f"({i}) {row[field]}"
+            made[field] = (
+                row[field].replace("Human: ", f"Human: ({i}) ", 1)
+                if field in ("chosen", "rejected")
+                else f"({i}) {row[field]}"
+            )
         yield made
 
 
@@ -80,7 +84,11 @@ class Peak:
 
     def _look(self) -> None:
         own, others = anonymous_memory(os.getpid()), [anonymous_memory(child) for child in children(os.getpid())]
-        self.own, self.whole, self.others = max(self.own, own), max(self.whole, own + sum(others)), max(self.others, len(others))
+        self.own, self.whole, self.others = (
+            max(self.own, own),
+            max(self.whole, own + sum(others)),
+            max(self.others, len(others)),
+        )
 
     def __enter__(self) -> Peak:
         self._look()
@@ -121,7 +129,11 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
 
     pairs = "chosen" in next(iter(read_jsonl(data)))
     recipe = Recipe.model_validate(
-        {"name": "rows", "models": {"base": {"model": str(model)}}, "steps": {"train": {"dpo" if pairs else "sft": str(data), "model": "base"}}}
+        {
+            "name": "rows",
+            "models": {"base": {"model": str(model)}},
+            "steps": {"train": {"dpo" if pairs else "sft": str(data), "model": "base"}},
+        }
     )
     folder = data.parent
     context = StepContext("train", recipe, folder, RunFolder(folder / "run"), folder, 1, PlainProgress(quiet=True))
@@ -136,7 +148,9 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
             train, held_rows = split_heldout(made, step.heldout_every, step.heldout_rows)  # type: ignore[type-var]
             trees, held = renderer.trees(train), renderer.trees(held_rows)
         else:
-            trees, held = training_trees(step, spec, to_pair if pairs else to_example, context, renderer, "row", processes)  # type: ignore[assignment]
+            trees, held = training_trees(
+                step, spec, to_pair if pairs else to_example, context, renderer, "row", processes
+            )  # type: ignore[assignment]
         encoded, busy = time.perf_counter(), time.process_time() - busy
         tokens = 0
         for number in range(plan_steps(len(trees), step)):
@@ -166,14 +180,28 @@ def run(model: Path, data: Path, sizes: list[int], processes: int | None, in_mem
         with tempfile.TemporaryDirectory(prefix="openbezoar-rows-") as folder:
             file = Path(folder) / "rows.jsonl"
             write_jsonl(file, distinct(data, rows))
-            command = [sys.executable, "-m", "benchmarks.data", "--model", str(model), "--data", str(file), "--rows", str(rows), "--one"]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.data",
+                "--model",
+                str(model),
+                "--data",
+                str(file),
+                "--rows",
+                str(rows),
+                "--one",
+            ]
             command += ["--processes", str(processes)] if processes is not None else []
-            done = subprocess.run([*command, *(["--in-memory"] if in_memory else [])], stdout=subprocess.PIPE, check=True, text=True)
+            done = subprocess.run(
+                [*command, *(["--in-memory"] if in_memory else [])], stdout=subprocess.PIPE, check=True, text=True
+            )
         found.append(json.loads(done.stdout.splitlines()[-1]))
         memory = found[-1]["memory"]
         print(
-            f"{rows} rows: {found[-1]['rows_per_second']:.0f} rows/s, {1e3 * found[-1]['seconds_per_row']:.2f} ms a row, "
-            f"peak {memory['peak'] / 1e6:.0f} MB ({memory['peak_of_this_process'] / 1e6:.0f} MB in the training process)",
+            f"{rows} rows: {found[-1]['rows_per_second']:.0f} rows/s, {1e3 * found[-1]['seconds_per_row']:.2f} ms a"
+            f" row, peak {memory['peak'] / 1e6:.0f} MB ({memory['peak_of_this_process'] / 1e6:.0f} MB in the training"
+            " process)",
             file=sys.stderr,
         )
     report: dict[str, Any] = {"data": data.name, "in_memory": in_memory, "cores": os.cpu_count(), "sizes": found}
@@ -188,9 +216,13 @@ def run(model: Path, data: Path, sizes: list[int], processes: int | None, in_mem
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks.data", description="Rows a second and peak memory of preparing rows for training.")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.data", description="Rows a second and peak memory of preparing rows for training."
+    )
     parser.add_argument("--model", required=True, help="model reference or folder, for its tokenizer")
-    parser.add_argument("--data", type=Path, required=True, help=".jsonl or .jsonl.gz file of instruction rows or preference pairs")
+    parser.add_argument(
+        "--data", type=Path, required=True, help=".jsonl or .jsonl.gz file of instruction rows or preference pairs"
+    )
     parser.add_argument("--rows", default="1000,10000,100000", help="sizes, commas between")
     parser.add_argument("--processes", type=int, help="default: the cores that may be used")
     parser.add_argument("--in-memory", action="store_true", help="rows and trees in lists, in one process")
@@ -204,7 +236,9 @@ def main() -> None:
     from openbezoar.models.references import open_checkpoint
     from openbezoar.recipe.blocks import PromptSpec
 
-    report = run(open_checkpoint(given.model, PromptSpec()).folder(), given.data, sizes, given.processes, given.in_memory)
+    report = run(
+        open_checkpoint(given.model, PromptSpec()).folder(), given.data, sizes, given.processes, given.in_memory
+    )
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     else:

@@ -33,7 +33,9 @@ def ours(job: Job) -> dict[str, Any]:
     if job.what == "check":
         training.fill_adapter(model)
     scorer = Scorer(model, settings.tokens)
-    objective = preference_objective(PREFERENCE_LOSSES[settings.loss], LossSettings.of(settings), scorer, [], same_pass_reference(scorer))
+    objective = preference_objective(
+        PREFERENCE_LOSSES[settings.loss], LossSettings.of(settings), scorer, [], same_pass_reference(scorer)
+    )
     objective = replace(objective, heldout=lambda: {"loss": 0.0})
     extra = {}
     if job.what == "check":
@@ -93,9 +95,12 @@ def trl(job: Job) -> dict[str, Any]:
             return training.trained(trainer, training.clock(job.limit))
         training.fill_adapter(trainer.model)
         found = training.trained(trainer, training.clock(job.limit))
-        # Afterwards and in training mode: before it, an evaluation pass would have bitsandbytes repack NF4 weights on a CPU.
+        # Afterwards and in training mode: before it, an evaluation pass would have bitsandbytes
+        # repack NF4 weights on a CPU.
         trainer.model.train()
-        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer.data_collator([row(tree) for tree in trees]))
+        chosen, rejected = trainer.compute_ref_log_probs(
+            trainer.model, trainer.data_collator([row(tree) for tree in trees])
+        )
         return found | {"logprobs": chosen.tolist() + rejected.tolist()}
 
 
@@ -103,7 +108,11 @@ def row(tree: Tree) -> dict[str, list[int]]:
     """A pair as TRL's collator takes it."""
     chosen, rejected = tree
     prompt = list(chosen.ids[: chosen.scored.index(True)])  # type: ignore[attr-defined]
-    return {"prompt_ids": prompt, "chosen_ids": list(chosen.ids[len(prompt) :]), "rejected_ids": list(rejected.ids[len(prompt) :])}
+    return {
+        "prompt_ids": prompt,
+        "chosen_ids": list(chosen.ids[len(prompt) :]),
+        "rejected_ids": list(rejected.ids[len(prompt) :]),
+    }
 
 
 def plain(job: Job) -> dict[str, Any]:

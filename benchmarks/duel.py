@@ -30,7 +30,18 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     """All arms of a benchmark; the result's JSON."""
     common.require_peers("trl", "peft", "bitsandbytes")
     about = common.machine()
-    base = Job("time", "ours", str(checkpoint(options.model).folder()), str(options.data), options.n, options.batch, options.max_length, "none", "bfloat16", {})
+    base = Job(
+        "time",
+        "ours",
+        str(checkpoint(options.model).folder()),
+        str(options.data),
+        options.n,
+        options.batch,
+        options.max_length,
+        "none",
+        "bfloat16",
+        {},
+    )
     work = call(plan, replace(base, what="work"))
     result: dict[str, Any] = {}
     order: dict[str, list[Spec]] = {"trl": plan.trl, "plain": plan.plain}
@@ -61,15 +72,21 @@ def parser(name: str, about: str, n: int, n_help: str) -> argparse.ArgumentParse
     made = common.parser(name, about, n, n_help)
     made.add_argument("--batch", type=int, default=16, help="rows an optimiser step, of every side (default 16)")
     made.add_argument("--max-length", type=int, default=1024, help="rows with more tokens are left out (default 1024)")
-    made.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="how the base is held (default: both)")
+    made.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="how the base is held (default: both)"
+    )
     return made
 
 
 def micros(options: argparse.Namespace) -> list[int]:
-    """The micro-batches that divide the batch, middling ones first as they are likelier the fastest. Raises BenchmarkError without one."""
+    """The micro-batches that divide the batch, middling ones first as they are likelier the
+    fastest. Raises BenchmarkError without one.
+    """
     fit = sorted((m for m in set(options.micro) if options.batch % m == 0), key=lambda m: (abs(math.log2(m) - 2), m))
     if not fit:
-        raise common.BenchmarkError(f"--micro: none of {options.micro} divides --batch {options.batch}; give one that does, such as 1")
+        raise common.BenchmarkError(
+            f"--micro: none of {options.micro} divides --batch {options.batch}; give one that does, such as 1"
+        )
     return fit
 
 
@@ -81,25 +98,33 @@ def call(plan: Plan, job: Job) -> dict[str, Any]:
 def _arm(plan: Plan, job: Job, order: dict[str, list[Spec]], options: argparse.Namespace) -> dict[str, Any]:
     common.say(f"{plan.name} {job.quantize}: checking that all sides compute the same")
     checks = _checks(plan, job)
-    trusted = [mode for mode in plan.modes if checks["trl " + named(mode)]["same"]] or plan.modes  # with none the result says that it is not the same
+    # with none the result says that it is not the same
+    trusted = [mode for mode in plan.modes if checks["trl " + named(mode)]["same"]] or plan.modes
     searches = {}
     for side in ("trl", "plain"):
         settings = [s for s in order[side] if side == "plain" or mode_of(plan, s) in trusted]
         pilot = replace(job, side=side, n=min(job.n, job.batch))
         common.say(f"{plan.name} {job.quantize}: searching {side}'s best of {len(settings)} settings")
         minutes = options.minutes / (2 * len(options.arms))
-        searches[side] = common.search(settings, lambda s, limit, pilot=pilot: call(plan, replace(pilot, setting=s, limit=limit)), minutes)  # type: ignore[misc]
+        searches[side] = common.search(
+            settings, lambda s, limit, pilot=pilot: call(plan, replace(pilot, setting=s, limit=limit)), minutes
+        )  # type: ignore[misc]
     rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "plain": []}
     for number, side in common.alternate(list(rounds), options.rounds):
         setting = {} if side == "ours" else searches[side]["best"]
         rounds[side].append(call(plan, replace(job, side=side, setting=setting)))
-        common.say(f"{plan.name} {job.quantize}: round {number + 1} {side} {rounds[side][-1]['seconds']:.1f} s {named(setting)}")
+        common.say(
+            f"{plan.name} {job.quantize}: round {number + 1} {side} {rounds[side][-1]['seconds']:.1f} s"
+            f" {named(setting)}"
+        )
     second = common.compare(rounds["ours"], rounds["plain"])
     return {
         **common.compare(rounds["ours"], rounds["trl"]),
         "second_peer": second["peer"],
         "second_ratio": second["ratio"],
-        "same": all(checks[side]["same"] for side in ("trl " + named(mode_of(plan, searches["trl"]["best"])), "plain micro 2")),
+        "same": all(
+            checks[side]["same"] for side in ("trl " + named(mode_of(plan, searches["trl"]["best"])), "plain micro 2")
+        ),
         "checks": checks,
         "search": searches,
         "rounds": rounds,
@@ -117,7 +142,9 @@ def named(setting: Spec) -> str:
 
 
 def _checks(plan: Plan, job: Job) -> dict[str, Any]:
-    """First-step loss and gradient norm (and per-item log-probabilities, where a side gives them) in fp32, each peer against ours."""
+    """First-step loss and gradient norm (and per-item log-probabilities, where a side gives them)
+    in fp32, each peer against ours.
+    """
     check = replace(job, what="check", n=CHECK_ROWS, batch=CHECK_ROWS, dtype="float32")
     ours = call(plan, check)
     sides = [("trl", mode) for mode in plan.modes] + [("plain", {"micro": 2})]
@@ -134,7 +161,9 @@ def _checks(plan: Plan, job: Job) -> dict[str, Any]:
 
 def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """One peer's first step against ours."""
-    same = common.close(ours["loss"], theirs["loss"]) and common.close(ours["gradient_norm"], theirs["gradient_norm"], relative=True)
+    same = common.close(ours["loss"], theirs["loss"]) and common.close(
+        ours["gradient_norm"], theirs["gradient_norm"], relative=True
+    )
     found = {name: {"ours": ours[name], "peer": theirs[name]} for name in ("loss", "gradient_norm")}
     if items := theirs.get("logprobs"):
         gap = max(abs(a - b) for a, b in zip(ours["logprobs"], items, strict=True))

@@ -37,7 +37,8 @@ ROOT = Path(__file__).parent.parent
 SHAPE = {"hidden": 3200, "layers": 26, "heads": 32, "mlp": 8640, "vocabulary": 32000}
 PARAMETERS, LORA_PARAMETERS = 3_426_473_600, 7_987_200
 LORA = {"r": 16, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj"]}
-TOKENS, PASS, ROWS, STEPS, PAIRS = 2048, 1024, 4, 2, 8  # tokens of an SFT step and of a pass, an SFT step's rows; optimiser steps; pairs of a DPO step
+# tokens of an SFT step and of a pass, an SFT step's rows; optimiser steps; pairs of a DPO step
+TOKENS, PASS, ROWS, STEPS, PAIRS = 2048, 1024, 4, 2, 8
 LIMITS = {"load": 8e9, "sft": 8e9, "remerge": 8e9, "merge": 15e9, "dpo": 15e9}  # a T4 has 15 GB
 STAGES = ("write", *LIMITS)
 
@@ -51,7 +52,9 @@ def status() -> dict[str, int]:
 
 @contextmanager
 def peaks() -> Iterator[dict[str, int]]:
-    """Filled at the end: ``peak`` (the kernel's high-water mark of all resident pages) and ``peak_anonymous`` (sampled)."""
+    """Filled at the end: ``peak`` (the kernel's high-water mark of all resident pages) and
+    ``peak_anonymous`` (sampled).
+    """
     found: dict[str, int] = {"peak_anonymous": 0}
     done = threading.Event()
 
@@ -97,17 +100,30 @@ def write_checkpoint(folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
     from openbezoar.models.shards import skeleton, write
 
     config = LlamaConfig(
-        hidden_size=SHAPE["hidden"], num_hidden_layers=layers, num_attention_heads=SHAPE["heads"], intermediate_size=SHAPE["mlp"],
-        vocab_size=SHAPE["vocabulary"], max_position_embeddings=2048, rms_norm_eps=1e-6, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype=torch.bfloat16, architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
+        hidden_size=SHAPE["hidden"],
+        num_hidden_layers=layers,
+        num_attention_heads=SHAPE["heads"],
+        intermediate_size=SHAPE["mlp"],
+        vocab_size=SHAPE["vocabulary"],
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     write_tokenizer(folder, read_pairs(pairs))
     shapes = {name: tuple(value.shape) for name, value in skeleton(folder).state_dict().items()}
     weights = {name: RandomTensor(size, number, torch.bfloat16) for number, (name, size) in enumerate(shapes.items())}
     write(weights, folder)
-    return {"parameters": sum(torch.Size(size).numel() for size in shapes.values()), "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors"))}
+    return {
+        "parameters": sum(torch.Size(size).numel() for size in shapes.values()),
+        "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
+    }
 
 
 def write_tokenizer(folder: Path, pairs: Sequence[dict[str, str]]) -> None:
@@ -119,10 +135,15 @@ def write_tokenizer(folder: Path, pairs: Sequence[dict[str, str]]) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=8000, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=8000,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator((pair["chosen"] for pair in pairs), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(str(folder))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(str(folder))
 
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
@@ -150,14 +171,26 @@ def write_recipe(folder: Path, layers: int, pairs: Path) -> Path:
             middle = (low + high + 1) // 2
             fits = len(head) + len(formatter.answer_ids(turns, " ".join(words[first : first + middle]), head)) <= tokens
             low, high = (middle, high) if fits else (low, middle - 1)
-        return {"id": f"r{number}", "instruction": turns[0].content, "context": "", "response": " ".join(words[first : first + low])}
+        return {
+            "id": f"r{number}",
+            "instruction": turns[0].content,
+            "context": "",
+            "response": " ".join(words[first : first + low]),
+        }
 
     _write_lines(folder / "rows.jsonl", [example(n, TOKENS // ROWS) for n in range(ROWS * STEPS)])
     _write_lines(folder / "heldout.jsonl", [example(100 + n, 128) for n in range(2)])
     fitting = [row for row in rows if len(formatter.tokenizer(row["chosen"] + row["rejected"]).input_ids) < 900]
     _write_lines(folder / "pairs.jsonl", fitting[: PAIRS * STEPS])
     _write_lines(folder / "heldout-pairs.jsonl", fitting[PAIRS * STEPS : PAIRS * STEPS + 1])
-    common = {"lora": LORA, "quantize": "nf4", "max_length": PASS, "tokens": PASS, "max_steps": STEPS, "checkpointing": "auto"}
+    common = {
+        "lora": LORA,
+        "quantize": "nf4",
+        "max_length": PASS,
+        "tokens": PASS,
+        "max_steps": STEPS,
+        "checkpointing": "auto",
+    }
     recipe = {
         "name": "full",
         "models": {"base": {"model": "base", "shape": SHAPE | {"layers": layers}}},
@@ -185,7 +218,10 @@ def load(folder: Path, adapters: tuple[Path, ...]) -> dict[str, Any]:
 
     checkpoint = Checkpoint("base", str(folder / "base"), adapters, "nf4", "bfloat16", PromptSpec())
     model = load_for_training(checkpoint, Lora.model_validate(LORA), "nf4", "bfloat16", False, 0)
-    return {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad), "held": status()["resident"]}
+    return {
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "held": status()["resident"],
+    }
 
 
 def run_step(folder: Path, name: str) -> dict[str, Any]:
@@ -202,7 +238,9 @@ def run_step(folder: Path, name: str) -> dict[str, Any]:
     numbers = manifest["numbers"]
     made = {"seconds_of_step": manifest["seconds"], "numbers": numbers}
     if "steps" in numbers:
-        made["seconds_an_optimiser_step"] = round(numbers["tokens"] / numbers["tokens_per_second"] / numbers["steps"], 2)
+        made["seconds_an_optimiser_step"] = round(
+            numbers["tokens"] / numbers["tokens_per_second"] / numbers["steps"], 2
+        )
         made["tokens_an_optimiser_step"] = numbers["tokens"] // numbers["steps"]
     return made
 
@@ -228,9 +266,14 @@ def stage(name: str, folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
         else:
             made = run_step(folder, name)
     return {
-        "stage": name, "seconds": round(time.monotonic() - begun, 2), "seconds_of_imports": round(begun - imports, 2),
-        "process": before, **found, "threads": torch.get_num_threads(), **made,
-    }  # fmt: skip
+        "stage": name,
+        "seconds": round(time.monotonic() - begun, 2),
+        "seconds_of_imports": round(begun - imports, 2),
+        "process": before,
+        **found,
+        "threads": torch.get_num_threads(),
+        **made,
+    }
 
 
 def estimates(folder: Path) -> dict[str, int | None]:
@@ -253,7 +296,11 @@ def estimates(folder: Path) -> dict[str, int | None]:
 def compare(results: dict[str, Any], layers: int, planned: dict[str, int | None]) -> None:
     """Add the limits and the plan's figures to the results; assert the model's known size."""
     for name, key, known in (("write", "parameters", PARAMETERS), ("load", "trainable_parameters", LORA_PARAMETERS)):
-        assert layers != SHAPE["layers"] or name not in results or results[name][key] == known, (name, results[name][key], known)
+        assert layers != SHAPE["layers"] or name not in results or results[name][key] == known, (
+            name,
+            results[name][key],
+            known,
+        )
     for name, limit in LIMITS.items():
         if name in results:
             result = results[name]
@@ -263,12 +310,23 @@ def compare(results: dict[str, Any], layers: int, planned: dict[str, int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description="Time and peak memory of the paper's size on this machine.")
-    parser.add_argument("--folder", type=Path, required=True, help="where to write the checkpoint (about 7 GB, 14 more while it is merged)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.full_size", description="Time and peak memory of the paper's size on this machine."
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="where to write the checkpoint (about 7 GB, 14 more while it is merged)",
+    )
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
-    parser.add_argument("--pairs", type=Path, default=ROOT / "recipes/demo/pairs.jsonl", help="preference pairs in HH-RLHF's schema")
+    parser.add_argument(
+        "--pairs", type=Path, default=ROOT / "recipes/demo/pairs.jsonl", help="preference pairs in HH-RLHF's schema"
+    )
     parser.add_argument("--layers", type=int, default=SHAPE["layers"], help="fewer for a quick look")
-    parser.add_argument("--only", nargs="*", choices=STAGES, help="these stages, on what earlier runs left in the folder")
+    parser.add_argument(
+        "--only", nargs="*", choices=STAGES, help="these stages, on what earlier runs left in the folder"
+    )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.stage:
@@ -276,20 +334,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     results: dict[str, Any] = {}
     for name in given.only or STAGES:
-        command = [sys.executable, "-m", "benchmarks.full_size", "--stage", name, "--folder", str(given.folder), "--layers", str(given.layers),
-                   "--pairs", str(given.pairs), "--json", str(given.json)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.full_size",
+            "--stage",
+            name,
+            "--folder",
+            str(given.folder),
+            "--layers",
+            str(given.layers),
+            "--pairs",
+            str(given.pairs),
+            "--json",
+            str(given.json),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results[name] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name:8} {results[name]['seconds']:8.1f} s   peak {results[name]['peak'] / 1e9:6.2f} GB", file=sys.stderr, flush=True)
+        print(
+            f"{name:8} {results[name]['seconds']:8.1f} s   peak {results[name]['peak'] / 1e9:6.2f} GB",
+            file=sys.stderr,
+            flush=True,
+        )
     compare(results, given.layers, estimates(given.folder))
     import torch
     import transformers
 
     made = {
-        "pairs": given.pairs.name, "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-        "shape": SHAPE | {"layers": given.layers}, "stages": results,
-    }  # fmt: skip
+        "pairs": given.pairs.name,
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "shape": SHAPE | {"layers": given.layers},
+        "stages": results,
+    }
     given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return 0 if all(r.get("within_limit", True) for r in results.values()) else 1
 

@@ -1,4 +1,5 @@
-"""Local generation: this package against transformers' ``generate``, one prompt at a time and as one padded batch, and ``transformers serve``.
+"""Local generation: this package against transformers' ``generate``, one prompt at a time and as
+one padded batch, and ``transformers serve``.
 
 Reads a model and a file of instructions, of which LaMini prompts of three examples each are
 made. Every side draws the same number of new tokens (none may end earlier) with the same
@@ -43,7 +44,9 @@ PARTS = 4  # batches that the prompts are cut into, to see which answers another
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker is to do. what: 'time'; 'check', which is greedy and answers with token ids; or 'batches', which asks ours at two batch sizes."""
+    """What one worker is to do. what: 'time'; 'check', which is greedy and answers with token ids;
+    or 'batches', which asks ours at two batch sizes.
+    """
 
     what: str
     side: str
@@ -58,10 +61,17 @@ def conversations(job: Job) -> list[list[Turn]]:
     """LaMini prompts from the file's short instructions. Raises DataError if there are too few."""
     shown = []
     for row in read_jsonl(Path(job.data)):
-        if not row.get("context") and isinstance(row.get("instruction"), str) and len(text := instruction_text(row)) <= LONGEST:
+        if (
+            not row.get("context")
+            and isinstance(row.get("instruction"), str)
+            and len(text := instruction_text(row)) <= LONGEST
+        ):
             shown.append(text)
     if len(shown) < EXAMPLES:
-        raise DataError(f"{job.data}: {len(shown)} instructions of at most {LONGEST} characters without context, expected at least {EXAMPLES}")
+        raise DataError(
+            f"{job.data}: {len(shown)} instructions of at most {LONGEST} characters without context, expected at least"
+            f" {EXAMPLES}"
+        )
     template, made = texts.load("lamini_examples", {}), []
     for number in range(job.n):
         examples = "\n".join(f"<example>{text}</example>" for text in random.Random(number).sample(shown, EXAMPLES))
@@ -87,16 +97,25 @@ def ours(job: Job) -> dict[str, Any]:
 
 
 def batches(job: Job) -> dict[str, Any]:
-    """How many answers of ours differ between one batch of all prompts and ``PARTS`` smaller ones, sampled and greedy, seeds unchanged."""
+    """How many answers of ours differ between one batch of all prompts and ``PARTS`` smaller ones,
+    sampled and greedy, seeds unchanged.
+    """
     from openbezoar.llm.local import Local
 
     llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
     ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
     size = -(-len(ids) // PARTS)
     found: dict[str, Any] = {"sizes": [len(ids), size], "rows": len(ids), "tokens": job.tokens, "dtype": job.dtype}
-    for name, sampling in (("sampled", Sampling(job.tokens, TEMPERATURE, TOP_P)), ("greedy", Sampling(job.tokens, 0.0, 1.0))):
+    for name, sampling in (
+        ("sampled", Sampling(job.tokens, TEMPERATURE, TOP_P)),
+        ("greedy", Sampling(job.tokens, 0.0, 1.0)),
+    ):
         whole = llm.sample(ids, sampling, list(range(len(ids))))
-        cut = [row for at in range(0, len(ids), size) for row in llm.sample(ids[at : at + size], sampling, list(range(len(ids)))[at : at + size])]
+        cut = [
+            row
+            for at in range(0, len(ids), size)
+            for row in llm.sample(ids[at : at + size], sampling, list(range(len(ids)))[at : at + size])
+        ]
         found[name] = sum(a.ids != b.ids for a, b in zip(whole, cut, strict=True))
     return found
 
@@ -110,11 +129,21 @@ def generate(job: Job) -> dict[str, Any]:
 
     checkpoint = open_checkpoint(job.model)
     tokenizer = load_tokenizer(checkpoint.folder())
-    model: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder()), dtype=DTYPES[job.dtype], attn_implementation="sdpa").to(device()).eval()
+    model: Any = (
+        AutoModelForCausalLM.from_pretrained(
+            str(checkpoint.folder()), dtype=DTYPES[job.dtype], attn_implementation="sdpa"
+        )
+        .to(device())
+        .eval()
+    )
     formatter = Formatter(tokenizer, checkpoint.prompt)
     ids = [list(formatter.prompt_ids(conversation)) for conversation in conversations(job)]
     # top_k 0: transformers would otherwise keep the 50 likeliest only.
-    drawn = {"do_sample": False} if job.what == "check" else {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
+    drawn = (
+        {"do_sample": False}
+        if job.what == "check"
+        else {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
+    )
     ends = list(formatter.stop_ids())
     made: list[list[int]] = []
 
@@ -152,10 +181,17 @@ def serve(job: Job) -> dict[str, Any]:
 
         def one(messages: list[dict[str, str]], tokens: int = job.tokens) -> int:
             body = {
-                "model": str(folder), "messages": messages, "max_tokens": tokens, "temperature": TEMPERATURE, "top_p": TOP_P, "stream": False,
+                "model": str(folder),
+                "messages": messages,
+                "max_tokens": tokens,
+                "temperature": TEMPERATURE,
+                "top_p": TOP_P,
+                "stream": False,
                 "generation_config": settings,
-            }  # fmt: skip
-            request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+            }
+            request = urllib.request.Request(
+                f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
             with urllib.request.urlopen(request, timeout=3600) as reply:
                 return int(json.load(reply)["usage"]["completion_tokens"])
 
@@ -172,14 +208,29 @@ def serving(folder: Path, dtype: str) -> Iterator[tuple[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", str(device()), "--dtype", dtype]
+    arguments = [
+        "serve",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        str(device()),
+        "--dtype",
+        dtype,
+    ]
     code = "from transformers.cli.transformers import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
             if process.poll() is not None:
-                raise common.BenchmarkError(f"transformers serve ended with code {process.returncode} before it answered")
+                raise common.BenchmarkError(
+                    f"transformers serve ended with code {process.returncode} before it answered"
+                )
             try:
                 with urllib.request.urlopen(f"{url}/health", timeout=5):
                     break
@@ -191,7 +242,9 @@ def serving(folder: Path, dtype: str) -> Iterator[tuple[str, Any]]:
         process.wait()
 
 
-def measured(seconds: float, tokens: Sequence[int], ids: Sequence[Sequence[int]], made: list[list[int]] | None) -> dict[str, Any]:
+def measured(
+    seconds: float, tokens: Sequence[int], ids: Sequence[Sequence[int]], made: list[list[int]] | None
+) -> dict[str, Any]:
     """What a worker answers."""
     return {
         "seconds": seconds,
@@ -220,9 +273,19 @@ def call(job: Job) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The result's JSON. A side's rate is its tokens per second, so that fewer prompts for the slow ones compare fairly."""
+    """The result's JSON. A side's rate is its tokens per second, so that fewer prompts for the slow
+    ones compare fairly.
+    """
     about = common.machine()
-    base = Job("time", "ours", str(open_checkpoint(options.model).folder()), str(options.data), options.n, options.tokens, "bfloat16")
+    base = Job(
+        "time",
+        "ours",
+        str(open_checkpoint(options.model).folder()),
+        str(options.data),
+        options.n,
+        options.tokens,
+        "bfloat16",
+    )
     check = replace(base, what="check", n=min(CHECK_PROMPTS, options.n), tokens=CHECK_TOKENS, dtype="float32")
     common.say("generate: checking that greedy answers are the same in fp32")
     ours_ids, their_ids = (call(replace(check, side=side))["made"] for side in ("ours", "single"))
@@ -233,7 +296,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for number, side in common.alternate(sides, options.rounds):
         if side == "serve" and number:
             continue
-        rounds[side].append(call(replace(base, side=side, n=min(options.n, options.single) if side == "single" else options.n)))
+        rounds[side].append(
+            call(replace(base, side=side, n=min(options.n, options.single) if side == "single" else options.n))
+        )
         common.say(f"generate: round {number + 1} {side} {rounds[side][-1]['tokens_per_second']:.0f} tokens/s")
     rates = {side: common.spread([m["tokens_per_second"] for m in found]) for side, found in rounds.items()}
     seconds = {side: options.n * options.tokens / rates[side]["median"] for side in rates}
@@ -265,7 +330,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = common.parser("generate", __doc__.splitlines()[0], 64, "prompts")
     made.add_argument("--tokens", type=int, default=128, help="new tokens of each answer (default 128)")
-    made.add_argument("--single", type=int, default=12, help="prompts of the one-at-a-time side, whose rate does not depend on their number (default 12)")
+    made.add_argument(
+        "--single",
+        type=int,
+        default=12,
+        help="prompts of the one-at-a-time side, whose rate does not depend on their number (default 12)",
+    )
     return made
 
 

@@ -32,7 +32,9 @@ token twice, no padding, the vocabulary head at scored positions only) over what
 reaches in a square matrix product. torch.compile was not tried, for either side.
 """
 
-NO_GPU = """Nothing was timed on a GPU. What runs there only (FlexAttention, float16 with loss scaling, NF4 on CUDA) has tests, which skip without one.
+NO_GPU = """\
+Nothing was timed on a GPU. What runs there only (FlexAttention, float16 with loss scaling, NF4 on CUDA) has
+tests, which skip without one.
 """
 
 
@@ -78,7 +80,12 @@ def _training(result: Result) -> str:
         sides = [
             ("OpenBezoar", found["ours"], "", 1.0),
             (result["peer_name"], found["peer"], _setting(found["search"]["trl"]), found["ratio"]),
-            (result["second_peer_name"], found["second_peer"], _setting(found["search"]["plain"]), found["second_ratio"]),
+            (
+                result["second_peer_name"],
+                found["second_peer"],
+                _setting(found["search"]["plain"]),
+                found["second_ratio"],
+            ),
         ]
         for name, side, setting, ratio in sides:
             lines.append(
@@ -93,10 +100,20 @@ def _training(result: Result) -> str:
                     f"{100 * side['matmul_share']:.0f} %",
                 ]
             )
-    head = ["base", "tool", "its best setting", "seconds", f"{unit}/s", "our speed over it", "peak GiB", "of the matmul rate"]
+    head = [
+        "base",
+        "tool",
+        "its best setting",
+        "seconds",
+        f"{unit}/s",
+        "our speed over it",
+        "peak GiB",
+        "of the matmul rate",
+    ]
     text = (
-        f"{result['rows']} {unit} of `{result['data']}` ({result['tokens']:,} tokens written out, {result['distinct_tokens']:,} distinct), model `{result['model']}`, "
-        f"{result['batch']} {unit} an optimiser step, {result['rounds']} rounds.\n\n{_table(head, lines)}\n\n{_verdict(result)}"
+        f"{result['rows']} {unit} of `{result['data']}` ({result['tokens']:,} tokens written out,"
+        f" {result['distinct_tokens']:,} distinct), model `{result['model']}`, {result['batch']} {unit} an optimiser"
+        f" step, {result['rounds']} rounds.\n\n{_table(head, lines)}\n\n{_verdict(result)}"
     )
     return text + "".join(f"\n{line}" for arm, found in result["arms"].items() for line in _notes(arm, found)) + "\n"
 
@@ -106,33 +123,64 @@ def _setting(found: Result) -> str:
 
 
 def _words(setting: Result) -> str:
-    return ", ".join(str(v) if isinstance(v, str) else k if v is True else f"{k} {v}" for k, v in setting.items() if v is not False)
+    return ", ".join(
+        str(v) if isinstance(v, str) else k if v is True else f"{k} {v}" for k, v in setting.items() if v is not False
+    )
 
 
 def _notes(arm: str, found: Result) -> list[str]:
     notes = []
     for side, check in found["checks"].items():
         if not check["same"]:
-            notes.append(f"- {arm}: {side} did not compute the same and was left out: {json.dumps({k: v for k, v in check.items() if k != 'same'})}")
+            notes.append(
+                f"- {arm}: {side} did not compute the same and was left out:"
+                f" {json.dumps({k: v for k, v in check.items() if k != 'same'})}"
+            )
     for side, search in found["search"].items():
         if search["untried"]:
-            tried, untried = ("; ".join(_words(s) for s in some) for some in ([t["setting"] for t in search["tried"]], search["untried"]))
-            notes.append(f"- {arm}: of {side} only these settings were tried in the time given: {tried}. Not tried: {untried}.")
-        notes += [f"- {arm}: {side} failed with {json.dumps(t['setting'])}: {t['error'][:200]}" for t in search["tried"] if t.get("error")]
+            tried, untried = (
+                "; ".join(_words(s) for s in some)
+                for some in ([t["setting"] for t in search["tried"]], search["untried"])
+            )
+            notes.append(
+                f"- {arm}: of {side} only these settings were tried in the time given: {tried}. Not tried: {untried}."
+            )
+        notes += [
+            f"- {arm}: {side} failed with {json.dumps(t['setting'])}: {t['error'][:200]}"
+            for t in search["tried"]
+            if t.get("error")
+        ]
     return notes
 
 
 def _score(result: Result) -> str:
-    parts = [f"{result['n']} questions a task (MMLU: whole subjects) of `{result['data']}`, model `{result['model']}`, {result['rounds']} rounds."]
+    parts = [
+        f"{result['n']} questions a task (MMLU: whole subjects) of `{result['data']}`, model `{result['model']}`,"
+        f" {result['rounds']} rounds."
+    ]
     for arm, found in result["arms"].items():
         lines = [
-            [name, str(t["questions"]), _seconds(t["ours"]), _seconds(t["peer"]), str(t["batch_size"]), f"{t['ratio']:.1f}"]
+            [
+                name,
+                str(t["questions"]),
+                _seconds(t["ours"]),
+                _seconds(t["peer"]),
+                str(t["batch_size"]),
+                f"{t['ratio']:.1f}",
+            ]
             for name, t in found["tasks"].items()
         ]
         questions = sum(t["questions"] for t in found["tasks"].values())
         whole = [_seconds(found[side]["seconds"]) for side in ("ours", "peer")]
         lines.append(["**all**", str(questions), *whole, "", f"**{found['ratio']:.1f}**"])
-        head = ["task, examples", "questions", "OpenBezoar, s", f"{result['peer_name']}, s", "its batch size", "our speed over it"]
+        head = [
+            "task, examples",
+            "questions",
+            "OpenBezoar, s",
+            f"{result['peer_name']}, s",
+            "its batch size",
+            "our speed over it",
+        ]
         ours, peer = (found[side] for side in ("ours", "peer"))
         memory = (
             f"Peak memory {peak(ours):.1f} GiB against {peak(peer):.1f} GiB; "
@@ -140,7 +188,10 @@ def _score(result: Result) -> str:
         )
         parts.append(f"### {arm}\n\n{_table(head, lines)}\n\n{memory}")
     check = result["check"]
-    parts.append(f"Check in fp32: {check['questions']} questions, largest difference {check['largest_difference']:.1e}, {len(check['differences'])} differ.")
+    parts.append(
+        f"Check in fp32: {check['questions']} questions, largest difference {check['largest_difference']:.1e},"
+        f" {len(check['differences'])} differ."
+    )
     return "\n\n".join([*parts, _verdict(result)]) + "\n"
 
 
@@ -157,23 +208,31 @@ def _generate(result: Result) -> str:
     for side, rate in result["tokens_per_second"].items():
         ratio = 1.0 if side == "ours" else result[f"ratio_{side}"]
         memory = max(m["peak_memory"] for m in result["rounds"][side]) / GIB
-        lines.append([SIDES[side], f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})", f"{ratio:.1f}", f"{memory:.1f}"])
+        lines.append(
+            [
+                SIDES[side],
+                f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})",
+                f"{ratio:.1f}",
+                f"{memory:.1f}",
+            ]
+        )
     same = "yes" if result["same"] else "**no**"
     return (
-        f"{result['n']} LaMini prompts of {result['prompt_tokens']:.0f} tokens on average ({result['n_single']} one at a time), {result['new_tokens']} new tokens each, "
-        f"temperature {result['temperature']}, top-p {result['top_p']}, bf16, model `{result['model']}`.\n\n"
-        f"{_table(['tool', 'new tokens/s', 'our speed over it', 'peak GiB'], lines)}\n\n"
-        f"Greedy answers in fp32 equal `generate`'s token for token: {same}.\n"
-        f"{_batch_sizes(result['changed_by_batch_size'])}"
+        f"{result['n']} LaMini prompts of {result['prompt_tokens']:.0f} tokens on average ({result['n_single']} one at"
+        f" a time), {result['new_tokens']} new tokens each, temperature {result['temperature']}, top-p"
+        f" {result['top_p']}, bf16, model"
+        f" `{result['model']}`.\n\n{_table(['tool', 'new tokens/s', 'our speed over it', 'peak GiB'], lines)}\n\nGreedy"
+        f" answers in fp32 equal `generate`'s token for token: {same}.\n{_batch_sizes(result['changed_by_batch_size'])}"
     )
 
 
 def _batch_sizes(found: Result) -> str:
     whole, part = found["sizes"]
     return (
-        f"In {found['dtype']}, of {found['rows']} answers of at most {found['tokens']} tokens, batches of {part} instead of {whole} change "
-        f"{found['sampled']} sampled ones and {found['greedy']} greedy ones; in fp32 a test holds that none changes. "
-        "A recipe's batches are fixed by row number, so a rerun gives the same rows either way.\n"
+        f"In {found['dtype']}, of {found['rows']} answers of at most {found['tokens']} tokens, batches of {part}"
+        f" instead of {whole} change {found['sampled']} sampled ones and {found['greedy']} greedy ones; in fp32 a test"
+        " holds that none changes. A recipe's batches are fixed by row number, so a rerun gives the same rows either"
+        " way.\n"
     )
 
 
@@ -182,15 +241,21 @@ def _data(results: Sequence[Result]) -> str:
     for result in results:
         for size in result["sizes"]:
             memory = [f"{size['memory'][name] / 1e6:.0f}" for name in ("peak_of_this_process", "peak")]
-            lines.append([f"`{result['data']}`", f"{size['rows']:,}", f"{size['rows_per_second']:,.0f}", f"{1e3 * size['seconds_per_row']:.2f}", *memory])
+            lines.append(
+                [
+                    f"`{result['data']}`",
+                    f"{size['rows']:,}",
+                    f"{size['rows_per_second']:,.0f}",
+                    f"{1e3 * size['seconds_per_row']:.2f}",
+                    *memory,
+                ]
+            )
     remarks = sorted({result["remark"] for result in results if "remark" in result})
     head = ["rows of", "rows", "rows/s", "ms a row", "peak MB of the process that trains", "with its helpers"]
     return (
-        "Reading, rendering, tokenising and packing, as `sft` and `dpo` do it, on all cores. The files' rows are repeated with a number "
-        "put into each prompt, so that all differ. Memory is anonymous memory, torch and transformers included.\n\n"
-        + "".join(f"{remark}\n\n" for remark in remarks)
-        + _table(head, lines)
-        + "\n"
+        "Reading, rendering, tokenising and packing, as `sft` and `dpo` do it, on all cores. The files' rows are"
+        " repeated with a number put into each prompt, so that all differ. Memory is anonymous memory, torch and"
+        " transformers included.\n\n" + "".join(f"{remark}\n\n" for remark in remarks) + _table(head, lines) + "\n"
     )
 
 
@@ -203,12 +268,20 @@ def _full_size(result: Result) -> str:
         tokens = f"{stage['tokens_an_optimiser_step']:,}" if "tokens_an_optimiser_step" in stage else ""
         lines.append([name, f"{stage['seconds']:.0f}", step, tokens, f"{stage['peak'] / 1e9:.2f}", limit, planned])
     shape = result["shape"]
-    head = ["stage", "seconds", "of them an optimiser step", "tokens of such a step", "peak GB", "limit GB", "`plan` said GB (over the peak)"]
+    head = [
+        "stage",
+        "seconds",
+        "of them an optimiser step",
+        "tokens of such a step",
+        "peak GB",
+        "limit GB",
+        "`plan` said GB (over the peak)",
+    ]
     return (
-        f"A checkpoint of {shape['layers']} layers, hidden size {shape['hidden']:,}, vocabulary {shape['vocabulary']:,}, with random weights: "
-        "3,426,473,600 parameters at 26 layers, OpenLLaMA 3B v2's. The base in NF4, LoRA r=16 on q, k, v; "
-        f"dpo: steps of 8 pairs of `{result['pairs']}`. Peaks are the kernel's high-water mark of a process of its own, loading included.\n\n"
-        f"{_table(head, lines)}\n"
+        f"A checkpoint of {shape['layers']} layers, hidden size {shape['hidden']:,}, vocabulary"
+        f" {shape['vocabulary']:,}, with random weights: 3,426,473,600 parameters at 26 layers, OpenLLaMA 3B v2's. The"
+        f" base in NF4, LoRA r=16 on q, k, v; dpo: steps of 8 pairs of `{result['pairs']}`. Peaks are the kernel's"
+        f" high-water mark of a process of its own, loading included.\n\n{_table(head, lines)}\n"
     )
 
 
@@ -218,8 +291,15 @@ def peak(side: Result) -> float:
 
 
 def _verdict(result: Result) -> str:
-    same = "Same result: yes." if result["same"] else "**Same result: no**; the ratios mean nothing until that is explained."
-    return f"Worse of the two ({result['worst_arm']}): {result['ratio']:.1f} times as fast, {result['memory_ratio']:.2f} of the peak memory. {same}"
+    same = (
+        "Same result: yes."
+        if result["same"]
+        else "**Same result: no**; the ratios mean nothing until that is explained."
+    )
+    return (
+        f"Worse of the two ({result['worst_arm']}): {result['ratio']:.1f} times as fast, {result['memory_ratio']:.2f}"
+        f" of the peak memory. {same}"
+    )
 
 
 def _seconds(found: Result) -> str:
@@ -236,7 +316,9 @@ def main() -> int:
     arguments.add_argument("--results", type=Path, default=Path("docs/benchmarks"))
     arguments.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     options = arguments.parse_args()
-    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.results.glob("*.json"))}
+    results = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.results.glob("*.json"))
+    }
     options.out.write_text(page(results, options.results.as_posix()), encoding="utf-8")
     return 0
 

@@ -80,14 +80,18 @@ def whole_subjects(benchmark: Benchmark, n: int) -> Benchmark:
 
 
 def present(data: Path) -> list[str]:
-    """The suite's tasks whose file is in the folder. Raises DataError if none is, or if a file cannot be read as its task."""
+    """The suite's tasks whose file is in the folder. Raises DataError if none is, or if a file
+    cannot be read as its task.
+    """
     found = []
     for name, (task, _) in SUITE.items():
         stem = "truthfulqa_mc" if task.startswith("truthfulqa") else task
         if any((data / f"{stem}{ending}").is_file() for ending in (".jsonl", ".jsonl.gz")):
             found.append(name)
     if not found:
-        raise DataError(f"{data}: no task file there; expected a folder with arc_easy.jsonl.gz and the like (docs/data.md)")
+        raise DataError(
+            f"{data}: no task file there; expected a folder with arc_easy.jsonl.gz and the like (docs/data.md)"
+        )
     return found
 
 
@@ -109,7 +113,9 @@ def hflm(job: Job) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     folder = open_checkpoint(job.model).folder()
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[job.dtype], attn_implementation="sdpa").to(device())
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[job.dtype], attn_implementation="sdpa").to(
+        device()
+    )
     tokenizer = load_tokenizer(folder)
     made: dict[int, Any] = {}
 
@@ -135,17 +141,32 @@ def evaluated(job: Job, lm_for: Any) -> dict[str, Any]:
     for benchmark in benchmarks:
         lm = lm_for(benchmark.name)
         with quiet(), common.Stopwatch() as watch:
-            found = evaluate(lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True)
+            found = evaluate(
+                lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True
+            )
         tasks[benchmark.name] = {"seconds": watch.seconds, "answers": answers(found["samples"])}
     seconds = sum(task["seconds"] for task in tasks.values())
-    return {"seconds": seconds, "peak_memory": common.peak_memory(), "loaded_memory": loaded, "warm_up_seconds": warm_up.seconds, "tasks": tasks}
+    return {
+        "seconds": seconds,
+        "peak_memory": common.peak_memory(),
+        "loaded_memory": loaded,
+        "warm_up_seconds": warm_up.seconds,
+        "tasks": tasks,
+    }
 
 
 def first_use(lm: Any) -> None:
-    """One short question to either side: what a process does once (our self-check, the kernels' set-up) belongs to loading, not to a task."""
+    """One short question to either side: what a process does once (our self-check, the kernels'
+    set-up) belongs to loading, not to a task.
+    """
     from lm_eval.api.instance import Instance
 
-    asked = Instance(request_type="loglikelihood", doc={}, arguments=("What is the capital of France?", " The capital of France is Paris."), idx=0)
+    asked = Instance(
+        request_type="loglikelihood",
+        doc={},
+        arguments=("What is the capital of France?", " The capital of France is Paris."),
+        idx=0,
+    )
     with quiet():
         lm.loglikelihood([asked])
 
@@ -191,14 +212,21 @@ def asked(job: Job, model: Any, tokenizer: Any) -> dict[str, list[Tree]]:
 
 
 def needed(job: Job) -> dict[str, Any]:
-    """The work that is needed: distinct tokens of each task and FLOPs of the linear layers, nothing twice and no position unasked."""
+    """The work that is needed: distinct tokens of each task and FLOPs of the linear layers, nothing
+    twice and no position unasked.
+    """
     model, tokenizer = load_for_inference(replace(open_checkpoint(job.model), dtype="bfloat16"))
     trunk, head = common.linear_parameters(model)
     work = {}
     for name, trees in asked(job, model, tokenizer).items():
         tokens, scored = sum(cost for _, cost in in_order(trees)), sum(path.n_scored for tree in trees for path in tree)
         written_out = sum(len(path.ids) for tree in trees for path in tree)
-        work[name] = {"tokens": written_out, "distinct_tokens": tokens, "scored_tokens": scored, "flops": 2.0 * (tokens * trunk + scored * head)}
+        work[name] = {
+            "tokens": written_out,
+            "distinct_tokens": tokens,
+            "scored_tokens": scored,
+            "flops": 2.0 * (tokens * trunk + scored * head),
+        }
     return {"tasks": work, "rate": {arm: common.matmul_rate(dtype) for arm, dtype in ARMS.items()}}
 
 
@@ -222,9 +250,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Both arms; the result's JSON."""
     common.require_peers("lm_eval")
     about = common.machine()
-    base = Job("time", "ours", str(open_checkpoint(options.model).folder()), str(options.data), options.n, "bfloat16", present(options.data), {})
+    base = Job(
+        "time",
+        "ours",
+        str(open_checkpoint(options.model).folder()),
+        str(options.data),
+        options.n,
+        "bfloat16",
+        present(options.data),
+        {},
+    )
     if options.tasks:
-        base = replace(base, tasks=[name for name in base.tasks if name.split()[0] in options.tasks or name in options.tasks])
+        base = replace(
+            base, tasks=[name for name in base.tasks if name.split()[0] in options.tasks or name in options.tasks]
+        )
     if not base.tasks:
         raise common.BenchmarkError(f"--tasks: none of {options.tasks} is in {options.data}; known: {', '.join(SUITE)}")
     required = call(replace(base, what="work"))
@@ -264,7 +303,9 @@ def _arm(job: Job, options: argparse.Namespace, required: Mapping[str, Any], arm
         made[side]["matmul_share"] = flops / made[side]["seconds"]["median"] / rate
     tasks = {}
     for name in job.tasks:
-        times = {side: common.spread([m["tasks"][name]["seconds"] for m in measured]) for side, measured in rounds.items()}
+        times = {
+            side: common.spread([m["tasks"][name]["seconds"] for m in measured]) for side, measured in rounds.items()
+        }
         tasks[name] = {
             "questions": len(rounds["ours"][0]["tasks"][name]["answers"]),
             "ours": times["ours"],
@@ -276,7 +317,9 @@ def _arm(job: Job, options: argparse.Namespace, required: Mapping[str, Any], arm
 
 
 def search(job: Job, options: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
-    """(HFLM's fastest batch size for each task, how it was found): short pilots of the whole suite, a batch size each."""
+    """(HFLM's fastest batch size for each task, how it was found): short pilots of the whole suite,
+    a batch size each.
+    """
     pilot = replace(job, side="hflm", n=min(PILOT, job.n))
     times: dict[int, dict[str, float]] = {}
 
@@ -293,7 +336,9 @@ def search(job: Job, options: argparse.Namespace) -> tuple[dict[str, int], dict[
 
 
 def agreement(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, Any]:
-    """In fp32: every choice's log-probability within 1e-3 and every question's likeliest choice the same; differences are listed."""
+    """In fp32: every choice's log-probability within 1e-3 and every question's likeliest choice the
+    same; differences are listed.
+    """
     largest, items, differences = 0.0, 0, []
     for name, task in ours["tasks"].items():
         theirs = peer["tasks"][name]["answers"]
@@ -305,13 +350,20 @@ def agreement(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, Any
             largest, items = max(largest, gap), items + 1
             if gap > common.TOLERANCE or mine.index(max(mine)) != theirs[question].index(max(theirs[question])):
                 differences.append({"task": name, "question": question, "ours": mine, "peer": theirs[question]})
-    return {"same": not differences and items > 0, "questions": items, "largest_difference": largest, "differences": differences}
+    return {
+        "same": not differences and items > 0,
+        "questions": items,
+        "largest_difference": largest,
+        "differences": differences,
+    }
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = common.parser("score", __doc__.splitlines()[0], 8, "questions a task")
-    made.add_argument("--tasks", nargs="+", help="only these, such as: mmlu 'hellaswag 0' (default: all that the folder has)")
+    made.add_argument(
+        "--tasks", nargs="+", help="only these, such as: mmlu 'hellaswag 0' (default: all that the folder has)"
+    )
     return made
 
 

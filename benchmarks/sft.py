@@ -24,7 +24,9 @@ from openbezoar.training.objectives import sft_objective
 
 
 def ours(job: Job) -> dict[str, Any]:
-    """The package's own loop, its self-check at first use and its logs included; only the held-out loss is left out, which no side measures."""
+    """The package's own loop, its self-check at first use and its logs included; only the held-out
+    loss is left out, which no side measures.
+    """
     settings = job.settings(Sft, sft="rows")
     trees = training.read_trees(job, pairs=False)
     model = training.load_ours(job)
@@ -76,7 +78,10 @@ def trl(job: Job) -> dict[str, Any]:
 
 def _row(tree: Tree) -> dict[str, list[int]]:
     (path,) = tree
-    return {"input_ids": list(path.ids), "labels": [i if scored else -100 for i, scored in zip(path.ids, path.scored, strict=True)]}
+    return {
+        "input_ids": list(path.ids),
+        "labels": [i if scored else -100 for i, scored in zip(path.ids, path.scored, strict=True)],
+    }
 
 
 def plain(job: Job) -> dict[str, Any]:
@@ -95,7 +100,9 @@ def plain(job: Job) -> dict[str, Any]:
         ids, mask, scored = training.padded([path for tree in micro for path in tree], 0)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         labels = ids.masked_fill(~scored, -100)[:, 1:]
-        total = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
         return total / sum(path.n_scored for tree in step for path in tree)
 
     return training.plain_loop(job, model, batches, loss_of, settings.clip, settings.learning_rate)
@@ -113,7 +120,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole benchmark."""
     settings: list[dict[str, Any]] = []
     for micro in duel.micros(options):
-        settings += [{"mode": "padded", "micro": micro}] + ([{"mode": "padding_free", "micro": micro}] if micro > 1 else [])
+        settings += [{"mode": "padded", "micro": micro}] + (
+            [{"mode": "padding_free", "micro": micro}] if micro > 1 else []
+        )
     settings.insert(2, {"mode": "packing", "micro": 1})
     settings += [{**setting, "autocast": True} for setting in settings]
     modes = [{"mode": "padded", "micro": 2}, {"mode": "padding_free", "micro": 2}, {"mode": "packing", "micro": 1}]

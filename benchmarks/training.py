@@ -127,7 +127,9 @@ def load_ours(job: Job) -> Any:
     return load_for_training(checkpoint(job.model), job.lora, job.quantize, job.dtype, False, SEED)  # type: ignore[arg-type]
 
 
-def time_ours(model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training) -> dict[str, Any]:
+def time_ours(
+    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training
+) -> dict[str, Any]:
     """The package's loop under the clock: seconds, peak memory, and the first step's loss and gradient norm."""
     loaded = common.resident_peak()
     with tempfile.TemporaryDirectory() as folder:
@@ -144,13 +146,22 @@ def time_ours(model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Obje
 
 
 def load_peer(job: Job) -> Any:
-    """The base as TRL's and PEFT's documentation load it: transformers, NF4 with double quantisation through bitsandbytes."""
+    """The base as TRL's and PEFT's documentation load it: transformers, NF4 with double
+    quantisation through bitsandbytes.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": DTYPES[job.dtype], "attn_implementation": "sdpa", "device_map": {"": str(device())}}
+    options: dict[str, Any] = {
+        "dtype": DTYPES[job.dtype],
+        "attn_implementation": "sdpa",
+        "device_map": {"": str(device())},
+    }
     if job.quantize == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=DTYPES[job.dtype]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[job.dtype],
         )
     return AutoModelForCausalLM.from_pretrained(str(checkpoint(job.model).folder()), **options)
 
@@ -163,7 +174,9 @@ def lora_config(job: Job) -> Any:
 
 
 def fill_adapter(model: Any) -> None:
-    """Give the trainable tensors fixed values in fp32, B's other than zero, so that two sides have the same adapter and all its gradients count."""
+    """Give the trainable tensors fixed values in fp32, B's other than zero, so that two sides have
+    the same adapter and all its gradients count.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
@@ -172,7 +185,9 @@ def fill_adapter(model: Any) -> None:
 
 
 def clock(limit: float | None) -> Any:
-    """A callback of transformers' Trainer: the seconds of its training loop alone, ended early once ``limit`` is passed."""
+    """A callback of transformers' Trainer: the seconds of its training loop alone, ended early once
+    ``limit`` is passed.
+    """
     import torch
     from transformers import TrainerCallback
 
@@ -240,8 +255,12 @@ def trained(trainer: Any, stopwatch: Any) -> dict[str, Any]:
     }
 
 
-def plain_loop(job: Job, model: Any, batches: Sequence[Sequence[Tree]], loss_of: Any, clip: float, rate: float) -> dict[str, Any]:
-    """The loop that people write over PEFT: micro-batches, backward, clip, AdamW. loss_of: micro-batch, its step's rows → loss to be summed."""
+def plain_loop(
+    job: Job, model: Any, batches: Sequence[Sequence[Tree]], loss_of: Any, clip: float, rate: float
+) -> dict[str, Any]:
+    """The loop that people write over PEFT: micro-batches, backward, clip, AdamW. loss_of:
+    micro-batch, its step's rows → loss to be summed.
+    """
     import torch
 
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -266,7 +285,13 @@ def plain_loop(job: Job, model: Any, batches: Sequence[Sequence[Tree]], loss_of:
             optimizer.zero_grad(set_to_none=True)
     loss_value, norm_value = first or (None, None)
     seconds = None if cut else watch.seconds
-    return {"seconds": seconds, "peak_memory": common.peak_memory(), "loaded_memory": loaded, "loss": loss_value, "gradient_norm": norm_value}
+    return {
+        "seconds": seconds,
+        "peak_memory": common.peak_memory(),
+        "loaded_memory": loaded,
+        "loss": loss_value,
+        "gradient_norm": norm_value,
+    }
 
 
 def padded(paths: Sequence[Any], pad: int) -> tuple[Any, Any, Any]:
@@ -284,7 +309,8 @@ def padded(paths: Sequence[Any], pad: int) -> tuple[Any, Any, Any]:
 
 
 def work_of(unit: str, trees: Sequence[Tree], model: Any, passes: int) -> dict[str, Any]:
-    """The work that is needed: rows, tokens, and FLOPs of the linear layers without a token twice or a position unasked.
+    """The work that is needed: rows, tokens, and FLOPs of the linear layers without a token twice
+    or a position unasked.
 
     passes: through the trunk, the gradient of its activations counting as one; each is 2 FLOPs
     a parameter and token. The head runs forward and backward at the scored positions.

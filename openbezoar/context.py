@@ -47,7 +47,9 @@ class StepContext:
         return [row for _, row in self.stream(ref)]
 
     def stream(self, ref: DataRef) -> Iterator[tuple[str, Row]]:
-        """Rows of a data reference with where each came from, one held at a time. Raises DataError if there are none."""
+        """Rows of a data reference with where each came from, one held at a time. Raises DataError
+        if there are none.
+        """
         folders = {name: self.run.step(name) for name in self.steps}
         return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed, self.out, self.counts.add)
 
@@ -64,7 +66,9 @@ class StepContext:
         """Preference pairs; as ``examples``."""
         return self.converted(ref, to_pair, most, every)
 
-    def converted(self, ref: DataRef, convert: Callable[[Row, str], T], most: int | None = None, every: int = 1) -> list[T]:
+    def converted(
+        self, ref: DataRef, convert: Callable[[Row, str], T], most: int | None = None, every: int = 1
+    ) -> list[T]:
         """What ``convert`` makes of rows; as ``examples``."""
         made: list[T] = []
         place = 0
@@ -78,7 +82,10 @@ class StepContext:
             if place % every == 0 and (most is None or len(made) < most):
                 made.append(item)
         if not place:
-            raise DataError(f"{', '.join(spec.data for spec in data_specs(ref))}: no row can be used ({self.counts}); bring other rows")
+            raise DataError(
+                f"{', '.join(spec.data for spec in data_specs(ref))}: no row can be used ({self.counts}); bring other"
+                " rows"
+            )
         return made
 
     def model_spec(self, name: str) -> LocalModel | ServerModel | None:
@@ -94,14 +101,27 @@ class StepContext:
                 prompt = prompt.model_copy(update={"template": str(self.path(prompt.template).resolve())})
             return checkpoint_of_model(
                 name,
-                spec.model_copy(update={"model": model_reference(spec.model, self.recipe_folder, self.recipe.data), "prompt": prompt}),
+                spec.model_copy(
+                    update={
+                        "model": model_reference(spec.model, self.recipe_folder, self.recipe.data),
+                        "prompt": prompt,
+                    }
+                ),
                 prompt,
                 self.recipe_folder,
             )
         return checkpoint_of_step(name, self.run.path)
 
-    def batched(self, name: str, items: Sequence[T], size: int, make: Callable[[int, Sequence[T]], list[Row]], unit: str = "rows") -> list[Row]:
-        """Rows made from ``items`` in batches fixed by position; ``make(first, batch)`` gets the index of the batch's first item.
+    def batched(
+        self,
+        name: str,
+        items: Sequence[T],
+        size: int,
+        make: Callable[[int, Sequence[T]], list[Row]],
+        unit: str = "rows",
+    ) -> list[Row]:
+        """Rows made from ``items`` in batches fixed by position; ``make(first, batch)`` gets the
+        index of the batch's first item.
 
         A killed run makes them all again, from the answers in the call cache.
         """

@@ -33,7 +33,9 @@ class Progress(Protocol):
         """A step is done; one line."""
 
     def bar(self, label: str, total: float, unit: str, done: float = 0.0) -> AbstractContextManager[Bar]:
-        """A bar of ``total`` units, to be used in a ``with`` statement. done: by an earlier try, which says nothing of the speed."""
+        """A bar of ``total`` units, to be used in a ``with`` statement. done: by an earlier try,
+        which says nothing of the speed.
+        """
 
 
 def duration(seconds: float | None) -> str:
@@ -88,7 +90,10 @@ class _LineBar(_Pace):
         if self.quiet:
             return
         left = f"  {self.left} left" if self.done < self.total and self.left else ""
-        words = f"  {self.label}: {self.done:.0f}/{self.total:.0f} {self.unit}  {self.rate:.3g} {self.unit}/s{left}  {_numbers(self.numbers)}"
+        words = (
+            f"  {self.label}: {self.done:.0f}/{self.total:.0f} {self.unit}  {self.rate:.3g} {self.unit}/s{left} "
+            f" {_numbers(self.numbers)}"
+        )
         print(words.rstrip(), file=sys.stderr, flush=True)
 
 
@@ -132,7 +137,9 @@ class Silent(PlainProgress):
 
 
 class RichProgress:
-    """On a terminal: the step at work with its time, a live bar for each piece of it, and a line that stays when it is done."""
+    """On a terminal: the step at work with its time, a live bar for each piece of it, and a line
+    that stays when it is done.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -155,7 +162,15 @@ class RichProgress:
         from rich.text import Text
 
         mark = "✓" if (self.console.encoding or "").lower().startswith("utf") else "*"
-        self.console.print(Text.assemble((f"{mark} ", "green"), f"[{place}] ", (name, "bold"), f"  {duration(seconds) or '0.0 s'}  ", (summary, "dim")))
+        self.console.print(
+            Text.assemble(
+                (f"{mark} ", "green"),
+                f"[{place}] ",
+                (name, "bold"),
+                f"  {duration(seconds) or '0.0 s'}  ",
+                (summary, "dim"),
+            )
+        )
 
     @contextmanager
     def bar(self, label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Bar]:
@@ -188,9 +203,20 @@ class RichProgress:
         from rich.table import Column
 
         def text(field: str, ratio: int | None = None) -> TextColumn:
-            return TextColumn("{task." + field + "}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio))
+            return TextColumn(
+                "{task." + field + "}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio),
+            )
 
-        columns = (text("description"), BarColumn(16), MofNCompleteColumn(), text("fields[rate]"), text("fields[left]"), text("fields[numbers]"))
+        columns = (
+            text("description"),
+            BarColumn(16),
+            MofNCompleteColumn(),
+            text("fields[rate]"),
+            text("fields[left]"),
+            text("fields[numbers]"),
+        )
         bars = Bars(TextColumn(" "), *columns, console=self.console)
         live = Live(Group(header, bars) if header else bars, console=self.console, transient=True, refresh_per_second=8)
         with suppress(RuntimeError):  # no thread to draw it: the work goes on without
@@ -216,8 +242,14 @@ class _Header:
         from rich.text import Text
 
         passed = int(time.monotonic() - self.begun)
-        clock = f"{passed // 3600}:{passed // 60 % 60:02}:{passed % 60:02}" if passed >= 3600 else f"{passed // 60}:{passed % 60:02}"
-        words = Text.assemble((self.title, "bold"), f"  {clock}  ", (self.about, "dim"), no_wrap=True, overflow="ellipsis")
+        clock = (
+            f"{passed // 3600}:{passed // 60 % 60:02}:{passed % 60:02}"
+            if passed >= 3600
+            else f"{passed // 60}:{passed % 60:02}"
+        )
+        words = Text.assemble(
+            (self.title, "bold"), f"  {clock}  ", (self.about, "dim"), no_wrap=True, overflow="ellipsis"
+        )
         self.spinner.update(text=words)
         yield self.spinner
 
@@ -229,12 +261,17 @@ def for_terminal(quiet: bool = False) -> Progress:
     return RichProgress()
 
 
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories of what has no shape of its own, or turns text around
+# Unicode categories of what has no shape of its own, or turns text around
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # parts of words in some scripts, and of emoji
 
 
 def visible(text: str) -> str:
-    """Foreign text for a terminal or a page: control, direction and other shapeless characters are written as escapes; tab and line feed stay."""
+    """Foreign text for a terminal or a page: control, direction and other shapeless characters are
+    written as escapes; tab and line feed stay.
+    """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in "\t\n" or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else repr(c)[1:-1] for c in text)
+    return "".join(
+        c if c in "\t\n" or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else repr(c)[1:-1] for c in text
+    )

@@ -1,4 +1,5 @@
-"""``docs/recipe-reference.md``, ``docs/recipe.schema.json`` and ``docs/command-reference.md``, made from the schema and the command line.
+"""``docs/recipe-reference.md``, ``docs/recipe.schema.json`` and ``docs/command-reference.md``, made
+from the schema and the command line.
 
 ``python -m scripts.pages`` writes them; ``--check`` fails if they are stale.
 """
@@ -106,7 +107,10 @@ def command_reference() -> str:
         "",
         "Made from the command line by `python -m scripts.pages`; do not edit.",
         "",
-        "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2 a mistake that you can mend",
+        (
+            "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2 a mistake that you"
+            " can mend"
+        ),
         "(one line says how), 130 interrupted. `python -m openbezoar` is the same program.",
     ]
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
@@ -130,8 +134,17 @@ def _command(command: Any) -> Iterator[str]:
         kind = {float: "NUMBER", int: "N"}.get(type(parameter.default), "TEXT")
         value = parameter.metavar or ("" if getattr(parameter, "is_flag", False) else kind)
         names = ", ".join(parameter.opts) if parameter.param_type_name == "option" else ""
-        default = "**required**" if parameter.required else f"`{parameter.default}`" if parameter.default not in (None, False, ()) else ""
-        yield f"| `{' '.join(part for part in (names, value) if part)}` | {default} | {(getattr(parameter, 'help', '') or '').replace('|', chr(92) + '|')} |"
+        default = (
+            "**required**"
+            if parameter.required
+            else f"`{parameter.default}`"
+            if parameter.default not in (None, False, ())
+            else ""
+        )
+        yield (
+            f"| `{' '.join(part for part in (names, value) if part)}` | {default} |"
+            f" {(getattr(parameter, 'help', '') or '').replace('|', chr(92) + '|')} |"
+        )
 
 
 def pages() -> dict[Path, str]:

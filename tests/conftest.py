@@ -13,7 +13,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 TEXT = [
-    "### System:\nBelow is an instruction.\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue is a colour of the sky.",
+    (
+        "### System:\nBelow is an instruction.\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue is a colour"
+        " of the sky."
+    ),
     "What is the capital of France? The capital of France is Paris, a city on the river Seine.",
     "Write a short poem about the sea and the wind, and say why you like it.",
     "Numbers: 0 1 2 3 4 5 6 7 8 9 10. Rating: [[8]] Yes, no, perhaps.",
@@ -21,7 +24,9 @@ TEXT = [
 
 
 def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool = False, frame: str = "") -> Path:
-    """A random two-layer model with a byte-level tokenizer, in transformers' format. frame: what the tokenizer makes of a text, such as "<s> $A </s>"."""
+    """A random two-layer model with a byte-level tokenizer, in transformers' format. frame: what
+    the tokenizer makes of a text, such as "<s> $A </s>".
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast
@@ -30,11 +35,21 @@ def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>"]
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     if bos or frame:
-        tokenizer.post_processor = processors.TemplateProcessing(single=frame or "<s> $A", special_tokens=[("<s>", 0), ("</s>", 1), ("<pad>", 2)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=frame or "<s> $A", special_tokens=[("<s>", 0), ("</s>", 1), ("<pad>", 2)]
+        )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    fast.chat_template = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    fast.chat_template = (
+        "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if"
+        " add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    )
     shape = {
         "vocab_size": len(fast),
         "hidden_size": 64,
@@ -47,7 +62,9 @@ def save_tiny_model(folder: Path, seed: int = 0, kind: str = "llama", bos: bool 
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config: Any
     if kind == "gemma3":
-        config = Gemma3TextConfig(**shape, **ids, head_dim=16, sliding_window=16, query_pre_attn_scalar=16, final_logit_softcapping=20.0)
+        config = Gemma3TextConfig(
+            **shape, **ids, head_dim=16, sliding_window=16, query_pre_attn_scalar=16, final_logit_softcapping=20.0
+        )
     else:
         config = LlamaConfig(**shape, **ids, tie_word_embeddings=False)
     torch.manual_seed(seed)
@@ -74,7 +91,15 @@ def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
     """Writes a recipe and its data into a temporary folder; steps are given as a mapping."""
 
     def write(steps: dict[str, Any], **top: Any) -> Path:
-        rows = [{"id": f"r{i}", "instruction": f"Say the number {i}.", "context": "", "response": f"The number is {i}, as you asked."} for i in range(24)]
+        rows = [
+            {
+                "id": f"r{i}",
+                "instruction": f"Say the number {i}.",
+                "context": "",
+                "response": f"The number is {i}, as you asked.",
+            }
+            for i in range(24)
+        ]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         pairs = [
             {
@@ -86,7 +111,13 @@ def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
             for i in range(20)
         ]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
-        recipe = {"name": "t", "seed": 1, "models": {"base": {"model": str(tiny), "dtype": "float32"}}, **top, "steps": steps}
+        recipe = {
+            "name": "t",
+            "seed": 1,
+            "models": {"base": {"model": str(tiny), "dtype": "float32"}},
+            **top,
+            "steps": steps,
+        }
         (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
         return tmp_path / "recipe.yaml"
 
@@ -109,7 +140,15 @@ def remembered(opener: Callable[[], Any], name: str, context: Any) -> Any:
     from openbezoar.llm.spoken import Spoken
 
     store = CallStore(context.out)
-    return Remembered(name, {"scripted": name}, opener, store, purse_of(context, name, store), "batch", spoken=Spoken(name, "drop", context.counts))
+    return Remembered(
+        name,
+        {"scripted": name},
+        opener,
+        store,
+        purse_of(context, name, store),
+        "batch",
+        spoken=Spoken(name, "drop", context.counts),
+    )
 
 
 FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3}
@@ -126,8 +165,12 @@ def hostile_server() -> Iterator[Any]:
 
 
 @pytest.fixture
-def judged(tmp_path: Path, hostile_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a filter over some rows with that server as its judge, through the command line; gives a ``hostile.Outcome``."""
+def judged(
+    tmp_path: Path, hostile_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Runs a filter over some rows with that server as its judge, through the command line; gives a
+    ``hostile.Outcome``.
+    """
     from openbezoar.cli.app import main
 
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -135,7 +178,14 @@ def judged(tmp_path: Path, hostile_server: Any, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("openbezoar.llm.server.pause", lambda tries, asked, seed: 0.001)
 
     def run(rows: int = 3, model: dict[str, Any] | None = None, top: dict[str, Any] | None = None, **step: Any) -> Any:
-        data = [{"id": f"r{n}", "instruction": f"Name river {n} of Europe.", "response": f"The river number {n} flows to the sea."} for n in range(rows)]
+        data = [
+            {
+                "id": f"r{n}",
+                "instruction": f"Name river {n} of Europe.",
+                "response": f"The river number {n} flows to the sea.",
+            }
+            for n in range(rows)
+        ]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
         judge = {"server": hostile_server.url, "model": "m", "retries": 2, "timeout": 20, **(model or {})}
         kept = {"filter": "rows.jsonl", "judge": "judge", "retries": 0, "rules": {"near_duplicates": None}, **step}
@@ -144,6 +194,10 @@ def judged(tmp_path: Path, hostile_server: Any, monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(SystemExit) as ended:
             main(["run", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--quiet"])
         manifest = tmp_path / "runs/t/kept/manifest.json"
-        return int(str(ended.value.code)), capsys.readouterr().err, json.loads(manifest.read_text()) if manifest.exists() else {}
+        return (
+            int(str(ended.value.code)),
+            capsys.readouterr().err,
+            json.loads(manifest.read_text()) if manifest.exists() else {},
+        )
 
     return run

@@ -1,4 +1,5 @@
-"""A hub on this machine for the hub's own clients: a few repositories of models and data sets, and every way in which one can be refused.
+"""A hub on this machine for the hub's own clients: a few repositories of models and data sets, and
+every way in which one can be refused.
 
 ``python fake_hub.py`` answers on a free port, prints its address, and ends with its standard input.
 """
@@ -24,7 +25,12 @@ configs:
 """
 ROW = b'{"instruction": "Name a sea.", "response": "The Baltic."}\n'
 REPOSITORIES = {
-    "org/one": {"train.jsonl": ROW, "config.json": b"{}", "model.safetensors": b"\x02" + bytes(7) + b"{}", "tokenizer.json": b"{}"},
+    "org/one": {
+        "train.jsonl": ROW,
+        "config.json": b"{}",
+        "model.safetensors": b"\x02" + bytes(7) + b"{}",
+        "tokenizer.json": b"{}",
+    },
     "org/many": {"README.md": CARD, "en.jsonl": ROW, "de.jsonl": ROW.replace(b"sea", b"Meer")},
     "org/script": {"script.py": b"", "rows.txt": b""},
     "org/empty": {"README.md": b"Nothing."},
@@ -67,7 +73,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.reply(404, b"no", "RepoNotFound")
         if len(rest) > 1 and rest[1] not in ("main", COMMIT):
             return self.reply(404, b"no", "RevisionNotFound")
-        entries = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()]
+        entries = [
+            {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()
+        ]
         if not api:
             content = files.get("/".join(rest[2:]))
             if content is None:
@@ -81,7 +89,17 @@ class Hub(BaseHTTPRequestHandler):
         when = "2024-01-01T00:00:00.000Z"
         siblings = [{"rfilename": entry["path"], "size": entry["size"]} for entry in entries]
         return self.reply(
-            200, {"id": name, "_id": "1", "sha": COMMIT, "private": False, "tags": [], "siblings": siblings, "lastModified": when, "createdAt": when}
+            200,
+            {
+                "id": name,
+                "_id": "1",
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "siblings": siblings,
+                "lastModified": when,
+                "createdAt": when,
+            },
         )
 
     do_HEAD = do_POST = do_GET

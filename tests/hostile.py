@@ -1,4 +1,6 @@
-"""A loopback server with every fault of a reply as a switch: what is no answer, what never ends, what lies about its tokens."""
+"""A loopback server with every fault of a reply as a switch: what is no answer, what never ends,
+what lies about its tokens.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ MALFORMED: dict[str, Callable[[str], Body | list[Any] | bytes]] = {
     "content an object": lambda text: message(text, {"text": text}),
     "content texts": lambda text: message(text, [text]),
     "content no parts": lambda text: message(text, []),
-    "content an image": lambda text: message(text, [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": "x"}}]),
+    "content an image": lambda text: message(
+        text, [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": "x"}}]
+    ),
     "content a part without text": lambda text: message(text, [{"type": "text"}]),
     "content a part of another type": lambda text: message(text, [{"type": "text", "text": {"value": text}}]),
     "no content and no end": lambda text: reply(None, finish_reason=None),
@@ -114,7 +118,10 @@ AS_GOOD: dict[str, Callable[[str], Body | bytes]] = {
     "usage null": lambda text: changed(text, usage=None),
     "a mark of the byte order": lambda text: b"\xef\xbb\xbf" + json.dumps(reply(text)).encode(),
     "parts": lambda text: message(text, [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]),
-    "a thinking part": lambda text: message(text, [{"type": "thinking", "thinking": [{"type": "text", "text": "Rating: 1?"}]}, {"type": "text", "text": text}]),
+    "a thinking part": lambda text: message(
+        text,
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Rating: 1?"}]}, {"type": "text", "text": text}],
+    ),
     "a reasoning field": lambda text: reply(None, message={"content": text, "reasoning_content": "Rating: 1?"}),
 }
 
@@ -126,7 +133,9 @@ STREAMS: dict[str, Callable[[], Iterator[bytes]]] = {
     "a status line that drips": lambda: _drip(b"", b"H"),
     "a body without end": lambda: _forever(HEAD + b"\r\n", b" " * 65_536),
     "headers without end": lambda: _forever(HEAD, b"X-A: " + b"b" * 1000 + b"\r\n"),
-    "chunks without end": lambda: _forever(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1000\r\n" + b" " * 4096 + b"\r\n"),
+    "chunks without end": lambda: _forever(
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1000\r\n" + b" " * 4096 + b"\r\n"
+    ),
     "an error without end": lambda: _forever(b"HTTP/1.1 500 No\r\n\r\n", b"<script>" * 8192),
     "hints without end": lambda: _forever(b"", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"),
     "a cut body": lambda: iter([HEAD + b'Content-Length: 1000\r\n\r\n{"choices": [']),
@@ -201,7 +210,12 @@ class Hostile:
             return self._send(handler, *refusal, self.headers)
         if not self.strikes(number, prompt):
             text = self.say(prompt)
-            return self._send(handler, 200, usage(text, 8 + len(prompt) // 4, 1 + len(text) // 4) if "messages" in request else raw(text), {})
+            return self._send(
+                handler,
+                200,
+                usage(text, 8 + len(prompt) // 4, 1 + len(text) // 4) if "messages" in request else raw(text),
+                {},
+            )
         if self.stream is None:
             assert self.body is not None
             return self._send(handler, self.status, self.body(self.say(prompt)), self.headers)

@@ -1,8 +1,10 @@
-"""A tiny run ended at random moments, by a kill or by a power cut, or damaged, and gone on with: does it end as one that was never ended?
+"""A tiny run ended at random moments, by a kill or by a power cut, or damaged, and gone on with:
+does it end as one that was never ended?
 
-``python tests/moments.py --moments 500`` prints a line of JSON with what was done and what differed. Runs of all verbs are
-made in forks of this process. A moment is a call of fsync, rename, replace, unlink, rmdir or mkdir, or a commit of the call
-cache, before or after it; kills also come at any time in between.
+``python tests/moments.py --moments 500`` prints a line of JSON with what was done and what
+differed. Runs of all verbs are made in forks of this process. A moment is a call of fsync, rename,
+replace, unlink, rmdir or mkdir, or a commit of the call cache, before or after it; kills also come
+at any time in between.
 
 The power cut is simulated by what may be lost: bytes of a file that were not synced since they were written (all, or
 all but a beginning), and names in a folder that was not synced since they changed (all of them, or, as on file systems
@@ -31,10 +33,30 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "lora": {"r": 4, "alpha": 4}, "learning_rate": 1e-3, "save_every": 2}
-RULES: dict[str, Any] = {"min_response_words": 0, "drop_unfinished": False, "drop_repetition": 1.0, "drop_echoes": False, "near_duplicates": None}
+FAST: dict[str, Any] = {
+    "dtype": "float32",
+    "batch": 4,
+    "lora": {"r": 4, "alpha": 4},
+    "learning_rate": 1e-3,
+    "save_every": 2,
+}
+RULES: dict[str, Any] = {
+    "min_response_words": 0,
+    "drop_unfinished": False,
+    "drop_repetition": 1.0,
+    "drop_echoes": False,
+    "near_duplicates": None,
+}
 ROWS: dict[str, Any] = {
-    "made": {"generate": "orca", "teacher": "far", "seeds": "flan.jsonl", "rows": 12, "batch": 4, "max_new_tokens": 12, "submixes": {"cot": 1}},
+    "made": {
+        "generate": "orca",
+        "teacher": "far",
+        "seeds": "flan.jsonl",
+        "rows": 12,
+        "batch": 4,
+        "max_new_tokens": 12,
+        "submixes": {"cot": 1},
+    },
     "kept": {"filter": "made", "judge": "far", "min_rating": 1, "batch": 4, "rules": RULES},
     "again": {"filter": "kept", "rules": RULES},
 }
@@ -43,17 +65,25 @@ MODELS: dict[str, Any] = {
     "SFT": {"merge": "sft"},
     "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "reference": "cached", "epochs": 1, **FAST},
     "DPO": {"merge": "dpo"},
-    "scores": {"evaluate": ["base", "SFT", "DPO"], "losses": {"mine": "rows.jsonl"}, "pairs": {"pairs": "pairs.jsonl"}, "loss_rows": 6},
+    "scores": {
+        "evaluate": ["base", "SFT", "DPO"],
+        "losses": {"mine": "rows.jsonl"},
+        "pairs": {"pairs": "pairs.jsonl"},
+        "loss_rows": 6,
+    },
     "judged": {"agreement": "far", "pairs": "human.jsonl"},
     "answers": {"mt_bench": ["base", "DPO"], "questions": "questions.jsonl", "judge": "far", "max_new_tokens": 8},
     "wrong": {"failures": ["base", "DPO"], "instructions": {"data": "rows.jsonl", "limit": 4}, "max_new_tokens": 8},
     "release": {"release": ["DPO"], "gguf": ["f16"]},
 }
-WITH_TIMES = ("metrics.jsonl", "README.md", "SHA256SUMS", "report.html", "report.md")  # these tell how long something took
+# these tell how long something took
+WITH_TIMES = ("metrics.jsonl", "README.md", "SHA256SUMS", "report.html", "report.md")
 
 
 class Teacher:
-    """A server's client that plays every part; each call that reaches it is noted in a file beside the run, as on a bill."""
+    """A server's client that plays every part; each call that reaches it is noted in a file beside
+    the run, as on a bill.
+    """
 
     width = 3
     bill = Path()
@@ -69,7 +99,11 @@ class Teacher:
         with self.bill.open("a") as bill:
             bill.write(mark + "\n")
         time.sleep(0.001)
-        for asked, reply in (("[[A]]", "I prefer [[A]]"), ("[[yes]]", "Verdict: [[no]]"), ("[[", f"Rating: [[{int(mark, 16) % 10 + 1}]]")):
+        for asked, reply in (
+            ("[[A]]", "I prefer [[A]]"),
+            ("[[yes]]", "Verdict: [[no]]"),
+            ("[[", f"Rating: [[{int(mark, 16) % 10 + 1}]]"),
+        ):
             if asked in text:
                 return Completion(reply, "stop", 9, 5)
         if "ating" in text:
@@ -124,8 +158,11 @@ class Watched:
                         write(inner, out / name)
                 return
             content = self.files.get(number, b"")
-            if path is not None and path.is_file() and rng.random() < 0.5:  # some of what was not synced is there all the same
-                content = path.read_bytes()[: rng.randrange(path.stat().st_size + 1)] if number not in self.files else content
+            # some of what was not synced is there all the same
+            if path is not None and path.is_file() and rng.random() < 0.5:
+                content = (
+                    path.read_bytes()[: rng.randrange(path.stat().st_size + 1)] if number not in self.files else content
+                )
             out.write_bytes(content)
 
         write(self.root.stat().st_ino, target)
@@ -190,7 +227,9 @@ class Moments:
 
 
 def forked(work: Callable[[], None], seconds: float | None = None) -> int:
-    """Do something in a fork; its exit code (2 for an error in one line), negative for a signal. seconds: kill it then."""
+    """Do something in a fork; its exit code (2 for an error in one line), negative for a signal.
+    seconds: kill it then.
+    """
     from openbezoar.errors import UserError
 
     pid = os.fork()
@@ -223,7 +262,10 @@ class Bench:
 
         self.folder, self.steps = folder, steps
         self.recipe = folder / "recipe.yaml"
-        models = {"base": {"model": str(folder / "tiny"), "dtype": "float32"}, "far": {"server": "http://localhost:1/v1", "model": "played"}}
+        models = {
+            "base": {"model": str(folder / "tiny"), "dtype": "float32"},
+            "far": {"server": "http://localhost:1/v1", "model": "played"},
+        }
         self.recipe.write_text(json.dumps({"name": "t", "seed": 1, "models": models, "steps": steps}))
         write_data(folder)
         load(self.recipe)
@@ -289,7 +331,8 @@ class Bench:
         if kind == "kill at any time":
             begun = time.monotonic()
             if not forked(lambda: self.execute(runs, step), rng.random() * self.seconds[step]):
-                self.seconds[step] = min(self.seconds[step], time.monotonic() - begun)  # the first one had everything to import
+                # the first one had everything to import
+                self.seconds[step] = min(self.seconds[step], time.monotonic() - begun)
         else:
             forked(run)
         if left.exists():
@@ -306,9 +349,19 @@ class Bench:
         steps = list(self.steps)
         place = rng.randrange(len(steps))
         runs = self.folder / f"runs{number}"
-        shutil.copytree(self.folder / "starts" / steps[place + 1] if place + 1 < len(steps) else self.folder / "whole", runs, symlinks=True)
+        shutil.copytree(
+            self.folder / "starts" / steps[place + 1] if place + 1 < len(steps) else self.folder / "whole",
+            runs,
+            symlinks=True,
+        )
         Teacher.bill = self.folder / f"bill{number}"
-        file = rng.choice([f for f in sorted(runs.rglob("*")) if f.is_file() and f.name not in (".lock", ".calls.sqlite-wal", ".calls.sqlite-shm")])
+        file = rng.choice(
+            [
+                f
+                for f in sorted(runs.rglob("*"))
+                if f.is_file() and f.name not in (".lock", ".calls.sqlite-wal", ".calls.sqlite-shm")
+            ]
+        )
         how = rng.choice(("a bit", "a bit", "a page", "cut", "emptied", "gone", "of another type"))
         whole = file.read_bytes()
         at = rng.randrange(len(whole)) if whole else 0
@@ -326,7 +379,10 @@ class Bench:
         for step in self.needed(steps[place]) if code == 0 else ():
             expected, found = self.results(self.folder / "whole", step), self.results(runs, step)
             if expected != found:
-                wrong = f"{step}: other files: {sorted(n for n in {**expected, **found} if expected.get(n) != found.get(n))}"
+                wrong = (
+                    f"{step}: other files:"
+                    f" {sorted(n for n in {**expected, **found} if expected.get(n) != found.get(n))}"
+                )
         if wrong is None:
             shutil.rmtree(runs)
         return what, wrong
@@ -375,15 +431,52 @@ def write_data(folder: Path) -> None:
     def write(name: str, rows: list[dict[str, Any]]) -> None:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    write("rows.jsonl", [{"id": f"r{i}", "instruction": f"Say the number {i}.", "response": f"The number is {i}, as you asked."} for i in range(16)])
+    write(
+        "rows.jsonl",
+        [
+            {"id": f"r{i}", "instruction": f"Say the number {i}.", "response": f"The number is {i}, as you asked."}
+            for i in range(16)
+        ],
+    )
     talk = "\n\nHuman: Say {0}.\n\nAssistant: {1}"
-    write("pairs.jsonl", [{"id": f"p{i}", "chosen": talk.format(i, f"It is {i}, gladly."), "rejected": talk.format(i, "No way.")} for i in range(12)])
-    write("flan.jsonl", [{"id": f"f{i}", "submix": "cot", "task": f"t{i % 3}", "input": f"What comes after {i}?", "target": f"{i + 1}"} for i in range(20)])
+    write(
+        "pairs.jsonl",
+        [
+            {"id": f"p{i}", "chosen": talk.format(i, f"It is {i}, gladly."), "rejected": talk.format(i, "No way.")}
+            for i in range(12)
+        ],
+    )
+    write(
+        "flan.jsonl",
+        [
+            {
+                "id": f"f{i}",
+                "submix": "cot",
+                "task": f"t{i % 3}",
+                "input": f"What comes after {i}?",
+                "target": f"{i + 1}",
+            }
+            for i in range(20)
+        ],
+    )
     write(
         "human.jsonl",
-        [{"id": f"h{i}", "instruction": f"I{i}", "input": "", "output_1": "one", "output_2": "two", "human_majority": 1 + i % 2} for i in range(6)],
+        [
+            {
+                "id": f"h{i}",
+                "instruction": f"I{i}",
+                "input": "",
+                "output_1": "one",
+                "output_2": "two",
+                "human_majority": 1 + i % 2,
+            }
+            for i in range(6)
+        ],
     )
-    write("questions.jsonl", [{"question_id": i, "category": "writing", "turns": [f"Q{i} first", f"Q{i} second"]} for i in range(3)])
+    write(
+        "questions.jsonl",
+        [{"question_id": i, "category": "writing", "turns": [f"Q{i} first", f"Q{i} second"]} for i in range(3)],
+    )
 
 
 def main() -> int:
@@ -392,7 +485,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows-only", action="store_true", help="no step that needs a model here")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further moment after so long")
-    parser.add_argument("--damage", type=float, default=0.25, help="share of moments at which a file of the run is damaged instead")
+    parser.add_argument(
+        "--damage", type=float, default=0.25, help="share of moments at which a file of the run is damaged instead"
+    )
     options = parser.parse_args()
     import torch
     from conftest import save_tiny_model
@@ -414,12 +509,24 @@ def main() -> int:
         for number in range(options.moments):
             if time.monotonic() - begun > options.seconds:
                 break
-            what, differs = (bench.damage_and_go_on if rng.random() < options.damage else bench.end_and_go_on)(number, rng)
+            what, differs = (bench.damage_and_go_on if rng.random() < options.damage else bench.end_and_go_on)(
+                number, rng
+            )
             done[what.split(",")[0]] += 1
             if differs is not None:
                 wrong.append(f"{what}: {differs}")
                 print(wrong[-1], file=sys.stderr)
-    print(json.dumps({"moments": done.total(), "of": done, "wrong": wrong, "seed": options.seed, "seconds": round(time.monotonic() - begun, 1)}))
+    print(
+        json.dumps(
+            {
+                "moments": done.total(),
+                "of": done,
+                "wrong": wrong,
+                "seed": options.seed,
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+        )
+    )
     return 1 if wrong or not done else 0
 
 

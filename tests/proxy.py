@@ -39,7 +39,11 @@ class Proxy:
                 what = proxy.spoils(number)
                 proxy.done[what] += 1
                 if what in ("429", "500"):
-                    return self._send(int(what), json.dumps({"error": {"message": "spoilt"}}).encode(), {"Retry-After": "0"} if what == "429" else {})
+                    return self._send(
+                        int(what),
+                        json.dumps({"error": {"message": "spoilt"}}).encode(),
+                        {"Retry-After": "0"} if what == "429" else {},
+                    )
                 if what == "delay":
                     time.sleep(0.05)
                 proxy.gate.wait(60)
@@ -125,8 +129,19 @@ class Upstream:
                 system = next((m["content"] for m in messages if m["role"] == "system"), "")
                 text = say(system, messages[-1]["content"], request.get("seed", 0))
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-                usage = {"prompt_tokens": len(messages[-1]["content"].split()), "completion_tokens": len(text.split()), "total_tokens": 0}
-                body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+                usage = {
+                    "prompt_tokens": len(messages[-1]["content"].split()),
+                    "completion_tokens": len(text.split()),
+                    "total_tokens": 0,
+                }
+                body = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "m",
+                    "choices": [choice],
+                    "usage": usage,
+                }
                 data = json.dumps(body).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))

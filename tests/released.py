@@ -1,4 +1,6 @@
-"""Tiny released models of every architecture that has a GGUF form, with tokenizers of both kinds, and texts that break tokenizers."""
+"""Tiny released models of every architecture that has a GGUF form, with tokenizers of both kinds,
+and texts that break tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,20 @@ KINDS = ("llama", "llama-sentencepiece", "qwen2", "qwen3", "gemma2", "gemma3")
 
 
 ROPES = {
-    "llama-llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "llama-llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
     "llama-linear": {"rope_type": "linear", "factor": 4.0},
     "qwen2-yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     "gemma3-linear": {"rope_type": "linear", "factor": 8.0},
 }
-"""Kinds with a scaled rotary embedding, which transformers does not read from a GGUF; lengths are short, so that the scaling shows at once."""
+"""Kinds with a scaled rotary embedding, which transformers does not read from a GGUF; lengths are
+short, so that the scaling shows at once.
+"""
 
 
 def sentencepiece_bpe(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -68,16 +78,34 @@ def tokenizer_of(kind: str, folder: Path) -> Any:
     if kind == "llama-sentencepiece" or kind.startswith("gemma"):
         vocab, merges = sentencepiece_bpe(folder)
         class_ = GemmaTokenizer if kind.startswith("gemma") else LlamaTokenizer
-        return class_(vocab=vocab, merges=merges, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>", mask_token=None, add_bos_token=True)
+        return class_(
+            vocab=vocab,
+            merges=merges,
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            pad_token="</s>",
+            mask_token=None,
+            add_bos_token=True,
+        )
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if kind.startswith("qwen"):
-        parts = [pre_tokenizers.Split(Regex(QWEN2), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        parts = [
+            pre_tokenizers.Split(Regex(QWEN2), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
         raw.pre_tokenizer = pre_tokenizers.Sequence(parts)
     raw.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>"]
     raw.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
@@ -106,7 +134,9 @@ def config_of(kind: str, tokenizer: Any) -> Any:
     rope = ROPES.get(kind)
     kind = kind if rope is None else kind.partition("-")[0]
     type_ = {"gemma3": "gemma3_text", "llama-sentencepiece": "llama"}.get(kind, kind)
-    config = AutoConfig.for_model(type_, **shape, **more.get(kind, {}), tie_word_embeddings=kind.startswith("gemma") or kind == "qwen3")
+    config = AutoConfig.for_model(
+        type_, **shape, **more.get(kind, {}), tie_word_embeddings=kind.startswith("gemma") or kind == "qwen3"
+    )
     if rope is not None:
         stated = config.rope_parameters
         inner = stated.get("full_attention", stated)
@@ -128,7 +158,10 @@ def released(kind: str, folder: Path, prompt: PromptSpec | None = None) -> Forma
     model = AutoModelForCausalLM.from_config(config_of(kind, tokenizer), dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(torch.randn_like(weight) * (0.2 if weight.ndim > 1 else 0.1) + (1.0 if "norm" in name and not kind.startswith("gemma") else 0.0))
+            weight.copy_(
+                torch.randn_like(weight) * (0.2 if weight.ndim > 1 else 0.1)
+                + (1.0 if "norm" in name and not kind.startswith("gemma") else 0.0)
+            )
     model.to(torch.bfloat16).save_pretrained(base)
     model.to(torch.bfloat16).save_pretrained(folder)
     return write_tokenizer(Checkpoint(kind, str(base), (), "none", "bfloat16", prompt or PromptSpec()), folder)

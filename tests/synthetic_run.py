@@ -1,4 +1,6 @@
-"""A finished run folder written by hand: every verb's manifest and files, with hostile texts where a model or a user may write."""
+"""A finished run folder written by hand: every verb's manifest and files, with hostile texts where
+a model or a user may write.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,14 @@ EVIL = "<script>alert('x')</script>\n```\n| pipe |\n</pre><img src=x onerror=ale
 
 
 def step(
-    run: Path, name: str, verb: str, settings: dict[str, Any], inputs: list[str], files: dict[str, Any] | None = None, minute: int = 0, **manifest: Any
+    run: Path,
+    name: str,
+    verb: str,
+    settings: dict[str, Any],
+    inputs: list[str],
+    files: dict[str, Any] | None = None,
+    minute: int = 0,
+    **manifest: Any,
 ) -> None:
     """A finished step as a stage and the graph would have left it."""
     folder = run / name
@@ -46,7 +55,15 @@ def step(
 def task(value: float, low: float, high: float, n: int | None = 48) -> dict[str, Any]:
     items = [1] * round(48 * value) + [0] * (48 - round(48 * value))
     metrics = {"acc": {"value": value, "low": low, "high": high}}
-    return {"task": "boolq", "fewshot": 0, "n": n, "metrics": metrics, "main": "acc", "items": items, "prompt_hash": "p1"}
+    return {
+        "task": "boolq",
+        "fewshot": 0,
+        "n": n,
+        "metrics": metrics,
+        "main": "acc",
+        "items": items,
+        "prompt_hash": "p1",
+    }
 
 
 FUNNEL: dict[str, Any] = {
@@ -55,10 +72,24 @@ FUNNEL: dict[str, Any] = {
     "rejected_by_rule": {"echo": 1, "contaminated": 1},
     "reviewed": {"edit": 1},
     "contamination": {"benchmark_rows": {"scores: passages": 48}, "not_compared": ["scores: far"]},
-    "cleaned": {"control_characters": {"rows": 2, "examples": [{"id": "lamini-00003", "field": "response", "before": "a\x1b[2Jb|" + "</td>", "after": "ab"}]}},
+    "cleaned": {
+        "control_characters": {
+            "rows": 2,
+            "examples": [{"id": "lamini-00003", "field": "response", "before": "a\x1b[2Jb|" + "</td>", "after": "ab"}],
+        }
+    },
     "examples": {
-        "rejected_by_judge": [{"id": "lamini-00009", "instruction": "Say hello", "response": EVIL, "why": "rated 2: wrong <b>and</b> rude"}],
-        "unscored_unparsable": [{"id": "lamini-00001", "instruction": "Say hello", "response": "Hello", "why": "dunno"}],
+        "rejected_by_judge": [
+            {
+                "id": "lamini-00009",
+                "instruction": "Say hello",
+                "response": EVIL,
+                "why": "rated 2: wrong <b>and</b> rude",
+            }
+        ],
+        "unscored_unparsable": [
+            {"id": "lamini-00001", "instruction": "Say hello", "response": "Hello", "why": "dunno"}
+        ],
     },
 }
 
@@ -72,12 +103,38 @@ def evaluation(more: float = 0.0) -> dict[str, Any]:
         }
 
     def pair(a: str, b: str, d: float, low: float, high: float, p: float) -> dict[str, Any]:
-        return {"a": a, "b": b, "task": "passages", "metric": "acc", "n": 48, "difference": d, "low": low, "high": high, "p": p / 5, "p_holm": p}
+        return {
+            "a": a,
+            "b": b,
+            "task": "passages",
+            "metric": "acc",
+            "n": 48,
+            "difference": d,
+            "low": low,
+            "high": high,
+            "p": p / 5,
+            "p_holm": p,
+        }
 
     return {
         "checkpoints": {"base": checkpoint(0.0), "SFT": checkpoint(0.1), "DPO": checkpoint(0.11 + more)},
-        "differences": [pair("base", "SFT", 0.1, 0.02, 0.18, 0.04), pair("SFT", "DPO", 0.01, -0.05, 0.07, 1), pair("base", "DPO", 0.11, 0.03, 0.19, 0.06)],
-        "loss_differences": [{"a": "base", "b": "SFT", "set": "mine", "n": 12, "difference": -0.1, "low": -0.2, "high": -0.01, "p_holm": 0.03}],
+        "differences": [
+            pair("base", "SFT", 0.1, 0.02, 0.18, 0.04),
+            pair("SFT", "DPO", 0.01, -0.05, 0.07, 1),
+            pair("base", "DPO", 0.11, 0.03, 0.19, 0.06),
+        ],
+        "loss_differences": [
+            {
+                "a": "base",
+                "b": "SFT",
+                "set": "mine",
+                "n": 12,
+                "difference": -0.1,
+                "low": -0.2,
+                "high": -0.01,
+                "p_holm": 0.03,
+            }
+        ],
         "pair_differences": [],
     }
 
@@ -115,7 +172,14 @@ def make_run(path: Path, shift: float = 0.0) -> RunFolder:
     rejected = [
         {**row, "rule": "echo"},
         hit,
-        {**row, "id": "lamini-00009", "response": EVIL, "status": "reject", "rating": 2, "reason": "wrong <b>and</b> rude"},
+        {
+            **row,
+            "id": "lamini-00009",
+            "response": EVIL,
+            "status": "reject",
+            "rating": 2,
+            "reason": "wrong <b>and</b> rude",
+        },
     ]
     unscored = [{**row, "unscored": "unparsable", "reply": "dunno"}]
     filtered = {"rows.jsonl": [row], "rejected.jsonl": rejected, "unscored.jsonl": unscored}
@@ -131,7 +195,16 @@ def make_run(path: Path, shift: float = 0.0) -> RunFolder:
         counts=counts,
         numbers=FUNNEL,
     )
-    log = [{"step": i, "loss": 2.0 / i, "rewards/chosen": 0.1 * i, "rewards/rejected": -0.1 * i, "rewards/margins": 0.2 * i} for i in range(1, 6)]
+    log = [
+        {
+            "step": i,
+            "loss": 2.0 / i,
+            "rewards/chosen": 0.1 * i,
+            "rewards/rejected": -0.1 * i,
+            "rewards/margins": 0.2 * i,
+        }
+        for i in range(1, 6)
+    ]
     held = [{"step": 0, "loss": 2.5}, {"step": 5, "loss": 1.25}]
     trained = {
         "rows": 9,
@@ -144,10 +217,33 @@ def make_run(path: Path, shift: float = 0.0) -> RunFolder:
         "answers_end_scored": True,
     }
     training = {"metrics.jsonl": log, "heldout.jsonl": held, "model.json": {"licence": "apache-2.0"}}
-    step(path, "sft", "sft", {"sft": "kept", "model": "base", "lora": lora, "quantize": "nf4"}, ["kept"], training, 3, numbers=trained, models=base)
-    drift = {"onto": "dequantized", "kl": 0.00012, "max_logprob_difference": 0.05, "mean_logprob_difference": 0.004, "rows": 3, "tokens": 70}
+    step(
+        path,
+        "sft",
+        "sft",
+        {"sft": "kept", "model": "base", "lora": lora, "quantize": "nf4"},
+        ["kept"],
+        training,
+        3,
+        numbers=trained,
+        models=base,
+    )
+    drift = {
+        "onto": "dequantized",
+        "kl": 0.00012,
+        "max_logprob_difference": 0.05,
+        "mean_logprob_difference": 0.004,
+        "rows": 3,
+        "tokens": 70,
+    }
     step(path, "SFT", "merge", {"merge": "sft"}, ["sft"], {}, 4, numbers=drift)
-    preference = {**trained, "heldout_accuracy_before": 0.0, "heldout_accuracy_after": 2 / 3, "first_loss": 0.693147, "beta": 0.1}
+    preference = {
+        **trained,
+        "heldout_accuracy_before": 0.0,
+        "heldout_accuracy_after": 2 / 3,
+        "first_loss": 0.693147,
+        "beta": 0.1,
+    }
     step(
         path,
         "dpo",
@@ -160,7 +256,15 @@ def make_run(path: Path, shift: float = 0.0) -> RunFolder:
         data_files={"pairs.jsonl": "ab" * 32},
     )
     step(path, "DPO", "merge", {"merge": "dpo"}, ["dpo"], {}, 6, numbers=drift)
-    step(path, "scores", "evaluate", {"evaluate": ["base", "SFT", "DPO"]}, ["SFT", "DPO"], {"scores.json": evaluation(shift)}, 7)
+    step(
+        path,
+        "scores",
+        "evaluate",
+        {"evaluate": ["base", "SFT", "DPO"]},
+        ["SFT", "DPO"],
+        {"scores.json": evaluation(shift)},
+        7,
+    )
     answers = [
         {
             "model": m,
@@ -172,17 +276,46 @@ def make_run(path: Path, shift: float = 0.0) -> RunFolder:
             "tokens": [3, 9],
         }
         for m in ("base", "DPO")
-        for q, asked, said in ((1, ["Q one", f"Q two {EVIL}"], f"{m} first"), (2, ["A second question", "And?"], f"{m} second answer \u202e turned \x1b[2J"))
+        for q, asked, said in (
+            (1, ["Q one", f"Q two {EVIL}"], f"{m} first"),
+            (2, ["A second question", "And?"], f"{m} second answer \u202e turned \x1b[2J"),
+        )
     ]
     judged = [
-        {"model": m, "question_id": 1, "turn": t, "rating": 7.5 if t == 1 else None, "unscored": None if t == 1 else "unparsable"}
+        {
+            "model": m,
+            "question_id": 1,
+            "turn": t,
+            "rating": 7.5 if t == 1 else None,
+            "unscored": None if t == 1 else "unparsable",
+        }
         for m in ("base", "DPO")
         for t in (1, 2)
     ]
     table = {"base": grades(3.0), "DPO": grades(5.0)}
-    rating = {"a": "base", "b": "DPO", "what": "rating", "n": 8, "difference": 2.0, "low": 0.5, "high": 3.5, "p": 0.01, "p_holm": 0.01}
+    rating = {
+        "a": "base",
+        "b": "DPO",
+        "what": "rating",
+        "n": 8,
+        "difference": 2.0,
+        "low": 0.5,
+        "high": 3.5,
+        "p": 0.01,
+        "p_holm": 0.01,
+    }
     half = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 16}
-    won = {"a": "base", "b": "DPO", "wins": 2, "ties": 4, "losses": 10, "inconsistent": 3, "unscored": 1, "win_rate": {**half, "value": 0.25}, "p_holm": 0.02}
+    won = {
+        "a": "base",
+        "b": "DPO",
+        "wins": 2,
+        "ties": 4,
+        "losses": 10,
+        "inconsistent": 3,
+        "unscored": 1,
+        "win_rate": {**half, "value": 0.25},
+        "p_holm": 0.02,
+    }
     wins = {m: {"win_rate": half, "by_turn": {"1": half}, "by_category": {"writing": half}} for m in table}
     pairwise = {
         "models": wins,
@@ -194,13 +327,55 @@ def make_run(path: Path, shift: float = 0.0) -> RunFolder:
         "longer": {**half, "n": 0, "value": None},
     }
     own = {"model": "base", "mean": 0.3, "low": 0.1, "high": 0.5, "n": 8}
-    scores = {"models": table, "differences": [rating], "self_preference": own, "pairwise": {**pairwise, "self_preference": {"model": "base", **half}}}
+    scores = {
+        "models": table,
+        "differences": [rating],
+        "self_preference": own,
+        "pairwise": {**pairwise, "self_preference": {"model": "base", **half}},
+    }
     files = {"scores.json": scores, "answers.jsonl": answers, "judgments.jsonl": judged}
-    step(path, "talks", "mt_bench", {"mt_bench": ["base", "DPO"], "judge": "base", "mode": "text"}, ["DPO"], files, 8, models=base)
-    agreed = {"setup": "S1", "pair": "judge-majority", "n": 40, "agreement": 0.6, "low": 0.44, "high": 0.74, "kappa": 0.31, "kappa_low": 0.1, "kappa_high": 0.5}
-    check = {"judge": "base", "mode": "text", "n": 40, "unscored": 2, "agreement": [agreed], "flips": half, "first": half, "one_order": half}
+    step(
+        path,
+        "talks",
+        "mt_bench",
+        {"mt_bench": ["base", "DPO"], "judge": "base", "mode": "text"},
+        ["DPO"],
+        files,
+        8,
+        models=base,
+    )
+    agreed = {
+        "setup": "S1",
+        "pair": "judge-majority",
+        "n": 40,
+        "agreement": 0.6,
+        "low": 0.44,
+        "high": 0.74,
+        "kappa": 0.31,
+        "kappa_low": 0.1,
+        "kappa_high": 0.5,
+    }
+    check = {
+        "judge": "base",
+        "mode": "text",
+        "n": 40,
+        "unscored": 2,
+        "agreement": [agreed],
+        "flips": half,
+        "first": half,
+        "one_order": half,
+    }
     step(path, "check", "agreement", {"agreement": "base"}, [], {"scores.json": check}, 7, models=base)
-    step(path, "wrong", "failures", {"failures": ["base", "DPO"], "judge": "base"}, ["DPO"], {"scores.json": failures()}, 9, models=base)
+    step(
+        path,
+        "wrong",
+        "failures",
+        {"failures": ["base", "DPO"], "judge": "base"},
+        ["DPO"],
+        {"scores.json": failures()},
+        9,
+        models=base,
+    )
     step(path, HOSTILE_NAME, "filter", {"filter": "lamini"}, ["lamini"], {"rows.jsonl": [row]}, 9, summary=EVIL)
     step(path, "report", "report", {}, ["talks"], {}, 9)
     return RunFolder(path)
@@ -218,5 +393,15 @@ def failures() -> dict[str, Any]:
             }
         }
 
-    less = {"a": "base", "b": "DPO", "what": "degenerate", "n": 16, "difference": -0.5, "low": -0.7, "high": -0.2, "p": 0.001, "p_holm": 0.004}
+    less = {
+        "a": "base",
+        "b": "DPO",
+        "what": "degenerate",
+        "n": 16,
+        "difference": -0.5,
+        "low": -0.7,
+        "high": -0.2,
+        "p": 0.001,
+        "p_holm": 0.004,
+    }
     return {"judge": "base", "checkpoints": {"base": answers(0.6), "DPO": answers(0.1)}, "differences": [less]}

@@ -29,7 +29,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_an_adapter_is_read(adapter: Path) -> None:
-    assert read_adapter(adapter)[0]["r"] == 4 and adapter_deltas(adapter)[Q.removeprefix("base_model.model.")].scale == 2
+    assert (
+        read_adapter(adapter)[0]["r"] == 4 and adapter_deltas(adapter)[Q.removeprefix("base_model.model.")].scale == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,9 @@ def test_an_adapter_is_read(adapter: Path) -> None:
     ],
 )
 def test_a_config_that_is_none_or_another_s_is_one_line(config: Any, said: str, adapter: Path) -> None:
-    content = config if isinstance(config, bytes) else (config if isinstance(config, str) else json.dumps(config)).encode()
+    content = (
+        config if isinstance(config, bytes) else (config if isinstance(config, str) else json.dumps(config)).encode()
+    )
     (adapter / CONFIG).write_bytes(content)
     with pytest.raises(ModelError) as caught:
         adapter_deltas(adapter)
@@ -68,7 +72,9 @@ def test_damaged_weights_are_one_line_or_read(adapter: Path) -> None:
     whole, rng = (adapter / WEIGHTS).read_bytes(), random.Random(2)
     for n in range(200):
         place = rng.randrange(len(whole))
-        (adapter / WEIGHTS).write_bytes(whole[:place] if n % 4 == 0 else whole[:place] + rng.randbytes(1) + whole[place + 1 :])
+        (adapter / WEIGHTS).write_bytes(
+            whole[:place] if n % 4 == 0 else whole[:place] + rng.randbytes(1) + whole[place + 1 :]
+        )
         try:
             adapter_deltas(adapter)
         except ModelError as error:

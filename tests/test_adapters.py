@@ -1,4 +1,6 @@
-"""Adapters whose update is not what merging computes are refused by name, when they are put on a model and when they are merged."""
+"""Adapters whose update is not what merging computes are refused by name, when they are put on a
+model and when they are merged.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +65,16 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
         (setting(r=8), "says rank 8"),
         (tensors(lambda held: held.pop(f"{Q}.lora_B.weight")), "q_proj.lora_A.weight' has no other half"),
         (tensors(lambda held: held.pop(f"{Q}.lora_A.weight")), "q_proj.lora_B.weight' has no other half"),
-        (tensors(lambda held: held.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)})), "'base_model.model.lm_head.weight' is no LoRA weight"),
+        (
+            tensors(lambda held: held.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)})),
+            "'base_model.model.lm_head.weight' is no LoRA weight",
+        ),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 40), "an adapter's weights expected"),
     ],
-)  # fmt: skip
-def test_what_would_make_another_sum_is_refused_by_name(tiny: Path, adapter: Path, tmp_path: Path, change: Callable[[Path], object], said: str) -> None:
+)
+def test_what_would_make_another_sum_is_refused_by_name(
+    tiny: Path, adapter: Path, tmp_path: Path, change: Callable[[Path], object], said: str
+) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     change(folder)
     for use in (
@@ -82,11 +89,14 @@ def test_what_would_make_another_sum_is_refused_by_name(tiny: Path, adapter: Pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (tensors(lambda held: [held.pop(f"{Q}.lora_{part}.weight") for part in "AB"]), "has no update of 'model.layers.0.self_attn.q_proj'"),
+        (
+            tensors(lambda held: [held.pop(f"{Q}.lora_{part}.weight") for part in "AB"]),
+            "has no update of 'model.layers.0.self_attn.q_proj'",
+        ),
         (setting(target_modules=["q_proj"]), "has an update of 'model.layers.0.mlp.down_proj', which the model with"),
         (tensors(lambda held: held.update({f"{Q}.lora_B.weight": torch.zeros(32, 4)})), "belongs to another model"),
     ],
-)  # fmt: skip
+)
 def test_an_adapter_has_an_update_for_each_layer_that_carries_it(
     tiny: Path, adapter: Path, tmp_path: Path, change: Callable[[Path], object], said: str
 ) -> None:
@@ -99,7 +109,9 @@ def test_an_adapter_has_an_update_for_each_layer_that_carries_it(
 def test_an_older_adapter_of_another_shape_is_refused(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     tensors(lambda held: held.update({f"{Q}.lora_B.weight": torch.zeros(32, 4)}))(folder)
-    with pytest.raises(ModelError, match=r"an update of \[32, 64\] for 'model.layers.0.self_attn.q_proj.weight', which is \[64, 64\]"):
+    with pytest.raises(
+        ModelError, match=r"an update of \[32, 64\] for 'model.layers.0.self_attn.q_proj.weight', which is \[64, 64\]"
+    ):
         load_base(checkpoint(tiny), (folder,), "none", "float32")
 
 

@@ -65,14 +65,17 @@ def table(tmp_path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
         ("S2", 2, "human-human", 0, None),
     ],
 )
-def test_every_pair_of_votes_counts_once(table: Any, setup: str, turn: int, pair: str, n: int, agreement: float | None) -> None:
+def test_every_pair_of_votes_counts_once(
+    table: Any, setup: str, turn: int, pair: str, n: int, agreement: float | None
+) -> None:
     found = table[setup, turn, pair]
     assert (found["n"], found["agreement"]) == (n, agreement)
     assert (found["low"] is None) == (n == 0)
 
 
 def test_kappa_by_hand(table: Any) -> None:
-    # Judge's labels: x x tie tie y y; people's: x x tie x x tie. Chance: (2·4 + 2·0 + 2·2) / 36 = 1/3; (1/2 - 1/3) / (2/3) = 1/4.
+    # Judge's labels: x x tie tie y y; people's: x x tie x x tie. Chance: (2·4 + 2·0 + 2·2) / 36 =
+    # 1/3; (1/2 - 1/3) / (2/3) = 1/4.
     assert table["S1", 1, "judge-human"]["kappa"] == 0.25
     # One label only on both sides: chance alone agrees always, kappa says nothing.
     assert table["S1", 2, "judge-human"]["kappa"] is None
@@ -93,7 +96,13 @@ def test_keys_without_a_majority_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "winner", "label"),
-    [("x", "y", "model_a", 0), ("y", "x", "model_a", 1), ("y", "x", "model_b", 0), ("x", "y", "tie", TIE), ("x", "y", "inconsistent", TIE)],
+    [
+        ("x", "y", "model_a", 0),
+        ("y", "x", "model_a", 1),
+        ("y", "x", "model_b", 0),
+        ("x", "y", "tie", TIE),
+        ("x", "y", "inconsistent", TIE),
+    ],
 )
 def test_a_pair_of_models_has_no_order(a: str, b: str, winner: str, label: int) -> None:
     found = vote(row(1, a, b, winner), "here")
@@ -102,7 +111,9 @@ def test_a_pair_of_models_has_no_order(a: str, b: str, winner: str, label: int) 
 
 
 def test_rows_without_a_verdict_are_left_out_and_counted(tmp_path: Path) -> None:
-    votes, lost = read_votes(write(tmp_path / "v.jsonl", [*JUDGE, row(4, "x", "y", None, "j"), row(5, "x", "y", "error", "j")]))
+    votes, lost = read_votes(
+        write(tmp_path / "v.jsonl", [*JUDGE, row(4, "x", "y", None, "j"), row(5, "x", "y", "error", "j")])
+    )
     assert (len(votes), lost) == (5, 2)
 
 
@@ -125,7 +136,9 @@ def test_a_bad_vote_is_named(tmp_path: Path, rows: Rows, message: str) -> None:
 
 def test_a_judge_named_with_its_prompt_is_known_by_its_name(tmp_path: Path) -> None:
     """As FastChat writes it."""
-    (found,), _ = read_votes(write(tmp_path / "v.jsonl", [{**row(1, "x", "y", "model_a"), "judge": ["gpt-4", "pair-v2"]}]), "gpt-4")
+    (found,), _ = read_votes(
+        write(tmp_path / "v.jsonl", [{**row(1, "x", "y", "model_a"), "judge": ["gpt-4", "pair-v2"]}]), "gpt-4"
+    )
     assert found.judge == "gpt-4"
 
 
@@ -137,7 +150,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return stop.value.code, out, err
 
 
-def test_the_command_prints_n_and_intervals_and_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_n_and_intervals_and_says_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     judge = write(tmp_path / "judge.jsonl", [*JUDGE, row(4, "x", "y", None, "k"), row(2, "y", "x", "model_a", "k")])
     people = write(tmp_path / "people.jsonl", PEOPLE)
     code, out, err = run(capsys, "--judge", str(judge), "--human", str(people))
@@ -163,10 +178,17 @@ def slow_table(judge: Rows, people: Rows, setup: str, turn: int, pair: str) -> t
         return "tie" if "tie" in r["winner"] else r[r["winner"]]
 
     def same_matter(a: dict[str, Any], b: dict[str, Any]) -> bool:
-        return (a["question_id"], {a["model_a"], a["model_b"]}) == (b["question_id"], {b["model_a"], b["model_b"]}) and a["turn"] == b["turn"] == turn
+        return (a["question_id"], {a["model_a"], a["model_b"]}) == (
+            b["question_id"],
+            {b["model_a"], b["model_b"]},
+        ) and a["turn"] == b["turn"] == turn
 
     people = [r for r in people if r["judge"].startswith("expert_")]
-    both = [(a, b) for a in judge for b in people] if pair == "judge-human" else [(a, b) for i, a in enumerate(people) for b in people[:i]]
+    both = (
+        [(a, b) for a in judge for b in people]
+        if pair == "judge-human"
+        else [(a, b) for i, a in enumerate(people) for b in people[:i]]
+    )
     labels = [(winner(a), winner(b)) for a, b in both if same_matter(a, b)]
     kept = [(a, b) for a, b in labels if setup == "S1" or "tie" not in (a, b)]
     return len(kept), sum(a == b for a, b in kept)
@@ -177,11 +199,15 @@ def test_other_vote_files_give_what_the_rule_says(tmp_path: Path, seed: int) -> 
     draw = random.Random(seed)
 
     def votes(judges: list[str], n: int, labels: list[str]) -> Rows:
-        keys = [(q, a, b, t) for q in range(12) for a, b in (("x", "y"), ("y", "x"), ("z", "x"), ("y", "z")) for t in (1, 2)]
+        keys = [
+            (q, a, b, t) for q in range(12) for a, b in (("x", "y"), ("y", "x"), ("z", "x"), ("y", "z")) for t in (1, 2)
+        ]
         return [row(q, a, b, draw.choice(labels), draw.choice(judges), t) for q, a, b, t in draw.sample(keys, n)]
 
     judge = votes(["j"], 40, ["model_a", "model_b", "tie", "tie (inconsistent)"])
-    people = [r for _ in range(3) for r in votes(["expert_1", "expert_22", "author_0"], 60, ["model_a", "model_b", "tie"])]
+    people = [
+        r for _ in range(3) for r in votes(["expert_1", "expert_22", "author_0"], 60, ["model_a", "model_b", "tie"])
+    ]
     verdicts, _ = read_votes(write(tmp_path / "judge.jsonl", judge))
     persons, _ = read_votes(write(tmp_path / "people.jsonl", people), "expert_*")
     for found in agreement_table(verdicts, persons):
@@ -194,10 +220,20 @@ def test_other_vote_files_give_what_the_rule_says(tmp_path: Path, seed: int) -> 
 DATA = os.environ.get("OPENBEZOAR_DATA")
 
 
-@pytest.mark.skipif(DATA is None, reason="OPENBEZOAR_DATA names no folder with mt_bench/human_votes.jsonl.gz and gpt4_pair_votes.jsonl.gz")
+@pytest.mark.skipif(
+    DATA is None,
+    reason="OPENBEZOAR_DATA names no folder with mt_bench/human_votes.jsonl.gz and gpt4_pair_votes.jsonl.gz",
+)
 def test_gpt_4_and_people_agree_as_published(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(str(DATA)) / "mt_bench"
-    code, out, _ = run(capsys, "--judge", str(folder / "gpt4_pair_votes.jsonl.gz"), "--human", str(folder / "human_votes.jsonl.gz"), "--json")
+    code, out, _ = run(
+        capsys,
+        "--judge",
+        str(folder / "gpt4_pair_votes.jsonl.gz"),
+        "--human",
+        str(folder / "human_votes.jsonl.gz"),
+        "--json",
+    )
     assert code == 0
     found = {(r["setup"], r["turn"], r["pair"]): r for r in json.loads(out)}
     expected = {

@@ -47,7 +47,9 @@ def imports() -> list[tuple[str, str, str]]:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("openbezoar"):
-                names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "openbezoar" else [node.module]
+                names = (
+                    [f"{node.module}.{a.name}" for a in node.names] if node.module == "openbezoar" else [node.module]
+                )
             for name in names:
                 pieces = name.split(".")
                 if pieces[0] == "openbezoar":

@@ -51,7 +51,13 @@ def arm(ratio: float, memory: float, same: bool) -> dict[str, Any]:
 
 def test_the_headline_reports_the_worse_ratio_and_holds_only_if_every_arm_is_the_same() -> None:
     found = common.headline("sft", {"bf16": arm(9.0, 0.3, True), "nf4": arm(7.0, 0.2, True)})
-    assert (found["ratio"], found["peer"], found["memory_ratio"], found["worst_arm"], found["same"]) == (7.0, 7.0, 0.3, "nf4", True)
+    assert (found["ratio"], found["peer"], found["memory_ratio"], found["worst_arm"], found["same"]) == (
+        7.0,
+        7.0,
+        0.3,
+        "nf4",
+        True,
+    )
     assert not common.headline("sft", {"bf16": arm(9.0, 0.3, True), "nf4": arm(7.0, 0.2, False)})["same"]
     assert set(common.REQUIRED) <= set(found)
 
@@ -106,13 +112,17 @@ def test_losses_must_agree_absolutely_and_gradient_norms_relatively() -> None:
 
 def test_the_peer_gets_our_steps_with_the_longest_rows_first(tmp_path: Path, tiny: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"instruction": f"Say {i}.", "response": "word " * (1 + i % 5)}) + "\n" for i in range(10)))
+    rows.write_text(
+        "".join(json.dumps({"instruction": f"Say {i}.", "response": "word " * (1 + i % 5)}) + "\n" for i in range(10))
+    )
     job = training.Job("time", "ours", str(tiny), str(rows), 7, 4, 512, "none", "float32", {})
     trees = training.read_trees(job, pairs=False)
     steps = training.in_our_order(trees, job.settings(Sft, sft="rows"))
     assert len(trees) == 7
     assert [len(step) for step in steps] == [4, 3]
-    assert all(lengths == sorted(lengths, reverse=True) for lengths in ([len(tree[0].ids) for tree in step] for step in steps))
+    assert all(
+        lengths == sorted(lengths, reverse=True) for lengths in ([len(tree[0].ids) for tree in step] for step in steps)
+    )
     assert sorted(map(id, training.flat(steps))) == sorted(map(id, trees))
 
 
@@ -142,7 +152,9 @@ def test_scores_agree_only_if_every_item_and_every_argmax_does() -> None:
 
 def test_generation_s_sides_get_the_same_prompts_and_give_the_same_greedy_tokens(tmp_path: Path, tiny: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"instruction": f"Name {n} things.", "response": "ok"}) + "\n" for n in range(5)))
+    rows.write_text(
+        "".join(json.dumps({"instruction": f"Name {n} things.", "response": "ok"}) + "\n" for n in range(5))
+    )
     job = generate.Job("check", "ours", str(tiny), str(rows), 3, 12, "float32")
     ours, *theirs = (generate.work(vars(job) | {"side": side}) for side in ("ours", "single", "batch"))
     assert [len(ids) for ids in ours["made"]] == [12] * 3
@@ -156,10 +168,14 @@ def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: 
     task = {"questions": 2, "ours": common.spread([1.0]), "peer": common.spread([4.0]), "ratio": 4.0, "batch_size": 8}
     found = {
         **common.headline("score", {"bf16": arm(4.0, 0.5, False)}),
-        "peer_name": "HFLM", "n": 2, "data": "d", "model": "m", "rounds": 1,
+        "peer_name": "HFLM",
+        "n": 2,
+        "data": "d",
+        "model": "m",
+        "rounds": 1,
         "check": {"questions": 2, "largest_difference": 0.5, "differences": [{}]},
         "arms": {"bf16": {"ours": side, "peer": side, "ratio": 4.0, "tasks": {"mmlu 5": task}}},
-    }  # fmt: skip
+    }
     text = page.page({"score": found}, "docs/benchmarks")
     assert "Nothing was timed on a GPU" in text
     assert "| mmlu 5 | 2 | 1.0 (1.0 to 1.0) | 4.0 (4.0 to 4.0) | 8 | 4.0 |" in text
@@ -168,7 +184,12 @@ def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: 
 
 def test_the_page_shows_sizes_peaks_beside_plan_s_and_each_machine_once() -> None:
     machine = {"processor": "a CPU", "device": "cpu", "threads": 2, "cores": 2, "versions": {"torch": "2", "trl": None}}
-    size = {"rows": 1000, "rows_per_second": 2500.4, "seconds_per_row": 0.0004, "memory": {"peak_of_this_process": 5e8, "peak": 6e8}}
+    size = {
+        "rows": 1000,
+        "rows_per_second": 2500.4,
+        "seconds_per_row": 0.0004,
+        "memory": {"peak_of_this_process": 5e8, "peak": 6e8},
+    }
     stage = {
         "seconds": 201.3,
         "seconds_an_optimiser_step": 61.2,
@@ -180,14 +201,27 @@ def test_the_page_shows_sizes_peaks_beside_plan_s_and_each_machine_once() -> Non
     }
     results = {
         "data": {"data": "rows.jsonl", "sizes": [size], "remark": "It was cold."},
-        "full_size": {"shape": {"layers": 26, "hidden": 3200, "vocabulary": 32000}, "pairs": "pairs.jsonl", "stages": {"sft": stage, "write": {"seconds": 9.0, "peak": 1e9}}},
-    }  # fmt: skip
+        "full_size": {
+            "shape": {"layers": 26, "hidden": 3200, "vocabulary": 32000},
+            "pairs": "pairs.jsonl",
+            "stages": {"sft": stage, "write": {"seconds": 9.0, "peak": 1e9}},
+        },
+    }
     text = page.page(results, "docs/benchmarks")
     assert "It was cold.\n\n| rows of |" in text
     assert "| `rows.jsonl` | 1,000 | 2,500 | 0.40 | 500 | 600 |" in text
     assert "| sft | 201 | 61 | 1,024 | 7.48 | 8 | 7.20 (0.96) |" in text and "| write | 9 |  |  | 1.00 |  |  |" in text
-    told = page._machines({"sft": {**machine, "load_before": 0.1}, "dpo": {**machine, "load_before": 2}, "score": {**machine, "cores": 4, "load_before": 0}})
-    assert list(told.values()) == [["`sft` (load 0.1 before it)", "`dpo` (load 2 before it)"], ["`score` (load 0 before it)"]]
+    told = page._machines(
+        {
+            "sft": {**machine, "load_before": 0.1},
+            "dpo": {**machine, "load_before": 2},
+            "score": {**machine, "cores": 4, "load_before": 0},
+        }
+    )
+    assert list(told.values()) == [
+        ["`sft` (load 0.1 before it)", "`dpo` (load 2 before it)"],
+        ["`score` (load 0 before it)"],
+    ]
     assert all("trl" not in words for words in told)
 
 
@@ -197,7 +231,7 @@ def test_a_full_size_sft_step_has_2048_tokens_in_whole_passes_of_1024(tmp_path: 
     recipe = json.loads(full_size.write_recipe(tmp_path, 1, pairs).read_text())
     step = recipe["steps"]["sft"]
     formatter = Formatter(load_tokenizer(tmp_path / "base"), PromptSpec())
-    (rows, counts) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()], Counts()
+    rows, counts = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()], Counts()
     trees = Renderer(formatter, step["max_length"], "drop", counts).examples([to_example(row, "row") for row in rows])
     lengths = [len(path.ids) for (path,) in trees]
     assert counts.by_reason == {} and len(lengths) == step["batch"] * step["max_steps"]
@@ -215,7 +249,13 @@ def test_the_search_begins_with_middling_micro_batches_that_divide_the_batch() -
 def test_the_package_never_imports_a_peer_that_only_benchmarks_need() -> None:
     for file in Path(openbezoar.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not {name.split(".")[0] for name in names} & PEERS, file
             assert not any("lm_eval.models.huggingface" in name for name in names), file
 
@@ -223,7 +263,9 @@ def test_the_package_never_imports_a_peer_that_only_benchmarks_need() -> None:
 def test_importing_the_benchmarks_imports_no_peer() -> None:
     for file in Path(common.__file__).parent.glob("*.py"):
         top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert not {"trl", "lm_eval", "datasets", "peft"} & {name.split(".")[0] for node in top for name in _names(node)}, file
+        assert not {"trl", "lm_eval", "datasets", "peft"} & {
+            name.split(".")[0] for node in top for name in _names(node)
+        }, file
 
 
 def _names(node: ast.Import | ast.ImportFrom) -> list[str]:

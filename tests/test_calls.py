@@ -1,4 +1,6 @@
-"""The call cache, budgets, threads side by side and windows: what was answered is never asked again, and nothing is overdrawn."""
+"""The call cache, budgets, threads side by side and windows: what was answered is never asked
+again, and nothing is overdrawn.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,20 @@ class Fake:
             self.under_way -= 1
         return answer(f"{call.prompt}/{call.seed}")
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
         self.batches.append(len(conversations))
-        return [answer(f"{c[-1].content}/{seed}/{len(conversations)}") for c, seed in zip(conversations, seeds, strict=True)]
+        return [
+            answer(f"{c[-1].content}/{seed}/{len(conversations)}") for c, seed in zip(conversations, seeds, strict=True)
+        ]
 
     def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         return self.chat([[Turn("user", p)] for p in prompts], sampling, seeds)
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         self.batches.append(len(conversations))
         return [[-1.0, float("-inf")] for _ in conversations]
 
@@ -78,14 +86,18 @@ class Fake:
 Unit = Literal["call", "row", "batch"]
 
 
-def remembered(folder: Path, llm: Fake, unit: Unit, identity: Any = "x", budget: Budget | None = None, price: Price | None = None) -> Remembered:
+def remembered(
+    folder: Path, llm: Fake, unit: Unit, identity: Any = "x", budget: Budget | None = None, price: Price | None = None
+) -> Remembered:
     store = CallStore(folder)
     limits = [_Limit("steps.step.budget", budget, "step")] if budget else []
     return Remembered("m", identity, lambda: llm, store, Purse(store, ME, limits, {"m": price or Price()}), unit)
 
 
 def ask(model: Remembered, texts: Sequence[str], sampling: Sampling = WARM, seed: int = 100) -> list[str]:
-    return [c.text for c in model.chat([[Turn("user", t)] for t in texts], sampling, [seed + i for i in range(len(texts))])]
+    return [
+        c.text for c in model.chat([[Turn("user", t)] for t in texts], sampling, [seed + i for i in range(len(texts))])
+    ]
 
 
 # ------------------------------------------------------------------------------- the file
@@ -167,7 +179,9 @@ def test_a_write_that_fails_leaves_neither_answer_nor_cost(tmp_path: Path) -> No
     assert store.find(["k"]) == {} and store.accounts() == {}
 
 
-def test_the_cache_command_shows_what_is_kept_and_paid_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cache_command_shows_what_is_kept_and_paid_and_prunes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     CallStore(tmp_path).keep({"a": [answer("a")], "b": [answer("b")]}, ME)
 
     def command(*arguments: str) -> str:
@@ -176,7 +190,10 @@ def test_the_cache_command_shows_what_is_kept_and_paid_and_prunes(tmp_path: Path
         assert ended.value.code == 0
         return capsys.readouterr().out
 
-    assert "m                           2 kept" in command() and "run/step  m: 2 answers paid, 14 tokens in, 6 out" in command()
+    assert (
+        "m                           2 kept" in command()
+        and "run/step  m: 2 answers paid, 14 tokens in, 6 out" in command()
+    )
     shown = json.loads(command("--json", "--prune", "0", "--model", "m"))
     assert shown["forgotten"] == 2 and shown["models"] == [] and shown["spent"][0]["tokens"] == 6
     with pytest.raises(SystemExit) as ended:
@@ -199,7 +216,13 @@ def test_what_was_answered_is_not_asked_again_by_a_later_process(tmp_path: Path,
 def test_the_key_has_all_that_an_answer_depends_on_and_nothing_else(tmp_path: Path) -> None:
     llm = Fake()
 
-    def new(texts: Sequence[str] = ("a",), sampling: Sampling = WARM, seed: int = 100, identity: Any = "x", raw: bool = False) -> bool:
+    def new(
+        texts: Sequence[str] = ("a",),
+        sampling: Sampling = WARM,
+        seed: int = 100,
+        identity: Any = "x",
+        raw: bool = False,
+    ) -> bool:
         before = len(llm.asked)
         model = remembered(tmp_path, llm, "call", identity)
         model.complete(list(texts), sampling, [seed]) if raw else ask(model, texts, sampling, seed)
@@ -207,14 +230,20 @@ def test_the_key_has_all_that_an_answer_depends_on_and_nothing_else(tmp_path: Pa
 
     assert new() and not new()
     assert new(["b"]) and new(seed=101) and new(raw=True) and new(identity="y")
-    assert all(new(sampling=replace(WARM, **change)) for change in ({"max_new_tokens": 11}, {"temperature": 0.7}, {"top_p": 0.9}, {"stop": ("x",)}))
+    assert all(
+        new(sampling=replace(WARM, **change))
+        for change in ({"max_new_tokens": 11}, {"temperature": 0.7}, {"top_p": 0.9}, {"stop": ("x",)})
+    )
     greedy = Sampling(10, 0.0)
     assert new(sampling=greedy) and not new(sampling=greedy, seed=7) and not new(sampling=replace(greedy, top_p=0.5))
 
 
 def test_the_same_call_twice_in_one_go_is_asked_once(tmp_path: Path) -> None:
     llm = Fake()
-    assert len(set(ask(remembered(tmp_path, llm, "call"), ["a", "a", "b", "a"], Sampling(10)))) == 2 and len(llm.asked) == 2
+    assert (
+        len(set(ask(remembered(tmp_path, llm, "call"), ["a", "a", "b", "a"], Sampling(10)))) == 2
+        and len(llm.asked) == 2
+    )
 
 
 def test_answers_before_a_failure_are_kept_and_only_the_rest_is_asked_again(tmp_path: Path) -> None:
@@ -227,7 +256,9 @@ def test_answers_before_a_failure_are_kept_and_only_the_rest_is_asked_again(tmp_
     assert answers == ask(remembered(tmp_path / "other", Fake(), "call"), texts)
 
 
-def test_a_batch_of_which_one_row_changed_is_asked_again_whole_and_rows_that_stand_alone_are_not(tmp_path: Path) -> None:
+def test_a_batch_of_which_one_row_changed_is_asked_again_whole_and_rows_that_stand_alone_are_not(
+    tmp_path: Path,
+) -> None:
     for unit, again in (("batch", 3), ("row", 1)):
         llm = Fake()
         ask(remembered(tmp_path / unit, llm, unit), ["a", "b", "c"])  # type: ignore[arg-type]
@@ -242,7 +273,11 @@ def test_weights_of_choices_are_kept_by_the_batch(tmp_path: Path, unit: Unit) ->
     llm = Fake()
     talks = [[Turn("user", t)] for t in "abc"]
     first = remembered(tmp_path, llm, unit).choice_logprobs(talks, "Rating: ", ["1", "2"])
-    assert first == [[-1.0, float("-inf")]] * 3 == remembered(tmp_path, llm, unit).choice_logprobs(talks, "Rating: ", ["1", "2"])
+    assert (
+        first
+        == [[-1.0, float("-inf")]] * 3
+        == remembered(tmp_path, llm, unit).choice_logprobs(talks, "Rating: ", ["1", "2"])
+    )
     remembered(tmp_path, llm, unit).choice_logprobs(talks[:2], "Rating: ", ["1", "2"])
     assert llm.batches == [3, 2]
 
@@ -252,7 +287,11 @@ def test_samples_differ_in_their_seeds_and_the_first_is_the_plain_answer(tmp_pat
     model = remembered(tmp_path, llm, "call")
     (plain,) = model.chat([[Turn("user", "a")]], WARM, [5])
     drawn = samples(model, [[Turn("user", "a")], [Turn("user", "b")]], WARM, [5, 6], 3)
-    assert [len(row) for row in drawn] == [3, 3] and drawn[0][0] == plain and len({c.text for row in drawn for c in row}) == 6
+    assert (
+        [len(row) for row in drawn] == [3, 3]
+        and drawn[0][0] == plain
+        and len({c.text for row in drawn for c in row}) == 6
+    )
     assert len(llm.asked) == 6
 
 
@@ -260,13 +299,19 @@ def test_a_checkpoint_s_identity_follows_weights_dtype_and_prompt_and_not_the_fo
     def made(name: str, weights: bytes = b"w", dtype: Any = "bfloat16", template: str = "own") -> Any:
         folder = tmp_path / name
         folder.mkdir()
-        for file, content in (("config.json", b"{}"), ("tokenizer.json", b"{}"), ("model.safetensors", save({"w": np.array([*weights], "float32")}))):
+        for file, content in (
+            ("config.json", b"{}"),
+            ("tokenizer.json", b"{}"),
+            ("model.safetensors", save({"w": np.array([*weights], "float32")})),
+        ):
             (folder / file).write_bytes(content)
         return Checkpoint("m", str(folder), (), "none", dtype, PromptSpec(template=template)).identity()
 
     first = made("a")
     assert made("b") == first and json.dumps(first)
-    assert all(other != first for other in (made("c", b"v"), made("d", dtype="float32"), made("e", template="openbezoar")))
+    assert all(
+        other != first for other in (made("c", b"v"), made("d", dtype="float32"), made("e", template="openbezoar"))
+    )
 
 
 # ------------------------------------------------------------------------------- budgets
@@ -317,7 +362,10 @@ def test_a_batch_of_a_local_model_counts_as_one_call(tmp_path: Path) -> None:
 
 
 def test_the_worst_case_is_not_less_than_what_a_call_takes() -> None:
-    calls = [Call("chat", (Turn("system", "Be kind."), Turn("user", "Name a river. " * 20)), Sampling(50)), Call("complete", "Once upon a time", Sampling(8))]
+    calls = [
+        Call("chat", (Turn("system", "Be kind."), Turn("user", "Name a river. " * 20)), Sampling(50)),
+        Call("complete", "Once upon a time", Sampling(8)),
+    ]
     cost = worst_case(calls)
     assert cost.tokens == 58 and cost.prompt_tokens > 4 * 20 + 4
 

@@ -20,8 +20,14 @@ from openbezoar.llm.calls_tables import VERSION, parsed, seal
 
 ME = Spender("run", "step", "m")
 OLD = (
-    "CREATE TABLE calls (key TEXT PRIMARY KEY, model TEXT NOT NULL, at REAL NOT NULL, answers TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE spent (run TEXT, step TEXT, model TEXT, calls INTEGER, prompt_tokens INTEGER, tokens INTEGER, PRIMARY KEY (run, step, model)) WITHOUT ROWID",
+    (
+        "CREATE TABLE calls (key TEXT PRIMARY KEY, model TEXT NOT NULL, at REAL NOT NULL, answers TEXT NOT NULL)"
+        " WITHOUT ROWID"
+    ),
+    (
+        "CREATE TABLE spent (run TEXT, step TEXT, model TEXT, calls INTEGER, prompt_tokens INTEGER, tokens INTEGER,"
+        " PRIMARY KEY (run, step, model)) WITHOUT ROWID"
+    ),
 )
 
 
@@ -46,7 +52,9 @@ def change(folder: Path, statement: str, *values: Any) -> None:
 def test_the_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     store = CallStore(tmp_path)
     store.keep({"k": [answer("secret")]}, ME)
-    assert {f.name: oct(f.stat().st_mode & 0o777) for f in tmp_path.glob(f"{FILE}*")} == dict.fromkeys((FILE, f"{FILE}-wal", f"{FILE}-shm"), "0o600")
+    assert {f.name: oct(f.stat().st_mode & 0o777) for f in tmp_path.glob(f"{FILE}*")} == dict.fromkeys(
+        (FILE, f"{FILE}-wal", f"{FILE}-shm"), "0o600"
+    )
 
 
 def test_an_older_file_becomes_one_of_this_version_and_loses_what_was_never_a_count(tmp_path: Path) -> None:
@@ -69,9 +77,16 @@ def test_an_older_file_becomes_one_of_this_version_and_loses_what_was_never_a_co
     store = CallStore(tmp_path, said.append)
     assert store.find(["k", "nan", "list", "cut"]) == {"k": [answer("old")]}
     assert {step: spent for (_, step, _), spent in store.accounts().items()} == {
-        "a": Spent(4, 40, 12), "b": Spent(4, 0, 12), "c": Spent(4, 0, 0), "d": Spent(4, 0, 0)
-    }  # fmt: skip
-    assert len(said) == 4 and "3 answers that cannot be read: forgotten" in said[0] and "run/c, m, had no count of its prompt_tokens, tokens: 0 now" in said[2]
+        "a": Spent(4, 40, 12),
+        "b": Spent(4, 0, 12),
+        "c": Spent(4, 0, 0),
+        "d": Spent(4, 0, 0),
+    }
+    assert (
+        len(said) == 4
+        and "3 answers that cannot be read: forgotten" in said[0]
+        and "run/c, m, had no count of its prompt_tokens, tokens: 0 now" in said[2]
+    )
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
     store.close()
     CallStore(tmp_path, lambda line: pytest.fail(f"said again: {line}")).close()
@@ -84,7 +99,11 @@ def test_a_newer_file_is_one_line_and_stays_as_it_is(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as ended:
         main(["cache", "--runs", str(tmp_path)])
     err = capsys.readouterr().err
-    assert ended.value.code == 2 and f"written by a newer openbezoar (version {VERSION + 1}, this one reads up to {VERSION})" in err and err.count("\n") == 1
+    assert (
+        ended.value.code == 2
+        and f"written by a newer openbezoar (version {VERSION + 1}, this one reads up to {VERSION})" in err
+        and err.count("\n") == 1
+    )
     assert (tmp_path / FILE).read_bytes() == before
 
 
@@ -113,9 +132,21 @@ def test_a_damaged_answer_is_forgotten_and_told(column: str, value: Any, tmp_pat
 
 @pytest.mark.parametrize(
     "change_",
-    [{"text": None}, {"text": ["a"]}, {"finish": "whatever"}, {"tokens": None}, {"tokens": -1}, {"tokens": 1.5}, {"prompt_tokens": True},
-     {"logprobs": "abc"}, {"logprobs": [None]}, {"notes": [1]}, {"seconds": "1"}, {"more": 1}],
-)  # fmt: skip
+    [
+        {"text": None},
+        {"text": ["a"]},
+        {"finish": "whatever"},
+        {"tokens": None},
+        {"tokens": -1},
+        {"tokens": 1.5},
+        {"prompt_tokens": True},
+        {"logprobs": "abc"},
+        {"logprobs": [None]},
+        {"notes": [1]},
+        {"seconds": "1"},
+        {"more": 1},
+    ],
+)
 def test_what_is_no_answer_is_none_even_if_its_digest_agrees(change_: dict[str, Any]) -> None:
     assert parsed(json.dumps([asdict(answer("a"))]).encode()) == [answer("a")]
     assert parsed(json.dumps([{**asdict(answer("a")), **change_}]).encode()) is None
@@ -146,7 +177,10 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     assert store.keep({"later": [answer("a")]}, ME) == {"later": [answer("a")]}
 
 
-@pytest.mark.parametrize("tables", [("CREATE TABLE calls (a TEXT)",), ("CREATE TABLE spent (a TEXT)",), ("CREATE VIEW calls AS SELECT 1 AS key",)])
+@pytest.mark.parametrize(
+    "tables",
+    [("CREATE TABLE calls (a TEXT)",), ("CREATE TABLE spent (a TEXT)",), ("CREATE VIEW calls AS SELECT 1 AS key",)],
+)
 def test_somebody_else_s_data_base_is_one_line_and_is_left_alone(tables: tuple[str, ...], tmp_path: Path) -> None:
     for statement in tables:
         change(tmp_path, statement)

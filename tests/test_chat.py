@@ -28,19 +28,26 @@ def test_the_prompt_is_the_cards_template_to_the_letter(tiny: Path) -> None:
 
 def test_a_row_s_own_system_message_replaces_the_default_and_an_empty_one_leaves_it_out(tiny: Path) -> None:
     formatter = Formatter(tokenizer(tiny), PromptSpec())
-    assert formatter.prompt_text([Turn("system", "Be brief."), Turn("user", "Hi")]).startswith("### System:\nBe brief.\n\n### Instruction:\nHi")
+    assert formatter.prompt_text([Turn("system", "Be brief."), Turn("user", "Hi")]).startswith(
+        "### System:\nBe brief.\n\n### Instruction:\nHi"
+    )
     assert formatter.prompt_text([Turn("system", ""), Turn("user", "Hi")]) == "### Instruction:\nHi\n\n### Response:\n"
 
 
 def test_the_recipe_s_system_message_with_quotes_and_braces_arrives_unchanged(tiny: Path) -> None:
     odd = 'It\'s {{ odd }} \\ "quoted"\nsecond line {% x %}'
-    assert f"### System:\n{odd}\n\n" in Formatter(tokenizer(tiny), PromptSpec(system=odd)).prompt_text([Turn("user", "Hi")])
+    assert f"### System:\n{odd}\n\n" in Formatter(tokenizer(tiny), PromptSpec(system=odd)).prompt_text(
+        [Turn("user", "Hi")]
+    )
 
 
 def test_earlier_answers_are_closed_as_they_were_trained(tiny: Path) -> None:
     formatter = Formatter(tokenizer(tiny), PromptSpec(system=""))
     turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")]
-    assert formatter.prompt_text(turns) == "### Instruction:\na\n\n### Response:\nb</s>\n\n### Instruction:\nc\n\n### Response:\n"
+    assert (
+        formatter.prompt_text(turns)
+        == "### Instruction:\na\n\n### Response:\nb</s>\n\n### Instruction:\nc\n\n### Response:\n"
+    )
     without = Formatter(tokenizer(tiny), PromptSpec(system="", append_eos=False))
     assert "</s>" not in without.prompt_text(turns)
     assert without.end_ids == []
@@ -80,15 +87,21 @@ def test_a_missing_template_is_refused_by_name(tiny: Path) -> None:
         ("{{ messages[0].content.text.more }}", r"of system, user \('str object' has no attribute 'text'"),
     ],
 )
-def test_a_template_that_refuses_a_conversation_is_one_line(tiny: Path, tmp_path: Path, template: str, said: str) -> None:
+def test_a_template_that_refuses_a_conversation_is_one_line(
+    tiny: Path, tmp_path: Path, template: str, said: str
+) -> None:
     (tmp_path / "odd.jinja").write_text(template)
     with pytest.raises(ModelError, match=said):
-        Formatter(tokenizer(tiny), PromptSpec(template=str(tmp_path / "odd.jinja"))).prompt_ids([Turn("system", "x"), Turn("user", "Hi")])
+        Formatter(tokenizer(tiny), PromptSpec(template=str(tmp_path / "odd.jinja"))).prompt_ids(
+            [Turn("system", "x"), Turn("user", "Hi")]
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(answer=st.text(min_size=1, max_size=40), instruction=st.text(min_size=1, max_size=40))
-def test_prompt_and_answer_ids_are_the_ids_of_the_whole_text_unless_a_shift_is_counted(tiny: Path, answer: str, instruction: str) -> None:
+def test_prompt_and_answer_ids_are_the_ids_of_the_whole_text_unless_a_shift_is_counted(
+    tiny: Path, answer: str, instruction: str
+) -> None:
     formatter = Formatter(tokenizer(tiny), PromptSpec())
     turns = [Turn("user", instruction)]
     prompt = formatter.prompt_ids(turns)

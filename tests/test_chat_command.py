@@ -49,7 +49,14 @@ class Scripted:
         self.formatter, self.answers, self.asked = Formatter(), list(answers), []
         self.seeds: list[int] = []
 
-    def answer(self, turns: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None], think: Callable[[str], None]) -> Completion:
+    def answer(
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        seed: int,
+        say: Callable[[str], None],
+        think: Callable[[str], None],
+    ) -> Completion:
         self.asked.append([(t.role, t.content) for t in turns])
         self.seeds.append(seed)
         text = self.answers.pop(0)
@@ -110,7 +117,11 @@ def test_an_interrupt_in_the_middle_of_an_answer_leaves_the_model_usable(local: 
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(alphabet="#: \nSystemé😀x", max_size=60), cut=st.integers(0, 60), stop=st.sampled_from(["### System:", "xx", " \n"]))
+@given(
+    text=st.text(alphabet="#: \nSystemé😀x", max_size=60),
+    cut=st.integers(0, 60),
+    stop=st.sampled_from(["### System:", "xx", " \n"]),
+)
 def test_pieces_are_never_taken_back_and_never_hold_a_stop_string(text: str, cut: int, stop: str) -> None:
     whole = text[:cut] + stop + text[cut:]
     raw = whole.encode()
@@ -174,7 +185,9 @@ def test_a_message_that_is_too_long_alone_is_told_in_one_line_and_forgotten() ->
     model = Scripted("fine")
     chat, _, told = session(model)
     chat.run(typed("w " * 50, "short"))
-    assert told == ["m0: the message takes 50 tokens with the prompt, and there is room for 30 besides the answer; shorten it"]
+    assert told == [
+        "m0: the message takes 50 tokens with the prompt, and there is room for 30 besides the answer; shorten it"
+    ]
     assert model.asked == [[("user", "short")]]
 
 
@@ -204,7 +217,11 @@ def test_commands_change_the_system_message_forget_save_and_end(tmp_path: Path) 
     assert list(read_jsonl(file)) == [
         {
             "model": "m0",
-            "messages": [{"role": "system", "content": "Be rude."}, {"role": "user", "content": "two"}, {"role": "assistant", "content": "b"}],
+            "messages": [
+                {"role": "system", "content": "Be rude."},
+                {"role": "user", "content": "two"},
+                {"role": "assistant", "content": "b"},
+            ],
             "seed": 0,
             "max_new_tokens": 10,
             "temperature": 0.7,
@@ -212,7 +229,9 @@ def test_commands_change_the_system_message_forget_save_and_end(tmp_path: Path) 
         }
     ]
     assert f"m0: {SYSTEM}" in told and "m0: Be rude." in told and f"saved: {file}" in told
-    assert any("such a file already" in line for line in told) and any("/nonsense: no such command" in line for line in told)
+    assert any("such a file already" in line for line in told) and any(
+        "/nonsense: no such command" in line for line in told
+    )
 
 
 def test_a_terminal_gets_no_escapes_and_a_pipe_gets_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +240,10 @@ def test_a_terminal_gets_no_escapes_and_a_pipe_gets_the_text(monkeypatch: pytest
             return True
 
     text = "red \x1b[31m\x1b]0;title\x07 \x9b2J \u202e\t10\u00a0km,\u3000end\n"
-    for stream, wanted in ((Terminal(), "red \\x1b[31m\\x1b]0;title\\x07 \\x9b2J \\u202e\t10\u00a0km,\u3000end\n"), (io.StringIO(), text)):
+    for stream, wanted in (
+        (Terminal(), "red \\x1b[31m\\x1b]0;title\\x07 \\x9b2J \\u202e\t10\u00a0km,\u3000end\n"),
+        (io.StringIO(), text),
+    ):
         monkeypatch.setattr(sys, "stdout", stream)
         _write(text)
         monkeypatch.undo()
@@ -237,7 +259,9 @@ def command(*arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_one_prompt_gives_one_answer_on_stdout_the_same_every_time(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_prompt_gives_one_answer_on_stdout_the_same_every_time(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [str(tiny), "--prompt", "Name a colour.", "--max-new-tokens", "12", "--seed", "3", "--temperature", "1"]
     assert command(*arguments) == 0
     first = capsys.readouterr().out
@@ -253,9 +277,15 @@ def test_several_models_answer_under_their_names_and_a_pipe_brings_the_lines(
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"Hello\\\nthere\n/save {tmp_path}/talk.jsonl\n"))
     assert command(str(tiny), "--model", str(tiny), "--model", str(tiny_gemma), "--max-new-tokens", "4") == 0
     out = capsys.readouterr().out
-    assert [line for line in out.splitlines() if line.startswith("[") and line.endswith("]")][:3] == [f"[{tiny}]", f"[{tiny}]", f"[{tiny_gemma.name}]"]
+    assert [line for line in out.splitlines() if line.startswith("[") and line.endswith("]")][:3] == [
+        f"[{tiny}]",
+        f"[{tiny}]",
+        f"[{tiny_gemma.name}]",
+    ]
     saved = list(read_jsonl(tmp_path / "talk.jsonl"))
-    assert len(saved) == 3 and {json.dumps(row["messages"][-2]) for row in saved} == {json.dumps({"role": "user", "content": "Hello\nthere"})}
+    assert len(saved) == 3 and {json.dumps(row["messages"][-2]) for row in saved} == {
+        json.dumps({"role": "user", "content": "Hello\nthere"})
+    }
 
 
 def test_wrong_arguments_are_told_in_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,9 @@ COST = Spent(1, 20, 10)
 
 
 @contextmanager
-def another(folder: Path, keys: list[str], then: Callable[[CallStore], Any] = lambda _: time.sleep(60)) -> Iterator[int]:
+def another(
+    folder: Path, keys: list[str], then: Callable[[CallStore], Any] = lambda _: time.sleep(60)
+) -> Iterator[int]:
     """Another process that claims keys and then does something; its number, once it has claimed."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -89,12 +91,17 @@ def test_a_claim_that_is_given_up_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["seen when it is opened", "waited for"])
-def test_a_killed_process_s_claims_are_taken_over_and_its_calls_counted_at_their_worst_case(way: str, tmp_path: Path) -> None:
+def test_a_killed_process_s_claims_are_taken_over_and_its_calls_counted_at_their_worst_case(
+    way: str, tmp_path: Path
+) -> None:
     store = CallStore(tmp_path)
     with another(tmp_path, ["k"]) as pid:
-        assert not store.claim(["k"], ME, COST) and list(store.accounts().values()) == [Spent(0, 20, 10, 1)]  # under way, elsewhere
+        # under way, elsewhere
+        assert not store.claim(["k"], ME, COST) and list(store.accounts().values()) == [Spent(0, 20, 10, 1)]
         os.kill(pid, signal.SIGKILL)
-        while Process("", "", "", pid, "").pid and (Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]):
+        while Process("", "", "", pid, "").pid and (
+            Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        ):
             time.sleep(0.01)
         if way == "seen when it is opened":
             store = CallStore(tmp_path)
@@ -105,7 +112,9 @@ def test_a_killed_process_s_claims_are_taken_over_and_its_calls_counted_at_their
     assert list(store.accounts().values()) == [Spent(1, 7 + 20, 3 + 10, 1)]
 
 
-def test_one_that_is_stopped_or_out_of_sight_is_waited_for_while_its_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_stopped_or_out_of_sight_is_waited_for_while_its_heart_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(calls, "SILENT", 0.3)
     store = CallStore(tmp_path)
     elsewhere = replace(Process.this(), host="another").text()
@@ -153,8 +162,13 @@ def test_which_processes_are_gone() -> None:
     assert replace(here, born="1").state() == "gone"  # its number was given to another one
     assert replace(here, pid=2**22 + 1).state() == "gone" and replace(here, pid=2**70).state() == "gone"
     assert replace(here, boot="before").state() == "gone"
-    assert replace(here, host="another").state() == "out of sight" and replace(here, space="a container").state() == "out of sight"
-    assert [Process.of(text) for text in ("", "[]", "{}", json.dumps({**json.loads(here.text()), "pid": "1"}))] == [None] * 4
+    assert (
+        replace(here, host="another").state() == "out of sight"
+        and replace(here, space="a container").state() == "out of sight"
+    )
+    assert [Process.of(text) for text in ("", "[]", "{}", json.dumps({**json.loads(here.text()), "pid": "1"}))] == [
+        None
+    ] * 4
 
 
 def test_a_budget_knows_of_calls_that_a_kill_ended(tmp_path: Path) -> None:
@@ -176,8 +190,13 @@ class Breaks(Fake):
         raise self.error
 
 
-@pytest.mark.parametrize(("error", "unanswered"), [(ModelError("refused"), 0), (CalledOff(), 0), (OSError(5, "I/O"), 1), (KeyboardInterrupt(), 1)])
-def test_what_a_refused_call_costs_and_what_an_interrupted_one(error: BaseException, unanswered: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "unanswered"),
+    [(ModelError("refused"), 0), (CalledOff(), 0), (OSError(5, "I/O"), 1), (KeyboardInterrupt(), 1)],
+)
+def test_what_a_refused_call_costs_and_what_an_interrupted_one(
+    error: BaseException, unanswered: int, tmp_path: Path
+) -> None:
     with pytest.raises(type(error)):
         ask(remembered(tmp_path, Breaks(error), "call"), ["t"])
     store = CallStore(tmp_path)

@@ -27,7 +27,12 @@ ALL = list(CLEANERS)
 # cleaner → (field, what was asked, text, cleaned text), and a text that it must leave alone
 CHANGED: dict[str, tuple[str, str, str, str]] = {
     "line_ends": ("response", "", "one\r\ntwo\rthree\u2028four\x85", "one\ntwo\nthree\nfour\n"),
-    "control_characters": ("response", "", "\x1b[31mRed\x1b[0m\x00 \ufeffand\u202e\x07 b\u200blue\ud800\x9b", "Red and blue"),
+    "control_characters": (
+        "response",
+        "",
+        "\x1b[31mRed\x1b[0m\x00 \ufeffand\u202e\x07 b\u200blue\ud800\x9b",
+        "Red and blue",
+    ),
     "unicode_form": ("response", "", "Cafe\u0301", "Café"),
     "thoughts": ("response", "Name a colour.", "<think>\nPerhaps red.\n</think>\n\nBlue.", "Blue."),
     "run_on": ("response", "Name a colour.", "Blue.\n### Instruction:\nName a fruit.\n### Response:\nPear.", "Blue.\n"),
@@ -41,7 +46,11 @@ SPARED: dict[str, tuple[str, str, str]] = {
     "control_characters": ("response", "", "a\tb\nc é 日本 👩\u200d👩\u200d👧 x\u0301 ½ \u00a0"),
     "unicode_form": ("response", "", "Café ﬁ ²"),
     "thoughts": ("response", "What does <think> mean?", "<think> opens a thought and </think> closes it."),
-    "run_on": ("response", "What does '### Instruction:' begin in a prompt?", "A turn.\n### Instruction:\nThen comes the text."),
+    "run_on": (
+        "response",
+        "What does '### Instruction:' begin in a prompt?",
+        "A turn.\n### Instruction:\nThen comes the text.",
+    ),
     "markers": ("response", "What does </s> mean?", "</s> ends a text that <s> begins."),
     "quotes": ("instruction", "", '"Yes" or "no": which is longer?'),
     "whitespace": ("response", "", "def f():\n    return 1\n\n\nprint(f())"),
@@ -77,7 +86,10 @@ def test_a_cleaner_changes_its_text_and_only_it(name: str) -> None:
         ("<example>Blue.</example>", "Blue."),
         ("<|start_header_id|>assistant<|end_header_id|>\n\nBlue.<|eot_id|>", "Blue."),
         ("<|im_start|>", ""),
-        ("The shell's [INST] is no marker in mid-line. ### Response: neither.", "The shell's [INST] is no marker in mid-line. ### Response: neither."),
+        (
+            "The shell's [INST] is no marker in mid-line. ### Response: neither.",
+            "The shell's [INST] is no marker in mid-line. ### Response: neither.",
+        ),
     ],
 )
 def test_marks_of_prompt_formats_are_taken_out_of_an_answer(text: str, wanted: str) -> None:
@@ -88,9 +100,21 @@ def test_marks_of_prompt_formats_are_taken_out_of_an_answer(text: str, wanted: s
 def test_a_row_says_what_was_cleaned_and_the_given_row_is_left_alone() -> None:
     row = {"id": "a", "instruction": "“Name a colour.”", "context": " ", "output": "Blue\r\n", "rating": 3}
     made, changes = clean_row(row, ALL)
-    assert made == {"id": "a", "instruction": "Name a colour.", "context": "", "output": "Blue", "rating": 3, "cleaned": ["line_ends", "quotes", "whitespace"]}
+    assert made == {
+        "id": "a",
+        "instruction": "Name a colour.",
+        "context": "",
+        "output": "Blue",
+        "rating": 3,
+        "cleaned": ["line_ends", "quotes", "whitespace"],
+    }
     assert row["output"] == "Blue\r\n"
-    assert [(c.cleaner, c.field) for c in changes] == [("line_ends", "output"), ("quotes", "instruction"), ("whitespace", "context"), ("whitespace", "output")]
+    assert [(c.cleaner, c.field) for c in changes] == [
+        ("line_ends", "output"),
+        ("quotes", "instruction"),
+        ("whitespace", "context"),
+        ("whitespace", "output"),
+    ]
     assert clean_row(row, []) == (row, [])
     assert "cleaned" not in clean_row({"instruction": "Name it.", "response": "Blue."}, ALL)[0]
 
@@ -99,16 +123,39 @@ MARKS = ["```", "### Response:", "<|end|>", "</s>", '"', "\r", "\x1b[1m", "\ud83
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(MARKS), max_size=30).map("".join), st.lists(st.sampled_from(MARKS), max_size=6).map("".join))
+@given(
+    st.lists(st.sampled_from(MARKS), max_size=30).map("".join),
+    st.lists(st.sampled_from(MARKS), max_size=6).map("".join),
+)
 def test_cleaning_any_text_gives_text_that_can_be_written_and_needs_no_more_cleaning(text: str, asked: str) -> None:
     made, _ = clean_row({"instruction": asked, "response": text}, ALL)
     made["response"].encode("utf-8")
     assert not any(c in made["response"] for c in "\r\x1b")
-    again, changes = clean_row({"instruction": asked, "response": made["response"]}, [name for name in ALL if name != "quotes"])
+    again, changes = clean_row(
+        {"instruction": asked, "response": made["response"]}, [name for name in ALL if name != "quotes"]
+    )
     assert again["response"] == made["response"], changes
 
 
-HOSTILE = ["<|end|>", " ", "\n", "```\n", "\u0301", "\u0301\u0323", "[[", "### Response:\n", "<s>", "</s> ", "a ", "\x1b[", "\x1b]0;", '"', "~~~~", "\t", "-"]
+HOSTILE = [
+    "<|end|>",
+    " ",
+    "\n",
+    "```\n",
+    "\u0301",
+    "\u0301\u0323",
+    "[[",
+    "### Response:\n",
+    "<s>",
+    "</s> ",
+    "a ",
+    "\x1b[",
+    "\x1b]0;",
+    '"',
+    "~~~~",
+    "\t",
+    "-",
+]
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
@@ -184,7 +231,9 @@ def test_near_duplicates_are_found_as_comparing_all_pairs_finds_them() -> None:
         exact.append(max((likeness(shingles(text), shingles(" ".join(t))) for t in texts[:i]), default=0) >= 0.7)
         near.add(i, text, "")
     assert sum(exact) > 60
-    assert [f and not e for f, e in zip(found, exact, strict=True)] == [False] * len(texts), "nothing is dropped on an estimate"
+    assert [f and not e for f, e in zip(found, exact, strict=True)] == [False] * len(texts), (
+        "nothing is dropped on an estimate"
+    )
     assert sum(found) >= 0.97 * sum(exact)
 
 
@@ -211,7 +260,11 @@ def test_a_short_benchmark_text_counts_whole_and_a_shorter_one_not_at_all() -> N
     overlap = Overlap(13)
     overlap.add("b", [{"question": "Which planet of ours is nearest to the sun?"}, {"question": "What is the sun?"}])
     hit = overlap.find("no", "They ask: which planet of OURS is nearest, to the sun? Mercury.")
-    assert hit is not None and (hit.benchmark, hit.row, hit.words) == ("b", "row 1", "which planet of ours is nearest to the sun")
+    assert hit is not None and (hit.benchmark, hit.row, hit.words) == (
+        "b",
+        "row 1",
+        "which planet of ours is nearest to the sun",
+    )
     assert overlap.find("Which planet of ours is nearest to the moon?", "What is the sun?") is None
 
 
@@ -234,10 +287,21 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     (tmp_path / "tasks").mkdir()
-    jsonl("tasks/arc_easy.jsonl", [{"id": "a1", "question": "one two three four five six seven eight nine", "choices": ["x", "y"], "gold": 0}])
+    jsonl(
+        "tasks/arc_easy.jsonl",
+        [{"id": "a1", "question": "one two three four five six seven eight nine", "choices": ["x", "y"], "gold": 0}],
+    )
     jsonl("own.jsonl", [{"question": "own"}])
-    jsonl("held.jsonl", [{"instruction": f"row {i}", "response": f"alpha beta gamma delta epsilon zeta eta theta {i}"} for i in range(4)])
-    jsonl("questions.jsonl", [{"question_id": 81, "turns": ["first second third fourth fifth sixth seventh eighth", "x"]}])
+    jsonl(
+        "held.jsonl",
+        [
+            {"instruction": f"row {i}", "response": f"alpha beta gamma delta epsilon zeta eta theta {i}"}
+            for i in range(4)
+        ],
+    )
+    jsonl(
+        "questions.jsonl", [{"question_id": 81, "turns": ["first second third fourth fifth sixth seventh eighth", "x"]}]
+    )
     jsonl("data.jsonl", [{"instruction": "a", "response": "b"}])
     return tmp_path
 
@@ -245,7 +309,12 @@ def folder(tmp_path: Path) -> Path:
 def recipe(**scores: Any) -> Recipe:
     steps = {
         "kept": {"filter": "data.jsonl", "rules": {"decontaminate": True}},
-        "scores": {"evaluate": ["m"], "data": "tasks", "tasks": ["arc_easy", {"task": "boolq", "name": "mine", "file": "own.jsonl"}], **scores},
+        "scores": {
+            "evaluate": ["m"],
+            "data": "tasks",
+            "tasks": ["arc_easy", {"task": "boolq", "name": "mine", "file": "own.jsonl"}],
+            **scores,
+        },
         "talks": {"mt_bench": ["m"], "questions": "questions.jsonl", "judge": "m"},
     }
     return parse({"name": "t", "models": {"m": "x"}, "steps": steps}, "t.yaml")
@@ -265,23 +334,27 @@ def test_the_benchmarks_of_a_recipe_are_its_evaluate_and_mt_bench_steps_rows(fol
     assert elsewhere == ["scores: own", "scores: far"]
     assert overlap.rows == {"scores: arc_easy": 1, "scores: mine": 1, "scores: held": 1, "talks: questions": 1}
     assert overlap.find("alpha beta gamma delta epsilon zeta eta theta 1") is not None
-    assert overlap.find("alpha beta gamma delta epsilon zeta eta theta 2") is None, "rows that are not evaluated on are no benchmark"
+    assert overlap.find("alpha beta gamma delta epsilon zeta eta theta 2") is None, (
+        "rows that are not evaluated on are no benchmark"
+    )
 
 
 def test_tasks_without_local_rows_are_named(folder: Path) -> None:
-    assert [b.name for b in benchmarks(recipe(data=None, tasks=["gsm8k"]), folder) if b.spec is None] == ["scores: gsm8k"]
+    assert [b.name for b in benchmarks(recipe(data=None, tasks=["gsm8k"]), folder) if b.spec is None] == [
+        "scores: gsm8k"
+    ]
 
 
 def test_the_digest_of_benchmarks_changes_with_their_bytes_and_with_what_is_taken(folder: Path) -> None:
-    before = digests(recipe(losses={"held": "held.jsonl"}), folder)
-    part = digests(recipe(losses={"held": {"data": "held.jsonl", "limit": 2}}), folder)
+    before = benchmark_digests(recipe(losses={"held": "held.jsonl"}), folder)
+    part = benchmark_digests(recipe(losses={"held": {"data": "held.jsonl", "limit": 2}}), folder)
     (folder / "own.jsonl").write_text('{"question": "changed"}\n')
-    after = digests(recipe(losses={"held": "held.jsonl"}), folder)
+    after = benchmark_digests(recipe(losses={"held": "held.jsonl"}), folder)
     assert [name for name in before if before[name] != part[name]] == ["scores: held"]
     assert [name for name in before if before[name] != after[name]] == ["scores: mine"]
     (folder / "own.jsonl").unlink()
     with pytest.raises(DataError, match=r"scores: mine: no file .*own.jsonl, which 'decontaminate' needs"):
-        digests(recipe(), folder)
+        benchmark_digests(recipe(), folder)
 
 
 def test_a_filter_that_decontaminates_depends_on_the_benchmarks_and_on_no_checkpoint(folder: Path) -> None:
@@ -294,7 +367,11 @@ def test_a_filter_that_decontaminates_depends_on_the_benchmarks_and_on_no_checkp
         return graph.build(load(folder / "r.yaml"), folder / "r.yaml", folder / "runs").nodes["kept"]
 
     before, alone = node(True), node(False)
-    assert before.inputs == () and list(before.parts["benchmarks"]) == ["scores: arc_easy"] and "benchmarks" not in alone.parts
+    assert (
+        before.inputs == ()
+        and list(before.parts["benchmarks"]) == ["scores: arc_easy"]
+        and "benchmarks" not in alone.parts
+    )
     (folder / "tasks/arc_easy.jsonl").write_text('{"question": "other", "choices": ["x", "y"], "gold": 1}\n')
     assert node(True).key != before.key and node(False).key == alone.key
     assert graph._difference(before.parts, node(True).parts) == "benchmark scores: arc_easy changed"

@@ -13,11 +13,24 @@ pytest.importorskip("torch")
 from openbezoar.cli.app import main
 from openbezoar.rows.records import write_jsonl
 
-QUESTIONS = [{"question_id": n, "category": "math", "turns": [f"What is {n} + 1?", "And one more?"], "reference": [str(n + 1), str(n + 2)]} for n in range(3)]
-ANSWERS = [
-    {"question_id": n, "model_id": m, "turns": [f"It is {n + shift}.", f"It is {n + shift + 1}."]} for m, shift in (("good", 1), ("bad", 7)) for n in range(3)
+QUESTIONS = [
+    {
+        "question_id": n,
+        "category": "math",
+        "turns": [f"What is {n} + 1?", "And one more?"],
+        "reference": [str(n + 1), str(n + 2)],
+    }
+    for n in range(3)
 ]
-PAIRS = [{"instruction": f"Say {n}.", "output_1": f"{n}", "output_2": f"Not {n}!", "human_majority": 1 + n % 2} for n in range(4)]
+ANSWERS = [
+    {"question_id": n, "model_id": m, "turns": [f"It is {n + shift}.", f"It is {n + shift + 1}."]}
+    for m, shift in (("good", 1), ("bad", 7))
+    for n in range(3)
+]
+PAIRS = [
+    {"instruction": f"Say {n}.", "output_1": f"{n}", "output_2": f"Not {n}!", "human_majority": 1 + n % 2}
+    for n in range(4)
+]
 
 
 @pytest.fixture
@@ -36,8 +49,21 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return stop.value.code, out, err
 
 
-def test_answer_files_are_graded_one_at_a_time_and_in_pairs(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--judge", str(tiny), "--questions", "questions.jsonl", "--answers", "answers.jsonl", "--grading", "both", "--mode", "probability")
+def test_answer_files_are_graded_one_at_a_time_and_in_pairs(
+    place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "--judge",
+        str(tiny),
+        "--questions",
+        "questions.jsonl",
+        "--answers",
+        "answers.jsonl",
+        "--grading",
+        "both",
+        "--mode",
+        "probability",
+    )
     code, out, _ = call(capsys, *arguments, "--json")
     found: dict[str, Any] = json.loads(out)
     assert code == 0
@@ -57,13 +83,28 @@ def test_answer_files_are_graded_one_at_a_time_and_in_pairs(place: Path, tiny: P
 
 
 def test_a_judge_earns_its_number_on_human_pairs(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "--judge", str(tiny), "--pairs", "pairs.jsonl", "--mode", "probability", "--limit", "3", "--out", "earned", "--json")
+    code, out, _ = call(
+        capsys,
+        "--judge",
+        str(tiny),
+        "--pairs",
+        "pairs.jsonl",
+        "--mode",
+        "probability",
+        "--limit",
+        "3",
+        "--out",
+        "earned",
+        "--json",
+    )
     found = json.loads(out)
     assert code == 0
     assert (found["n"], found["unscored"]) == (3, 0)
     assert found["averaged"]["n"] == 3
     assert {r["pair"] for r in found["agreement"]} == {"judge-human", "human-human", "judge-majority"}
-    code, out, _ = call(capsys, "--judge", str(tiny), "--pairs", "pairs.jsonl", "--mode", "probability", "--out", "earned")
+    code, out, _ = call(
+        capsys, "--judge", str(tiny), "--pairs", "pairs.jsonl", "--mode", "probability", "--out", "earned"
+    )
     assert code == 0
     assert "judge-majority" in out
     assert "Verdicts that changed when the answers were swapped:" in out
@@ -78,7 +119,9 @@ def test_a_judge_earns_its_number_on_human_pairs(place: Path, tiny: Path, capsys
         (("--pairs", "pairs.jsonl", "--mode", "loud"), "mode"),
     ],
 )
-def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+def test_mistakes_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
     code, _, err = call(capsys)
     assert (code, err) == (2, "openbezoar: judge: expected --judge MODEL; name the model that judges\n")
     code, _, err = call(capsys, "--judge", "nowhere", *arguments)
@@ -87,10 +130,14 @@ def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], 
     assert err.count("\n") == 1
 
 
-ROWS = [{"id": f"a{n}", "prompt": f"Say {n}.", "completion": "It is. " * (n + 1), "acceptable": n / 5} for n in range(6)]
+ROWS = [
+    {"id": f"a{n}", "prompt": f"Say {n}.", "completion": "It is. " * (n + 1), "acceptable": n / 5} for n in range(6)
+]
 
 
-def test_a_filter_judge_is_held_against_labels_beside_two_that_ask_nobody(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_filter_judge_is_held_against_labels_beside_two_that_ask_nobody(
+    place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_jsonl(place / "rows.jsonl", [*ROWS, {**ROWS[0], "acceptable": 0.5}])
     arguments = ("check", "--judge", str(tiny), "--rows", "rows.jsonl", "--mode", "probability", "--min-rating", "1")
     code, out, _ = call(capsys, *arguments, "--json")
@@ -114,9 +161,17 @@ def test_a_filter_judge_is_held_against_labels_beside_two_that_ask_nobody(place:
 @pytest.mark.parametrize(
     ("rows", "more", "message"),
     [
-        ([{"prompt": "a", "completion": "b", "right": True, "kind": False}], (), "Name one of right, kind with --label"),
+        (
+            [{"prompt": "a", "completion": "b", "right": True, "kind": False}],
+            (),
+            "Name one of right, kind with --label",
+        ),
         ([{"prompt": "a", "completion": "b"}], (), "Name the field that says it, of prompt, completion with --label"),
-        ([{"prompt": "a", "completion": "b", "label": "yes"}], (), "the label 'label' is 'yes'; expected true, false or a share from 0 to 1"),
+        (
+            [{"prompt": "a", "completion": "b", "label": "yes"}],
+            (),
+            "the label 'label' is 'yes'; expected true, false or a share from 0 to 1",
+        ),
         ([{"prompt": "a", "label": True}], (), "no field 'response' (or 'output' or 'completion')"),
         ([{"prompt": "a", "completion": "b", "label": None}], (), "none of 1 has a label (1 without a label)"),
         ([{"prompt": "a", "completion": "b", "label": True}], ("--label", "good"), "no field 'good'"),
@@ -133,10 +188,15 @@ def test_rows_that_cannot_check_a_judge_are_one_line(
     assert err.count("\n") == 1
 
 
-def test_score_prints_a_metric_without_an_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_prints_a_metric_without_an_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from openbezoar.harness import run
 
-    metrics = {"prompt_level_strict_acc": {"value": 0.5, "low": 0.2, "high": 0.8}, "inst_level_strict_acc": {"value": 0.25, "low": None, "high": None}}
+    metrics = {
+        "prompt_level_strict_acc": {"value": 0.5, "low": 0.2, "high": 0.8},
+        "inst_level_strict_acc": {"value": 0.25, "low": None, "high": None},
+    }
     found = {"model": "m", "tasks": {"ifeval": {"metrics": metrics, "n": 4, "fewshot": 0}}}
     monkeypatch.setattr(run, "score_reference", lambda *_: found)
     with pytest.raises(SystemExit) as stop:
@@ -147,7 +207,9 @@ def test_score_prints_a_metric_without_an_interval(monkeypatch: pytest.MonkeyPat
     assert "0.2500  (no interval)  n=4" in out
 
 
-def test_models_are_chosen_by_either_name_of_the_field(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_are_chosen_by_either_name_of_the_field(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from openbezoar.errors import UserError
     from openbezoar.recipe import file as recipe_file
     from openbezoar.recipe.blocks import DataSpec
@@ -155,10 +217,23 @@ def test_models_are_chosen_by_either_name_of_the_field(place: Path, monkeypatch:
 
     def told(tree: dict[str, Any], name: str) -> None:
         (ref,) = tree["steps"]["grades"]["answers"]
-        raise UserError(" ".join(str(row["model_id"]) for _, row in read(DataSpec.model_validate(ref), place, None, {}, 1)))
+        raise UserError(
+            " ".join(str(row["model_id"]) for _, row in read(DataSpec.model_validate(ref), place, None, {}, 1))
+        )
 
     monkeypatch.setattr(recipe_file, "parse", told)
-    arguments = ("--judge", "j", "--questions", "questions.jsonl", "--answers", "answers.jsonl", "--models", "bad, fair")
+    arguments = (
+        "--judge",
+        "j",
+        "--questions",
+        "questions.jsonl",
+        "--answers",
+        "answers.jsonl",
+        "--models",
+        "bad, fair",
+    )
     assert call(capsys, *arguments)[2].strip().endswith("bad bad bad")
-    write_jsonl(place / "answers.jsonl", [{"question_id": 0, "model": m, "turns": ["A", "B"]} for m in ("good", "bad", "fair")])
+    write_jsonl(
+        place / "answers.jsonl", [{"question_id": 0, "model": m, "turns": ["A", "B"]} for m in ("good", "bad", "fair")]
+    )
     assert call(capsys, *arguments)[2].strip().endswith("bad fair")

@@ -39,7 +39,9 @@ ODD = ["why", "naïve", "你好", "the", "sea", "\u2028"]
 
 
 def hh_like(n: int) -> list[Row]:
-    """Preference pairs with all that the real ones have: several turns, odd characters, twins, empty answers, broken and long dialogues."""
+    """Preference pairs with all that the real ones have: several turns, odd characters, twins,
+    empty answers, broken and long dialogues.
+    """
     draw = random.Random(7)
     rows = []
     for i in range(n):
@@ -47,7 +49,12 @@ def hh_like(n: int) -> list[Row]:
         for turn in range(draw.randrange(3)):
             talk += f"\n\nHuman: {' '.join(draw.choices(ODD, k=5))} {i}\n\nAssistant: yes {turn}"
         talk += f"\n\nHuman: Say {i}." + "\n" * draw.randrange(2) + "\n\nAssistant:"
-        row = {"id": f"p{i}", "subset": draw.choice(["helpful", "harmless"]), "chosen": f"{talk} It is {i}.", "rejected": f"{talk} No."}
+        row = {
+            "id": f"p{i}",
+            "subset": draw.choice(["helpful", "harmless"]),
+            "chosen": f"{talk} It is {i}.",
+            "rejected": f"{talk} No.",
+        }
         if i % 11 == 3:
             row["rejected"] = row["chosen"]
         if i % 13 == 5:
@@ -85,8 +92,17 @@ def write(path: Path, rows: list[Row], end: str = "\n") -> Path:
 @pytest.fixture
 def context(tmp_path: Path) -> StepContext:
     (tmp_path / "out").mkdir()
-    recipe = Recipe.model_validate({"name": "t", "seed": 5, "models": {"base": {"model": "m"}}, "steps": {"train": {"sft": "rows.jsonl", "model": "base"}}})
-    return StepContext("train", recipe, tmp_path, RunFolder(tmp_path / "run"), tmp_path / "out", 1, PlainProgress(quiet=True))
+    recipe = Recipe.model_validate(
+        {
+            "name": "t",
+            "seed": 5,
+            "models": {"base": {"model": "m"}},
+            "steps": {"train": {"sft": "rows.jsonl", "model": "base"}},
+        }
+    )
+    return StepContext(
+        "train", recipe, tmp_path, RunFolder(tmp_path / "run"), tmp_path / "out", 1, PlainProgress(quiet=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +116,9 @@ def settings(**own: Any) -> Training:
     return Training(model="base", max_length=300, heldout_every=6, heldout_rows=7, **own)
 
 
-def from_lists(path: Path, spec: DataSpec, convert: Callable[..., Any], step: Training, tokenizer: Any, seed: int) -> tuple[Any, ...]:
+def from_lists(
+    path: Path, spec: DataSpec, convert: Callable[..., Any], step: Training, tokenizer: Any, seed: int
+) -> tuple[Any, ...]:
     """The plain way, everything in lists: (trees, held-out trees, counts, boundary shifts)."""
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = [json.loads(line) for line in text.decode().replace("\r", "\n").split("\n") if line.strip()]
@@ -133,7 +151,12 @@ def from_lists(path: Path, spec: DataSpec, convert: Callable[..., Any], step: Tr
     ],
 )
 def test_a_stream_gives_the_trees_the_order_and_the_counts_that_lists_give(
-    context: StepContext, tokenizer: Any, name: str, make: Callable[[int], list[Row]], convert: Callable[..., Any], take: dict[str, Any]
+    context: StepContext,
+    tokenizer: Any,
+    name: str,
+    make: Callable[[int], list[Row]],
+    convert: Callable[..., Any],
+    take: dict[str, Any],
 ) -> None:
     path = write(context.recipe_folder / name, make(300))
     spec, step = DataSpec(data=name, **take), settings(too_long="truncate" if take.get("shuffle") else "drop")
@@ -147,7 +170,9 @@ def test_a_stream_gives_the_trees_the_order_and_the_counts_that_lists_give(
     assert not any(context.out.iterdir())
 
 
-def test_several_processes_give_what_one_gives(context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_what_one_gives(
+    context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encode, "FEW", 50)
     monkeypatch.setattr(encode, "CHUNK", 16)
     path = write(context.recipe_folder / "rows.jsonl", hh_like(400))
@@ -160,7 +185,9 @@ def test_several_processes_give_what_one_gives(context: StepContext, tokenizer: 
     assert renderer.formatter.boundary_shifts == shifts
 
 
-def test_held_out_rows_of_their_own_are_counted_whole_and_taken_from_the_front(context: StepContext, tokenizer: Any) -> None:
+def test_held_out_rows_of_their_own_are_counted_whole_and_taken_from_the_front(
+    context: StepContext, tokenizer: Any
+) -> None:
     write(context.recipe_folder / "rows.jsonl", hh_like(60))
     write(context.recipe_folder / "held.jsonl", hh_like(90)[60:])
     step = settings(heldout="held.jsonl")
@@ -179,7 +206,9 @@ def dying(row: Row, where: str) -> Example:
     return to_example(row, where)
 
 
-def test_a_process_that_dies_is_one_line_and_no_hang(context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_one_line_and_no_hang(
+    context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encode, "FEW", 50)
     write(context.recipe_folder / "rows.jsonl", dolly_like(400))
     renderer = Renderer(Formatter(tokenizer, PromptSpec(system="")), 300, "drop", context.counts)
@@ -204,16 +233,28 @@ from pathlib import Path
 from test_data_stream import dolly_like, resting
 encode.FEW = 10
 encoder = encode.Encoder(Formatter(load_tokenizer(Path(sys.argv[1])), PromptSpec()), 300, "drop", Counts())
-list(encode.encode_rows(encoder, resting, (("row", row) for row in dolly_like(1000)), 2, lambda text: print(text, flush=True)))
+rows = (("row", row) for row in dolly_like(1000))
+list(encode.encode_rows(encoder, resting, rows, 2, lambda text: print(text, flush=True)))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's list of a process's children")
 def test_no_process_outlives_a_killed_run(tiny: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tiny)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as run:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(tiny)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    ) as run:
         assert run.stdout is not None and b"2 processes" in run.stdout.readline()
-        while len(begun := [int(c) for task in Path(f"/proc/{run.pid}/task").iterdir() for c in (task / "children").read_text().split()]) < 3:
+        while (
+            len(
+                begun := [
+                    int(c)
+                    for task in Path(f"/proc/{run.pid}/task").iterdir()
+                    for c in (task / "children").read_text().split()
+                ]
+            )
+            < 3
+        ):
             assert run.poll() is None
             time.sleep(0.05)
         run.kill()
@@ -231,7 +272,9 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_row_without_its_fields_is_named_wherever_it_is_found(context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+def test_a_row_without_its_fields_is_named_wherever_it_is_found(
+    context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
     monkeypatch.setattr(encode, "FEW", 50)
     rows = dolly_like(90)
     del rows[70]["response"]
@@ -239,7 +282,10 @@ def test_a_row_without_its_fields_is_named_wherever_it_is_found(context: StepCon
     renderer = Renderer(Formatter(tokenizer, PromptSpec(system="")), 300, "drop", context.counts)
     with pytest.raises(DataError) as caught:
         training_trees(settings(), "rows.jsonl", to_example, context, renderer, "row", processes=processes)
-    assert str(caught.value) == f"{path}: row 70: no field 'response' (or 'output'); it has id, category, instruction, context"
+    assert (
+        str(caught.value)
+        == f"{path}: row 70: no field 'response' (or 'output'); it has id, category, instruction, context"
+    )
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -254,7 +300,9 @@ def test_a_row_without_its_fields_is_named_wherever_it_is_found(context: StepCon
         (b'{"id": "\xff"}\n', r"line 2001 is not JSON \('utf-8' codec can't decode byte 0xff"),
     ],
 )
-def test_a_malformed_line_is_named_shuffled_or_not(tmp_path: Path, name: str, line: bytes, said: str, shuffle: bool) -> None:
+def test_a_malformed_line_is_named_shuffled_or_not(
+    tmp_path: Path, name: str, line: bytes, said: str, shuffle: bool
+) -> None:
     text = b'{"id": 0}\n' * 2000 + line + b'{"id": 2}\n' * 1000
     path = tmp_path / name
     path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
@@ -280,7 +328,9 @@ def test_a_shuffled_file_has_the_order_of_a_shuffled_list_whatever_ends_its_line
 
 
 def test_a_field_that_holds_a_list_is_compared_like_any_other(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"id": 1, "tags": ["a"]}, {"id": 2, "tags": "a"}, {"id": 3, "tags": {"a": 1}}])
+    path = write(
+        tmp_path / "rows.jsonl", [{"id": 1, "tags": ["a"]}, {"id": 2, "tags": "a"}, {"id": 3, "tags": {"a": 1}}]
+    )
     for wanted in ("a", ["a", "b"]):
         assert [row["id"] for row in select(JsonLines(path), DataSpec(data="x", where={"tags": wanted}), 1)] == [2]
 
@@ -301,16 +351,26 @@ def growth(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_memory_does_not_grow_with_the_rows(context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_rows(
+    context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encode, "FEW", 50)
     step, taken = settings(), []
     for n in (100, 1000):
         write(context.recipe_folder / f"{n}.jsonl", [r for r in hh_like(4 * n) if r["chosen"] != r["rejected"]][:n])
         renderer = Renderer(Formatter(tokenizer, PromptSpec(system="")), step.max_length, step.too_long, Counts())
         spec = DataSpec(data=f"{n}.jsonl", shuffle=True)
-        training_trees(step, spec, to_pair, context, renderer, "pair", processes=1)  # what is imported or cached at first use
-        taken.append(growth(lambda spec=spec, renderer=renderer: training_trees(step, spec, to_pair, context, renderer, "pair", processes=1)))  # type: ignore[misc]
-    assert taken[1] - taken[0] < 900 * 100  # eight bytes a row for the shuffle, and a longest row; one row's ids in a list take more
+        # what is imported or cached at first use
+        training_trees(step, spec, to_pair, context, renderer, "pair", processes=1)
+        taken.append(
+            growth(
+                lambda spec=spec, renderer=renderer: training_trees(
+                    step, spec, to_pair, context, renderer, "pair", processes=1
+                )
+            )
+        )  # type: ignore[misc]
+    # eight bytes a row for the shuffle, and a longest row; one row's ids in a list take more
+    assert taken[1] - taken[0] < 900 * 100
 
 
 def test_a_store_holds_no_tree(tmp_path: Path) -> None:
@@ -354,9 +414,23 @@ def test_the_order_of_an_epoch_is_a_shuffle_of_its_own(tmp_path: Path) -> None:
 def test_the_benchmark_gives_each_size_and_says_how_flat_it_is(tmp_path: Path, tiny: Path) -> None:
     write(tmp_path / "rows.jsonl", [{**row, "context": ""} for row in dolly_like(7)])
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.data", "--model", str(tiny), "--data", str(tmp_path / "rows.jsonl"), "--rows", "20,40", "--json", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.data",
+        "--model",
+        str(tiny),
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--rows",
+        "20,40",
+        "--json",
+        str(out),
+    ]
     root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert [size["rows"] for size in report["sizes"]] == [20, 40]

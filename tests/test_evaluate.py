@@ -39,11 +39,17 @@ QUESTIONS = [
     )
 ]
 ANSWERS = [
-    {"id": f"r{i}", "instruction": f"Name {word}.", "response": f"{word} is a fine thing. " * (i + 1)} for i, word in enumerate(["snow", "rain", "wind"])
+    {"id": f"r{i}", "instruction": f"Name {word}.", "response": f"{word} is a fine thing. " * (i + 1)}
+    for i, word in enumerate(["snow", "rain", "wind"])
 ]
 PAIRS = [
     {"id": "p0", "prompt": "Say hello.", "chosen": "Hello!", "rejected": "Go away, please do."},
-    {"id": "p1", "prompt": "Say goodbye.", "chosen": "A long and warm goodbye to you and all of yours.", "rejected": "Bye."},
+    {
+        "id": "p1",
+        "prompt": "Say goodbye.",
+        "chosen": "A long and warm goodbye to you and all of yours.",
+        "rejected": "Bye.",
+    },
     {"id": "p2", "prompt": "Say nothing.", "chosen": "All right.", "rejected": "All right."},
 ]
 
@@ -63,14 +69,26 @@ def save_model(folder: Path, seed: int, window: int) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([json.dumps(row) for row in (*QUESTIONS, *ANSWERS, *PAIRS)] * 3, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=512, max_position_embeddings=window, initializer_range=0.1,
-        bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=512,
+        max_position_embeddings=window,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
@@ -97,12 +115,16 @@ def made(place: Path, tmp_path: Path, **settings: Any) -> tuple[Evaluate, StepCo
     }
     models: dict[str, Any] = {name: {"model": name, "dtype": "float32"} for name in ("one", "two", "narrow")}
     models["far"] = {"server": "http://localhost:1/v1", "model": "x"}
-    recipe: Recipe = parse({"name": "r", "models": models, "prompt": {"system": "Be brief."}, "steps": {"scores": step}}, "test")
+    recipe: Recipe = parse(
+        {"name": "r", "models": models, "prompt": {"system": "Be brief."}, "steps": {"scores": step}}, "test"
+    )
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     parsed = recipe.steps["scores"]
     assert isinstance(parsed, Evaluate)
-    return parsed, StepContext("scores", recipe, place, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("scores",))
+    return parsed, StepContext(
+        "scores", recipe, place, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("scores",)
+    )
 
 
 def result(context: StepContext) -> dict[str, Any]:
@@ -114,7 +136,10 @@ def by_hand(folder: Path, turns_text: str, answer: str) -> list[float]:
     """Log-probabilities of an answer's tokens and its end, by one plain forward pass."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     text = f"### System:\nBe brief.\n\n### Instruction:\n{turns_text}\n\n### Response:\n"
     prompt = tokenizer(text, add_special_tokens=False).input_ids
     ids = [*tokenizer(text + answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -177,7 +202,9 @@ def test_every_two_checkpoints_are_compared_over_the_same_items_later_less_earli
         assert d["low"] <= d["difference"] <= d["high"]
         assert d["p"] == mcnemar(b, a) <= d["p_holm"] <= 1
     loss = found["loss_differences"][0]
-    assert loss["difference"] == pytest.approx(checkpoints["two"]["losses"]["plain"]["value"] - checkpoints["one"]["losses"]["plain"]["value"])
+    assert loss["difference"] == pytest.approx(
+        checkpoints["two"]["losses"]["plain"]["value"] - checkpoints["one"]["losses"]["plain"]["value"]
+    )
 
 
 def test_rows_beyond_the_window_are_counted_and_left_out_of_the_comparison(place: Path, tmp_path: Path) -> None:
@@ -186,12 +213,19 @@ def test_rows_beyond_the_window_are_counted_and_left_out_of_the_comparison(place
     found = result(context)
     wide, narrow = (found["checkpoints"][name]["losses"]["plain"] for name in ("one", "narrow"))
     missing = narrow["unscored"]
-    assert 0 < missing < 3 and narrow["n"] == 3 - missing and narrow["items"].count(None) == missing and wide["unscored"] == 0
+    assert (
+        0 < missing < 3
+        and narrow["n"] == 3 - missing
+        and narrow["items"].count(None) == missing
+        and wide["unscored"] == 0
+    )
     assert context.counts.by_reason["narrow, losses plain: too long for the model's window, or empty"] == missing
     assert found["loss_differences"][0]["n"] == narrow["n"]
 
 
-def test_a_killed_run_goes_on_with_the_next_checkpoint(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_with_the_next_checkpoint(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step, context = made(place, tmp_path)
     real, loaded = load_module.load_for_inference, []
 
@@ -230,7 +264,9 @@ def test_mistakes_show_before_a_model_is_loaded(place: Path, tmp_path: Path, mon
 
 
 def test_a_model_of_no_numbers_gets_no_score(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN is above and below nothing: such a model would score what its first choices score, and differ from every other 'outside noise'."""
+    """NaN is above and below nothing: such a model would score what its first choices score, and
+    differ from every other 'outside noise'.
+    """
     import openbezoar.llm.local  # noqa: F401  imported under the patch for the first time, it would keep it for all later tests
     from openbezoar.forest import Scorer
 

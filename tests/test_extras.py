@@ -1,4 +1,6 @@
-"""Optional packages: each taken away from every command that could want it; broken ones; the table against pyproject.toml and the code."""
+"""Optional packages: each taken away from every command that could want it; broken ones; the table
+against pyproject.toml and the code.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ from openbezoar.recipe.file import load
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BROUGHT = {"tokenizers": "transformers", "pyarrow": "datasets", "nltk": "lm-eval", "langdetect": "lm-eval", "immutabledict": "lm-eval"}
+BROUGHT = {
+    "tokenizers": "transformers",
+    "pyarrow": "datasets",
+    "nltk": "lm-eval",
+    "langdetect": "lm-eval",
+    "immutabledict": "lm-eval",
+}
 """Packages that come with another one of the same extra."""
 RECIPE = """
 name: all
@@ -48,7 +56,10 @@ def distribution(requirement: str) -> str:
 
 
 def test_the_table_is_that_of_pyproject() -> None:
-    declared = {extra: {distribution(r) for r in PROJECT["optional-dependencies"][extra]} for extra in PROJECT["optional-dependencies"]}
+    declared = {
+        extra: {distribution(r) for r in PROJECT["optional-dependencies"][extra]}
+        for extra in PROJECT["optional-dependencies"]
+    }
     for package, (name, extra) in EXTRAS.items():
         assert BROUGHT.get(package, name).lower().replace("_", "-") in declared[extra], package
     listed = {name.lower().replace("_", "-") for name, _ in EXTRAS.values()}
@@ -61,8 +72,18 @@ def test_every_package_that_the_code_imports_is_in_the_table_or_in_the_base_inst
     unknown = set()
     for file in (ROOT / "openbezoar").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            unknown |= {name for name in names if name.partition(".")[0] not in base | set(sys.stdlib_module_names) and extras._known(name) is None}
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and node.module
+                else []
+            )
+            unknown |= {
+                name
+                for name in names
+                if name.partition(".")[0] not in base | set(sys.stdlib_module_names) and extras._known(name) is None
+            }
     assert unknown == set()
 
 
@@ -71,7 +92,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe that wants every package, and its files."""
     folder = tmp_path_factory.mktemp("without")
     (folder / "model").mkdir()
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "gpt2", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "gpt2",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
     config |= {"num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 16, "tie_word_embeddings": True}
     (folder / "model/config.json").write_text(json.dumps(config))
     (folder / "model/tokenizer.json").write_text("{}")
@@ -88,26 +115,49 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in ("a", "b"):
         row = {"question_id": 1, "model_id": file, "choices": [{"turns": [f"Yes, {file}.", file]}]}
         (folder / f"{file}.jsonl").write_text(json.dumps(row) + "\n")
-    (folder / "questions.jsonl").write_text(json.dumps({"question_id": 1, "category": "writing", "turns": ["Hello?", "And?"]}) + "\n")
+    (folder / "questions.jsonl").write_text(
+        json.dumps({"question_id": 1, "category": "writing", "turns": ["Hello?", "And?"]}) + "\n"
+    )
     return folder
 
 
 def jobs() -> dict[tuple[str, str], tuple[list[str], list[str]]]:
     """{(package, command): (hidden, arguments)}: each package for each command that could want it."""
-    found = {(package, "run"): ([package], ["run", "recipe.yaml"]) for package in EXTRAS if package not in (*ELSEWHERE, *needs.IFEVAL)}
+    found = {
+        (package, "run"): ([package], ["run", "recipe.yaml"])
+        for package in EXTRAS
+        if package not in (*ELSEWHERE, *needs.IFEVAL)
+    }
     for package in needs.IFEVAL:
-        found[package, "run"] = list(needs.IFEVAL), ["run", "ifeval.yaml"]  # all three: a development install has not all of them
-    local = ["judge", "--judge", "model", "--questions", "questions.jsonl", "--answers", "a.jsonl", "--out", "runs/judge"]
+        # all three: a development install has not all of them
+        found[package, "run"] = list(needs.IFEVAL), ["run", "ifeval.yaml"]
+    local = [
+        "judge",
+        "--judge",
+        "model",
+        "--questions",
+        "questions.jsonl",
+        "--answers",
+        "a.jsonl",
+        "--out",
+        "runs/judge",
+    ]
     for package in needs.MODEL:
         found[package, "chat"] = [package], ["chat", "model", "--prompt", "hi"]
         found[package, "judge"] = [package], local
         found[package, "judge check"] = [package], ["judge", "check", "--judge", "model", "--rows", "labelled.jsonl"]
     for package in (*needs.MODEL, *needs.TASKS):
         found[package, "score"] = [package], ["score", "model", "--tasks", "arc_easy", "--data", "tasks"]
-    found["httpx2", "judge check"] = ["httpx2"], ["judge", "check", "--judge", "m", "--server", "http://localhost:9/v1", "--rows", "labelled.jsonl"]
+    found["httpx2", "judge check"] = (
+        ["httpx2"],
+        ["judge", "check", "--judge", "m", "--server", "http://localhost:9/v1", "--rows", "labelled.jsonl"],
+    )
     found["httpx2", "judge"] = ["httpx2"], [*local, "--server", "http://localhost:9/v1"]
     for package in ("fastapi", "uvicorn"):
-        found[package, "vote"] = [package], ["vote", "a.jsonl", "b.jsonl", "--questions", "questions.jsonl", "--votes", "v.jsonl"]
+        found[package, "vote"] = (
+            [package],
+            ["vote", "a.jsonl", "b.jsonl", "--questions", "questions.jsonl", "--votes", "v.jsonl"],
+        )
     for package in EXTRAS:
         found[package, "import"] = [package], ["import", package]
     every = list(EXTRAS)
@@ -130,13 +180,23 @@ def results(place: Path) -> dict[tuple[str, str], dict[str, Any]]:
     (place / "labelled.jsonl").write_text(json.dumps({"instruction": "a", "response": "b", "acceptable": True}) + "\n")
     env = {**os.environ, "OPENBEZOAR_CACHE": str(place / "cache"), "PYTHONPATH": str(ROOT)}
     script = ROOT / "tests/without.py"
-    done = subprocess.run([sys.executable, script], input=json.dumps(list(todo.values())), cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script],
+        input=json.dumps(list(todo.values())),
+        cwd=place,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return dict(zip(todo, json.loads(done.stdout), strict=True))
 
 
 @pytest.mark.parametrize("package", EXTRAS)
-def test_without_a_package_every_command_that_wants_it_says_so_in_one_line(package: str, results: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_without_a_package_every_command_that_wants_it_says_so_in_one_line(
+    package: str, results: dict[tuple[str, str], dict[str, Any]]
+) -> None:
     name, extra = EXTRAS[package]
     own = {command: found for (hidden, command), found in results.items() if hidden == package}
     assert len(own) > 1 or package in ELSEWHERE
@@ -144,11 +204,16 @@ def test_without_a_package_every_command_that_wants_it_says_so_in_one_line(packa
         lines = found["err"].strip().splitlines()
         assert found["code"] == 2, (command, found)
         assert len(lines) == 1, (command, found)
-        assert re.search(rf"\b{name}\b.* (is|are) not installed", lines[0]) and f"pip install 'openbezoar[{extra}]'" in lines[0], (command, lines)
+        assert (
+            re.search(rf"\b{name}\b.* (is|are) not installed", lines[0])
+            and f"pip install 'openbezoar[{extra}]'" in lines[0]
+        ), (command, lines)
         assert command == "import" or found["loaded"] == [], f"{command}: the packages that are there were loaded first"
 
 
-def test_a_run_says_which_steps_want_what_is_missing_and_begins_none(results: dict[tuple[str, str], dict[str, Any]], place: Path) -> None:
+def test_a_run_says_which_steps_want_what_is_missing_and_begins_none(
+    results: dict[tuple[str, str], dict[str, Any]], place: Path
+) -> None:
     assert "step better: peft" not in results["gguf", "run"]["err"]
     assert "step kept: datasketch is not installed" in results["datasketch", "run"]["err"]
     assert "steps kept, out: gguf is not installed" in results["gguf", "run"]["err"]
@@ -160,7 +225,11 @@ def test_a_run_says_which_steps_want_what_is_missing_and_begins_none(results: di
 def test_with_none_of_them_plan_and_what_reads_files_still_work(results: dict[tuple[str, str], dict[str, Any]]) -> None:
     for command in ("plan", "agreement", "schema", "show", "report", "--help"):
         assert results["all", command]["code"] == 0, results["all", command]
-    warning = " ".join(results["all", "plan"]["out"].partition("warning: ")[1:]).replace("\n", " ").replace("warning:  ", "warning: ")
+    warning = (
+        " ".join(results["all", "plan"]["out"].partition("warning: ")[1:])
+        .replace("\n", " ")
+        .replace("warning:  ", "warning: ")
+    )
     assert warning.startswith("warning: steps made, kept, tuned, better and 3 more: ") and "'openbezoar[" in warning
     assert " not installed; this needs them: pip install " in warning
     named = set(re.search(r"openbezoar\[(.*)\]", warning)[1].split(","))  # type: ignore[index]
@@ -185,20 +254,39 @@ def test_what_the_demo_wants_is_what_its_steps_import(monkeypatch: pytest.Monkey
     [
         (
             "from httpx2 import NoSuchName",
-            r"httpx2 \S+ cannot be used \(ImportError: cannot import name 'NoSuchName'.*\); pip install --upgrade 'openbezoar\[server\]'",
+            (
+                r"httpx2 \S+ cannot be used \(ImportError: cannot import name 'NoSuchName'.*\); pip install --upgrade"
+                r" 'openbezoar\[server\]'"
+            ),
         ),
         (
-            "raise ImportError('Using `bitsandbytes` 4-bit quantization requires bitsandbytes: pip install -U bitsandbytes')",
+            (
+                "raise ImportError('Using `bitsandbytes` 4-bit quantization requires bitsandbytes: pip install -U"
+                " bitsandbytes')"
+            ),
             "bitsandbytes .* cannot be used .*train",
         ),
-        ("import datasketch_broken", r"datasketch \S+ cannot be used \(ModuleNotFoundError: No module named 'no_such_part'\); .*clean"),
-        ("import gguf_broken", r"gguf \S+ cannot be used \(OSError: libcudart.so.12: cannot open shared object file\); .*train"),
-        ("raise __import__('importlib.metadata').metadata.PackageNotFoundError('lm-eval')", r"lm-eval is not installed.*evaluate"),
+        (
+            "import datasketch_broken",
+            r"datasketch \S+ cannot be used \(ModuleNotFoundError: No module named 'no_such_part'\); .*clean",
+        ),
+        (
+            "import gguf_broken",
+            r"gguf \S+ cannot be used \(OSError: libcudart.so.12: cannot open shared object file\); .*train",
+        ),
+        (
+            "raise __import__('importlib.metadata').metadata.PackageNotFoundError('lm-eval')",
+            r"lm-eval is not installed.*evaluate",
+        ),
     ],
 )
-def test_a_package_that_is_there_and_cannot_be_used_is_one_line_too(code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_there_and_cannot_be_used_is_one_line_too(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "datasketch_broken.py").write_text("__name__ = 'datasketch.broken'\nimport no_such_part\n")
-    (tmp_path / "gguf_broken.py").write_text("__name__ = 'gguf.broken'\nraise OSError('libcudart.so.12: cannot open shared object file')\n")
+    (tmp_path / "gguf_broken.py").write_text(
+        "__name__ = 'gguf.broken'\nraise OSError('libcudart.so.12: cannot open shared object file')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises((ImportError, OSError)) as caught:
         exec(code, {"__name__": "openbezoar.x"})

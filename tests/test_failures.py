@@ -24,7 +24,9 @@ from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.failures import work as stage
 from openbezoar.verbs.failures.section import failure_sections
 
-SENTENCE = "The river runs past the old mill, and in spring its water turns the wheel that grinds the corn of three villages. "
+SENTENCE = (
+    "The river runs past the old mill, and in spring its water turns the wheel that grinds the corn of three villages. "
+)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,15 @@ def test_a_refusal_is_an_answer_that_begins_by_declining(text: str, declines: bo
 
 
 @pytest.mark.parametrize(
-    ("text", "yes"), [("Verdict: [[yes]]", True), ("[[ NO ]]", False), ("not [[yes]] but [[no]]", False), ("[[yes", None), ("[yes]", None), ("", None)]
+    ("text", "yes"),
+    [
+        ("Verdict: [[yes]]", True),
+        ("[[ NO ]]", False),
+        ("not [[yes]] but [[no]]", False),
+        ("[[yes", None),
+        ("[yes]", None),
+        ("", None),
+    ],
 )
 def test_yes_or_no_is_the_last_in_double_brackets(text: str, yes: bool | None) -> None:
     assert parse_yes_no(text) is yes
@@ -105,12 +115,16 @@ class Scripted:
 
     def chat(self, talks: Sequence[Sequence[Turn]], sampling: Any, seeds: Sequence[int]) -> list[Completion]:
         assert sampling.temperature == 0
-        return [Completion(text, "length" if len(text) > 300 else "stop", 1, len(text)) for text in map(self.reply, talks)]
+        return [
+            Completion(text, "length" if len(text) > 300 else "stop", 1, len(text)) for text in map(self.reply, talks)
+        ]
 
     def close(self) -> None:
         pass
 
-    def choice_logprobs(self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         assert (prefix, tuple(choices)) == ("Verdict: [[", ("yes]]", "no]]"))
         return [[-1.0, -2.0] if "bad" in talk[-1].content.split("<answer>")[1] else [-2.0, -1.0] for talk in talks]
 
@@ -157,7 +171,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         out.mkdir()
         step = recipe.steps["wrong"]
         assert isinstance(step, Failures)
-        context = StepContext("wrong", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("wrong",))
+        context = StepContext(
+            "wrong", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("wrong",)
+        )
         return stage.run(step, context), context
 
     return run
@@ -167,7 +183,11 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 def test_each_checkpoint_is_measured_on_the_same_prompts(measured: Any, mode: str) -> None:
     numbers, context = measured(mode=mode)
     fine, wrong = numbers["checkpoints"]["good"], numbers["checkpoints"]["bad"]
-    assert (fine["answers"]["n"], fine["answers"]["degenerate"]["value"], fine["answers"]["cut off"]["value"]) == (6, 0.0, 0.0)
+    assert (fine["answers"]["n"], fine["answers"]["degenerate"]["value"], fine["answers"]["cut off"]["value"]) == (
+        6,
+        0.0,
+        0.0,
+    )
     assert (wrong["answers"]["degenerate"]["value"], wrong["answers"]["cut off"]["value"]) == (1.0, 1.0)
     assert {name: found["changed"]["value"] for name, found in fine["systems"].items()} == {"none": 0.0, "wrong": 1.0}
     assert wrong["systems"]["none"]["degenerate"]["value"] == 0.0
@@ -183,7 +203,10 @@ def test_each_checkpoint_is_measured_on_the_same_prompts(measured: Any, mode: st
 
 def test_system_messages_are_asked_of_the_instructions_only(measured: Any) -> None:
     numbers, context = measured(harmless=None, grounded=None, judge=None, systems={"none": ""})
-    assert {(row["set"], row["system"]) for row in read_jsonl(context.out / "answers.jsonl")} == {("instructions", "trained"), ("instructions", "none")}
+    assert {(row["set"], row["system"]) for row in read_jsonl(context.out / "answers.jsonl")} == {
+        ("instructions", "trained"),
+        ("instructions", "none"),
+    }
     assert numbers["checkpoints"]["good"]["unsafe"] is None
 
 
@@ -198,7 +221,12 @@ def test_the_report_has_a_table_and_says_what_is_real(measured: Any, tmp_path: P
     step = StepFacts("wrong", "failures", context.out, {"numbers": numbers})
     (section,) = failure_sections(RunFacts(RunFolder(tmp_path), {"wrong": step}))
     text = json.dumps(
-        [b.table.markdown() if isinstance(b, Grid) else b.text for b in flat(section.blocks) if isinstance(b, Grid | Paragraph)], ensure_ascii=False
+        [
+            b.table.markdown() if isinstance(b, Grid) else b.text
+            for b in flat(section.blocks)
+            if isinstance(b, Grid | Paragraph)
+        ],
+        ensure_ascii=False,
     )
     assert "| bad | 1.000 [0.610, 1.000] n=6 |" in text
     assert "| good | wrong |" in text

@@ -36,7 +36,9 @@ class Scripted:
         self.asked: list[tuple[str, float, int]] = []
         self.opened = self.closed = 0
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
         assert self.reply and len(conversations) == len(seeds)
         answers = []
         for conversation, seed in zip(conversations, seeds, strict=True):
@@ -48,7 +50,9 @@ class Scripted:
     def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         raise AssertionError("the filter does not complete raw texts")
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         assert self.logprobs and len(choices) == 10
         return [self.logprobs(c[-1].content) for c in conversations]
 
@@ -60,12 +64,22 @@ GOOD = "Rivers carry water from the hills down to the sea."
 
 
 def rows(n: int) -> list[Row]:
-    return [{"id": f"r{i}", "instruction": f"Explain what thing number {i} does.", "response": f"{GOOD} It is thing {i}.", "finish": "stop"} for i in range(n)]
+    return [
+        {
+            "id": f"r{i}",
+            "instruction": f"Explain what thing number {i} does.",
+            "response": f"{GOOD} It is thing {i}.",
+            "finish": "stop",
+        }
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
 def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
-    def run(data: list[Row], judge: Scripted | None = None, cached: bool = False, **settings: Any) -> tuple[dict[str, Any], StepContext]:
+    def run(
+        data: list[Row], judge: Scripted | None = None, cached: bool = False, **settings: Any
+    ) -> tuple[dict[str, Any], StepContext]:
         write_jsonl(tmp_path / "data.jsonl", data)
         if judge is not None:
             settings["judge"] = "judge"
@@ -77,11 +91,17 @@ def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 
             monkeypatch.setattr(stage, "open_llm", opened)
             if cached:
-                monkeypatch.setattr(stage, "open_llm", lambda name, context: remembered(lambda: opened(name, context), name, context))
-        recipe = parse({"name": "t", "models": {"judge": "x"}, "steps": {"kept": {"filter": "data.jsonl", **settings}}}, "t.yaml")
+                monkeypatch.setattr(
+                    stage, "open_llm", lambda name, context: remembered(lambda: opened(name, context), name, context)
+                )
+        recipe = parse(
+            {"name": "t", "models": {"judge": "x"}, "steps": {"kept": {"filter": "data.jsonl", **settings}}}, "t.yaml"
+        )
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        context = StepContext("kept", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("kept",))
+        context = StepContext(
+            "kept", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("kept",)
+        )
         step = recipe.steps["kept"]
         assert isinstance(step, Filter)
         return stage.run(step, context), context
@@ -103,8 +123,14 @@ def screened(*candidates: Candidate, rules: Rules | None = None, overlap: Overla
 
 CAUGHT_AND_NOT = {
     "another_language": (
-        Candidate("Erkläre, was ein Fluss ist und wie er entsteht.", "Ein Fluss ist ein Gewässer, das von der Quelle zu der Mündung fließt."),
-        Candidate("Translate to German: a river is water.", "Ein Fluss ist Wasser, das von der Quelle zu der Mündung fließt und nicht steht."),
+        Candidate(
+            "Erkläre, was ein Fluss ist und wie er entsteht.",
+            "Ein Fluss ist ein Gewässer, das von der Quelle zu der Mündung fließt.",
+        ),
+        Candidate(
+            "Translate to German: a river is water.",
+            "Ein Fluss ist Wasser, das von der Quelle zu der Mündung fließt und nicht steht.",
+        ),
     ),
     "no_words": (Candidate("Tell a story.", "... !"), Candidate("What is two and two?", "= 4")),
     "instruction_too_short": (Candidate("Go", GOOD), Candidate("Go on", GOOD)),
@@ -160,19 +186,34 @@ def test_a_rule_can_be_loosened(name: str) -> None:
 
 
 QUESTION = "Which of these four animals sleeps through the winter in a cave of the high mountains?"
-BEGIN = Candidate("Write a short story of two pages about an old sailor who has lost his way home in a storm.", GOOD, id="first")
+BEGIN = Candidate(
+    "Write a short story of two pages about an old sailor who has lost his way home in a storm.", GOOD, id="first"
+)
 ACROSS = {
     "contaminated": (
         Candidate("Explain this.", f"One is asked: {QUESTION.upper()} And so on."),
-        Candidate("Explain this.", "Which of these four animals sleeps through the winter in a house of the low plains?"),
+        Candidate(
+            "Explain this.", "Which of these four animals sleeps through the winter in a house of the low plains?"
+        ),
     ),
     "duplicate": (
-        Candidate("Write a short story of two pages about an old SAILOR who has lost  his way home in a storm.", "Another answer, then."),
-        Candidate("Write a short story of three hundred words on a young farmer who has found his way out of a maze.", GOOD),
+        Candidate(
+            "Write a short story of two pages about an old SAILOR who has lost  his way home in a storm.",
+            "Another answer, then.",
+        ),
+        Candidate(
+            "Write a short story of three hundred words on a young farmer who has found his way out of a maze.", GOOD
+        ),
     ),
     "near_duplicate": (
-        Candidate("Write a short story of two pages about an old sailor who has lost his way home in a fog!", "Another answer, then."),
-        Candidate("Write a short story of two pages about a young farmer who has found his way home in a fog!", "Another answer, then."),
+        Candidate(
+            "Write a short story of two pages about an old sailor who has lost his way home in a fog!",
+            "Another answer, then.",
+        ),
+        Candidate(
+            "Write a short story of two pages about a young farmer who has found his way home in a fog!",
+            "Another answer, then.",
+        ),
     ),
 }
 
@@ -201,7 +242,9 @@ def test_a_drop_across_rows_says_on_what_evidence() -> None:
     drops = {name: screen(caught) for name, (caught, _) in ACROSS.items()}
     assert drops["duplicate"] == Drop("duplicate", "of first")
     assert drops["near_duplicate"] == Drop("near_duplicate", "of first, 0.89 alike")
-    assert drops["contaminated"] == Drop("contaminated", "scores: animals, row q1: which of these four animals sleeps through the winter in a cave of")
+    assert drops["contaminated"] == Drop(
+        "contaminated", "scores: animals, row q1: which of these four animals sleeps through the winter in a cave of"
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +255,9 @@ def test_a_drop_across_rows_says_on_what_evidence() -> None:
         ("Le fleuve, est-ce une eau qui va de la source à la mer ?", GOOD, True),
     ],
 )
-def test_a_row_may_hold_another_language_if_its_instruction_speaks_of_one(instruction: str, response: str, dropped: bool) -> None:
+def test_a_row_may_hold_another_language_if_its_instruction_speaks_of_one(
+    instruction: str, response: str, dropped: bool
+) -> None:
     assert RULES["another_language"](Candidate(instruction, response), Rules()) == dropped
 
 
@@ -245,7 +290,10 @@ def test_a_duplicate_is_of_a_row_that_passed_case_and_spaces_aside() -> None:
 
 
 def test_rows_with_other_contexts_are_no_duplicates(filtered: Any) -> None:
-    data = [{"id": c, "instruction": "Sum up the text.", "context": c, "response": GOOD} for c in ("one text", "another text")]
+    data = [
+        {"id": c, "instruction": "Sum up the text.", "context": c, "response": GOOD}
+        for c in ("one text", "another text")
+    ]
     assert filtered(data)[0]["kept"] == 2
 
 
@@ -253,23 +301,35 @@ def test_rows_with_other_contexts_are_no_duplicates(filtered: Any) -> None:
 
 
 def test_without_a_judge_the_rules_decide_and_everything_is_counted(filtered: Any) -> None:
-    data = [*rows(4), {**rows(1)[0], "id": "again"}, *({"id": f"s{i}", "instruction": "Say it.", "response": "Sorry, no."} for i in range(5))]
+    data = [
+        *rows(4),
+        {**rows(1)[0], "id": "again"},
+        *({"id": f"s{i}", "instruction": "Say it.", "response": "Sorry, no."} for i in range(5)),
+    ]
     numbers, context = filtered(data)
     assert (numbers["rows_in"], numbers["kept"], numbers["unscored"]) == (10, 4, 0)
     assert numbers["rejected_by_rule"] == {"refusal": 5, "duplicate": 1}
-    assert {rule: [e["id"] for e in shown] for rule, shown in numbers["examples"].items()} == {"duplicate": ["again"], "refusal": ["s0", "s1", "s2"]}
+    assert {rule: [e["id"] for e in shown] for rule, shown in numbers["examples"].items()} == {
+        "duplicate": ["again"],
+        "refusal": ["s0", "s1", "s2"],
+    }
     assert numbers["examples"]["duplicate"][0]["why"] == "of r0"
     assert numbers["funnel"] == [["read", 10], ["refusal", 5], ["duplicate", 4]]
     assert numbers["summary"] == "4 of 10 kept, 6 rejected by rules, 0 by the judge, 0 unscored"
     assert context.counts.by_reason == {"duplicate": 1, "refusal": 5}
     assert [r["id"] for r in written(context, "rows")] == ["r0", "r1", "r2", "r3"]
     assert written(context, "rows")[0]["rating"] is None
-    assert [(r["id"], r["rule"]) for r in written(context, "rejected")][:2] == [("again", "duplicate"), ("s0", "refusal")]
+    assert [(r["id"], r["rule"]) for r in written(context, "rejected")][:2] == [
+        ("again", "duplicate"),
+        ("s0", "refusal"),
+    ]
     assert written(context, "unscored") == []
 
 
 def test_nothing_kept_is_an_error_with_the_funnel_and_the_remedy(filtered: Any) -> None:
-    with pytest.raises(DataError, match=r"no row is kept \(read 2 → no_words 0\); loosen 'rules' \(most fell to no_words\)"):
+    with pytest.raises(
+        DataError, match=r"no row is kept \(read 2 → no_words 0\); loosen 'rules' \(most fell to no_words\)"
+    ):
         filtered([{**row, "response": ""} for row in rows(2)])
     with pytest.raises(DataError, match=r"read 2 → unscored 2 → judge 0\); lower 'min_rating' \(now 5\)"):
         filtered(rows(2), Scripted(lambda *_: "Status: accept\nRating: 2"))
@@ -303,17 +363,32 @@ HOSTILE = [
 
 def test_hostile_rows_are_kept_or_dropped_by_a_rule_and_no_other_row_is_lost(filtered: Any) -> None:
     good = rows(len(HOSTILE) + 1)
-    bad = [{"id": f"bad{i}", "instruction": f"Do the work of day {i} as it is written.", "response": text} for i, text in enumerate(HOSTILE)]
-    bad += [{"id": f"worse{i}", "instruction": text, "response": f"{GOOD} It is so on day {i}."} for i, text in enumerate(HOSTILE)]
+    bad = [
+        {"id": f"bad{i}", "instruction": f"Do the work of day {i} as it is written.", "response": text}
+        for i, text in enumerate(HOSTILE)
+    ]
+    bad += [
+        {"id": f"worse{i}", "instruction": text, "response": f"{GOOD} It is so on day {i}."}
+        for i, text in enumerate(HOSTILE)
+    ]
     mixed = [row for i, row in enumerate(good) for row in (row, *bad[2 * i : 2 * i + 2])]
-    judge = Scripted(lambda prompt, *_: "Status: accept\nRating: 9" if "thing number" in prompt or prompt.count("</response>") == 1 else "no")
+    judge = Scripted(
+        lambda prompt, *_: (
+            "Status: accept\nRating: 9" if "thing number" in prompt or prompt.count("</response>") == 1 else "no"
+        )
+    )
     numbers, context = filtered(mixed, judge)
     kept, rejected = written(context, "rows"), written(context, "rejected")
     assert [r["id"] for r in kept if not r["id"].startswith(("bad", "worse"))] == [r["id"] for r in good]
     assert len(kept) + len(rejected) == len(mixed) and numbers["unscored"] == 0
     why = {r["id"]: r["rule"] for r in rejected}
     assert why["bad0"] == why["bad1"] == why["worse0"] == "no_words" and why["bad6"] == "response_too_short"
-    assert (why["bad3"], why["bad8"], why["worse8"], why["worse3"]) == ("response_too_long", "another_language", "another_language", "instruction_too_long")
+    assert (why["bad3"], why["bad8"], why["worse8"], why["worse3"]) == (
+        "response_too_long",
+        "another_language",
+        "another_language",
+        "instruction_too_long",
+    )
     fenced = next(r for r in kept if r["id"] == "bad9")
     assert fenced["response"].endswith("print(1)\n```") and fenced["cleaned"] == ["unclosed_fence"]
     assert next(r for r in kept if r["id"] == "bad5")["response"] == "and more of it"
@@ -321,9 +396,18 @@ def test_hostile_rows_are_kept_or_dropped_by_a_rule_and_no_other_row_is_lost(fil
 
 
 def test_texts_are_cleaned_before_the_rules_look_and_every_change_is_counted(filtered: Any) -> None:
-    data = [*rows(2), {"id": "m", "instruction": '"Explain what thing number 1 does."', "response": f"### Response:\n{GOOD}\r\n"}]
+    data = [
+        *rows(2),
+        {"id": "m", "instruction": '"Explain what thing number 1 does."', "response": f"### Response:\n{GOOD}\r\n"},
+    ]
     numbers, context = filtered(data)
-    assert context.counts.by_reason == {"duplicate": 1, "cleaned_line_ends": 1, "cleaned_markers": 1, "cleaned_quotes": 1, "cleaned_whitespace": 1}
+    assert context.counts.by_reason == {
+        "duplicate": 1,
+        "cleaned_line_ends": 1,
+        "cleaned_markers": 1,
+        "cleaned_quotes": 1,
+        "cleaned_whitespace": 1,
+    }
     assert numbers["cleaned"]["markers"] == {
         "rows": 1,
         "examples": [{"id": "m", "field": "response", "before": f"### Response:\n{GOOD}"[:60], "after": f"{GOOD}\n"}],
@@ -354,7 +438,12 @@ def test_a_row_is_kept_if_it_is_not_rejected_and_rated_high_enough(filtered: Any
     assert [(r["id"], r["status"], r["rating"], r["reason"]) for r in written(context, "rows")] == [
         (f"r{n}", "accept", n + 1.0, f"thing {n}") for n in (4, 5, 6, 7)
     ]
-    assert [(r["id"], r["status"]) for r in written(context, "rejected")] == [("r0", "accept"), ("r1", "accept"), ("r2", "accept"), ("r3", "reject")]
+    assert [(r["id"], r["status"]) for r in written(context, "rejected")] == [
+        ("r0", "accept"),
+        ("r1", "accept"),
+        ("r2", "accept"),
+        ("r3", "reject"),
+    ]
     assert numbers["rating_mean"] == (1 + 2 + 3 + 9 + 5 + 6 + 7 + 8) / 8
     assert numbers["rating_histogram"] == {str(n): int(n in (1, 2, 3, 5, 6, 7, 8, 9)) for n in range(1, 11)}
     assert numbers["rejected_by_judge"] == 4
@@ -372,7 +461,9 @@ def test_a_reply_that_cannot_be_read_is_asked_for_again_with_another_seed_and_th
     judge = Scripted(reply)
     numbers, context = filtered(rows(4), judge, retries=2)
     assert [r["id"] for r in written(context, "rows")] == ["r0", "r2", "r3"]
-    assert [(r["id"], r["unscored"], r["reply"]) for r in written(context, "unscored")] == [("r1", "unparsable", "I like it.")]
+    assert [(r["id"], r["unscored"], r["reply"]) for r in written(context, "unscored")] == [
+        ("r1", "unparsable", "I like it.")
+    ]
     assert written(context, "rejected") == []
     assert (numbers["unscored"], numbers["rejected_by_judge"], numbers["rating_mean"]) == (1, 0, 8.0)
     assert context.counts.by_reason == {"unscored_unparsable": 1}
@@ -387,7 +478,9 @@ def test_reviews_change_nothing_that_the_judge_is_asked(filtered: Any, tmp_path:
     filtered(rows(8), judges[0])
     reviews = Reviews(tmp_path / "run", "kept")
     reviews.add(Decision(row_hash(rows(8)[0]), "accept", "r0"))
-    reviews.add(Decision(row_hash(rows(8)[6]), "edit", "r6", {"instruction": "Another one.", "response": "Another answer."}))
+    reviews.add(
+        Decision(row_hash(rows(8)[6]), "edit", "r6", {"instruction": "Another one.", "response": "Another answer."})
+    )
     reviews.add(Decision(row_hash(rows(8)[7]), "reject", "r7"))
     for file in (tmp_path / "out").iterdir():
         file.unlink()
@@ -403,7 +496,9 @@ def test_errors_and_cut_off_replies_have_reasons_of_their_own(filtered: Any) -> 
     def reply(prompt: str, sampling: Sampling, seed: int) -> str | Completion:
         if "thing number 0 " in prompt:
             return Completion("Status: accept\nRating: 9", "error", 0, 0)
-        return Completion("Let me think", "length", 9, 9) if "thing number 1 " in prompt else "Status: accept\nRating: 9"
+        return (
+            Completion("Let me think", "length", 9, 9) if "thing number 1 " in prompt else "Status: accept\nRating: 9"
+        )
 
     _, context = filtered(rows(3), Scripted(reply), retries=0)
     assert context.counts.by_reason == {"unscored_judge_error": 1, "unscored_cut_off": 1}
@@ -460,7 +555,9 @@ def test_a_rating_by_probability_is_the_mean_renormalised_over_the_choices() -> 
     half = math.log(0.1)
     assert expected_rating([half, -math.inf, half]) == pytest.approx(2.0)
     assert expected_rating([math.log(0.2), math.log(0.6)]) == pytest.approx(1.75)
-    assert expected_rating([-1000.0, -1000.0 + math.log(3)]) == pytest.approx(1.75), "probabilities that underflow still count"
+    assert expected_rating([-1000.0, -1000.0 + math.log(3)]) == pytest.approx(1.75), (
+        "probabilities that underflow still count"
+    )
     assert expected_rating([-math.inf, math.nan]) is None
 
 
@@ -474,7 +571,9 @@ def test_the_probability_mode_needs_no_reply(filtered: Any) -> None:
     _, context = filtered(rows(3), Scripted(logprobs=logprobs), mode="probability")
     kept, rejected = written(context, "rows"), written(context, "rejected")
     # (0.9 × 9 + 0.01 × 55) and (0.9 × 3 + 0.01 × 55)
-    assert [(r["id"], r["rating"], r["status"], r["reason"]) for r in kept] == [("r1", pytest.approx(8.65), "accept", "probability")]
+    assert [(r["id"], r["rating"], r["status"], r["reason"]) for r in kept] == [
+        ("r1", pytest.approx(8.65), "accept", "probability")
+    ]
     assert [(r["id"], r["rating"], r["status"]) for r in rejected] == [("r0", pytest.approx(3.25), "reject")]
     assert [(r["id"], r["unscored"]) for r in written(context, "unscored")] == [("r2", "no_probability")]
 

@@ -1,4 +1,6 @@
-"""GGUF files of tiny random models: transformers loads them back to the same weights, ids and prompts; odd models are refused."""
+"""GGUF files of tiny random models: transformers loads them back to the same weights, ids and
+prompts; odd models are refused.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def load(folder: Path, form: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_f16_holds_the_weights_rounded_to_fp16_and_vectors_unrounded(models: dict[str, tuple[Path, Formatter]], kind: str) -> None:
+def test_f16_holds_the_weights_rounded_to_fp16_and_vectors_unrounded(
+    models: dict[str, tuple[Path, Formatter]], kind: str
+) -> None:
     folder, _ = models[kind]
     ours, read = load(folder), load(folder, "f16")
     assert set(read.state_dict()) == set(ours.state_dict())
@@ -60,7 +64,9 @@ def test_f16_holds_the_weights_rounded_to_fp16_and_vectors_unrounded(models: dic
             # Gemma's norms are stored as 1 + w, and read as that less 1.
             assert torch.allclose(read.state_dict()[name], weight, rtol=0, atol=2.0**-23), name
     ids = torch.tensor([[3, 5, 7, 11, 13] * 8])
-    assert torch.allclose(read(ids).logits, ours(ids).logits, atol=2e-2), "the file's constants (rope, norms, windows) give another model"
+    assert torch.allclose(read(ids).logits, ours(ids).logits, atol=2e-2), (
+        "the file's constants (rope, norms, windows) give another model"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,13 +83,19 @@ def test_q8_0_is_within_half_a_step_of_its_blocks(models: dict[str, tuple[Path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tokenizer_in_the_file_gives_the_same_ids_and_prompts(models: dict[str, tuple[Path, Formatter]], kind: str) -> None:
+def test_the_tokenizer_in_the_file_gives_the_same_ids_and_prompts(
+    models: dict[str, tuple[Path, Formatter]], kind: str
+) -> None:
     from transformers import AutoTokenizer
 
     folder, _ = models[kind]
-    ours, read = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder / "gguf", gguf_file="f16.gguf")
+    ours, read = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder / "gguf", gguf_file="f16.gguf"),
+    )
     for raw in HOSTILE:
-        text = unicodedata.normalize("NFC", raw) if kind.startswith("qwen") else raw  # a GGUF cannot say that Qwen composes text
+        # a GGUF cannot say that Qwen composes text
+        text = unicodedata.normalize("NFC", raw) if kind.startswith("qwen") else raw
         assert read(text).input_ids == ours(text).input_ids, text
         assert read.decode(read(text).input_ids) == ours.decode(ours(text).input_ids)
     for generation in (True, False):
@@ -95,7 +107,9 @@ def test_the_tokenizer_in_the_file_gives_the_same_ids_and_prompts(models: dict[s
     assert (read.bos_token, read.eos_token, read.pad_token) == (ours.bos_token, ours.eos_token, ours.pad_token)
 
 
-def test_files_are_written_a_slice_at_a_time(models: dict[str, tuple[Path, Formatter]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_a_slice_at_a_time(
+    models: dict[str, tuple[Path, Formatter]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, formatter = models["llama"]
     monkeypatch.setattr("openbezoar.publishing.gguf_file.SLICE", 96)
     for form in ("f16", "q8_0"):
@@ -112,7 +126,8 @@ def fields(file: Path) -> dict[str, Any]:
 def test_a_prompt_that_opens_with_bos_leaves_it_to_the_reader_and_an_end_of_turn_is_named(tmp_path: Path) -> None:
     template = tmp_path / "turns.jinja"
     template.write_text(
-        "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<pad>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<pad>\n' }}{% endfor %}{% if"
+        " add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     formatter = released("gemma3", tmp_path / "with", PromptSpec(template=str(template)))
     write_gguf(tmp_path / "with", formatter, "f16", tmp_path / "with.gguf", ABOUT)
@@ -138,8 +153,14 @@ def refused(folder: Path, formatter: Formatter) -> str:
     ("change", "named"),
     [
         ({"model_type": "mistral"}, "architecture 'mistral'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "type dynamic, whose base depends on the length"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "rope_theta": 10000.0}}, "yarn with beta_fast 16"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
+            "type dynamic, whose base depends on the length",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "rope_theta": 10000.0}},
+            "yarn with beta_fast 16",
+        ),
         ({"attention_bias": True}, "biases"),
         ({"hidden_act": "gelu"}, "activation gelu"),
     ],
@@ -191,11 +212,16 @@ def test_a_scaled_rotary_embedding_is_written_as_llama_cpp_reads_it(tmp_path: Pa
     plain = told[f"{arch}.rope.freq_base"] ** -(torch.arange(0, size, 2) / size)
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(tmp_path / "f16.gguf").tensors}
     if kind == "llama-llama3":
-        assert tensors["rope_freqs.weight"].dtype == torch.float32 and len(set(tensors["rope_freqs.weight"].tolist())) > 2
+        assert (
+            tensors["rope_freqs.weight"].dtype == torch.float32 and len(set(tensors["rope_freqs.weight"].tolist())) > 2
+        )
         assert torch.allclose(plain / tensors["rope_freqs.weight"], wanted, rtol=1e-5)
         return
     assert "rope_freqs.weight" not in tensors
-    assert told[f"{arch}.rope.scaling.type"] == ROPES[kind]["rope_type"] and told[f"{arch}.rope.scaling.factor"] == ROPES[kind]["factor"]
+    assert (
+        told[f"{arch}.rope.scaling.type"] == ROPES[kind]["rope_type"]
+        and told[f"{arch}.rope.scaling.factor"] == ROPES[kind]["factor"]
+    )
     if kind.endswith("linear"):
         assert torch.allclose(plain / told[f"{arch}.rope.scaling.factor"], wanted, rtol=1e-5)
     else:
@@ -203,12 +229,19 @@ def test_a_scaled_rotary_embedding_is_written_as_llama_cpp_reads_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["llama-llama3", "qwen2-yarn", "gemma3-linear"])
-def test_a_scaled_rotary_embedding_is_read_back_from_a_gguf(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ROPES, "llama-llama3", {**ROPES["llama-llama3"], "original_max_position_embeddings": 8192, "rope_theta": 5e5})  # the released one
+def test_a_scaled_rotary_embedding_is_read_back_from_a_gguf(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the released one
+    monkeypatch.setitem(
+        ROPES, "llama-llama3", {**ROPES["llama-llama3"], "original_max_position_embeddings": 8192, "rope_theta": 5e5}
+    )
     formatter = released(kind, tmp_path / "model")
     write_gguf(tmp_path / "model", formatter, "f16", tmp_path / "f16.gguf", ABOUT)
     made = from_gguf(tmp_path / "f16.gguf", tmp_path / "read", {})
-    ours, read = (json.loads((folder / "config.json").read_text())["rope_parameters"] for folder in (tmp_path / "model", made))
+    ours, read = (
+        json.loads((folder / "config.json").read_text())["rope_parameters"] for folder in (tmp_path / "model", made)
+    )
     assert (
         {key: read.get("full_attention", read)[key] for key in ROPES[kind]}
         == ROPES[kind]
@@ -225,7 +258,9 @@ def test_a_scaled_rotary_embedding_is_read_back_from_a_gguf(tmp_path: Path, kind
             from_gguf(tmp_path / "odd.gguf", tmp_path / "none", {})
 
 
-def test_a_weight_beyond_fp16_is_refused_and_leaves_nothing(models: dict[str, tuple[Path, Formatter]], tmp_path: Path) -> None:
+def test_a_weight_beyond_fp16_is_refused_and_leaves_nothing(
+    models: dict[str, tuple[Path, Formatter]], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder, formatter = models["llama"]
@@ -259,6 +294,6 @@ def test_windows_elsewhere_than_readers_expect_are_refused() -> None:
 def test_a_prompt_is_what_the_formatter_says(models: dict[str, tuple[Path, Formatter]]) -> None:
     folder, formatter = models["gemma3"]
     template = fields(folder / "gguf/f16.gguf")["tokenizer.chat_template"]
-    assert formatter.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template, tokenize=False, add_generation_prompt=True) == (
-        formatter.prompt_text((Turn("user", "x"),))
-    )
+    assert formatter.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], chat_template=template, tokenize=False, add_generation_prompt=True
+    ) == (formatter.prompt_text((Turn("user", "x"),)))

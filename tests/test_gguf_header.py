@@ -25,7 +25,13 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF of the tiny model."""
     folder = tmp_path_factory.mktemp("gguf")
     shutil.copytree(tiny, folder / "model")
-    write_gguf(folder / "model", Formatter(load_tokenizer(tiny), PromptSpec(template="own")), "f16", folder / "tiny.gguf", {"name": "t", "license": "mit"})
+    write_gguf(
+        folder / "model",
+        Formatter(load_tokenizer(tiny), PromptSpec(template="own")),
+        "f16",
+        folder / "tiny.gguf",
+        {"name": "t", "license": "mit"},
+    )
     return folder / "tiny.gguf"
 
 
@@ -33,9 +39,15 @@ def test_a_header_is_read_as_the_gguf_package_reads_it(whole: Path) -> None:
     from gguf import GGUFReader
 
     header, reader = read_header(whole), GGUFReader(whole)
-    assert {name: list(info.shape) for name, info in header.tensors.items()} == {t.name: t.shape.tolist() for t in reader.tensors}
-    assert {name: header.data + info.offset for name, info in header.tensors.items()} == {t.name: t.data_offset for t in reader.tensors}
-    assert header.fields == {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert {name: list(info.shape) for name, info in header.tensors.items()} == {
+        t.name: t.shape.tolist() for t in reader.tensors
+    }
+    assert {name: header.data + info.offset for name, info in header.tensors.items()} == {
+        t.name: t.data_offset for t in reader.tensors
+    }
+    assert header.fields == {
+        name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
+    }
 
 
 def number(value: int, size: int = 8) -> bytes:
@@ -68,7 +80,10 @@ DAMAGED = {
     "one key twice": (header((text(b"k") + number(0, 4) + b"\x01") * 2, 2), "twice"),
     "2^31 dimensions": (header(tensors=text(b"t") + number(1 << 31, 4) + bytes(99), n_tensors=1), "dimensions"),
     "no alignment": (header(text(b"general.alignment") + number(4, 4) + number(0, 4), 1), "no power of two"),
-    "data beyond the end": (header(tensors=text(b"t") + number(1, 4) + number(4) + number(0, 4) + number(HUGE), n_tensors=1), "before its last tensor"),
+    "data beyond the end": (
+        header(tensors=text(b"t") + number(1, 4) + number(4) + number(0, 4) + number(HUGE), n_tensors=1),
+        "before its last tensor",
+    ),
 }
 
 
@@ -110,7 +125,9 @@ def test_sizes_that_the_tensors_do_not_have_are_refused(
     assert not list((tmp_path / "cache").glob("*/source.json"))
 
 
-def test_a_cut_file_is_told_by_the_tensor_in_which_it_ends(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_file_is_told_by_the_tensor_in_which_it_ends(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENBEZOAR_CACHE", str(tmp_path / "cache"))
     content = whole.read_bytes()
     (tmp_path / "x.gguf").write_bytes(content[: len(content) - 100])

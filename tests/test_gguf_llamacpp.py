@@ -36,7 +36,8 @@ TALKS = (
 )
 TEXTS = [unicodedata.normalize("NFC", text) for text in HOSTILE]  # a GGUF cannot say that Qwen composes text
 TOKENS = 24
-# Nats by which a token of llama.cpp's may lie below our best one. llama.cpp computes with 16-bit (q8_0: 8-bit) activations,
+# Nats by which a token of llama.cpp's may lie below our best one. llama.cpp computes with 16-bit
+# (q8_0: 8-bit) activations,
 # so where two tokens are nearly as likely it may take the other.
 SLACK: dict[GgufForm, float] = {"f16": 0.05, "q8_0": 0.3}
 SAME: dict[GgufForm, float] = {"f16": 0.95, "q8_0": 0.8}  # share of tokens that are exactly ours, at least
@@ -61,7 +62,11 @@ def node() -> Path:
     for file in (Path(__file__).parent / "gguf").iterdir():
         shutil.copy(file, folder / file.name)
     if not (folder / "node_modules/node-llama-cpp").is_dir():
-        subprocess.run(["npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=folder, check=True)
+        subprocess.run(
+            ["npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"],
+            cwd=folder,
+            check=True,
+        )
     return folder
 
 
@@ -70,7 +75,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("gguf") / "model"
     if request.param in (*KINDS, *ROPES):
         return Case(request.param, folder, released(request.param, folder))
-    checkpoint = Checkpoint("real", request.param, (), "none", "bfloat16", PromptSpec(template=dict(REAL)[request.param]))
+    checkpoint = Checkpoint(
+        "real", request.param, (), "none", "bfloat16", PromptSpec(template=dict(REAL)[request.param])
+    )
     folder.mkdir()
     for file in checkpoint.folder().iterdir():
         if file.suffix == ".safetensors" or file.name in ("config.json", "model.safetensors.index.json"):
@@ -80,7 +87,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def ask(node: Path, gguf: Path, prompts: list[str]) -> dict[str, Any]:
     job = json.dumps({"texts": TEXTS, "prompts": prompts, "tokens": TOKENS})
-    done = subprocess.run(["node", "answers.mjs", str(gguf)], cwd=node, input=job, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["node", "answers.mjs", str(gguf)], cwd=node, input=job, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -94,11 +103,19 @@ def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Cas
     write_gguf(case.folder, case.formatter, kind, gguf, {"name": "model", "license": "apache-2.0"})
     wanted = [case.formatter.prompt_ids(talk) for talk in TALKS]
     bos = case.formatter.tokenizer.bos_token
-    found = ask(node, gguf, [case.formatter.prompt_text(talk).removeprefix(bos if case.formatter.adds_bos else "") for talk in TALKS])
+    found = ask(
+        node,
+        gguf,
+        [case.formatter.prompt_text(talk).removeprefix(bos if case.formatter.adds_bos else "") for talk in TALKS],
+    )
     assert found["prompts"] == wanted, "llama.cpp reads another prompt than was trained"
-    assert found["template"] == (case.folder / "chat_template.jinja").read_text() and found["eos"] == case.formatter.tokenizer.eos_token_id
+    assert (
+        found["template"] == (case.folder / "chat_template.jinja").read_text()
+        and found["eos"] == case.formatter.tokenizer.eos_token_id
+    )
 
-    # A text after a BOS token: this is how a prompt's inner texts are read, whatever the tokenizer does at a text's beginning.
+    # A text after a BOS token: this is how a prompt's inner texts are read, whatever the tokenizer
+    # does at a text's beginning.
     lead = bos or ""
     for text, ids in zip(TEXTS, found["texts"], strict=True):
         ours = case.formatter.tokenizer(lead + text, add_special_tokens=False).input_ids[1 if lead else 0 :]
@@ -110,7 +127,9 @@ def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Cas
         with torch.no_grad():
             logp = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         below = logp.amax(-1) - logp[torch.arange(len(answer)), torch.tensor(answer)]
-        assert below.max() <= SLACK[kind], f"after {prompt[-5:]}: llama.cpp's {answer} lies {below.tolist()} nats below our best"
+        assert below.max() <= SLACK[kind], (
+            f"after {prompt[-5:]}: llama.cpp's {answer} lies {below.tolist()} nats below our best"
+        )
         same, total = same + int((below == 0).sum()), total + len(answer)
     print(f"{case.name} {kind}: {same} of {total} greedy tokens are ours exactly")
     assert same >= SAME[kind] * total

@@ -1,4 +1,6 @@
-"""Training and scoring on a GPU against the CPU or the plain computation; each test that can do without one runs on the CPU too."""
+"""Training and scoring on a GPU against the CPU or the plain computation; each test that can do
+without one runs on the CPU too.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,21 @@ def rows(n: int = 6) -> list[Tree]:
 
 def trained(folder: Path, out: Path, **changes: Any) -> tuple[Any, list[dict[str, Any]]]:
     """Optimiser steps of all rows each: (the model, the lines of its metrics)."""
-    given = {"sft": "x", "model": "base", "quantize": "none", "batch": 6, "max_steps": 4, "epochs": 4, "learning_rate": 1e-3, "warmup": 0.0, **changes}
+    given = {
+        "sft": "x",
+        "model": "base",
+        "quantize": "none",
+        "batch": 6,
+        "max_steps": 4,
+        "epochs": 4,
+        "learning_rate": 1e-3,
+        "warmup": 0.0,
+        **changes,
+    }
     step = Sft(**given)
-    model = load.load_for_training(checkpoint(folder), Lora(r=4, dropout=0.0), step.quantize, step.dtype, False, 0, step.nf4)
+    model = load.load_for_training(
+        checkpoint(folder), Lora(r=4, dropout=0.0), step.quantize, step.dtype, False, 0, step.nf4
+    )
     scorer = Scorer(model)
     out.mkdir()
     train(model, scorer, rows(), sft_objective(scorer, rows(2)), step, out, Silent(), 3)
@@ -67,12 +81,19 @@ def test_a_pass_mixes_no_devices_and_never_waits_for_one() -> None:
 
     for family in FAMILIES:
         with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).requires_grad_(False)
-            model = get_peft_model(base, LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+            base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).requires_grad_(
+                False
+            )
+            model = get_peft_model(
+                base, LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+            )
         assert fast_lora(model) == 2 * GROUPED["num_hidden_layers"]
         scorer = Scorer(model.train())
         scorer.checked = True  # it compares values
-        given: list[Tree] = [tuple(tree_of(DEEP, torch.Generator().manual_seed(4), ())), (TokenPath.of(range(3, 40), range(40, 60)),)]
+        given: list[Tree] = [
+            tuple(tree_of(DEEP, torch.Generator().manual_seed(4), ())),
+            (TokenPath.of(range(3, 40), range(40, 60)),),
+        ]
         loss, _ = sft_objective(scorer, given).loss(given, 40.0)
         loss.backward()
         assert all(p.grad is not None and p.grad.is_meta for p in model.parameters() if p.requires_grad)
@@ -81,9 +102,12 @@ def test_a_pass_mixes_no_devices_and_never_waits_for_one() -> None:
 @FLEX
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("window", "cap", "heads", "kv_heads", "d"), [(None, None, 9, 3, 64), (100, None, 8, 8, 128), (None, 30.0, 8, 4, 100), (64, 50.0, 4, 1, 256)]
+    ("window", "cap", "heads", "kv_heads", "d"),
+    [(None, None, 9, 3, 64), (100, None, 8, 8, 128), (None, 30.0, 8, 4, 100), (64, 50.0, 4, 1, 256)],
 )
-def test_compiled_flex_attention_agrees_with_segments(dtype: torch.dtype, window: int | None, cap: float | None, heads: int, kv_heads: int, d: int) -> None:
+def test_compiled_flex_attention_agrees_with_segments(
+    dtype: torch.dtype, window: int | None, cap: float | None, heads: int, kv_heads: int, d: int
+) -> None:
     if dtype == torch.float32 and d > 128:
         pytest.skip("its fp32 tiles are larger than some GPUs' shared memory; such layers use segments")
     query, key = (torch.empty(1, h, 1, d, dtype=dtype, device="cuda") for h in (heads, kv_heads))
@@ -94,7 +118,11 @@ def test_compiled_flex_attention_agrees_with_segments(dtype: torch.dtype, window
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forests_of_every_family_agree_with_plain_passes_on_a_gpu(family: str) -> None:
     flex._usable.clear()
-    agree(family, [tuple(tree_of(DEEP, torch.Generator().manual_seed(4), ())), (TokenPath.of(range(3, 40), range(40, 60)),)], "cuda")
+    agree(
+        family,
+        [tuple(tree_of(DEEP, torch.Generator().manual_seed(4), ())), (TokenPath.of(range(3, 40), range(40, 60)),)],
+        "cuda",
+    )
     assert all(flex._usable.values())
     assert bool(flex._usable) == HAS_KERNELS
 
@@ -115,20 +143,27 @@ def test_activation_checkpointing_over_flex_attention_leaves_the_gradients_as_th
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_forests_in_16_bits_stay_within_their_rounding_of_float32(device: torch.device, tiny_gemma: Path, dtype: str) -> None:
+def test_forests_in_16_bits_stay_within_their_rounding_of_float32(
+    device: torch.device, tiny_gemma: Path, dtype: str
+) -> None:
     exact, _ = load.load_for_inference(checkpoint(tiny_gemma))
     rough, _ = load.load_for_inference(checkpoint(tiny_gemma, dtype))
     assert next(rough.parameters()).dtype == DTYPES[dtype] and next(rough.parameters()).device == device
-    wanted, got = (torch.cat([path for tree in Scorer(model).logprobs(rows()) for path in tree]) for model in (exact, rough))
+    wanted, got = (
+        torch.cat([path for tree in Scorer(model).logprobs(rows()) for path in tree]) for model in (exact, rough)
+    )
     assert got.device.type == "cpu" and got.dtype == torch.float32
     assert float((wanted - got).abs().mean()) < (0.02 if dtype == "bfloat16" else 0.004)
 
 
-def test_a_float16_step_with_loss_scaling_has_the_gradient_of_a_float32_step(device: torch.device, tiny: Path, tmp_path: Path) -> None:
+def test_a_float16_step_with_loss_scaling_has_the_gradient_of_a_float32_step(
+    device: torch.device, tiny: Path, tmp_path: Path
+) -> None:
     _, exact = trained(tiny, tmp_path / "fp32", dtype="float32")
     model, rough = trained(tiny, tmp_path / "fp16", dtype="float16")
     assert next(model.parameters()).device == device
-    first = next(line for line in rough if "skipped" not in line)  # a scale that overflows is halved, and the adapter left alone
+    # a scale that overflows is halved, and the adapter left alone
+    first = next(line for line in rough if "skipped" not in line)
     assert first["loss_scale"] >= 2.0**10
     assert first["gradient_norm"] == pytest.approx(exact[0]["gradient_norm"], rel=0.02)
     assert first["loss"] == pytest.approx(exact[0]["loss"], abs=0.01)
@@ -136,8 +171,12 @@ def test_a_float16_step_with_loss_scaling_has_the_gradient_of_a_float32_step(dev
     assert all(p.dtype == torch.float32 and p.device == device for p in model.parameters() if p.requires_grad)
 
 
-def test_nf4_trains_on_packed_weights_and_evaluation_leaves_its_gradients_alone(device: torch.device, tiny: Path, tmp_path: Path) -> None:
-    model, lines = trained(tiny, tmp_path / "nf4", dtype="bfloat16", quantize="nf4", nf4="packed", evaluate_every=1, learning_rate=1e-2)
+def test_nf4_trains_on_packed_weights_and_evaluation_leaves_its_gradients_alone(
+    device: torch.device, tiny: Path, tmp_path: Path
+) -> None:
+    model, lines = trained(
+        tiny, tmp_path / "nf4", dtype="bfloat16", quantize="nf4", nf4="packed", evaluate_every=1, learning_rate=1e-2
+    )
     assert any(type(layer).__name__ == "Linear4bit" for layer in model.modules())
     assert all(math.isfinite(line["gradient_norm"]) for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -161,7 +200,9 @@ def test_nf4_trains_on_packed_weights_and_evaluation_leaves_its_gradients_alone(
 
 
 @pytest.mark.parametrize("folder", ["tiny", "tiny_gemma"])
-def test_forest_lm_gives_the_log_probabilities_of_the_plain_model(device: torch.device, folder: str, request: pytest.FixtureRequest) -> None:
+def test_forest_lm_gives_the_log_probabilities_of_the_plain_model(
+    device: torch.device, folder: str, request: pytest.FixtureRequest
+) -> None:
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
 
@@ -169,7 +210,8 @@ def test_forest_lm_gives_the_log_probabilities_of_the_plain_model(device: torch.
 
     model, tokenizer = load.load_for_inference(checkpoint(request.getfixturevalue(folder)))
     lm = ForestLM(model, tokenizer)
-    stem = "What is the capital of France? The capital of France is Paris, a city on the river Seine." * 6  # a trailing space would go to the continuation
+    # a trailing space would go to the continuation
+    stem = "What is the capital of France? The capital of France is Paris, a city on the river Seine." * 6
     pairs = [(stem, " The sea."), (stem, " The wind and the sea."), (stem + "Why?", " Yes"), ("Numbers: 0 1 2", " 3")]
     found = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
     for (context, continuation), (value, greedy) in zip(pairs, found, strict=True):
@@ -182,11 +224,15 @@ def test_forest_lm_gives_the_log_probabilities_of_the_plain_model(device: torch.
 
 
 @pytest.mark.parametrize("folder", ["tiny", "tiny_gemma"])
-def test_answers_on_a_device_are_its_model_s_own(device: torch.device, folder: str, request: pytest.FixtureRequest) -> None:
+def test_answers_on_a_device_are_its_model_s_own(
+    device: torch.device, folder: str, request: pytest.FixtureRequest
+) -> None:
     local = Local(checkpoint(request.getfixturevalue(folder)))
     prompts = ["What is the capital", "Write a short poem about the sea and the wind, and say why you like it. " * 8]
     drawn = local.complete(prompts, [Sampling(12), Sampling(12, temperature=1.0, top_p=0.9)], [1, 2])
     assert drawn[1] == local.complete(prompts[1:], Sampling(12, temperature=1.0, top_p=0.9), [2])[0]
     ids = torch.tensor([local.tokenizer(prompts[0]).input_ids], device=device)
-    theirs = local.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    theirs = local.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+    )[0, ids.shape[1] :]
     assert drawn[0].text == local.tokenizer.decode(theirs, skip_special_tokens=True).strip()

@@ -54,7 +54,12 @@ def tiny_tokenizer(adds_bos: bool = False) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([json.dumps(row) for rows in ROWS.values() for row in rows] * 3, trainer)
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -66,14 +71,28 @@ def tiny_model(seed: int = 0, window: int = 512) -> Any:
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=512, max_position_embeddings=window, initializer_range=0.1,
-        bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=512,
+        max_position_embeddings=window,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
 def choice(split: str, question: str, choices: list[str], gold: int, **more: Any) -> dict[str, Any]:
-    return {"id": f"{split}-{question[:9]}", "split": split, "question": question, "choices": choices, "gold": gold, **more}
+    return {
+        "id": f"{split}-{question[:9]}",
+        "split": split,
+        "question": question,
+        "choices": choices,
+        "gold": gold,
+        **more,
+    }
 
 
 ARC = [
@@ -88,19 +107,56 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "arc_challenge": ARC,
     "openbookqa": [choice("eval", "A plant needs", ["light", "shoes", "a lid", "a bell"], 0)],
     "piqa": [choice("eval", "Keep bread fresh.", ["Put it in a box.", "Put it in a bath."], 0)],
-    "social_iqa": [choice("eval", "Ann lost her keys.  She was late. How would Ann feel?", ["cross", "glad", "proud"], 0)],
+    "social_iqa": [
+        choice("eval", "Ann lost her keys.  She was late. How would Ann feel?", ["cross", "glad", "proud"], 0)
+    ],
     "hellaswag": [
-        choice("eval", "A man runs. He stops at the U.N. gate. a woman in Rome", ["waves.", "[substeps] sings.", "sleeps.", "melts."], 1),
-        choice("eval", "[header] How to boil eggs [title] Fill a pot. [step] Use cold water.", ["Wait.", "Run.", "Hop.", "Dig."], 0),
+        choice(
+            "eval",
+            "A man runs. He stops at the U.N. gate. a woman in Rome",
+            ["waves.", "[substeps] sings.", "sleeps.", "melts."],
+            1,
+        ),
+        choice(
+            "eval",
+            "[header] How to boil eggs [title] Fill a pot. [step] Use cold water.",
+            ["Wait.", "Run.", "Hop.", "Dig."],
+            0,
+        ),
         choice("eval", "He bakes bread. he", ["eats.", "flies.", "rusts.", "rings."], 0, activity_label="Baking"),
     ],
     "boolq": [
-        {"id": "b1", "split": "eval", "passage": "Snow is white.", "question": "is snow white?", "choices": ["no", "yes"], "gold": 1},
+        {
+            "id": "b1",
+            "split": "eval",
+            "passage": "Snow is white.",
+            "question": "is snow white?",
+            "choices": ["no", "yes"],
+            "gold": 1,
+        },
         {"id": "b2", "split": "eval", "passage": "Coal is black.", "question": "is coal white", "gold": 0},
     ],
-    "rte": [{"split": "eval", "premise": "Tom owns two cats.", "hypothesis": "Tom owns a cat.", "choices": ["True", "False"], "gold": 0}],
-    "copa": [choice("eval", "The glass fell, therefore", ["it broke.", "It sang."], 0), choice("eval", "He slept because", ["he was tired.", "he ran."], 0)],
-    "winogrande": [{"split": "eval", "sentence": "The cup did not fit the box because the _ was big.", "choices": ["cup", "box"], "gold": 0}],
+    "rte": [
+        {
+            "split": "eval",
+            "premise": "Tom owns two cats.",
+            "hypothesis": "Tom owns a cat.",
+            "choices": ["True", "False"],
+            "gold": 0,
+        }
+    ],
+    "copa": [
+        choice("eval", "The glass fell, therefore", ["it broke.", "It sang."], 0),
+        choice("eval", "He slept because", ["he was tired.", "he ran."], 0),
+    ],
+    "winogrande": [
+        {
+            "split": "eval",
+            "sentence": "The cup did not fit the box because the _ was big.",
+            "choices": ["cup", "box"],
+            "gold": 0,
+        }
+    ],
     "truthfulqa_mc": [
         {
             "split": "eval",
@@ -112,11 +168,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "lambada_openai": [{"split": "eval", "context": "She opened the door of the", "continuation": "house"}],
     "gsm8k": [{"split": "eval", "question": "What is 2+3?", "answer": "2+3=<<2+3=5>>5\n#### 5", "final": "5"}],
     "mmlu": [
-        *(choice("fewshot", f"Example {i}?", ["a", "b", "c", "d"], i % 4, subject=s) for s in ("anatomy", "astronomy") for i in range(5)),
+        *(
+            choice("fewshot", f"Example {i}?", ["a", "b", "c", "d"], i % 4, subject=s)
+            for s in ("anatomy", "astronomy")
+            for i in range(5)
+        ),
         *(choice("eval", f"Bone {i}?", ["a", "b", "c", "d"], i % 4, subject="anatomy") for i in range(3)),
         choice("eval", "Star?", ["a", "b", "c", "d"], 3, subject="astronomy"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +233,8 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
 
 def assert_alike(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
     assert len(ours) == len(theirs) > 0
-    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=1e-4, rel=1e-6)  # fp32 sums of hundreds of tokens
+    # fp32 sums of hundreds of tokens
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=1e-4, rel=1e-6)
     assert [flag for _, flag in ours] == [flag for _, flag in theirs]
 
 
@@ -182,13 +243,17 @@ def assert_alike(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]
 
 @pytest.mark.parametrize("task", ["arc_easy", "hellaswag", "boolq", "winogrande", "lambada_openai", "truthfulqa_mc2"])
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_log_probabilities_and_greedy_flags_are_those_of_lm_evals_own_model(task: str, adds_bos: bool, data: Path) -> None:
+def test_log_probabilities_and_greedy_flags_are_those_of_lm_evals_own_model(
+    task: str, adds_bos: bool, data: Path
+) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer(adds_bos)
     (benchmark,) = opened(task, data=data, fewshot=2 if task == "arc_easy" else 0)
     ours, theirs = evaluated(forest_lm(model, tokenizer), benchmark), evaluated(hf_lm(model, tokenizer), benchmark)
     assert_alike(responses(ours), responses(theirs))
     for key, value in theirs["results"][task].items():
-        assert ours["results"][task][key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+        assert ours["results"][task][key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (
+            key
+        )
 
 
 @pytest.mark.parametrize("context", ["", "The sea is ", "<s>Snow", "Snow\n\n"])
@@ -196,21 +261,33 @@ def test_log_probabilities_and_greedy_flags_are_those_of_lm_evals_own_model(task
 def test_odd_contexts_are_encoded_as_lm_eval_encodes_them(context: str, adds_bos: bool) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer(adds_bos)
     asked = requests("loglikelihood", (context, " blue and wide"), (context, "x"))
-    assert_alike(forest_lm(model, tokenizer).loglikelihood(asked), hf_lm(model, tokenizer).loglikelihood(asked, disable_tqdm=True))
+    assert_alike(
+        forest_lm(model, tokenizer).loglikelihood(asked),
+        hf_lm(model, tokenizer).loglikelihood(asked, disable_tqdm=True),
+    )
 
 
 def test_a_context_of_spaces_alone_scores_every_token_of_what_follows(tokenizer: Any) -> None:
     model = tiny_model()
-    assert_alike(*(forest_lm(model, tokenizer).loglikelihood(requests("loglikelihood", pair)) for pair in (("  ", "x"), ("", "  x"))))
+    assert_alike(
+        *(
+            forest_lm(model, tokenizer).loglikelihood(requests("loglikelihood", pair))
+            for pair in (("  ", "x"), ("", "  x"))
+        )
+    )
 
 
 def test_a_continuation_that_greedy_decoding_gives_is_flagged(tokenizer: Any) -> None:
     model = tiny_model()
     context = list(tokenizer.encode("What do bees make?"))
-    out = model.generate(input_ids=torch.tensor([context]), max_new_tokens=6, do_sample=False, pad_token_id=1)[0].tolist()
+    out = model.generate(input_ids=torch.tensor([context]), max_new_tokens=6, do_sample=False, pad_token_id=1)[
+        0
+    ].tolist()
     greedy = out[len(context) :]
     other = [*greedy[:-1], (greedy[-1] + 1) % 400]
-    found = forest_lm(model, tokenizer)._loglikelihood_tokens([(None, context, greedy), (None, context, other), (None, context, greedy[:2])])
+    found = forest_lm(model, tokenizer)._loglikelihood_tokens(
+        [(None, context, greedy), (None, context, other), (None, context, greedy[:2])]
+    )
     assert [flag for _, flag in found] == [True, False, True]
 
 
@@ -232,10 +309,17 @@ def test_rolling_log_probabilities_are_those_of_lm_evals_own_model(tokenizer: An
 
 def test_generated_answers_are_those_of_lm_evals_own_model(tokenizer: Any) -> None:
     model = tiny_model(3)
-    probe = forest_lm(model, tokenizer).generate_until(requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 24})))[0]
+    probe = forest_lm(model, tokenizer).generate_until(
+        requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 24}))
+    )[0]
     stop = probe[len(probe) // 2 :][:3]
     settings = {"until": [stop], "max_gen_toks": 24, "do_sample": False}
-    asked = requests("generate_until", ("Snow is", settings), ("What do bees make? They make", settings), ("A", {"until": ["\n"], "max_gen_toks": 5}))
+    asked = requests(
+        "generate_until",
+        ("Snow is", settings),
+        ("What do bees make? They make", settings),
+        ("A", {"until": ["\n"], "max_gen_toks": 5}),
+    )
     ours = forest_lm(model, tokenizer).generate_until(asked)
     lm = hf_lm(model, tokenizer)
     theirs = [lm.generate_until([request], disable_tqdm=True)[0] for request in asked]  # one at a time: no padding
@@ -243,14 +327,26 @@ def test_generated_answers_are_those_of_lm_evals_own_model(tokenizer: Any) -> No
     assert stop and stop not in ours[0] and probe.startswith(ours[0])
 
 
-def test_greedy_answers_read_what_their_contexts_share_once_and_are_those_of_transformers(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_answers_read_what_their_contexts_share_once_and_are_those_of_transformers(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, shots = tiny_model(3), "Question: what is snow? Answer: it is white. " * 6
     settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
-    asked = requests("generate_until", *((f"{shots}Question: what is {word}? Answer:", settings) for word in ("rain", "a long river", "ice", "the sea")))
+    asked = requests(
+        "generate_until",
+        *(
+            (f"{shots}Question: what is {word}? Answer:", settings)
+            for word in ("rain", "a long river", "ice", "the sea")
+        ),
+    )
     lm = forest_lm(model, tokenizer)
     read: list[int] = []
     prefill = lm.scorer.prefill
-    monkeypatch.setattr(lm.scorer, "prefill", lambda trees, cache: (read.append(len(lay_out(trees, torch.device("cpu")).ids)), prefill(trees, cache))[1])
+    monkeypatch.setattr(
+        lm.scorer,
+        "prefill",
+        lambda trees, cache: (read.append(len(lay_out(trees, torch.device("cpu")).ids)), prefill(trees, cache))[1],
+    )
     ours = lm.generate_until(asked)
     lengths = [len(tokenizer(request.args[0]).input_ids) for request in asked]
     assert 0 < sum(read) < sum(lengths) / 2
@@ -262,9 +358,16 @@ def test_greedy_answers_read_what_their_contexts_share_once_and_are_those_of_tra
 
 @pytest.mark.parametrize(
     ("own", "settings"),
-    [({"repetition_penalty": 3.0}, {}), ({}, {"repetition_penalty": 3.0}), ({}, {"num_beams": 3}), ({"no_repeat_ngram_size": 1}, {})],
+    [
+        ({"repetition_penalty": 3.0}, {}),
+        ({}, {"repetition_penalty": 3.0}),
+        ({}, {"num_beams": 3}),
+        ({"no_repeat_ngram_size": 1}, {}),
+    ],
 )
-def test_answers_that_ask_for_more_than_the_likeliest_token_are_left_to_transformers(tokenizer: Any, own: dict[str, Any], settings: dict[str, Any]) -> None:
+def test_answers_that_ask_for_more_than_the_likeliest_token_are_left_to_transformers(
+    tokenizer: Any, own: dict[str, Any], settings: dict[str, Any]
+) -> None:
     model = tiny_model(3)
     given = {"until": [], "max_gen_toks": 24, "do_sample": False}
     plain = forest_lm(model, tokenizer).generate_until(requests("generate_until", ("Snow is", given)))
@@ -281,7 +384,11 @@ def test_an_answer_ends_where_its_stop_string_does(tokenizer: Any, monkeypatch: 
     whole = lm.generate_until(requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 24})))[0]
     made: list[int] = []
     draw = lm.decoder.draw
-    monkeypatch.setattr(lm.decoder, "draw", lambda prompts, rows, stopped: (draw(prompts, rows, stopped), made.extend(len(row.ids) for row in rows)))
+    monkeypatch.setattr(
+        lm.decoder,
+        "draw",
+        lambda prompts, rows, stopped: (draw(prompts, rows, stopped), made.extend(len(row.ids) for row in rows)),
+    )
     stop = whole[len(whole) // 2 :][:3]
     (ended,) = lm.generate_until(requests("generate_until", ("Snow is", {"until": [stop], "max_gen_toks": 24})))
     assert whole.startswith(ended) and 1 < made[0] < 24
@@ -291,7 +398,9 @@ def test_every_end_token_of_the_models_own_settings_ends_an_answer(tokenizer: An
     model = tiny_model(3)
     asked = requests("generate_until", ("Snow is", {"until": [], "max_gen_toks": 8}))
     context = tokenizer("Snow is").input_ids
-    third = int(model.generate(input_ids=torch.tensor([context]), max_new_tokens=3, do_sample=False, pad_token_id=1)[0, -1])
+    third = int(
+        model.generate(input_ids=torch.tensor([context]), max_new_tokens=3, do_sample=False, pad_token_id=1)[0, -1]
+    )
     (free,) = forest_lm(model, tokenizer).generate_until(asked)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, third]
     (ended,) = forest_lm(model, tokenizer).generate_until(asked)
@@ -320,7 +429,10 @@ def test_asking_for_greedy_flags_changes_neither_scores_nor_gradients() -> None:
 def test_real_rows_score_as_in_lm_eval(task: str, tokenizer: Any) -> None:
     model = tiny_model(window=1024)
     (benchmark,) = opened(task, data=SHARED, fewshot=1, limit=8)
-    assert_alike(responses(evaluated(forest_lm(model, tokenizer), benchmark)), responses(evaluated(hf_lm(model, tokenizer), benchmark)))
+    assert_alike(
+        responses(evaluated(forest_lm(model, tokenizer), benchmark)),
+        responses(evaluated(hf_lm(model, tokenizer), benchmark)),
+    )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the repository")
@@ -345,9 +457,15 @@ PROMPTS: dict[str, list[tuple[str, list[str]]]] = {
         ("How to boil eggs. Fill a pot. Use cold water.", [" Wait.", " Run.", " Hop.", " Dig."]),
         ("Baking: He bakes bread. He", [" eats.", " flies.", " rusts.", " rings."]),
     ],
-    "boolq": [("Snow is white.\nQuestion: is snow white?\nAnswer:", [" no", " yes"]), ("Coal is black.\nQuestion: is coal white?\nAnswer:", [" no", " yes"])],
+    "boolq": [
+        ("Snow is white.\nQuestion: is snow white?\nAnswer:", [" no", " yes"]),
+        ("Coal is black.\nQuestion: is coal white?\nAnswer:", [" no", " yes"]),
+    ],
     "rte": [("Tom owns two cats.\nQuestion: Tom owns a cat. True or False?\nAnswer:", [" True", " False"])],
-    "copa": [("The glass fell therefore", ["  it broke.", "  it sang."]), ("He slept because", ["  he was tired.", "  he ran."])],
+    "copa": [
+        ("The glass fell therefore", ["  it broke.", "  it sang."]),
+        ("He slept because", ["  he was tired.", "  he ran."]),
+    ],
     "lambada_openai": [("She opened the door of the", [" house"])],
 }
 
@@ -369,7 +487,9 @@ def test_winogrande_fills_the_blank_and_scores_what_follows(data: Path) -> None:
     definition = benchmark.parts["winogrande"]
     with quiet():
         definition.build_all_requests()
-    assert [r.args for r in definition.instances] == [(f"The cup did not fit the box because the {word}", " was big.") for word in ("cup", "box")]
+    assert [r.args for r in definition.instances] == [
+        (f"The cup did not fit the box because the {word}", " was big.") for word in ("cup", "box")
+    ]
 
 
 def test_the_right_choice_of_truthfulqa_mc1_comes_first(data: Path) -> None:
@@ -392,7 +512,10 @@ def test_fewshot_rows_are_the_examples_and_nothing_else_is(data: Path) -> None:
 
 
 def test_gsm8k_shows_as_many_examples_as_its_definition_says(tmp_path: Path) -> None:
-    rows = [ROWS["gsm8k"][0], *({**ROWS["gsm8k"][0], "split": "fewshot", "question": f"What is {i}?"} for i in range(6))]
+    rows = [
+        ROWS["gsm8k"][0],
+        *({**ROWS["gsm8k"][0], "split": "fewshot", "question": f"What is {i}?"} for i in range(6)),
+    ]
     (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert opened("gsm8k", data=tmp_path)[0].parts["gsm8k"].config.num_fewshot == 5
     assert opened("gsm8k", data=tmp_path, fewshot=1)[0].parts["gsm8k"].config.num_fewshot == 1
@@ -418,9 +541,18 @@ def test_local_rows_stand_in_the_splits_that_the_definition_names(name: str) -> 
 
 
 def test_a_result_has_items_intervals_and_a_prompt_hash(data: Path, tokenizer: Any) -> None:
-    results = [score(tiny_model(seed), tokenizer, opened("arc_easy", TaskSpec(task="boolq", limit=1), data=data)) for seed in (0, 1)]
+    results = [
+        score(tiny_model(seed), tokenizer, opened("arc_easy", TaskSpec(task="boolq", limit=1), data=data))
+        for seed in (0, 1)
+    ]
     arc = results[0]["arc_easy"]
-    assert arc["main"] == "acc_norm" and arc["n"] == 2 and arc["fewshot"] == 0 and arc["version"] == 1.0 and arc["truncated"] == 0
+    assert (
+        arc["main"] == "acc_norm"
+        and arc["n"] == 2
+        and arc["fewshot"] == 0
+        and arc["version"] == 1.0
+        and arc["truncated"] == 0
+    )
     for metric in arc["metrics"].values():
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert arc["metrics"]["acc_norm"]["value"] == pytest.approx(sum(arc["items"]) / 2)
@@ -440,7 +572,9 @@ def test_mmlu_weights_subjects_by_their_questions(data: Path, tokenizer: Any) ->
 
 def test_perplexity_and_its_interval_belong_together(tmp_path: Path, tokenizer: Any) -> None:
     words = ["house", "ship", "barn", "car", "shop"]
-    (tmp_path / "lambada_openai.jsonl").write_text("\n".join(json.dumps({"context": "She opened the door of the", "continuation": w}) for w in words))
+    (tmp_path / "lambada_openai.jsonl").write_text(
+        "\n".join(json.dumps({"context": "She opened the door of the", "continuation": w}) for w in words)
+    )
     result = score(tiny_model(), tokenizer, opened("lambada_openai", data=tmp_path))["lambada_openai"]
     perplexity = result["metrics"]["perplexity"]
     assert 1 < perplexity["low"] < perplexity["value"] < perplexity["high"]
@@ -454,11 +588,16 @@ def test_shares_that_are_not_0_or_1_get_a_bootstrap_interval(data: Path, tokeniz
 
 def test_generated_answers_are_scored_under_both_of_gsm8ks_filters(data: Path, tokenizer: Any) -> None:
     result = score(tiny_model(), tokenizer, opened("gsm8k", data=data, fewshot=0))["gsm8k"]
-    assert set(result["metrics"]) == {"exact_match,strict-match", "exact_match,flexible-extract"} and result["main"] == "exact_match,strict-match"
+    assert (
+        set(result["metrics"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+        and result["main"] == "exact_match,strict-match"
+    )
     assert result["n"] == 1
 
 
-def test_scoring_says_nothing_but_its_own_progress(data: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_scoring_says_nothing_but_its_own_progress(
+    data: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     score(tiny_model(), tokenizer, opened("arc_easy", "hellaswag", data=data, fewshot=0))
     assert capfd.readouterr() == ("", "")
 
@@ -507,7 +646,9 @@ def test_a_name_given_twice_is_an_error(data: Path) -> None:
         ("piqa", {"question": "q", "choices": ["a", "b"], "gold": 0, "split": "test"}, "split"),
     ],
 )
-def test_a_row_without_its_fields_is_named(task: str, row: dict[str, Any], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_without_its_fields_is_named(
+    task: str, row: dict[str, Any], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(LOCAL, "ifeval", dataclasses.replace(LOCAL["ifeval"], needs=lambda: None))
     file = tmp_path / f"{LOCAL[task].file or task}.jsonl"
     file.write_text(json.dumps({"id": "row-7", **row}))
@@ -515,11 +656,19 @@ def test_a_row_without_its_fields_is_named(task: str, row: dict[str, Any], field
         opened(task, data=tmp_path)
 
 
-IFEVAL = {"id": "i1", "key": 7, "prompt": "Say yes, without commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+IFEVAL = {
+    "id": "i1",
+    "key": 7,
+    "prompt": "Say yes, without commas.",
+    "instruction_id_list": ["punctuation:no_comma"],
+    "kwargs": [{}],
+}
 
 
 @pytest.mark.parametrize("lost", ["langdetect", "punkt_tab"])
-def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nltk = pytest.importorskip("nltk")
 
     def find(name: str) -> None:
@@ -532,7 +681,9 @@ def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(lost: str,
         opened("ifeval", data=tmp_path)
 
 
-def test_ifeval_is_answered_and_checked_by_its_own_metric(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ifeval_is_answered_and_checked_by_its_own_metric(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("langdetect", "immutabledict", "nltk"):
         pytest.importorskip(package)
     import nltk

@@ -1,4 +1,6 @@
-"""The vocabulary head: no bias in fp32. An adapter on it: values, gradients, merge and memory against the model's own forward pass."""
+"""The vocabulary head: no bias in fp32. An adapter on it: values, gradients, merge and memory
+against the model's own forward pass.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,37 @@ from openbezoar.models.load import load_for_inference, load_for_training
 from openbezoar.models.memory import lora_parameters, shape_of
 from openbezoar.recipe.train_steps import Lora, Sft
 
-SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6, "tie_word_embeddings": False}
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "tie_word_embeddings": False,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,
     "granite": {**SHAPE, "logits_scaling": 3.0},  # a factor
     "phi": SHAPE,  # a bias
     "gemma2": {**SHAPE, "num_key_value_heads": 6, "head_dim": 16, "final_logit_softcapping": 2.0, "sliding_window": 64},
 }
-PATHS = [TokenPath.of([5, 6, 7, 8], [9, 10, 11]), TokenPath.of([5, 6, 7, 8], [12, 13]), TokenPath.of([40, 41], [42, 43, 44, 45])]
+PATHS = [
+    TokenPath.of([5, 6, 7, 8], [9, 10, 11]),
+    TokenPath.of([5, 6, 7, 8], [12, 13]),
+    TokenPath.of([40, 41], [42, 43, 44, 45]),
+]
 
 
 def adapted_model(family: str, dropout: float = 0.0, targets: tuple[str, ...] = ("q_proj", "lm_head")) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]), dtype=torch.float32).requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **FAMILIES[family]), dtype=torch.float32
+    ).requires_grad_(False)
     if getattr(model.lm_head, "bias", None) is not None:
         torch.nn.init.normal_(model.lm_head.bias)
-    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"))
+    peft = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM")
+    )
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -49,7 +66,9 @@ def by_the_model(model: Any) -> list[torch.Tensor]:
 
 
 def total(scores: list[torch.Tensor]) -> torch.Tensor:
-    """Each token's log-probability with a weight of its own, so that a gradient that forgets what comes from above is wrong."""
+    """Each token's log-probability with a weight of its own, so that a gradient that forgets what
+    comes from above is wrong.
+    """
     flat = torch.cat(scores)
     return (flat * torch.linspace(-1.0, 2.0, len(flat))).sum()
 
@@ -94,9 +113,15 @@ def test_an_adapter_on_the_head_can_be_switched_off_and_its_dropout_is_drawn_in_
 
 
 def test_an_adapter_on_the_head_is_trained_saved_loaded_and_merged(tiny: Path, tmp_path: Path) -> None:
-    model = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0, targets=["v_proj", "lm_head"]), "none", "float32", False, 0)
-    step = Sft.model_validate({"sft": "rows.jsonl", "model": "base", "lora": {"r": 4, "targets": ["v_proj", "lm_head"]}})
-    assert lora_parameters(shape_of(model.config.to_dict()), step) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model = load_for_training(
+        checkpoint(tiny), Lora(r=4, dropout=0.0, targets=["v_proj", "lm_head"]), "none", "float32", False, 0
+    )
+    step = Sft.model_validate(
+        {"sft": "rows.jsonl", "model": "base", "lora": {"r": 4, "targets": ["v_proj", "lm_head"]}}
+    )
+    assert lora_parameters(shape_of(model.config.to_dict()), step) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
 
     adapter = save_adapter(tiny, tmp_path / "adapter", 5, ("v_proj", "lm_head"))
     shards.write(shards.weights_of(tiny, torch.float32, CPU, (), adapter), tmp_path / "merged")
@@ -121,7 +146,9 @@ def test_log_probabilities_and_gradients_have_no_bias_over_a_real_vocabulary(sca
     weight = torch.randn(vocabulary, width, generator=draw)
     hidden = (scale * torch.randn(rows, width, generator=draw)).requires_grad_()
     logits = torch.nn.functional.linear(hidden, weight).detach()
-    targets = torch.where(torch.arange(rows) % 2 == 0, logits.argmax(-1), torch.randint(vocabulary, (rows,), generator=draw))
+    targets = torch.where(
+        torch.arange(rows) % 2 == 0, logits.argmax(-1), torch.randint(vocabulary, (rows,), generator=draw)
+    )
     exact = logits.double().log_softmax(-1)
     wanted = exact.gather(-1, targets[:, None])[:, 0]
     slope = weight[targets].double() - exact.exp() @ weight.double()  # d log p / d hidden
@@ -133,7 +160,9 @@ def test_log_probabilities_and_gradients_have_no_bias_over_a_real_vocabulary(sca
     for found in (selected, adapted):
         error = found.detach().double() - wanted
         assert abs(float(error.mean())) < 1e-6
-        assert float(error.abs().max()) < 4e-6 + 1e-7 * float(wanted.abs().max()), "no more than a rounding of the logits"
+        assert float(error.abs().max()) < 4e-6 + 1e-7 * float(wanted.abs().max()), (
+            "no more than a rounding of the logits"
+        )
         (gradient,) = torch.autograd.grad(found.sum(), hidden)
         assert float((gradient.double() - slope).norm() / slope.norm()) < 1e-6
     whole = log_distribution(logits.clone()).double()

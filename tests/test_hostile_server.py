@@ -1,4 +1,6 @@
-"""A filter step whose judge is a hostile server, through the command line: whatever comes, exit code 0 or 2, one line, nothing lost, everything counted."""
+"""A filter step whose judge is a hostile server, through the command line: whatever comes, exit
+code 0 or 2, one line, nothing lost, everything counted.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def one_line(said: str, *words: str) -> None:
 
 
 @pytest.mark.parametrize("fault", hostile.MALFORMED)
-def test_a_malformed_reply_is_counted_and_asked_again_and_if_it_stays_so_one_line(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile) -> None:
+def test_a_malformed_reply_is_counted_and_asked_again_and_if_it_stays_so_one_line(
+    fault: str, judged: Callable[..., Outcome], hostile_server: Hostile
+) -> None:
     hostile_server.body = hostile.MALFORMED[fault]
     hostile_server.headers = {"Content-Encoding": hostile.ENCODED[fault]} if fault in hostile.ENCODED else {}
     hostile_server.strikes = lambda number, prompt: number == 0
@@ -65,7 +69,9 @@ def test_malformed_replies_to_the_end_stop_the_command_with_one_line_and_keep_no
 
 
 @pytest.mark.parametrize("fault", hostile.STREAMS)
-def test_a_reply_that_does_not_end_or_is_cut_holds_nobody_up(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile) -> None:
+def test_a_reply_that_does_not_end_or_is_cut_holds_nobody_up(
+    fault: str, judged: Callable[..., Outcome], hostile_server: Hostile
+) -> None:
     hostile_server.stream, hostile_server.strikes = hostile.STREAMS[fault], lambda number, prompt: number == 0
     code, _, manifest = judged(rows=1, model={"timeout": 0.3})
     assert code == 0 and manifest["numbers"]["kept"] == 1 and len(hostile_server.requests) == 2
@@ -74,12 +80,18 @@ def test_a_reply_that_does_not_end_or_is_cut_holds_nobody_up(fault: str, judged:
 def test_a_row_whose_reply_stays_malformed_is_unscored_where_others_are_answered(
     judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path
 ) -> None:
-    hostile_server.body = lambda text: [time.sleep(0.1), hostile.MALFORMED["cut JSON"](text)][1]  # so that the others are answered meanwhile
+    # so that the others are answered meanwhile
+    hostile_server.body = lambda text: [time.sleep(0.1), hostile.MALFORMED["cut JSON"](text)][1]
     hostile_server.strikes = lambda number, prompt: "river 1" in prompt
     code, said, manifest = judged(rows=5)
     assert code == 0 and "one call goes without an answer, counted under 'no reply to it could be read'" in said
-    assert [(row["id"], row["unscored"], row["refused"]) for row in written(tmp_path, "unscored")] == [("r1", "judge_error", "malformed")]
-    assert manifest["numbers"]["kept"] == 4 and manifest["counts"]["calls of judge without an answer: no reply to it could be read"] == 1
+    assert [(row["id"], row["unscored"], row["refused"]) for row in written(tmp_path, "unscored")] == [
+        ("r1", "judge_error", "malformed")
+    ]
+    assert (
+        manifest["numbers"]["kept"] == 4
+        and manifest["counts"]["calls of judge without an answer: no reply to it could be read"] == 1
+    )
 
 
 # ---------------------------------------------------------------------------- put right
@@ -92,9 +104,16 @@ def test_a_text_that_came_is_used_and_what_is_wrong_beside_it_put_right_and_coun
     hostile_server.body, hostile_server.strikes = hostile.PUT_RIGHT[fault], lambda number, prompt: True
     code, _, manifest = judged(rows=2)
     (note,) = manifest["counts"]
-    assert code == 0 and manifest["numbers"]["kept"] == 2 and manifest["counts"][note] == 2 and len(hostile_server.requests) == 2
+    assert (
+        code == 0
+        and manifest["numbers"]["kept"] == 2
+        and manifest["counts"][note] == 2
+        and len(hostile_server.requests) == 2
+    )
     assert note == "replies of judge: " + (
-        "half characters replaced" if fault == "half a character" else "tokens that the server cannot have counted right, estimated"
+        "half characters replaced"
+        if fault == "half a character"
+        else "tokens that the server cannot have counted right, estimated"
     )
     (spent,) = CallStore(tmp_path / "runs").accounts().values()
     assert 2 * 30 < spent.prompt_tokens < 2000 and 2 * 10 < spent.tokens < 200
@@ -103,7 +122,9 @@ def test_a_text_that_came_is_used_and_what_is_wrong_beside_it_put_right_and_coun
 
 
 @pytest.mark.parametrize("fault", hostile.AS_GOOD)
-def test_other_forms_of_a_good_reply_are_read(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path) -> None:
+def test_other_forms_of_a_good_reply_are_read(
+    fault: str, judged: Callable[..., Outcome], hostile_server: Hostile, tmp_path: Path
+) -> None:
     hostile_server.body, hostile_server.strikes = hostile.AS_GOOD[fault], lambda number, prompt: True
     code, _, manifest = judged(rows=1)
     thoughts = {"judge: thoughts left out": 1} if "ing" in fault else {}
@@ -144,7 +165,9 @@ LOGPROBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", LOGPROBS)
-def test_log_probabilities_that_are_none_are_malformed(fault: str, judged: Callable[..., Outcome], hostile_server: Hostile) -> None:
+def test_log_probabilities_that_are_none_are_malformed(
+    fault: str, judged: Callable[..., Outcome], hostile_server: Hostile
+) -> None:
     hostile_server.strikes = lambda number, prompt: number == 0
     hostile_server.body = lambda text: hostile.logprobs(text, **LOGPROBS[fault])
     hostile_server.say = lambda prompt: "7"
@@ -185,10 +208,18 @@ def test_thousands_of_empty_tokens_are_weighed_too(judged: Callable[..., Outcome
         "ftp://HOST/hidden",
     ],
 )
-def test_an_address_with_a_user_a_query_or_no_host_is_refused_and_not_shown(address: str, judged: Callable[..., Outcome], hostile_server: Hostile) -> None:
+def test_an_address_with_a_user_a_query_or_no_host_is_refused_and_not_shown(
+    address: str, judged: Callable[..., Outcome], hostile_server: Hostile
+) -> None:
     host = hostile_server.url.removeprefix("http://").removesuffix("/v1")
     code, said, _ = judged(model={"server": address.replace("HOST", host)})
-    assert code == 2 and "models.judge.server: " in said and "hid" not in said and "den" not in said and hostile_server.requests == []
+    assert (
+        code == 2
+        and "models.judge.server: " in said
+        and "hid" not in said
+        and "den" not in said
+        and hostile_server.requests == []
+    )
     code, said, _ = judged(model={"server": [hostile_server.url, address.replace("HOST", host)]})
     assert code == 2 and "hid" not in said and "den" not in said and hostile_server.requests == []
 
@@ -200,7 +231,10 @@ def test_no_prompt_and_no_key_go_where_a_redirect_leads(
     monkeypatch.setenv("MY_KEY", "sk-very-secret-0123456789")
     other = Hostile(lambda prompt: GOOD)
     try:
-        hostile_server.status, hostile_server.headers = status, {"Location": f"{other.url}/secret-path?token=sk-very-secret-0123456789"}
+        hostile_server.status, hostile_server.headers = (
+            status,
+            {"Location": f"{other.url}/secret-path?token=sk-very-secret-0123456789"},
+        )
         hostile_server.body, hostile_server.strikes = lambda text: b"", lambda number, prompt: True
         code, said, _ = judged(model={"key": "MY_KEY"})
         assert code == 2 and other.requests == [] and "secret" not in said
@@ -219,7 +253,9 @@ def test_a_redirect_within_the_same_origin_is_followed(judged: Callable[..., Out
 
 
 @pytest.mark.parametrize("form", ["{key}", "Bearer {key}", "'{head}' is unknown", "key={tail}&x", "{key}{key}"])
-def test_no_part_of_a_key_is_shown(form: str, judged: Callable[..., Outcome], hostile_server: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_part_of_a_key_is_shown(
+    form: str, judged: Callable[..., Outcome], hostile_server: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = "sk-very-secret-0123456789"
     monkeypatch.setenv("MY_KEY", key)
     text = form.format(key=key, head=key[:18], tail=key[6:])
@@ -231,7 +267,9 @@ def test_no_part_of_a_key_is_shown(form: str, judged: Callable[..., Outcome], ho
 
 
 @pytest.mark.parametrize("key", ["two words", "ключ", "line\nbreak", "tab\tbed", "\x00"])
-def test_a_key_that_no_header_can_hold_is_one_line(key: str, judged: Callable[..., Outcome], hostile_server: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_no_header_can_hold_is_one_line(
+    key: str, judged: Callable[..., Outcome], hostile_server: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "\x00" not in key:
         monkeypatch.setenv("MY_KEY", key)
     code, said, _ = judged(model={"key": "MY_KEY"})

@@ -1,4 +1,6 @@
-"""References to the hub's data sets, and what its clients' own exceptions become: one line with the cause and the remedy."""
+"""References to the hub's data sets, and what its clients' own exceptions become: one line with the
+cause and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ ROOT = Path(__file__).parent.parent
         ("hub:org/name[test]", ("org/name", None, "test", None)),
         ("hub:org/name@v1.0", ("org/name", None, "train", "v1.0")),
         ("hub:openai/gsm8k/main[test]", ("openai/gsm8k", "main", "test", None)),
-        ("hub:org/na-me.x/de-DE 2[train_sft]@refs/convert/parquet", ("org/na-me.x", "de-DE 2", "train_sft", "refs/convert/parquet")),
+        (
+            "hub:org/na-me.x/de-DE 2[train_sft]@refs/convert/parquet",
+            ("org/na-me.x", "de-DE 2", "train_sft", "refs/convert/parquet"),
+        ),
     ],
 )
 def test_a_reference_has_a_place_for_the_configuration(ref: str, parts: tuple[Any, ...]) -> None:
@@ -37,7 +42,17 @@ def test_a_reference_has_a_place_for_the_configuration(ref: str, parts: tuple[An
 
 
 @pytest.mark.parametrize(
-    "ref", ["hub:name", "hub:", "hub:org/name[", "hub:org/name[]", "hub:org/name[train[:5]]", "hub:a/b/c/d", "hub:org/name@", "hub:org/name\n"]
+    "ref",
+    [
+        "hub:name",
+        "hub:",
+        "hub:org/name[",
+        "hub:org/name[]",
+        "hub:org/name[train[:5]]",
+        "hub:a/b/c/d",
+        "hub:org/name@",
+        "hub:org/name\n",
+    ],
 )
 def test_a_reference_that_is_none_is_told_before_anything_runs(ref: str, tmp_path: Path) -> None:
     recipe = parse({"name": "t", "models": {}, "steps": {"a": {"filter": ref}}}, "recipe")
@@ -53,7 +68,8 @@ from openbezoar.models.references import fetch
 said = {}
 for ref in json.loads(sys.argv[1]):
     try:
-        said[ref] = "rows: " + load_rows(ref)[0]["instruction"] if ref.startswith("hub:") else f"folder: {fetch(ref).name}"
+        rows = ref.startswith("hub:")
+        said[ref] = "rows: " + load_rows(ref)[0]["instruction"] if rows else f"folder: {fetch(ref).name}"
     except UserError as error:
         said[ref] = str(error)
 print(json.dumps(said))
@@ -62,8 +78,21 @@ print(json.dumps(said))
 
 def ask(refs: list[str], home: Path, **environment: str) -> dict[str, str]:
     """What becomes of references in a process of its own: the clients read their settings when they are imported."""
-    given = {"HF_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", ASK, json.dumps(refs)], cwd=home, env={**os.environ, **given}, capture_output=True, text=True, check=False)
+    given = {
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(refs)],
+        cwd=home,
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return said
@@ -71,7 +100,12 @@ def ask(refs: list[str], home: Path, **environment: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    with subprocess.Popen([sys.executable, str(Path(__file__).with_name("fake_hub.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fake_hub.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
         assert server.stdout is not None and server.stdin is not None
         yield server.stdout.readline().strip()
         server.stdin.close()
@@ -90,7 +124,10 @@ SAID = {
     "hub:org/denied": "the data set is gated: ask for access",
     "hub:org/private": "the hub has no such data set, or it is private",
     "hub:org/none": "the hub has no such data set, or it is private",
-    "hub:org/script": "the data set is a script, and no code from the hub is run; try its converted files: hub:org/script[train]@refs/convert/parquet",
+    "hub:org/script": (
+        "the data set is a script, and no code from the hub is run; try its converted files:"
+        " hub:org/script[train]@refs/convert/parquet"
+    ),
     "hub:org/empty": "the data set has no files of rows",
     "org/one": "folder: aaaa",
     "org/one@v9": "the model has no such revision",
@@ -109,9 +146,15 @@ def test_what_the_hub_says_is_told_with_its_cause_and_remedy(hub: str, tmp_path:
         assert expected in said[ref], (ref, said[ref])
         assert "\n" not in said[ref] and len(said[ref]) < 400
         assert said[ref].startswith(("rows: ", "folder: ", f"{ref}: "))
-    offline = ask(["hub:org/other", "org/other", "hub:org/one", "org/one"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
-    assert all("the client is offline (HF_HUB_OFFLINE); go online once" in offline[ref] for ref in ("hub:org/other", "org/other"))
-    assert offline["hub:org/one"] == SAID["hub:org/one"] and offline["org/one"].startswith("folder: ")  # what was fetched once stays
+    offline = ask(
+        ["hub:org/other", "org/other", "hub:org/one", "org/one"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1"
+    )
+    assert all(
+        "the client is offline (HF_HUB_OFFLINE); go online once" in offline[ref]
+        for ref in ("hub:org/other", "org/other")
+    )
+    # what was fetched once stays
+    assert offline["hub:org/one"] == SAID["hub:org/one"] and offline["org/one"].startswith("folder: ")
     gone = ask(["org/other"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert "the hub cannot be reached (" in gone["org/other"] and "check the network" in gone["org/other"]
 

@@ -46,7 +46,9 @@ PAIRS = [
 
 
 class Judge:
-    def __init__(self, reply: Callable[[str, str], str] | None = None, weigh: Callable[[str, str], list[float]] | None = None) -> None:
+    def __init__(
+        self, reply: Callable[[str, str], str] | None = None, weigh: Callable[[str, str], list[float]] | None = None
+    ) -> None:
         self.reply, self.weigh = reply, weigh
         self.seen: list[tuple[str, str]] = []
 
@@ -64,7 +66,9 @@ class Judge:
     def close(self) -> None:
         pass
 
-    def choice_logprobs(self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         assert self.weigh is not None
         assert (prefix, tuple(choices)) == ("Verdict: [[", ("A]]", "B]]", "C]]"))
         return [[math.log(p) for p in self.weigh(*self.shown(t))] for t in talks]
@@ -80,11 +84,20 @@ def opinion(a: str, b: str) -> str:
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
     def run(judge: Judge, rows: list[Row] = PAIRS, **settings: Any) -> tuple[dict[str, Any], StepContext]:
         write_jsonl(tmp_path / "pairs.jsonl", rows)
-        recipe = parse({"name": "t", "models": {"j": "x"}, "steps": {"check": {"agreement": "j", "pairs": "pairs.jsonl", **settings}}}, "t.yaml")
+        recipe = parse(
+            {
+                "name": "t",
+                "models": {"j": "x"},
+                "steps": {"check": {"agreement": "j", "pairs": "pairs.jsonl", **settings}},
+            },
+            "t.yaml",
+        )
         monkeypatch.setattr(stage, "open_llm", lambda name, context: judge)
         out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        context = StepContext("check", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("check",))
+        context = StepContext(
+            "check", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("check",)
+        )
         step = recipe.steps["check"]
         assert isinstance(step, Agreement)
         return stage.run(step, context), context
@@ -119,11 +132,14 @@ def test_probabilities_of_both_orders_together_favour_neither(judged: Any) -> No
 
     numbers, _ = judged(Judge(weigh=weigh), mode="probability")
     assert numbers["flips"]["value"] == 1.0
-    assert (numbers["averaged"]["value"], numbers["averaged"]["n"]) == (2 / 3, 3)  # I1 and I3, not I2; people saw a tie in I4
+    # I1 and I3, not I2; people saw a tie in I4
+    assert (numbers["averaged"]["value"], numbers["averaged"]["n"]) == (2 / 3, 3)
 
 
 def test_each_persons_label_is_a_vote(judged: Any) -> None:
-    numbers, context = judged(Judge(opinion), [pair(1, 1, human_labels=[1, 1, 2]), pair(2, None, human_labels=[0, 1, 2]), pair(5, None)])
+    numbers, context = judged(
+        Judge(opinion), [pair(1, 1, human_labels=[1, 1, 2]), pair(2, None, human_labels=[0, 1, 2]), pair(5, None)]
+    )
     found = {(r["setup"], r["pair"]): (r["n"], r["agreement"]) for r in numbers["agreement"]}
     assert found["S1", "judge-human"] == (6, 0.5)
     assert found["S1", "human-human"] == (6, 0.167)
@@ -140,10 +156,15 @@ def test_a_pair_without_a_verdict_is_counted(judged: Any) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "winner"),
     [
-        ("A", "B", "model_a"), ("B", "A", "model_b"), ("tie", "tie", "tie"), ("A", "A", "tie (inconsistent)"), ("A", "tie", "tie (inconsistent)"),
-        ("A", None, None), (None, "B", None),
+        ("A", "B", "model_a"),
+        ("B", "A", "model_b"),
+        ("tie", "tie", "tie"),
+        ("A", "A", "tie (inconsistent)"),
+        ("A", "tie", "tie (inconsistent)"),
+        ("A", None, None),
+        (None, "B", None),
     ],
-)  # fmt: skip
+)
 def test_a_model_wins_where_both_orders_say_so(first: str | None, second: str | None, winner: str | None) -> None:
     assert settle(first, second) == winner
 
@@ -179,7 +200,9 @@ def test_a_judge_below_the_minimum_stops_the_run(judged: Any, tmp_path: Path) ->
     numbers, _ = judged(Judge(opinion))
     step = Agreement(agreement="j", pairs="p.jsonl", min_agreement=0.5)
     assert gate_of(step, numbers, tmp_path) == []
-    with pytest.raises(RunError, match=r"judge 'j' agrees with people on 50.0 % of 4 pairs .*, expected 60.0 % or more"):
+    with pytest.raises(
+        RunError, match=r"judge 'j' agrees with people on 50.0 % of 4 pairs .*, expected 60.0 % or more"
+    ):
         gate_of(step.model_copy(update={"min_agreement": 0.6}), numbers, tmp_path)
     lost, _ = judged(Judge(lambda a, b: "no idea"))
     with pytest.raises(RunError, match="no verdict of judge 'j' could be read on 4 pairs"):
@@ -204,7 +227,13 @@ GOOD = [1, 0] * 200
 def test_a_gate_holds_is_broken_or_open(tmp_path: Path) -> None:
     assert gate_of(evaluate(), scores(GOOD, GOOD), tmp_path) == []
     fallen = [0] * 100 + GOOD[100:]  # 50 of 400 items lost: 12.5 points
-    with pytest.raises(RunError, match=r"gate on mmlu is broken: base → dpo -12.50 points \(95 %: -\d+.\d+ to -\d+.\d+, n=400\), allowed: a fall of 1"):
+    with pytest.raises(
+        RunError,
+        match=(
+            r"gate on mmlu is broken: base → dpo -12.50 points \(95 %: -\d+.\d+ to -\d+.\d+, n=400\), allowed: a fall"
+            r" of 1"
+        ),
+    ):
         gate_of(evaluate(), scores(GOOD, fallen), tmp_path)
     (warning,) = gate_of(evaluate(broken="warn"), scores(GOOD, fallen), tmp_path)
     assert "is broken" in warning
@@ -220,7 +249,9 @@ def test_a_gate_on_a_few_items_that_all_fell_is_open(tmp_path: Path) -> None:
         assert "is open: too few items to say: base → dpo -100.00 points" in warning
     with pytest.raises(RunError, match="is broken"):  # ten of ten
         gate_of(evaluate(), scores([1] * 10, [0] * 10), tmp_path)
-    (warning,) = gate_of(Evaluate(evaluate=["base", "dpo"], gate=[Gate(measure="mine", fall=0.01)]), scores([1], [0]), tmp_path)
+    (warning,) = gate_of(
+        Evaluate(evaluate=["base", "dpo"], gate=[Gate(measure="mine", fall=0.01)]), scores([1], [0]), tmp_path
+    )
     assert "is open" in warning
 
 
@@ -231,7 +262,11 @@ def test_a_gate_on_a_task_of_which_less_is_better_is_broken_by_a_rise(tmp_path: 
         for found in table["checkpoints"].values():
             found["tasks"]["mmlu"]["higher_is_better"] = False
         warnings = gate_of(evaluate(broken="warn"), table, tmp_path)
-        assert warnings == [] if held else "is broken: base → dpo +12.50 points (95 %: +" in warnings[0] and "a rise of 1" in warnings[0]
+        assert (
+            warnings == []
+            if held
+            else "is broken: base → dpo +12.50 points (95 %: +" in warnings[0] and "a rise of 1" in warnings[0]
+        )
 
 
 def test_a_gate_on_a_loss_counts_nats_upwards(tmp_path: Path) -> None:
@@ -243,7 +278,10 @@ def test_a_gate_on_a_loss_counts_nats_upwards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gate", "message"),
-    [({"after": "sft"}, "no checkpoint 'sft'; the step scores base, dpo"), ({"measure": "arc"}, "'arc' is not measured; the step measures mmlu, mine")],
+    [
+        ({"after": "sft"}, "no checkpoint 'sft'; the step scores base, dpo"),
+        ({"measure": "arc"}, "'arc' is not measured; the step measures mmlu, mine"),
+    ],
 )
 def test_a_gate_on_nothing_is_the_recipes_mistake(tmp_path: Path, gate: dict[str, str], message: str) -> None:
     step = Evaluate(evaluate=["base", "dpo"], gate=[Gate(**{"measure": "mmlu", "fall": 1, **gate})])

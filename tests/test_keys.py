@@ -1,7 +1,9 @@
-"""What the keys of the shipped recipes are made of, against tests/keys.json: a change of keys runs people's finished steps again, so it is always seen.
+"""What the keys of the shipped recipes are made of, against tests/keys.json: a change of keys runs
+people's finished steps again, so it is always seen.
 
-After a change that is meant: ``python tests/test_keys.py`` writes the file anew; look at its difference, and say in CHANGELOG.md which steps
-run again. Nothing is fetched: a file that a recipe finds in its data folder is stood in for by one that holds its own name.
+After a change that is meant: ``python tests/test_keys.py`` writes the file anew; look at its
+difference, and say in CHANGELOG.md which steps run again. Nothing is fetched: a file that a recipe
+finds in its data folder is stood in for by one that holds its own name.
 """
 
 from __future__ import annotations
@@ -47,14 +49,22 @@ def stand_ins(tasks: list[str]) -> Iterator[None]:
 def built(name: str, folder: Path) -> graph.Graph:
     path = ROOT / "recipes" / name
     recipe = load(path, [f"data={json.dumps(str(folder / 'data'))}"])
-    tasks = [task for step in recipe.steps.values() if isinstance(step, Evaluate) for task in step.tasks if isinstance(task, str)]
+    tasks = [
+        task
+        for step in recipe.steps.values()
+        if isinstance(step, Evaluate)
+        for task in step.tasks
+        if isinstance(task, str)
+    ]
     with stand_ins(tasks):
         return graph.build(recipe, path, folder / "runs")
 
 
 def parts(name: str, folder: Path) -> dict[str, Any]:
     """By step, what its key is made of; of its inputs, whose keys are made in their turn, the names."""
-    made = {node.name: {**node.parts, "inputs": list(node.parts["inputs"])} for node in built(name, folder).nodes.values()}
+    made = {
+        node.name: {**node.parts, "inputs": list(node.parts["inputs"])} for node in built(name, folder).nodes.values()
+    }
     plain: dict[str, Any] = json.loads(json.dumps(made, default=str))
     return plain
 
@@ -65,7 +75,10 @@ def written(by_recipe: dict[str, Any]) -> str:
     for recipe, steps in by_recipe.items():
         lines = [
             f" {json.dumps(step)}: {{\n"
-            + ",\n".join(f"  {json.dumps(group)}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}" for group, value in sorted(made.items()))
+            + ",\n".join(
+                f"  {json.dumps(group)}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}"
+                for group, value in sorted(made.items())
+            )
             + "\n }"
             for step, made in steps.items()
         ]
@@ -88,7 +101,9 @@ def test_keys_of_a_shipped_recipe_are_made_of_what_they_were_made_of(recipe: str
 def test_a_key_is_the_digest_of_its_parts_and_its_inputs_keys(tmp_path: Path) -> None:
     made = built("demo.yaml", tmp_path)
     for node in made.nodes.values():
-        assert node.key == digest(node.parts) and node.parts["inputs"] == {name: made.nodes[name].key for name in node.inputs}
+        assert node.key == digest(node.parts) and node.parts["inputs"] == {
+            name: made.nodes[name].key for name in node.inputs
+        }
 
 
 @pytest.mark.parametrize(
@@ -102,7 +117,9 @@ def test_a_key_is_the_digest_of_its_parts_and_its_inputs_keys(tmp_path: Path) ->
         ("lamini", "steps.lamini.rows=47", False),
     ],
 )
-def test_settings_that_change_no_bit_of_a_result_are_in_no_key(step: str, change: str, same: bool, tmp_path: Path) -> None:
+def test_settings_that_change_no_bit_of_a_result_are_in_no_key(
+    step: str, change: str, same: bool, tmp_path: Path
+) -> None:
     path = ROOT / "recipes/demo.yaml"
     before, after = (graph.build(load(path, overrides), path, tmp_path).nodes[step].key for overrides in ([], [change]))
     assert (before == after) is same
@@ -112,5 +129,7 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        KEYS.write_text(written({recipe: parts(recipe, Path(scratch) / recipe) for recipe in RECIPES}), encoding="utf-8")
+        KEYS.write_text(
+            written({recipe: parts(recipe, Path(scratch) / recipe) for recipe in RECIPES}), encoding="utf-8"
+        )
     print(KEYS, file=sys.stderr)

@@ -10,7 +10,10 @@ from openbezoar.rows.records import Counts, Row
 from openbezoar.stats.intervals import auc
 from openbezoar.verbs.filter.check import Labelled, check_numbers, label_of, read_labelled
 
-ITEMS = [Labelled(str(n), f"Say {n}.", "word " * words, good) for n, (words, good) in enumerate([(1, True), (9, True), (8, False), (2, False), (3, True)])]
+ITEMS = [
+    Labelled(str(n), f"Say {n}.", "word " * words, good)
+    for n, (words, good) in enumerate([(1, True), (9, True), (8, False), (2, False), (3, True)])
+]
 VERDICTS: list[Row] = [
     {"status": "accept", "rating": 9.0, "reason": ""},
     {"status": "accept", "rating": 5.0, "reason": ""},
@@ -22,19 +25,30 @@ VERDICTS: list[Row] = [
 
 def test_a_judge_and_the_filters_beside_it_by_hand() -> None:
     found = check_numbers(ITEMS, VERDICTS, 5.0, 1)
-    assert {name: found[name] for name in ("n", "good", "unscored", "instructions")} == {"n": 5, "good": 3, "unscored": 1, "instructions": 5}
+    assert {name: found[name] for name in ("n", "good", "unscored", "instructions")} == {
+        "n": 5,
+        "good": 3,
+        "unscored": 1,
+        "instructions": 5,
+    }
     judge, everything, longest = (found["filters"][name] for name in ("judge", "keep all", "length only"))
     assert judge["kept"] == 2
     assert judge["precision"]["value"] == 1.0 and judge["precision"]["low"] < 1  # two rows make nobody certain
     assert judge["recall"]["value"] == pytest.approx(2 / 3)  # what could not be read is not kept
     assert judge["auc"]["value"] == pytest.approx(3 / 4)  # 9 beats 4 and 7, 5 beats 4
     assert everything["kept"] == 5
-    assert everything["precision"]["value"] == pytest.approx(3 / 5) and everything["recall"]["value"] == 1.0 and everything["auc"]["value"] == 0.5
+    assert (
+        everything["precision"]["value"] == pytest.approx(3 / 5)
+        and everything["recall"]["value"] == 1.0
+        and everything["auc"]["value"] == 0.5
+    )
     assert longest["kept"] == 2  # as many as the judge: 9 and 8 words
     assert longest["precision"]["value"] == 0.5 and longest["recall"]["value"] == pytest.approx(1 / 3)
     assert longest["auc"]["value"] == pytest.approx(3 / 6)
     for shown in (judge, longest):
-        assert all(shown[name]["low"] <= shown[name]["value"] <= shown[name]["high"] for name in ("precision", "recall", "auc"))
+        assert all(
+            shown[name]["low"] <= shown[name]["value"] <= shown[name]["high"] for name in ("precision", "recall", "auc")
+        )
 
 
 def test_the_longest_are_kept_beside_the_judge_not_the_shortest() -> None:
@@ -52,7 +66,12 @@ def test_a_judge_that_keeps_nothing_has_no_precision_and_one_without_a_rating_no
 def test_auc_is_the_share_of_pairs_in_which_the_good_one_scores_higher() -> None:
     draw = random.Random(3)
     scores, good = [float(draw.randrange(6)) for _ in range(80)], [draw.random() < 0.4 for _ in range(80)]
-    pairs = [(a > b) + (a == b) / 2 for a, g in zip(scores, good, strict=True) for b, h in zip(scores, good, strict=True) if g and not h]
+    pairs = [
+        (a > b) + (a == b) / 2
+        for a, g in zip(scores, good, strict=True)
+        for b, h in zip(scores, good, strict=True)
+        if g and not h
+    ]
     found = auc(scores, good, list(range(80)), 1)
     assert found is not None and found[0] == pytest.approx(sum(pairs) / len(pairs))
     assert found[1] < found[0] < found[2] and 0.15 < found[2] - found[1] < 0.35  # Hanley and McNeil: 0.25

@@ -30,7 +30,9 @@ def test_greedy_answers_equal_generate_token_for_token(local: Local) -> None:
     ours = local.complete(PROMPTS, Sampling(20), [0, 0, 0])
     for prompt, answer in zip(PROMPTS, ours, strict=True):
         ids = torch.tensor([local.tokenizer(prompt).input_ids], device=local.scorer.device)
-        theirs = local.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+        theirs = local.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+        )[0, ids.shape[1] :]
         assert answer.text == local.tokenizer.decode(theirs, skip_special_tokens=True).strip()
 
 
@@ -83,7 +85,9 @@ def test_a_stop_string_that_is_a_token_ends_only_the_rows_that_ask_for_it(local:
     assert token in asked.ends and other.ends == local.formatter.stop_ids()
 
 
-def test_a_model_in_its_own_format_ends_at_each_end_token_of_its_generation_settings(tiny: Path, tmp_path: Path) -> None:
+def test_a_model_in_its_own_format_ends_at_each_end_token_of_its_generation_settings(
+    tiny: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "listed"
     shutil.copytree(tiny, folder)
     own = Checkpoint("m", str(folder), (), "none", "float32", PromptSpec(template="own"))
@@ -122,13 +126,17 @@ def test_choice_logprobs_are_the_sum_over_the_choice_s_tokens(local: Local) -> N
     for value, choice in ((yes, "Yes]"), (no, "no]")):
         given = local.tokenizer(text, add_special_tokens=False).input_ids
         whole = local.tokenizer(text + choice, add_special_tokens=False).input_ids
-        shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole))
+        )
         logs = local.model(torch.tensor([whole], device=local.scorer.device)).logits[0].float().log_softmax(-1)
         assert value == pytest.approx(sum(float(logs[i - 1, whole[i]]) for i in range(shared, len(whole))), abs=1e-3)
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = Checkpoint("m", str(tiny), (), "none", "float32", PromptSpec())
     local = Local(checkpoint)
     wanted = local.complete(PROMPTS, Sampling(6), [0, 0, 0])
@@ -144,7 +152,9 @@ def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(tiny
     assert old.complete(PROMPTS, Sampling(6), [0, 0, 0]) == wanted
 
 
-def test_a_prompt_that_fills_the_window_is_refused_alone_and_an_answer_ends_with_the_window(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_fills_the_window_is_refused_alone_and_an_answer_ends_with_the_window(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lengths = [len(local.tokenizer(p).input_ids) for p in PROMPTS]
     monkeypatch.setattr(Local, "window", property(lambda self: lengths[1]))  # the longest prompt leaves no room
     assert lengths[1] == max(lengths)

@@ -31,7 +31,17 @@ from openbezoar.training.speed import Pace, matmul_rate, work, work_of
 
 def settings(**changes: Any) -> Sft:
     return Sft(
-        **{"sft": "x", "model": "base", "dtype": "float32", "quantize": "none", "batch": 3, "learning_rate": 1e-2, "tokens": 64, "warmup": 0.0, **changes}
+        **{
+            "sft": "x",
+            "model": "base",
+            "dtype": "float32",
+            "quantize": "none",
+            "batch": 3,
+            "learning_rate": 1e-2,
+            "tokens": 64,
+            "warmup": 0.0,
+            **changes,
+        }
     )
 
 
@@ -55,7 +65,9 @@ Train = Callable[..., tuple[dict[str, Any], dict[str, torch.Tensor]]]
 def run(tiny: Path) -> Train:
     """Trains a fresh tiny model in a folder: (the numbers, the adapter)."""
 
-    def trained(out: Path, given: Sft, losses: Iterator[float] | None = None, dropout: float = 0.1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def trained(
+        out: Path, given: Sft, losses: Iterator[float] | None = None, dropout: float = 0.1
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         out.mkdir(exist_ok=True)
         checkpoint = Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec())
         model = load_for_training(checkpoint, Lora(r=4, dropout=dropout), given.quantize, given.dtype, False, 0)
@@ -91,7 +103,11 @@ def test_the_best_measurement_is_the_earliest_lowest_after_the_start() -> None:
 
 
 def test_patience_without_measurements_is_refused_in_one_line() -> None:
-    recipe = {"name": "t", "models": {"base": "x"}, "steps": {"s": {"sft": "rows.jsonl", "model": "base", "patience": 2}}}
+    recipe = {
+        "name": "t",
+        "models": {"base": "x"},
+        "steps": {"s": {"sft": "rows.jsonl", "model": "base", "patience": 2}},
+    }
     with pytest.raises(RecipeError, match=r"steps.s.*set evaluate_every too"):
         parse(recipe, "r.yaml")
 
@@ -114,7 +130,9 @@ def test_without_evaluate_every_the_last_adapter_is_kept_however_bad(run: Train,
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_evaluation_and_checkpoints_between_steps_leave_the_next_gradients_bit_identical(run: Train, tmp_path: Path, quantize: str) -> None:
+def test_evaluation_and_checkpoints_between_steps_leave_the_next_gradients_bit_identical(
+    run: Train, tmp_path: Path, quantize: str
+) -> None:
     for name, changes in (("plain", {"save_every": 100}), ("busy", {"save_every": 1, "evaluate_every": 1})):
         run(tmp_path / name, settings(epochs=1.5, quantize=quantize, **changes))
     # Loss and gradient norm of every step, with dropout on.
@@ -127,17 +145,27 @@ def test_evaluation_and_checkpoints_between_steps_leave_the_next_gradients_bit_i
     [
         (4, {"save_every": 2, "evaluate_every": 3}, ()),  # a measurement after the checkpoint is made again
         (3, {"save_every": 3, "evaluate_every": 3}, (9.0, 5.0, 7.0)),  # the best was measured after its checkpoint
-        (4, {"save_every": 3, "evaluate_every": 1, "patience": 4}, (9.0, 5.0, 7.0, 7.0, 7.0, 7.0, 7.0)),  # the best lies before the checkpoint
+        # the best lies before the checkpoint
+        (4, {"save_every": 3, "evaluate_every": 1, "patience": 4}, (9.0, 5.0, 7.0, 7.0, 7.0, 7.0, 7.0)),
         (3, {"save_every": 2, "optimizer": "adamw8bit"}, ()),
         (3, {"save_every": 2, "dtype": "float16"}, ()),
     ],
     ids=["measured again", "best at checkpoint", "best before checkpoint", "adamw8bit", "float16"],
 )
 def test_a_training_killed_between_two_steps_ends_as_one_that_was_not(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], killed_at: int, losses: tuple[float, ...]
+    run: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    killed_at: int,
+    losses: tuple[float, ...],
 ) -> None:
     scaler = torch.amp.GradScaler  # a scale that grows every step, so that losing it would show
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=8.0, growth_interval=1, enabled=enabled))
+    monkeypatch.setattr(
+        torch.amp,
+        "GradScaler",
+        lambda device, enabled: scaler(device, init_scale=8.0, growth_interval=1, enabled=enabled),
+    )
     given = settings(epochs=1.5, **changes)
     whole, expected = run(tmp_path / "whole", given, iter(losses) if losses else None)
     told = iter(losses) if losses else None
@@ -160,17 +188,25 @@ def test_a_training_killed_between_two_steps_ends_as_one_that_was_not(
     assert {key: numbers[key] for key in untimed} == {key: whole[key] for key in untimed}
 
 
-def test_a_trainable_tensor_without_a_gradient_stops_the_run_by_name(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever cuts a layer off, as bitsandbytes' repacked weights did: no adapter is trained in part without a word."""
+def test_a_trainable_tensor_without_a_gradient_stops_the_run_by_name(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever cuts a layer off, as bitsandbytes' repacked weights did: no adapter is trained in
+    part without a word.
+    """
     loaded = loop.work
 
     def cut_off(scorer: Scorer) -> tuple[float, float]:
-        layer = next(module for name, module in scorer.model.named_modules() if name.endswith("layers.0.self_attn.v_proj"))
+        layer = next(
+            module for name, module in scorer.model.named_modules() if name.endswith("layers.0.self_attn.v_proj")
+        )
         layer.forward = layer.base_layer.forward  # type: ignore[assignment, union-attr]
         return loaded(scorer)
 
     monkeypatch.setattr(loop, "work", cut_off)
-    with pytest.raises(ModelError, match=r"2 of \d+ trainable tensors have no gradient, '.*layers\.0\.self_attn\.v_proj\.lora_A"):
+    with pytest.raises(
+        ModelError, match=r"2 of \d+ trainable tensors have no gradient, '.*layers\.0\.self_attn\.v_proj\.lora_A"
+    ):
         run(tmp_path / "a", settings())
 
 
@@ -189,19 +225,31 @@ def test_the_live_line_and_the_log_tell_each_step(run: Train, tmp_path: Path, mo
     assert all(numbers["tokens/s"] > 0 and 0 < numbers["of matmul rate"] < 10 for numbers in told)
 
 
-def test_a_float16_step_that_overflows_is_skipped_counted_and_halves_the_scale(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_float16_step_that_overflows_is_skipped_counted_and_halves_the_scale(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**40, enabled=enabled))
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**40, enabled=enabled)
+    )
     run(tmp_path / "a", settings(dtype="float16"))
     first, second, *_ = lines(tmp_path / "a" / "metrics.jsonl")
     assert first["skipped"] == 1.0 and "gradient_norm" not in first
     assert (first["loss_scale"], second["loss_scale"]) == (2.0**40, 2.0**39)
 
 
-def test_a_gradient_that_is_never_finite_stops_a_float16_run(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_never_finite_stops_a_float16_run(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**-9, enabled=enabled))
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, most: [p.grad.fill_(math.inf) for p in parameters] and torch.tensor(math.inf))
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**-9, enabled=enabled)
+    )
+    monkeypatch.setattr(
+        torch.nn.utils,
+        "clip_grad_norm_",
+        lambda parameters, most: [p.grad.fill_(math.inf) for p in parameters] and torch.tensor(math.inf),
+    )
     monkeypatch.setattr(scaler, "unscale_", lambda self, optimizer: None)
     monkeypatch.setattr(scaler, "step", lambda self, optimizer: None)
     monkeypatch.setattr(scaler, "update", lambda self: self._scale.mul_(0.5) if self._scale is not None else None)
@@ -210,7 +258,9 @@ def test_a_gradient_that_is_never_finite_stops_a_float16_run(run: Train, tmp_pat
 
 
 def test_weights_that_are_no_numbers_at_the_end_are_no_result(run: Train, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="held-out loss after step 1 is not finite; lower learning_rate or weight_decay"):
+    with pytest.raises(
+        ModelError, match="held-out loss after step 1 is not finite; lower learning_rate or weight_decay"
+    ):
         run(tmp_path / "a", settings(max_steps=1, weight_decay=1e30, learning_rate=1e30))
 
 
@@ -222,7 +272,9 @@ def test_the_paged_optimiser_is_refused_on_a_cpu_in_one_line() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit"])
-def test_optimisers_of_bitsandbytes_go_on_from_a_checkpoint_on_a_gpu(run: Train, tmp_path: Path, optimizer: str) -> None:
+def test_optimisers_of_bitsandbytes_go_on_from_a_checkpoint_on_a_gpu(
+    run: Train, tmp_path: Path, optimizer: str
+) -> None:
     given = settings(epochs=1, save_every=2, optimizer=optimizer)
     _, expected = run(tmp_path / "whole", given)
     run(tmp_path / "parts", settings(max_steps=2, save_every=2, optimizer=optimizer))
@@ -271,7 +323,14 @@ def test_the_pace_is_a_fraction_of_the_measured_rate() -> None:
 
 
 def test_one_pass_of_many_rows_and_many_passes_of_one_give_the_same_gradients_to_a_millionth(tiny: Path) -> None:
-    model = load_for_training(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
+    model = load_for_training(
+        Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()),
+        Lora(r=4, dropout=0.0),
+        "none",
+        "float32",
+        False,
+        0,
+    )
     rows, found = trees(8), []
     whole = float(sum(path.n_scored for tree in rows for path in tree))
     for tokens in (1, 10_000):

@@ -30,7 +30,14 @@ def wrapped(folder: Path, dropout: float = 0.0, **settings: Any) -> Any:
     """A PEFT model in fp32 whose B is not zero, so that every gradient counts."""
     torch.manual_seed(1)
     base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).requires_grad_(False)
-    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM", **settings)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        lora_dropout=dropout,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+        **settings,
+    )
     model = get_peft_model(base, config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -122,11 +122,14 @@ def test_rewards_and_logps_by_hand() -> None:
         "logps/rejected": -30.0,
     }
     assert found == pytest.approx(expected)
-    # Without a reference rewards are of means per token: 2 * (-2.5 - 4) and 2 * (-1.75 - 8); chosen is above in the second pair.
+    # Without a reference rewards are of means per token: 2 * (-2.5 - 4) and 2 * (-1.75 - 8); chosen
+    # is above in the second pair.
     found = reward_metrics(PairScores.of(POLICY, TOKENS, None), LossSettings(beta=2))
     expected |= {"rewards/chosen": -13.0, "rewards/rejected": -19.5, "rewards/margins": 6.5, "rewards/accuracies": 1.0}
     assert found == pytest.approx(expected)
-    assert reward_metrics(PairScores.of(POLICY, TOKENS, None), LossSettings(orpo_lambda=0.1))["rewards/chosen"] == pytest.approx(-0.65)
+    assert reward_metrics(PairScores.of(POLICY, TOKENS, None), LossSettings(orpo_lambda=0.1))[
+        "rewards/chosen"
+    ] == pytest.approx(-0.65)
 
 
 def test_the_end_of_turn_counts_among_an_answers_tokens() -> None:
@@ -160,7 +163,11 @@ def test_where_policy_equals_reference_the_loss_is_the_one_of_the_table(name: st
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
-@given(st.sampled_from(LOSSES), st.lists(st.floats(-80, -0.5), min_size=8, max_size=8), st.lists(st.integers(1, 30), min_size=4, max_size=4))
+@given(
+    st.sampled_from(LOSSES),
+    st.lists(st.floats(-80, -0.5), min_size=8, max_size=8),
+    st.lists(st.integers(1, 30), min_size=4, max_size=4),
+)
 def test_gradients_equal_finite_differences(name: str, logps: list[float], tokens: list[int]) -> None:
     constants = default(name) if name != "dpop" else LossSettings(beta=0.3, dpop_lambda=5.0)
     policy, given_ = torch.tensor(logps, dtype=torch.float64).reshape(2, 2, 2)
@@ -182,7 +189,9 @@ def test_gradients_equal_finite_differences(name: str, logps: list[float], token
 
 def test_ktos_divergence_carries_no_gradient() -> None:
     policy = matrix((-7, -9), (-9, -10)).requires_grad_(True)
-    losses = PREFERENCE_LOSSES["kto_pair"].function(PairScores.of(policy, TOKENS, matrix((-10, -10), (-10, -10))), LossSettings(beta=0.1))
+    losses = PREFERENCE_LOSSES["kto_pair"].function(
+        PairScores.of(policy, TOKENS, matrix((-10, -10), (-10, -10))), LossSettings(beta=0.1)
+    )
     losses[0].backward()
     assert policy.grad is not None and policy.grad[1].tolist() == [0.0, 0.0]
     # d/dl_c of s(-0.1 (l_c - 0.5)) / 2 at l_c = 3: -0.05 s(0.25) s(-0.25)
@@ -207,17 +216,27 @@ def test_flipping_all_labels_swaps_the_two_shares_of_smoothing(margin: float, sm
         scores = PairScores.of(matrix((x, 0.0)), matrix((1, 1)), matrix((0, 0)))
         return value("sigmoid", scores, beta=1.0, label_smoothing=e)[0]
 
-    # A share e of flipped labels: (1 - e) of the loss here and e of the loss there, so both ends add up to the plain losses.
+    # A share e of flipped labels: (1 - e) of the loss here and e of the loss there, so both ends
+    # add up to the plain losses.
     assert at(margin, smoothing) + at(-margin, smoothing) == pytest.approx(at(margin, 0.0) + at(-margin, 0.0), abs=1e-9)
-    assert at(margin, smoothing) - at(-margin, smoothing) == pytest.approx((1 - 2 * smoothing) * (at(margin, 0.0) - at(-margin, 0.0)), abs=1e-9)
+    assert at(margin, smoothing) - at(-margin, smoothing) == pytest.approx(
+        (1 - 2 * smoothing) * (at(margin, 0.0) - at(-margin, 0.0)), abs=1e-9
+    )
     assert at(0.0, smoothing) == pytest.approx(math.log(2), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_better_chosen_answer_never_raises_the_loss(name: str) -> None:
-    better = PairScores.of(POLICY + matrix((0.5, 0), (0.5, 0)), TOKENS, REFERENCE if PREFERENCE_LOSSES[name].needs_reference else None)
+    better = PairScores.of(
+        POLICY + matrix((0.5, 0), (0.5, 0)), TOKENS, REFERENCE if PREFERENCE_LOSSES[name].needs_reference else None
+    )
     worse = replace(better, chosen=POLICY[:, 0])
-    assert all(b <= w for b, w in zip(value(name, better, **LOSS_SETTINGS[name]), value(name, worse, **LOSS_SETTINGS[name]), strict=True))
+    assert all(
+        b <= w
+        for b, w in zip(
+            value(name, better, **LOSS_SETTINGS[name]), value(name, worse, **LOSS_SETTINGS[name]), strict=True
+        )
+    )
 
 
 # --------------------------------------------------------------------------- the recipe
@@ -239,8 +258,14 @@ def test_each_loss_has_its_own_defaults_and_no_others() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"simpo_gamma": 0.5}, "simpo_gamma: the loss 'sigmoid' does not use it (simpo does); remove it or name another loss"),
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing: the loss 'ipo' does not use it (sigmoid, sigmoid_norm, simpo do)"),
+        (
+            {"simpo_gamma": 0.5},
+            "simpo_gamma: the loss 'sigmoid' does not use it (simpo does); remove it or name another loss",
+        ),
+        (
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "label_smoothing: the loss 'ipo' does not use it (sigmoid, sigmoid_norm, simpo do)",
+        ),
         ({"loss": "orpo", "beta": 0.1}, "beta: the loss 'orpo' does not use it"),
         ({"loss": "simpo", "reference": "cached"}, "reference: the loss 'simpo' has none"),
         ({"loss": "hnige"}, "loss"),
@@ -293,9 +318,21 @@ def reference_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_dpo_step_learns_with_each_loss(name: str, write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]) -> None:
+def test_a_dpo_step_learns_with_each_loss(
+    name: str, write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]
+) -> None:
     path = write_recipe(
-        {"d": {**STEP, "loss": name, "max_steps": 3, "tokens": 4096, "warmup": 0.0, "learning_rate": 5e-3, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}}
+        {
+            "d": {
+                **STEP,
+                "loss": name,
+                "max_steps": 3,
+                "tokens": 4096,
+                "warmup": 0.0,
+                "learning_rate": 5e-3,
+                "lora": {"r": 4, "alpha": 4, "dropout": 0.0},
+            }
+        }
     )
     numbers = run(path, tmp_path / "runs")
     row, log = PREFERENCE_LOSSES[name], lines(tmp_path / "runs")
@@ -306,7 +343,14 @@ def test_a_dpo_step_learns_with_each_loss(name: str, write_recipe: Callable[...,
         assert log[0]["loss"] == pytest.approx(row.at_start(default(name)), rel=1e-5)
         assert numbers["heldout_loss_before"] == pytest.approx(row.at_start(default(name)), rel=1e-5)
         assert log[0]["rewards/margins"] == 0.0
-    metrics = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"}
+    metrics = {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    }
     assert metrics <= set(log[0]) and all(math.isfinite(line[m]) for line in log for m in metrics)
     assert numbers["heldout_loss_after"] < numbers["heldout_loss_before"]
     assert numbers["loss"] == name and {k: numbers[k] for k in LOSS_SETTINGS[name]} == LOSS_SETTINGS[name]
@@ -322,7 +366,17 @@ def test_kto_refuses_a_token_budget_that_would_cut_its_batch(write_recipe: Calla
 def test_a_cached_reference_equals_the_same_pass_bit_for_bit(
     quantize: str, write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]
 ) -> None:
-    path = write_recipe({"d": {**STEP, "quantize": quantize, "dtype": "bfloat16", "tokens": 256, "lora": {"r": 4, "alpha": 4, "dropout": 0.1}}})
+    path = write_recipe(
+        {
+            "d": {
+                **STEP,
+                "quantize": quantize,
+                "dtype": "bfloat16",
+                "tokens": 256,
+                "lora": {"r": 4, "alpha": 4, "dropout": 0.1},
+            }
+        }
+    )
     run(path, tmp_path / "same")
     passes = len(reference_passes)
     numbers = run(path, tmp_path / "kept", ("steps.d.reference=cached",))
@@ -332,7 +386,9 @@ def test_a_cached_reference_equals_the_same_pass_bit_for_bit(
         assert (tmp_path / "same/t/d" / name).read_bytes() == (tmp_path / "kept/t/d" / name).read_bytes(), name
 
 
-def test_later_epochs_take_the_reference_from_the_cache(write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]) -> None:
+def test_later_epochs_take_the_reference_from_the_cache(
+    write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]
+) -> None:
     path = write_recipe({"d": {**STEP, "tokens": 256}})
     run(path, tmp_path / "one", ("steps.d.reference=cached",))
     once = len(reference_passes)
@@ -399,7 +455,9 @@ def test_a_killed_step_goes_on_without_computing_its_reference_again(
 # ------------------------------------------------------------------------ the cache's key
 
 
-def key_of(folder: Path, rows: int = 2, prompt: PromptSpec | None = None, seed: int = 1, **settings: Any) -> dict[str, str]:
+def key_of(
+    folder: Path, rows: int = 2, prompt: PromptSpec | None = None, seed: int = 1, **settings: Any
+) -> dict[str, str]:
     checkpoint = Checkpoint("base", str(folder), (), "none", "float32", prompt or PromptSpec())
     trees = [(TokenPath.of([1, 2], [3, i]), TokenPath.of([1, 2], [4])) for i in range(rows)]
     formatter = Formatter(load_tokenizer(folder), checkpoint.prompt)
@@ -410,7 +468,9 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
-def test_the_key_changes_with_each_thing_that_the_numbers_depend_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_changes_with_each_thing_that_the_numbers_depend_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
     first = key_of(folder)
@@ -433,14 +493,21 @@ def test_the_key_changes_with_each_thing_that_the_numbers_depend_on(tiny: Path, 
     assert changed(first, key_of(folder)) == {"tokenizer", "weights"}
 
 
-def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openbezoar.forest import Scorer
     from openbezoar.models.load import load_base
     from openbezoar.training import distributed
     from openbezoar.training.loop import batch_of
 
-    scorer = Scorer(load_base(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), (), "none", "float32"), 64)
-    trees = [(TokenPath.of(range(3, 9 + i), range(4, 9)), TokenPath.of(range(3, 9 + i), range(5, 12 - i % 3))) for i in range(12)]
+    scorer = Scorer(
+        load_base(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), (), "none", "float32"), 64
+    )
+    trees = [
+        (TokenPath.of(range(3, 9 + i), range(4, 9)), TokenPath.of(range(3, 9 + i), range(5, 12 - i % 3)))
+        for i in range(12)
+    ]
     step = step_of(batch=8, epochs=1)
     alone = key_of(tiny)
     monkeypatch.setenv("RANK", "0")

@@ -1,4 +1,6 @@
-"""What the machine refuses is one line; no news that cannot be told, and no reader that went away, ends work. Full disks at every write of a run."""
+"""What the machine refuses is one line; no news that cannot be told, and no reader that went away,
+ends work. Full disks at every write of a run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ RULES = {"near_duplicates": None, "language": "any", "min_response_words": 1}
 RECIPE = {
     "name": "t",
     "models": {},
-    "steps": {"kept": {"filter": "rows.jsonl", "rules": RULES}, "again": {"filter": "kept", "rules": RULES}, "told": {"report": "all"}},
+    "steps": {
+        "kept": {"filter": "rows.jsonl", "rules": RULES},
+        "again": {"filter": "kept", "rules": RULES},
+        "told": {"report": "all"},
+    },
 }
 
 
@@ -93,27 +99,60 @@ def raised(error: BaseException) -> Callable[[], None]:
     ("fails", "said"),
     [
         (lambda: Path("/proc/self/mem/x").write_text("x"), r"/proc/self/mem/x: Not a directory; name another path"),
-        (raised(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y")), r"/x/y: No space left on device; make room and give the same command again.*"),
+        (
+            raised(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y")),
+            r"/x/y: No space left on device; make room and give the same command again.*",
+        ),
         (raised(OSError(errno.EIO, os.strerror(errno.EIO))), r"Input/output error; the disk or its connection fails.*"),
-        (raised(OSError(errno.EFBIG, os.strerror(errno.EFBIG))), r"File too large; raise the limit of a file's size \(ulimit -f\).*"),
-        (raised(OSError(errno.EMFILE, os.strerror(errno.EMFILE), b"/x")), r"/x: Too many open files; raise the limit of open files.*"),
-        (raised(OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))), r"Transport endpoint is not connected; give the same command again.*"),
+        (
+            raised(OSError(errno.EFBIG, os.strerror(errno.EFBIG))),
+            r"File too large; raise the limit of a file's size \(ulimit -f\).*",
+        ),
+        (
+            raised(OSError(errno.EMFILE, os.strerror(errno.EMFILE), b"/x")),
+            r"/x: Too many open files; raise the limit of open files.*",
+        ),
+        (
+            raised(OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))),
+            r"Transport endpoint is not connected; give the same command again.*",
+        ),
         (raised(MemoryError()), r"not enough memory \(MemoryError\); .*smaller batch.*"),
         (lambda: bytearray(1 << 62), r"not enough memory \(MemoryError\); .*"),
         (lambda: np.ones(1 << 50), r"not enough memory \(.*Unable to allocate.*\); .*"),
         (too_much_in_torch, r"not enough memory \(RuntimeError: .*DefaultCPUAllocator.*\); .*"),
-        (raised(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")), r"not enough memory \(RuntimeError: CUDA out of memory.*\); .*"),
-        (raised(ImportError("libtorch.so: failed to map segment from shared object")), r"not enough memory \(ImportError: .*"),
-        (raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")), r"not enough memory \(RuntimeError: .*"),
-        (raised(OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")), r"OSError: .*; make room.*"),
-        (raised(OSError("8704 requested and 2304 written")), r"written in part only \(8704 requested and 2304 written\), as on a full disk; make room.*"),
+        (
+            raised(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+            r"not enough memory \(RuntimeError: CUDA out of memory.*\); .*",
+        ),
+        (
+            raised(ImportError("libtorch.so: failed to map segment from shared object")),
+            r"not enough memory \(ImportError: .*",
+        ),
+        (
+            raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")),
+            r"not enough memory \(RuntimeError: .*",
+        ),
+        (
+            raised(OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")),
+            r"OSError: .*; make room.*",
+        ),
+        (
+            raised(OSError("8704 requested and 2304 written")),
+            r"written in part only \(8704 requested and 2304 written\), as on a full disk; make room.*",
+        ),
         (no_thread, r"no further thread or process can be started; raise the limit of processes.*"),
-        (raised(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))), r"Resource temporarily unavailable; raise the limit of processes.*"),
+        (
+            raised(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))),
+            r"Resource temporarily unavailable; raise the limit of processes.*",
+        ),
         (raised(BrokenProcessPool("terminated abruptly")), r"a process that prepares rows was ended from outside.*"),
         (full_sqlite, r"SQLite: database or disk is full; make room.*"),
         (hidden_sqlite, r"SQLite: database or disk is full; make room.*"),
         (wrapped, r"/data/rows.jsonl: Input/output error; .*"),
-        (raised(Exception("Error while serializing: I/O error: No space left on device (os error 28)")), r"Exception: .*\(os error 28\); make room.*"),
+        (
+            raised(Exception("Error while serializing: I/O error: No space left on device (os error 28)")),
+            r"Exception: .*\(os error 28\); make room.*",
+        ),
         (lambda: Path("~nobody-of-that-name").expanduser(), r"a path begins with '~'.*"),
     ],
 )
@@ -123,7 +162,9 @@ def test_what_the_machine_refuses_is_one_line_with_a_remedy(fails: Callable[[], 
     assert re.fullmatch(said, str(limits.told(caught.value)))
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyError("x"), OSError("no number"), RuntimeError("shapes differ"), AssertionError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), KeyError("x"), OSError("no number"), RuntimeError("shapes differ"), AssertionError()]
+)
 def test_a_bug_of_ours_is_not_blamed_on_the_machine(error: BaseException) -> None:
     assert limits.told(error) is None
 
@@ -136,7 +177,9 @@ def test_where_it_was_is_told_of_refusals_that_name_no_file() -> None:
     assert "runs" not in str(limits.told(MemoryError(), Path("runs")))
 
 
-def test_a_step_names_itself_and_a_bug_keeps_its_traceback(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_names_itself_and_a_bug_keeps_its_traceback(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place)
     for error, code in ((MemoryError(), 2), (RuntimeError("can't start new thread"), 2)):
         monkeypatch.setattr("openbezoar.verbs.filter.work.run", raised_by_call(error))
@@ -206,7 +249,9 @@ def test_news_that_cannot_be_told_are_dropped_and_the_descriptor_leads_nowhere(t
 
 
 class Faulty:
-    """A disk that fails from the nth write on: writes, flushes, closes of what is written, renames, folders, copies, and SQLite's commits."""
+    """A disk that fails from the nth write on: writes, flushes, closes of what is written, renames,
+    folders, copies, and SQLite's commits.
+    """
 
     def __init__(self, allowed: int, number: int) -> None:
         self.left, self.number, self.met = allowed, number, 0
@@ -229,7 +274,11 @@ class Faulty:
 
         def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             handle = real(file, mode, *args, **kwargs)
-            if not set(mode) & set("wax+") or isinstance(file, int) or not Path(os.fsdecode(file)).absolute().is_relative_to(below):
+            if (
+                not set(mode) & set("wax+")
+                or isinstance(file, int)
+                or not Path(os.fsdecode(file)).absolute().is_relative_to(below)
+            ):
                 return handle
             return Written(handle, disk)
 
@@ -288,7 +337,9 @@ def results(run: Path) -> dict[str, str]:
     return {str(path.relative_to(run)): path.read_text() for path in sorted(run.glob("*/*.jsonl"))}
 
 
-def test_a_disk_that_fails_at_any_write_of_a_run_is_one_line_and_the_same_command_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_at_any_write_of_a_run_is_one_line_and_the_same_command_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     command = ["run", "recipe.yaml", "--quiet"]
     writes = place / "writes"
@@ -306,7 +357,10 @@ def test_a_disk_that_fails_at_any_write_of_a_run_is_one_line_and_the_same_comman
     assert every > 30 and len(whole) >= 2
     for number in (errno.ENOSPC, errno.EIO):
         shutil.rmtree(place / "runs", ignore_errors=True)
-        for allowed in (*range(number % 3, every, 1 if os.environ.get("OPENBEZOAR_EVERY_WRITE") else every // 3), every + 1):
+        for allowed in (
+            *range(number % 3, every, 1 if os.environ.get("OPENBEZOAR_EVERY_WRITE") else every // 3),
+            every + 1,
+        ):
 
             def failing(allowed: int = allowed, number: int = number) -> None:
                 Faulty(allowed, number).install(place)
@@ -314,7 +368,10 @@ def test_a_disk_that_fails_at_any_write_of_a_run_is_one_line_and_the_same_comman
 
             code, said = in_a_fork(place, failing)
             lines = said.strip().splitlines()
-            assert "Traceback" not in said and code == (0 if not lines or "openbezoar:" not in lines[-1] else 2), (allowed, said)
+            assert "Traceback" not in said and code == (0 if not lines or "openbezoar:" not in lines[-1] else 2), (
+                allowed,
+                said,
+            )
             assert code == 0 or os.strerror(number) in lines[-1], (allowed, said)
             if allowed % 2 == 0:  # else the next try goes on with what this one left
                 shutil.rmtree(place / "runs", ignore_errors=True)
@@ -325,10 +382,15 @@ def test_a_disk_that_fails_at_any_write_of_a_run_is_one_line_and_the_same_comman
 @pytest.mark.parametrize("kilobytes", [24, 96])
 def test_a_disk_that_is_really_full_is_one_line(kilobytes: int, place: Path) -> None:
     mounted = ["unshare", "-rm", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*mounted, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*mounted, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode
+    ):
         pytest.skip("no file system can be mounted here, even in a namespace of its own")
     (place / "runs").mkdir()
-    command = f"mount -t tmpfs -o size={kilobytes}k tmpfs runs && exec {sys.executable} -m openbezoar run recipe.yaml --quiet"
+    command = (
+        f"mount -t tmpfs -o size={kilobytes}k tmpfs runs && exec {sys.executable} -m openbezoar run recipe.yaml --quiet"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*mounted, command], cwd=place, env=env, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr and done.returncode in (0, 2)

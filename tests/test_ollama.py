@@ -19,12 +19,20 @@ TALKS = (
     (Turn("user", "Hi"),),
     (Turn("system", "Be brief."), Turn("user", "Name {{ three }} things.\n\n- one")),
     (Turn("user", "One?"), Turn("assistant", "1\n\n"), Turn("user", "Two?")),
-    (Turn("system", 'Say "no".'), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"), Turn("user", "e")),
+    (
+        Turn("system", 'Say "no".'),
+        Turn("user", "a"),
+        Turn("assistant", "b"),
+        Turn("user", "c"),
+        Turn("assistant", "d"),
+        Turn("user", "e"),
+    ),
     (Turn("user", "🙂 ünï"), Turn("assistant", "### Response:\n"), Turn("user", "\\n $x")),
 )
 CHATML = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<s>system\nYou are kind.</s>\n' }}{% endif %}"
-    "{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<s>system\nYou are kind.</s>\n' }}{% endif"
+    " %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{"
+    " '<s>assistant\n' }}{% endif %}"
 )
 
 
@@ -130,7 +138,9 @@ def as_ollama(template: str, system: str, turns: Sequence[Turn]) -> str:
     return go(template, [*given, *({"role": t.role, "content": t.content} for t in turns)])
 
 
-@pytest.fixture(params=[(kind, bos) for kind in ("openbezoar", "chatml", "no end", "own system") for bos in (False, True)], ids=str)
+@pytest.fixture(
+    params=[(kind, bos) for kind in ("openbezoar", "chatml", "no end", "own system") for bos in (False, True)], ids=str
+)
 def formatter(request: pytest.FixtureRequest, tmp_path: Path) -> Formatter:
     from transformers import AutoTokenizer
 
@@ -162,7 +172,11 @@ def test_an_answer_begun_by_the_user_is_gone_on_with(formatter: Formatter) -> No
     pieces = pieces_of(formatter)
     assert pieces is not None
     begun = (*TALKS[0], Turn("assistant", "The an"))
-    assert as_ollama(go_template(pieces), pieces.default_system, begun) == pieces.render(begun) == pieces.render(TALKS[0]) + "The an"
+    assert (
+        as_ollama(go_template(pieces), pieces.default_system, begun)
+        == pieces.render(begun)
+        == pieces.render(TALKS[0]) + "The an"
+    )
 
 
 def test_the_modelfile_names_the_file_the_prompt_and_what_to_stop_at(tiny: Path) -> None:
@@ -176,18 +190,28 @@ def test_the_modelfile_names_the_file_the_prompt_and_what_to_stop_at(tiny: Path)
     (template,) = re.findall(r'^TEMPLATE """(.*?)"""$', text, re.DOTALL | re.MULTILINE)
     (system,) = re.findall(r'^SYSTEM """(.*?)"""$', text, re.DOTALL | re.MULTILINE)
     assert as_ollama(template, system, TALKS[2]) == formatter.prompt_text(TALKS[2])
-    assert re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE) == ["</s>", "### System:", "### Instruction:", "### Response:"]
+    assert re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE) == [
+        "</s>",
+        "### System:",
+        "### Instruction:",
+        "### Response:",
+    ]
 
 
 @pytest.mark.parametrize(
     "template",
     [
         "{% for m in messages %}{{ loop.index }} {{ m['content'] }}\n{% endfor %}",
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}[{{ m['content'] }}]{% endfor %}",
+        (
+            "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}[{{"
+            " m['content'] }}]{% endfor %}"
+        ),
         "{{ messages | length }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}",
     ],
 )
-def test_a_template_that_is_not_made_of_roles_and_texts_is_left_to_ollama(tiny: Path, tmp_path: Path, template: str) -> None:
+def test_a_template_that_is_not_made_of_roles_and_texts_is_left_to_ollama(
+    tiny: Path, tmp_path: Path, template: str
+) -> None:
     from transformers import AutoTokenizer
 
     (tmp_path / "odd.jinja").write_text(template)

@@ -13,7 +13,9 @@ from openbezoar.forest import Scorer, TokenPath
 from openbezoar.models.packing import PackedLinear, pack
 from tests.test_forest import model_of
 
-needs_kernel = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this build of torch has no packed products")
+needs_kernel = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this build of torch has no packed products"
+)
 
 
 @needs_kernel
@@ -65,7 +67,9 @@ def test_layers_of_other_kinds_and_precisions_stay_as_they_are() -> None:
 
 @needs_kernel
 def test_packing_holds_no_more_than_one_weight_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(5))).bfloat16().requires_grad_(False)
+    model = (
+        nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(5))).bfloat16().requires_grad_(False)
+    )
     model.get_output_embeddings = lambda: None  # type: ignore[assignment]
     plain = [weakref.ref(m.weight) for m in model.modules() if type(m) is nn.Linear]
     alive: list[int] = []

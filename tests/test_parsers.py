@@ -160,7 +160,10 @@ def last_sentence(prompt: str) -> str:
 JUDGES = [name for name in names() if name.startswith("judge_") and "[[" in load(name)]
 OFFICIAL = [
     'by strictly following this format: "[[rating]]", for example: "Rating: [[5]]".',
-    'by strictly following this format: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.',
+    (
+        'by strictly following this format: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and'
+        ' "[[C]]" for a tie.'
+    ),
 ]
 
 
@@ -178,7 +181,13 @@ def test_a_judge_that_repeats_its_instructions_has_said_nothing(repeated: str) -
     [
         # Replies of a judge of 135M parameters.
         ("give your verdict in double square brackets: [[A]] if assistant A did better, [[B]]", None),
-        ("[[A]] if assistant A did better, [[B]] if assistant B did, [[C]] if neither did, for instance: Verdict: [[D]]", None),
+        (
+            (
+                "[[A]] if assistant A did better, [[B]] if assistant B did, [[C]] if neither did, for instance:"
+                " Verdict: [[D]]"
+            ),
+            None,
+        ),
         ("[[A]] if assistant A did better. Both are short. Verdict: [[B]]", "B"),
         ("Verdict: [[A]]. If asked again, I would say the same", "A"),
         ("Verdict: [[A]]\nif that helps", "A"),
@@ -243,7 +252,9 @@ FILTER_REPLIES = [
 
 
 @pytest.mark.parametrize(("reply", "expected"), FILTER_REPLIES)
-def test_a_filter_reply_is_read_as_json_or_lines_or_not_at_all(reply: str, expected: tuple[str, float, str] | None) -> None:
+def test_a_filter_reply_is_read_as_json_or_lines_or_not_at_all(
+    reply: str, expected: tuple[str, float, str] | None
+) -> None:
     assert parse_filter_reply(reply) == expected
 
 
@@ -293,8 +304,12 @@ def slow_rating(text: str) -> float | None:
     return numbers[-1] if numbers and 1 <= numbers[-1] <= 10 else None
 
 
-DENSE = st.lists(st.sampled_from(["[[", "]]", "[", "]", "A", "b", "C", " ", "\n", "*", "x", "[[A]]", "[[ c ]]"]), max_size=30).map("".join)
-NUMBERS = st.lists(st.sampled_from(["[[", "]]", "[", "]", *"0123456789./-+e* ", "10", "[[8]]"]), max_size=30).map("".join)
+DENSE = st.lists(
+    st.sampled_from(["[[", "]]", "[", "]", "A", "b", "C", " ", "\n", "*", "x", "[[A]]", "[[ c ]]"]), max_size=30
+).map("".join)
+NUMBERS = st.lists(st.sampled_from(["[[", "]]", "[", "]", *"0123456789./-+e* ", "10", "[[8]]"]), max_size=30).map(
+    "".join
+)
 
 
 @given(st.text() | BRACKETY | DENSE)
@@ -323,7 +338,11 @@ def test_a_verdict_planted_last_wins(before: str, letter: str, after: str) -> No
 
 @given(st.sampled_from(["accept", "reject"]), st.integers(1, 10), st.text())
 def test_a_filter_reply_in_json_survives_any_reason(status: str, rating: int, reason: str) -> None:
-    assert parse_filter_reply(json.dumps({"status": status, "rating": rating, "reason": reason})) == (status, float(rating), reason.strip())
+    assert parse_filter_reply(json.dumps({"status": status, "rating": rating, "reason": reason})) == (
+        status,
+        float(rating),
+        reason.strip(),
+    )
 
 
 HOSTILE = [

@@ -80,7 +80,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> Path:
     return smi
 
 
-def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openbezoar.machine import devices
 
     smi = driver(tmp_path, monkeypatch, "Tesla T4, 15360, 7.5")
@@ -96,7 +98,9 @@ def test_a_gpu_is_asked_of_the_driver_and_one_that_is_not_told_has_no_known_memo
     [(None, "GPU 0"), ("1", "GPU 1"), ("GPU-5e2f,0", "GPU GPU-5e2f"), ("", "CPU"), ("-1", "CPU")],
     ids=["unset", "1", "uuid", "empty", "-1"],
 )
-def test_the_gpu_is_the_first_one_that_cuda_is_to_see(visible: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_the_first_one_that_cuda_is_to_see(
+    visible: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openbezoar.machine import devices
 
     driver(tmp_path, monkeypatch, "GPU ${1#--id=}, 15360, 8.0")
@@ -126,8 +130,15 @@ def test_a_recipe_that_fits_has_no_warnings(write_recipe: Callable[..., Path]) -
 
 def test_memory_that_does_not_suffice_is_said_with_what_to_change(write_recipe: Callable[..., Path]) -> None:
     base = {"model": "none/none", "shape": SHAPE}
-    steps = {"a": {"sft": "rows.jsonl", "model": "base", "quantize": "none", "checkpointing": False}, "A": {"merge": "a"}}
-    found = {c.step: c.text for c in told(write_recipe(steps, models={"base": base}), device_named("cuda:8GB")) if c.kind == "memory"}
+    steps = {
+        "a": {"sft": "rows.jsonl", "model": "base", "quantize": "none", "checkpointing": False},
+        "A": {"merge": "a"},
+    }
+    found = {
+        c.step: c.text
+        for c in told(write_recipe(steps, models={"base": base}), device_named("cuda:8GB"))
+        if c.kind == "memory"
+    }
     assert found["a"].startswith("does not fit: about 1") and "cuda with 8 GB has 8.0 GB" in found["a"]
     assert "set quantize: nf4 and checkpointing: true and smaller tokens" in found["a"]
     assert found["A"].startswith("may not fit: about 7.8 GB of 8.0 GB")
@@ -135,11 +146,18 @@ def test_memory_that_does_not_suffice_is_said_with_what_to_change(write_recipe: 
 
 
 def test_a_card_without_bfloat16_is_told_by_name(write_recipe: Callable[..., Path]) -> None:
-    steps = {"a": {"sft": "rows.jsonl", "model": "base"}, "b": {"sft": "rows.jsonl", "model": "base", "dtype": "float16"}}
-    assert [str(c) for c in told(write_recipe(steps), CARDS["t4"])] == ["T4 has no bfloat16 arithmetic, it is slow there: set dtype: float16 for a"]
+    steps = {
+        "a": {"sft": "rows.jsonl", "model": "base"},
+        "b": {"sft": "rows.jsonl", "model": "base", "dtype": "float16"},
+    }
+    assert [str(c) for c in told(write_recipe(steps), CARDS["t4"])] == [
+        "T4 has no bfloat16 arithmetic, it is slow there: set dtype: float16 for a"
+    ]
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = {
         "a": {"sft": "rows.jsonl", "model": "base"},
         "A": {"merge": "a"},
@@ -151,7 +169,10 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(write_recip
     model, adapter = 2 * (3_221_504_000 + 2 * 32000 * 3200), 4 * 7_987_200
     # Two models, a third while both bases are tried, two adapters.
     assert written_bytes(built, list(built.nodes.values())) == 3 * model + 2 * adapter
-    with_release = write_recipe({**steps, "out": {"release": ["A", "B"], "gguf": ["f16", "q8_0"]}}, models={"base": {"model": "none/none", "shape": SHAPE}})
+    with_release = write_recipe(
+        {**steps, "out": {"release": ["A", "B"], "gguf": ["f16", "q8_0"]}},
+        models={"base": {"model": "none/none", "shape": SHAPE}},
+    )
     built = graph.build(load(with_release), with_release, Path("runs"))
     assert written_bytes(built, list(built.nodes.values())) == 3 * model + 2 * adapter + 2 * (model + model * 17 // 32)
     recipe = write_recipe(steps, models={"base": {"model": "none/none", "shape": SHAPE}})
@@ -166,7 +187,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(write_recip
 def test_budgets_that_the_estimate_overshoots_are_told_with_what_is_left(write_recipe: Callable[..., Path]) -> None:
     server = {"server": "http://localhost:1/v1", "model": "m", "price": {"input": 1000, "output": 1000}}
     steps = {
-        "made": {"generate": "lamini", "teacher": "judge", "seeds": "rows.jsonl", "rows": 100, "budget": {"tokens": 2000}},
+        "made": {
+            "generate": "lamini",
+            "teacher": "judge",
+            "seeds": "rows.jsonl",
+            "rows": 100,
+            "budget": {"tokens": 2000},
+        },
         "kept": {"filter": "made", "judge": "judge", "budget": {"money": 10_000}},
     }
     recipe = write_recipe(steps, models={"judge": server}, budget={"money": 5})
@@ -180,13 +207,17 @@ def test_budgets_that_the_estimate_overshoots_are_told_with_what_is_left(write_r
 
 
 def test_a_spent_budget_is_no_concern_where_nothing_is_left_to_ask(write_recipe: Callable[..., Path]) -> None:
-    recipe = write_recipe({"kept": {"filter": "rows.jsonl"}, "a": {"sft": "kept", "model": "base"}}, budget={"tokens": 10})
+    recipe = write_recipe(
+        {"kept": {"filter": "rows.jsonl"}, "a": {"sft": "kept", "model": "base"}}, budget={"tokens": 10}
+    )
     Path("runs").mkdir()
     CallStore(Path("runs")).keep({"k": [Completion("x", "stop", 400, 100)]}, Spender("t", "made", "judge"))
     assert [c for c in told(recipe) if c.kind == "budget"] == []
 
 
-def test_run_warns_first_and_goes_on(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_warns_first_and_goes_on(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write_recipe({"kept": {"filter": "rows.jsonl", "rules": {"drop_repetition": 1.0}}})
     monkeypatch.setattr("openbezoar.plan.concerns.concerns", lambda *given: [Concern("memory", "kept", "does not fit")])
     assert run_main("run", str(recipe), "--quiet") == 0
@@ -203,7 +234,10 @@ def test_run_warns_first_and_goes_on(write_recipe: Callable[..., Path], monkeypa
 def half_done(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Path:
     """A recipe of which one step is done, another is stale by several settings, and the rest was never run."""
     rules = {"drop_repetition": 1.0}
-    steps: dict[str, Any] = {"a-filter-with-a-long-name": {"filter": "rows.jsonl", "rules": rules}, "other": {"filter": "rows.jsonl", "rules": rules}}
+    steps: dict[str, Any] = {
+        "a-filter-with-a-long-name": {"filter": "rows.jsonl", "rules": rules},
+        "other": {"filter": "rows.jsonl", "rules": rules},
+    }
     assert run_main("run", str(write_recipe(steps)), "--quiet") == 0
     steps["other"] = {**steps["other"], "min_rating": 7, "retries": 5, "batch": 8}
     steps["sft"] = {"sft": "a-filter-with-a-long-name", "model": "base"}
@@ -211,13 +245,24 @@ def half_done(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[s
     return write_recipe(steps)
 
 
-def test_the_table_fits_100_columns_and_says_why_in_whole_words(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_100_columns_and_says_why_in_whole_words(
+    half_done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main("plan", str(half_done)) == 0
     out = capsys.readouterr().out
     table, words = out.split("\n\n", 1)
     rows = table.splitlines()
     assert all(len(row.rstrip()) <= 100 for row in rows)
-    assert rows[0].split() == ["step", "verb", "state", "rows", "tokens", "memory", "time", "why"], "no column of money where nothing costs any"
+    assert rows[0].split() == [
+        "step",
+        "verb",
+        "state",
+        "rows",
+        "tokens",
+        "memory",
+        "time",
+        "why",
+    ], "no column of money where nothing costs any"
     column = rows[0].index("why")
     why = " ".join(row[column:].strip() for row in rows[2:-1])
     assert why == "min_rating: 5.0 → 7.0; retries: 2 → 5; batch: 32 → 8"
@@ -225,7 +270,9 @@ def test_the_table_fits_100_columns_and_says_why_in_whole_words(half_done: Path,
     assert "2 of 3 steps would run" in words and "Times with '~' are assumed" in words
 
 
-def test_a_narrow_terminal_keeps_room_for_the_reason(half_done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_keeps_room_for_the_reason(
+    half_done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run_main("plan", str(half_done)) == 0
     out = capsys.readouterr().out
@@ -239,11 +286,15 @@ def test_json_has_what_the_table_has_and_more(half_done: Path, capsys: pytest.Ca
     done, stale, missing = made["steps"]
     assert (done["state"], stale["state"], missing["state"]) == ("done", "stale", "missing")
     assert done["took"] is not None and missing["took"] is None
-    assert missing["inputs"] == ["a-filter-with-a-long-name"] and missing["seconds"] is None, "nothing is known of a T4's speed"
+    assert missing["inputs"] == ["a-filter-with-a-long-name"] and missing["seconds"] is None, (
+        "nothing is known of a T4's speed"
+    )
     assert made["device"]["name"] == "T4" and made["total"]["steps"] == 2
     assert made["warnings"][0]["kind"] == "device" and made["warnings"][0]["text"].startswith("T4 has no bfloat16")
 
 
-def test_plan_on_an_unknown_device_is_a_user_s_mistake_in_one_line(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_on_an_unknown_device_is_a_user_s_mistake_in_one_line(
+    half_done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main("plan", str(half_done), "--device", "abacus") == 2
     assert capsys.readouterr().err.startswith("openbezoar: --device abacus: no such device; expected cpu")

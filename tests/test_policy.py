@@ -23,18 +23,36 @@ Make = Callable[..., Path]
 def recipe(tmp_path: Path, tiny: Path) -> Make:
     """A recipe in which every licence is open, but for what a test changes."""
 
-    def make(models: dict[str, Any] | None = None, seeds: Any = "data/seeds.jsonl", readme: str = "apache-2.0", policy: str = "open", **steps: Any) -> Path:
+    def make(
+        models: dict[str, Any] | None = None,
+        seeds: Any = "data/seeds.jsonl",
+        readme: str = "apache-2.0",
+        policy: str = "open",
+        **steps: Any,
+    ) -> Path:
         (tmp_path / "data").mkdir(exist_ok=True)
         for name in ("seeds", "topics", "rows"):
             (tmp_path / f"data/{name}.jsonl").write_text('{"instruction": "a", "response": "b", "title": "t"}\n')
         (tmp_path / "data/README.md").write_text(
-            f"| file | licence |\n| --- | --- |\n| `topics.jsonl` | MIT |\n| `rows.jsonl` | CC BY-SA 3.0 |\n| `seeds.jsonl` | {readme} |\n"
+            "| file | licence |\n| --- | --- |\n| `topics.jsonl` | MIT |\n| `rows.jsonl` | CC BY-SA 3.0 |\n|"
+            f" `seeds.jsonl` | {readme} |\n"
         )
         shutil.copytree(tiny, tmp_path / "teacher", dirs_exist_ok=True)
         (tmp_path / "teacher/source.json").write_text('{"licence": "Apache-2.0"}')
-        known = {"teacher": "teacher", "judge": {"server": "http://localhost:1/v1", "model": "judge", "licence": "mit"}, "base": "org/base", **(models or {})}
+        known = {
+            "teacher": "teacher",
+            "judge": {"server": "http://localhost:1/v1", "model": "judge", "licence": "mit"},
+            "base": "org/base",
+            **(models or {}),
+        }
         made = {
-            "rows": {"generate": "lamini", "teacher": "teacher", "seeds": seeds, "topics": "data/topics.jsonl", "rows": 2},
+            "rows": {
+                "generate": "lamini",
+                "teacher": "teacher",
+                "seeds": seeds,
+                "topics": "data/topics.jsonl",
+                "rows": 2,
+            },
             "kept": {"filter": "rows", "judge": "judge"},
             "tuned": {"sft": ["kept", "data/rows.jsonl"], "model": "base"},
             **steps,
@@ -64,20 +82,42 @@ def test_open_sources_pass_and_a_base_is_not_asked_for(recipe: Make) -> None:
             {"models": {"judge": {"server": "https://x/v1", "model": "big", "licence": "Proprietary"}}},
             "judge 'judge' (proprietary, not a known open licence)",
         ),
-        ({"models": {"teacher": {"model": "teacher", "licence": "llama 2"}}}, "teacher 'teacher' (llama2, not a known open licence)"),
+        (
+            {"models": {"teacher": {"model": "teacher", "licence": "llama 2"}}},
+            "teacher 'teacher' (llama2, not a known open licence)",
+        ),
         ({"readme": "CC BY-NC 4.0"}, "seeds 'data/seeds.jsonl' (cc-by-nc-4.0, non-commercial)"),
         ({"readme": ""}, "seeds 'data/seeds.jsonl' (no licence is stated)"),
-        ({"seeds": {"data": "data/seeds.jsonl", "licence": "CC BY-NC-SA 4.0"}}, "seeds 'data/seeds.jsonl' (cc-by-nc-sa-4.0, non-commercial)"),
+        (
+            {"seeds": {"data": "data/seeds.jsonl", "licence": "CC BY-NC-SA 4.0"}},
+            "seeds 'data/seeds.jsonl' (cc-by-nc-sa-4.0, non-commercial)",
+        ),
         ({"seeds": "hub:org/closed[train]"}, "seeds 'hub:org/closed[train]' (no licence is stated)"),
         (
-            {"evol": {"generate": "evol_instruct", "teacher": "teacher", "seeds": "data/rows.jsonl", "rows": 2, "equality_judge": "base"}},
+            {
+                "evol": {
+                    "generate": "evol_instruct",
+                    "teacher": "teacher",
+                    "seeds": "data/rows.jsonl",
+                    "rows": 2,
+                    "equality_judge": "base",
+                }
+            },
             "judge 'base' (no licence is stated)",
         ),
-        ({"talks": {"mt_bench": ["base"], "questions": "data/rows.jsonl", "judge": "base"}}, "judge 'base' (no licence is stated)"),
-        ({"more": {"dpo": {"data": "data/seeds.jsonl", "licence": "cc-by-nc-4.0"}, "model": "base"}}, "seeds.jsonl' (cc-by-nc-4.0, non-commercial)"),
+        (
+            {"talks": {"mt_bench": ["base"], "questions": "data/rows.jsonl", "judge": "base"}},
+            "judge 'base' (no licence is stated)",
+        ),
+        (
+            {"more": {"dpo": {"data": "data/seeds.jsonl", "licence": "cc-by-nc-4.0"}, "model": "base"}},
+            "seeds.jsonl' (cc-by-nc-4.0, non-commercial)",
+        ),
     ],
 )
-def test_what_is_not_open_is_refused_by_name_and_allowed_without_the_policy(recipe: Make, change: dict[str, Any], said: str) -> None:
+def test_what_is_not_open_is_refused_by_name_and_allowed_without_the_policy(
+    recipe: Make, change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(RecipeError) as refused:
         build(recipe(**change))
     assert said in str(refused.value) and "policy: open refuses" in str(refused.value)
@@ -99,7 +139,9 @@ def test_a_licence_that_the_recipe_states_is_taken(recipe: Make, change: dict[st
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_plan_and_run_refuse_in_one_line_with_every_name(recipe: Make, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_run_refuse_in_one_line_with_every_name(
+    recipe: Make, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = recipe(models={"judge": {"server": "https://x/v1", "model": "big"}}, readme="CC BY-NC 4.0")
     with pytest.raises(SystemExit) as ended:
         main([command, str(path), "--runs", str(path.parent / "runs")])
@@ -144,8 +186,15 @@ def test_what_counts_as_open(stated: str | None, open_: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "stated", ["license: [apache-2.0, cc-by-nc-4.0]", 'license:\n- apache-2.0\n- "cc-by-nc-4.0"\ntags:\n- x', "licence:\n  - apache-2.0\n  - cc-by-nc-4.0"]
+    "stated",
+    [
+        "license: [apache-2.0, cc-by-nc-4.0]",
+        'license:\n- apache-2.0\n- "cc-by-nc-4.0"\ntags:\n- x',
+        "licence:\n  - apache-2.0\n  - cc-by-nc-4.0",
+    ],
 )
 def test_of_several_licences_on_a_card_the_strictest_counts(tmp_path: Path, stated: str) -> None:
     (tmp_path / "README.md").write_text(f"---\nlanguage: en\n{stated}\n---\n# Card\n")
-    assert of_model_folder(tmp_path) == "apache-2.0, cc-by-nc-4.0" and normal(of_model_folder(tmp_path)) == "cc-by-nc-4.0"
+    assert (
+        of_model_folder(tmp_path) == "apache-2.0, cc-by-nc-4.0" and normal(of_model_folder(tmp_path)) == "cc-by-nc-4.0"
+    )

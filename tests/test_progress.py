@@ -36,7 +36,9 @@ def started(arguments: list[str], on_terminal: bool) -> tuple[subprocess.Popen[b
     command = [sys.executable, "-m", "openbezoar", *arguments]
     # A job that a shell has put into the background ignores SIGINT, and its children would too.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=far, stderr=far, env=ENVIRONMENT, preexec_fn=heed)
+    program = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=far, stderr=far, env=ENVIRONMENT, preexec_fn=heed
+    )
     os.close(far)
     said: list[bytes] = []
 
@@ -92,14 +94,20 @@ def test_ctrl_c_on_a_terminal_and_a_signal_in_a_pipe_finish_the_step_and_the_run
         assert "Traceback" not in words
         assert ("\x1b[" in words) == on_terminal, "bars are for terminals"
         assert not on_terminal or words.rindex("\x1b[?25h") > words.rindex("\x1b[?25l"), "the cursor is shown again"
-        assert (metrics.parent / ".resume.safetensors").is_file(), "the step that was finished is saved, though its turn had not come"
+        assert (metrics.parent / ".resume.safetensors").is_file(), (
+            "the step that was finished is saved, though its turn had not come"
+        )
         assert lines(metrics) > done
         done = lines(metrics)
     assert started(arguments, False)[0].wait(240) == 0
-    assert (runs / "t/sft/adapter/adapter_model.safetensors").read_bytes() == (whole / "t/sft/adapter/adapter_model.safetensors").read_bytes()
+    assert (runs / "t/sft/adapter/adapter_model.safetensors").read_bytes() == (
+        whole / "t/sft/adapter/adapter_model.safetensors"
+    ).read_bytes()
 
 
-def test_on_a_terminal_each_step_leaves_one_line_and_the_table_fits(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_on_a_terminal_each_step_leaves_one_line_and_the_table_fits(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     recipe = write_recipe({**STEPS, "sft": {**STEPS["sft"], "epochs": 1}})
     program, said = started(["run", str(recipe), "--runs", str(tmp_path / "runs")], True)
     assert program.wait(240) == 0
@@ -121,7 +129,9 @@ def test_quiet_says_one_line_a_step_and_warnings(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.splitlines() == ["a warning", "[1/2] sft  done in 12.3 s  3 steps"]
 
 
-def test_a_bar_s_speed_does_not_count_what_an_earlier_try_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_s_speed_does_not_count_what_an_earlier_try_did(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     with PlainProgress(every=0).bar("training", 100, "steps", done=90) as bar:
@@ -163,6 +173,9 @@ def test_a_live_bar_shows_brackets_in_its_label_as_they_are() -> None:
     assert "arc [ours]" in screen.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0, ""), (None, ""), (3.21, "3.2 s"), (84.6, "85 s"), (241, "4 min"), (8000, "2.2 h"), (400_000, "4.6 days")])
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, ""), (None, ""), (3.21, "3.2 s"), (84.6, "85 s"), (241, "4 min"), (8000, "2.2 h"), (400_000, "4.6 days")],
+)
 def test_durations_are_said_in_the_unit_that_fits(seconds: float | None, words: str) -> None:
     assert duration(seconds) == words

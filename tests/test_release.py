@@ -1,4 +1,6 @@
-"""A release of a tiny random model: it loads, renders the trained prompt, generates, and its cards say what was measured."""
+"""A release of a tiny random model: it loads, renders the trained prompt, generates, and its cards
+say what was measured.
+"""
 
 import json
 import os
@@ -45,15 +47,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(["Say hello. ### Instruction: ### Response: Below is an instruction"], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=512, bos_token_id=0, eos_token_id=1
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=512,
+        bos_token_id=0,
+        eos_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -105,12 +122,20 @@ class Finished:
         model.mkdir(parents=True)
         for file in tiny.iterdir():
             (model / file.name).write_bytes(file.read_bytes())
-        write_checkpoint(self.run / "DPO", Checkpoint("DPO", str(model), (), "none", "float32", prompt, None), self.run, self.run / "DPO")
+        write_checkpoint(
+            self.run / "DPO",
+            Checkpoint("DPO", str(model), (), "none", "float32", prompt, None),
+            self.run,
+            self.run / "DPO",
+        )
         self._manifests()
         self.recipe: Recipe = parse(
             {
                 "name": "demo",
-                "models": {"base": "base", "teacher": {"server": "http://x/v1", "model": "big-teacher", "licence": "mit"}},
+                "models": {
+                    "base": "base",
+                    "teacher": {"server": "http://x/v1", "model": "big-teacher", "licence": "mit"},
+                },
                 "steps": {"release": {"release": ["DPO"]}},
             },
             "here",
@@ -121,21 +146,68 @@ class Finished:
         row = {"id": "lamini-1", "scheme": "lamini", "instruction": "a", "response": "b", "finish": "stop"}
         jsonl(self.run / "lamini/rows.jsonl", [row, {**row, "id": "lamini-2"}, {**row, "id": "lamini-3"}])
         jsonl(self.run / "rules/rows.jsonl", [{**row, "status": "accept", "rating": None, "reason": "rules"}])
-        jsonl(self.run / "rules/rejected.jsonl", [{**row, "id": "lamini-2", "rule": "echo"}, {**row, "id": "lamini-3", "rule": "echo"}])
+        jsonl(
+            self.run / "rules/rejected.jsonl",
+            [{**row, "id": "lamini-2", "rule": "echo"}, {**row, "id": "lamini-3", "rule": "echo"}],
+        )
         jsonl(self.run / "kept/rows.jsonl", [{**row, "status": "accept", "rating": 8, "reason": "fine"}])
         files = {"seeds.jsonl": "aa"}
         manifest(
-            self.run, "lamini", "generate", {"generate": "lamini", "teacher": "teacher", "rows": 3, "seeds": "seeds.jsonl"}, [], models=models, data_files=files
+            self.run,
+            "lamini",
+            "generate",
+            {"generate": "lamini", "teacher": "teacher", "rows": 3, "seeds": "seeds.jsonl"},
+            [],
+            models=models,
+            data_files=files,
         )
         manifest(self.run, "rules", "filter", {"filter": "lamini"}, ["lamini"], counts={"echo": 2})
         manifest(self.run, "kept", "filter", {"filter": "rules", "judge": "teacher"}, ["rules"], models=models)
-        numbers = {"rows": 9, "steps": 2, "heldout_rows": 3, "heldout_loss_before": 2.5, "heldout_loss_after": 1.25, "beta": 0.1, "first_loss": 0.6931}
+        numbers = {
+            "rows": 9,
+            "steps": 2,
+            "heldout_rows": 3,
+            "heldout_loss_before": 2.5,
+            "heldout_loss_after": 1.25,
+            "beta": 0.1,
+            "first_loss": 0.6931,
+        }
         settings = {"model": "base", "lora": LORA, "quantize": "nf4", "learning_rate": 1e-5}
-        manifest(self.run, "dpo", "dpo", {**settings, "dpo": [{"data": "hub:org/pairs[train]"}], "heldout": "kept"}, ["kept"], numbers=numbers, models=models)
-        manifest(self.run, "DPO", "merge", {"merge": "dpo"}, ["dpo"], numbers={"onto": "dequantized", "kl": 1e-4, "rows": 3, "tokens": 50})
-        task = {"task": "boolq", "fewshot": 0, "n": 48, "metrics": {"acc": {"value": 0.5, "low": 0.4, "high": 0.6}}, "main": "acc"}
+        manifest(
+            self.run,
+            "dpo",
+            "dpo",
+            {**settings, "dpo": [{"data": "hub:org/pairs[train]"}], "heldout": "kept"},
+            ["kept"],
+            numbers=numbers,
+            models=models,
+        )
+        manifest(
+            self.run,
+            "DPO",
+            "merge",
+            {"merge": "dpo"},
+            ["dpo"],
+            numbers={"onto": "dequantized", "kl": 1e-4, "rows": 3, "tokens": 50},
+        )
+        task = {
+            "task": "boolq",
+            "fewshot": 0,
+            "n": 48,
+            "metrics": {"acc": {"value": 0.5, "low": 0.4, "high": 0.6}},
+            "main": "acc",
+        }
         checkpoints = {name: {"tasks": {"passages": task}} for name in ("base", "DPO")}
-        worse = {"a": "base", "b": "DPO", "task": "passages", "metric": "acc", "n": 48, "difference": -0.2, "low": -0.3, "high": -0.1}
+        worse = {
+            "a": "base",
+            "b": "DPO",
+            "task": "passages",
+            "metric": "acc",
+            "n": 48,
+            "difference": -0.2,
+            "low": -0.3,
+            "high": -0.1,
+        }
         manifest(self.run, "scores", "evaluate", {"evaluate": ["base", "DPO"]}, ["DPO"])
         (self.run / "scores/scores.json").write_text(json.dumps({"checkpoints": checkpoints, "differences": [worse]}))
 
@@ -155,7 +227,9 @@ def load_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows as the hub's library reads them."""
     from datasets import load_dataset
 
-    found = load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train", cache_dir=str(folder.parent / ".cache"))
+    found = load_dataset(
+        "parquet", data_files=str(folder / "train.parquet"), split="train", cache_dir=str(folder.parent / ".cache")
+    )
     return [dict(row) for row in found]
 
 
@@ -173,9 +247,15 @@ def test_the_release_renders_and_tokenises_exactly_the_trained_prompt(finished: 
     assert (out / "DPO/chat_template.jinja").read_text() == trained.jinja
     for talk in TALKS:
         messages = [turn.as_dict() for turn in talk]
-        assert released.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == trained.prompt_text(talk)
-        assert released.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"] == trained.prompt_ids(talk)
-    assert "Below is an instruction" in trained.prompt_text(TALKS[0]) and "Below is" not in trained.prompt_text(TALKS[1])
+        assert released.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        ) == trained.prompt_text(talk)
+        assert released.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ] == trained.prompt_ids(talk)
+    assert "Below is an instruction" in trained.prompt_text(TALKS[0]) and "Below is" not in trained.prompt_text(
+        TALKS[1]
+    )
 
 
 def test_what_the_tokenizer_returns_goes_into_generate_unchanged(finished: Finished) -> None:
@@ -185,7 +265,9 @@ def test_what_the_tokenizer_returns_goes_into_generate_unchanged(finished: Finis
     tokenizer = AutoTokenizer.from_pretrained(out / "DPO")
     model = AutoModelForCausalLM.from_pretrained(out / "DPO")
     for inputs in (
-        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"),
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ),
         tokenizer("hi", return_tensors="pt"),
     ):
         assert set(inputs) == {"input_ids", "attention_mask"}
@@ -198,7 +280,11 @@ def test_weights_are_the_merge_steps_bytes_with_their_hash(finished: Finished) -
     mine, theirs = out / "DPO/model.safetensors", finished.run / "DPO/model/model.safetensors"
     assert mine.read_bytes() == theirs.read_bytes() and mine.samefile(theirs)
     told = numbers["models"]["DPO"]
-    assert told["sha256"] == {"model.safetensors": file_digest(theirs)} and told["bytes"] == theirs.stat().st_size and told["path"] == "release/DPO"
+    assert (
+        told["sha256"] == {"model.safetensors": file_digest(theirs)}
+        and told["bytes"] == theirs.stat().st_size
+        and told["path"] == "release/DPO"
+    )
     assert file_digest(theirs) in (out / "DPO/README.md").read_text()
 
 
@@ -215,8 +301,12 @@ def test_the_model_card_has_metadata_scores_and_measured_faults(finished: Finish
     _, out = finished.release()
     card = (out / "DPO/README.md").read_text()
     told = metadata(card)
-    assert told["license"] == "other" and "org/pairs" in card, "a data set without a stated licence leaves the release's open"
-    assert told["base_model"] == "org/tiny" and told["base_model_revision"] == "v1" and told["datasets"] == ["org/pairs"]
+    assert told["license"] == "other" and "org/pairs" in card, (
+        "a data set without a stated licence leaves the release's open"
+    )
+    assert (
+        told["base_model"] == "org/tiny" and told["base_model_revision"] == "v1" and told["datasets"] == ["org/pairs"]
+    )
     assert told["library_name"] == "transformers" and {"openbezoar", "dpo", "qlora"} <= set(told["tags"])
     assert "| DPO | 0.500 [0.400, 0.600] |" in card and "(n=48)" in card
     assert "Worse than base, outside noise: base → DPO, passages: acc: -0.200 [-0.300, -0.100] n=48." in card
@@ -233,7 +323,14 @@ def test_licence_files_of_the_base_are_carried_on(finished: Finished) -> None:
 def test_gemmas_terms_are_carried_on_with_a_notice(tmp_path: Path, tiny: Path) -> None:
     run = Finished(tmp_path, tiny, PromptSpec(), licence="gemma")
     (tmp_path / "base/LICENSE").rename(tmp_path / "base/TERMS_OF_USE.txt")
-    manifest(run.run, "dpo", "dpo", {"model": "base", "dpo": "kept", "lora": LORA}, ["kept"], models={"base": {"model": "org/tiny"}})
+    manifest(
+        run.run,
+        "dpo",
+        "dpo",
+        {"model": "base", "dpo": "kept", "lora": LORA},
+        ["kept"],
+        models={"base": {"model": "org/tiny"}},
+    )
     _, out = run.release()
     assert metadata((out / "DPO/README.md").read_text())["license"] == "gemma"
     assert "ai.google.dev/gemma/terms" in (out / "DPO/NOTICE").read_text() and (out / "DPO/TERMS_OF_USE.txt").is_file()
@@ -243,7 +340,11 @@ def test_kept_rows_carry_the_verdicts_of_every_filter(finished: Finished) -> Non
     numbers, out = finished.release()
     (row,) = load_rows(out / "data/lamini")
     assert (row["rating"], row["reason"], row["rules_reason"], row["rules_status"]) == (8, "fine", "rules", "accept")
-    assert (row["scheme"], row["teacher"], row["judge"]) == ("lamini", "big-teacher (behind a server)", "big-teacher (behind a server)")
+    assert (row["scheme"], row["teacher"], row["judge"]) == (
+        "lamini",
+        "big-teacher (behind a server)",
+        "big-teacher (behind a server)",
+    )
     assert (row["licence"], row["round"], row["parent"]) == ("mit", None, None)
     card = (out / "data/lamini/README.md").read_text()
     assert metadata(card)["license"] == "mit" and "seeds.jsonl | apache-2.0" in card
@@ -267,10 +368,21 @@ def test_the_data_card_tells_how_rows_were_cleaned_filtered_and_reviewed(finishe
         "min_rating": 5.0,
         "rules": {"language": "en", "drop_echoes": True, "decontaminate_words": 13},
     }
-    manifest(finished.run, "kept", "filter", settings, ["rules"], numbers=numbers, models={"teacher": {"model": "big-teacher", "server": "http://x/v1"}})
+    manifest(
+        finished.run,
+        "kept",
+        "filter",
+        settings,
+        ["rules"],
+        numbers=numbers,
+        models={"teacher": {"model": "big-teacher", "server": "http://x/v1"}},
+    )
     _, out = finished.release()
     card = (out / "data/lamini/README.md").read_text()
-    assert "- kept, texts cleaned: markers: 2." in card and "- kept, rules: language en, drop_echoes yes, decontaminate_words 13." in card
+    assert (
+        "- kept, texts cleaned: markers: 2." in card
+        and "- kept, rules: language en, drop_echoes yes, decontaminate_words 13." in card
+    )
     assert "- kept, judge: big-teacher (behind a server), by text; kept from a rating of 5.0 of 10." in card
     assert "- kept: compared with scores: arc: 9 rows by runs of 13 words; 1 row dropped." in card
     assert "- kept, decided by a person: reject: 1." in card and "a person read some of them" in card
@@ -292,11 +404,16 @@ def test_a_system_message_added_to_a_models_own_template_is_released_with_it(tmp
     from transformers import AutoTokenizer
 
     template = tmp_path / "plain.jinja"
-    template.write_text("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}")
+    template.write_text(
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt"
+        " %}[assistant] {% endif %}"
+    )
     system = "It's\nkind \\ {{ x }}"
     run = Finished(tmp_path, tiny, PromptSpec(template=str(template), system=system))
     _, out = run.release()
-    rendered = AutoTokenizer.from_pretrained(out / "DPO").apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    rendered = AutoTokenizer.from_pretrained(out / "DPO").apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert rendered == f"[system] {system}\n[user] hi\n[assistant] "
 
 
@@ -334,7 +451,10 @@ def test_a_releases_licence_follows_from_its_sources(licences: list[str | None],
 
 
 def test_the_readme_beside_a_data_file_states_its_licence(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("| file | rows | licence |\n| --- | --- | --- |\n| `a.jsonl` | 3 | CC BY-NC 4.0 |\n| `sub/b.jsonl` | 3 | MIT |\n")
+    (tmp_path / "README.md").write_text(
+        "| file | rows | licence |\n| --- | --- | --- |\n| `a.jsonl` | 3 | CC BY-NC 4.0 |\n| `sub/b.jsonl` | 3 |"
+        " MIT |\n"
+    )
     assert of_data_file(tmp_path / "a.jsonl") == "CC BY-NC 4.0"
     assert of_data_file(tmp_path / "sub" / "b.jsonl") == "MIT"
     assert of_data_file(tmp_path / "other.jsonl") is None
@@ -365,9 +485,10 @@ def numbers_in(value: Any) -> Iterator[float]:
 def unexplained(card: str, manifests: Sequence[dict[str, Any]]) -> list[str]:
     """Numbers of a card that no manifest has, at the digits that the card shows.
 
-    Structural and not looked up: the example's code and prompt, list and heading marks, digests and file names (no
-    number stands by itself in them), '95 %', 'ln 2 = 0.6931' and 'are 0 by definition' in fixed sentences, '1 to 10' and 'of 10'
-    of ratings and '0-shot' of columns, sizes in units (checked against bytes), shares of n as 'value * n' is a count.
+    Structural and not looked up: the example's code and prompt, list and heading marks, digests and
+    file names (no number stands by itself in them), '95 %', 'ln 2 = 0.6931' and 'are 0 by
+    definition' in fixed sentences, '1 to 10' and 'of 10' of ratings and '0-shot' of columns, sizes
+    in units (checked against bytes), shares of n as 'value * n' is a count.
     """
     body = re.sub(r"^---\n.*?\n---\n", "", card, flags=re.DOTALL)
     body = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
@@ -381,7 +502,9 @@ def unexplained(card: str, manifests: Sequence[dict[str, Any]]) -> list[str]:
         digits = len(text.partition(".")[2]) if "e" not in text else 0
         value = float(text.replace(",", ""))
         units = (1.0, 1e3, 1e6, 1e9)  # bytes as kB, MB, GB
-        if not any(f"{n / unit:.{digits}f}" == f"{value:.{digits}f}" or f"{n:.3g}" == text for unit in units for n in known):
+        if not any(
+            f"{n / unit:.{digits}f}" == f"{value:.{digits}f}" or f"{n:.3g}" == text for unit in units for n in known
+        ):
             wrong.append(text)
     return wrong
 
@@ -406,10 +529,19 @@ def test_the_hubs_client_reads_the_scores_of_a_card(finished: Finished) -> None:
     _, out = finished.release()
     data = ModelCard((out / "DPO/README.md").read_text(), ignore_metadata_errors=False).data
     (result,) = data.eval_results
-    assert (result.dataset_name, result.metric_type, result.metric_value, result.metric_args) == ("passages", "acc", 0.5, {"low": 0.4, "high": 0.6})
+    assert (result.dataset_name, result.metric_type, result.metric_value, result.metric_args) == (
+        "passages",
+        "acc",
+        0.5,
+        {"low": 0.4, "high": 0.6},
+    )
     assert result.dataset_args == {"n": 48} and data.model_name == "DPO"
     rows = DatasetCard((out / "data/lamini/README.md").read_text(), ignore_metadata_errors=False).data
-    assert rows.size_categories == ["n<1K"] and rows.task_categories == ["text-generation"] and rows.pretty_name == "demo: lamini"
+    assert (
+        rows.size_categories == ["n<1K"]
+        and rows.task_categories == ["text-generation"]
+        and rows.pretty_name == "demo: lamini"
+    )
 
 
 def test_a_card_that_the_hubs_client_cannot_read_is_our_error_in_one_line() -> None:
@@ -425,7 +557,14 @@ def test_a_card_that_the_hubs_client_cannot_read_is_our_error_in_one_line() -> N
 def test_a_non_commercial_seed_makes_a_non_commercial_release_and_the_cards_say_so(tmp_path: Path, tiny: Path) -> None:
     run = Finished(tmp_path, tiny, PromptSpec())
     (tmp_path / "README.md").write_text("| file | licence |\n| --- | --- |\n| `seeds.jsonl` | CC BY-NC 4.0 |\n")
-    manifest(run.run, "dpo", "dpo", {"model": "base", "dpo": "kept", "lora": LORA}, ["kept"], models={"base": {"model": "org/tiny"}})
+    manifest(
+        run.run,
+        "dpo",
+        "dpo",
+        {"model": "base", "dpo": "kept", "lora": LORA},
+        ["kept"],
+        models={"base": {"model": "org/tiny"}},
+    )
     _, out = run.release()
     for card in ((out / "DPO/README.md").read_text(), (out / "data/lamini/README.md").read_text()):
         assert metadata(card)["license"] == "cc-by-nc-4.0"
@@ -454,7 +593,11 @@ def test_every_released_file_is_in_the_checksums_and_in_the_manifest(finished: F
         listed = {f.name: f.sha256 for f in checked(folder)}
         there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
         assert set(listed) == there == {*about["files"], "SHA256SUMS"}
-        assert all(about["files"][n] == {"bytes": (folder / n).stat().st_size, "sha256": d} for n, d in listed.items() if n in about["files"])
+        assert all(
+            about["files"][n] == {"bytes": (folder / n).stat().st_size, "sha256": d}
+            for n, d in listed.items()
+            if n in about["files"]
+        )
 
 
 def test_a_gguf_and_a_modelfile_with_the_trained_prompt_are_released(finished: Finished) -> None:
@@ -463,7 +606,11 @@ def test_a_gguf_and_a_modelfile_with_the_trained_prompt_are_released(finished: F
     text = (out / "DPO/gguf/Modelfile").read_text()
     assert "FROM ./DPO-Q8_0.gguf" in text and "### Instruction:" in text and 'PARAMETER stop "</s>"' in text
     card = (out / "DPO/README.md").read_text()
-    assert "`gguf/DPO-Q8_0.gguf`" in card and numbers["models"]["DPO"]["files"]["gguf/DPO-Q8_0.gguf"]["sha256"] in card and "gguf" in metadata(card)["tags"]
+    assert (
+        "`gguf/DPO-Q8_0.gguf`" in card
+        and numbers["models"]["DPO"]["files"]["gguf/DPO-Q8_0.gguf"]["sha256"] in card
+        and "gguf" in metadata(card)["tags"]
+    )
 
 
 def test_forms_of_gguf_are_chosen_in_the_recipe(finished: Finished) -> None:
@@ -474,7 +621,9 @@ def test_forms_of_gguf_are_chosen_in_the_recipe(finished: Finished) -> None:
     assert not (out / "DPO/gguf").exists() and "llama.cpp" not in (out / "DPO/README.md").read_text()
 
 
-def test_a_model_without_a_gguf_form_is_released_without_one_and_says_why(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_gguf_form_is_released_without_one_and_says_why(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = finished.run / "DPO/model/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_bias": True}))
     numbers, out = finished.release()
@@ -495,21 +644,44 @@ def test_data_sets_of_all_schemes_share_their_columns_and_types(tmp_path: Path) 
     from openbezoar.publishing.data_sets import COLUMNS, write_parquet
 
     names = []
-    for place, row in enumerate(({"id": "a", "round": 2, "cleaned": ["markers"], "why": "\ud800"}, {"id": "b", "rating": 7, "flag": True, "mixed": 1.5})):
+    for place, row in enumerate(
+        (
+            {"id": "a", "round": 2, "cleaned": ["markers"], "why": "\ud800"},
+            {"id": "b", "rating": 7, "flag": True, "mixed": 1.5},
+        )
+    ):
         (tmp_path / str(place)).mkdir()
         write_parquet([row, {"id": "c"}], tmp_path / str(place))
         names.append(parquet.read_schema(tmp_path / str(place) / "train.parquet"))
     shared = [[(n, str(schema.field(n).type)) for n in COLUMNS] for schema in names]
     assert shared[0] == shared[1]
     first, second = (load_rows(tmp_path / str(place)) for place in range(2))
-    assert (first[0]["round"], first[0]["cleaned"], first[0]["why"], first[1]["round"]) == (2, '["markers"]', "\\ud800", None)
+    assert (first[0]["round"], first[0]["cleaned"], first[0]["why"], first[1]["round"]) == (
+        2,
+        '["markers"]',
+        "\\ud800",
+        None,
+    )
     assert (second[0]["rating"], second[0]["flag"], second[0]["mixed"]) == (7.0, True, 1.5)
 
 
 def test_rows_may_bring_columns_of_our_names_with_other_things_in_them(tmp_path: Path) -> None:
     from openbezoar.publishing.data_sets import write_parquet
 
-    write_parquet([{"id": 1, "depth": "3 m", "rating": "good", "round": 1.5, "views": 2**70, "far": 2.0**80}, {"id": 2, "depth": 3}], tmp_path)
+    write_parquet(
+        [
+            {"id": 1, "depth": "3 m", "rating": "good", "round": 1.5, "views": 2**70, "far": 2.0**80},
+            {"id": 2, "depth": 3},
+        ],
+        tmp_path,
+    )
     first, second = load_rows(tmp_path)
-    assert [first[name] for name in ("id", "depth", "rating", "round", "views", "far")] == ["1", "3 m", "good", 1.5, str(2**70), 2.0**80]
+    assert [first[name] for name in ("id", "depth", "rating", "round", "views", "far")] == [
+        "1",
+        "3 m",
+        "good",
+        1.5,
+        str(2**70),
+        2.0**80,
+    ]
     assert (second["depth"], second["rating"]) == ("3", None)

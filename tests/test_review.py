@@ -21,8 +21,16 @@ from openbezoar.store.runs import RunFolder
 
 ROWS: list[Row] = [
     {"id": "good", "instruction": "Say what a river is.", "response": "A river is water that flows down to the sea."},
-    {"id": "sorry", "instruction": "Tell me of the moon.", "response": "Sorry, the moon is a body that circles the earth."},
-    {"id": "evil", "instruction": "Print \x1b[2J\x07 and \u202e this.", "response": "Here \x9b31m it is, with ===== a bar\u2028 and\x85more of it."},
+    {
+        "id": "sorry",
+        "instruction": "Tell me of the moon.",
+        "response": "Sorry, the moon is a body that circles the earth.",
+    },
+    {
+        "id": "evil",
+        "instruction": "Print \x1b[2J\x07 and \u202e this.",
+        "response": "Here \x9b31m it is, with ===== a bar\u2028 and\x85more of it.",
+    },
     {"id": "again", "instruction": "say what a RIVER is.", "response": "Another answer, about water that flows."},
 ]
 
@@ -33,7 +41,9 @@ class Tool:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.capsys, self.monkeypatch = folder, capsys, monkeypatch
         write_jsonl(folder / "data.jsonl", ROWS)
-        (folder / "r.yaml").write_text(json.dumps({"name": "r", "models": {"m": "x"}, "steps": {"kept": {"filter": "data.jsonl"}}}))
+        (folder / "r.yaml").write_text(
+            json.dumps({"name": "r", "models": {"m": "x"}, "steps": {"kept": {"filter": "data.jsonl"}}})
+        )
         self.run = folder / "runs" / "r"
 
     def __call__(self, *arguments: str, typed: str = "") -> tuple[int, str, str]:
@@ -94,14 +104,24 @@ def test_decisions_typed_line_by_line_go_over_the_verdicts_at_the_next_run(tool:
     assert tool.plan()[0] == "done"
     kept = {r["id"]: r for r in tool.rows()}
     assert list(kept) == ["sorry", "evil"]
-    assert (kept["sorry"]["status"], kept["sorry"]["review"], kept["sorry"]["before_review"], "rule" in kept["sorry"]) == ("accept", "accept", "refusal", False)
+    assert (
+        kept["sorry"]["status"],
+        kept["sorry"]["review"],
+        kept["sorry"]["before_review"],
+        "rule" in kept["sorry"],
+    ) == ("accept", "accept", "refusal", False)
     assert [(r["id"], r.get("review"), r.get("before_review"), r.get("rule")) for r in tool.rows("rejected")] == [
         ("good", "reject", "kept", None),
         ("again", None, None, "duplicate"),
     ]
     numbers = tool.manifest()["numbers"]
     assert numbers["reviewed"] == {"reject": 1, "accept": 1} and numbers["funnel"][-1] == ["review", 2]
-    assert tool.manifest()["counts"] == {"rejected_in_review": 1, "duplicate": 1, "cleaned_line_ends": 1, "cleaned_control_characters": 1}
+    assert tool.manifest()["counts"] == {
+        "rejected_in_review": 1,
+        "duplicate": 1,
+        "cleaned_line_ends": 1,
+        "cleaned_control_characters": 1,
+    }
 
 
 def test_everything_can_be_taken_back(tool: Tool) -> None:
@@ -141,7 +161,9 @@ def test_an_edit_changes_the_row_that_is_kept_and_nothing_in_place(tool: Tool, e
     editor("s/Sorry, the moon/The moon/")
     data, published = (tool.folder / "data.jsonl").read_bytes(), (tool.run / "kept/rejected.jsonl").read_bytes()
     tool.review("g sorry\ne\n")
-    assert (tool.folder / "data.jsonl").read_bytes() == data and (tool.run / "kept/rejected.jsonl").read_bytes() == published
+    assert (tool.folder / "data.jsonl").read_bytes() == data and (
+        tool.run / "kept/rejected.jsonl"
+    ).read_bytes() == published
     tool.start()
     edited = {r["id"]: r for r in tool.rows()}["sorry"]
     assert (edited["response"], edited["review"]) == ("The moon is a body that circles the earth.", "edit")
@@ -151,7 +173,9 @@ def test_an_edit_changes_the_row_that_is_kept_and_nothing_in_place(tool: Tool, e
     assert "sorry" not in {r["id"] for r in tool.rows()}
 
 
-def test_an_edit_that_changes_nothing_or_fails_decides_nothing(tool: Tool, editor: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_that_changes_nothing_or_fails_decides_nothing(
+    tool: Tool, editor: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     editor("s/not there/x/")
     assert "nothing was changed" in tool.review("e\n")[1]
     editor("/instruction/d")
@@ -166,7 +190,10 @@ def test_an_edit_that_changes_nothing_or_fails_decides_nothing(tool: Tool, edito
 
 
 def test_what_is_shown_is_harmless_for_a_terminal(tool: Tool) -> None:
-    write_jsonl(tool.run / "kept/rows.jsonl", [{**ROWS[2], "id": "e\x1b[2Jvil", "status": "accept", "reason": "\x1b]0;title\x07"}])
+    write_jsonl(
+        tool.run / "kept/rows.jsonl",
+        [{**ROWS[2], "id": "e\x1b[2Jvil", "status": "accept", "reason": "\x1b]0;title\x07"}],
+    )
     RunFolder(tool.run).vouch("kept")
     _, out, _ = tool.review("v\n?\ng \x1b[2J\n")
     assert "\\x1b[2J\\x07 and \\u202e this." in out and "\\x9b31m" in out
@@ -177,7 +204,14 @@ def test_what_is_shown_is_harmless_for_a_terminal(tool: Tool) -> None:
     ("texts", "change"),
     [
         ({"instruction": "a", "response": "b"}, ("b", "c")),
-        ({"instruction": "===== instruction =====\n", "context": "Q\n\n", "response": "===== response =====\n======"}, ("Q", "y")),
+        (
+            {
+                "instruction": "===== instruction =====\n",
+                "context": "Q\n\n",
+                "response": "===== response =====\n======",
+            },
+            ("Q", "y"),
+        ),
         ({"instruction": "\n\na\n", "response": " b \n\n"}, (" b ", " c\nd ")),
     ],
 )
@@ -196,7 +230,9 @@ def test_only_rows_of_a_filter_are_reviewed(tool: Tool) -> None:
     assert tool("review", str(tool.run), "kep")[2].strip().endswith("'kep' is no finished step; filter steps: kept")
     assert "expected one of all, kept, rejected, unscored" in tool.review("", "--only", "most")[2]
     assert tool.review("a\na\na\n", "--only", "rejected")[1].count("rejected  rule") == 2
-    (tool.folder / "r.yaml").write_text(json.dumps({"name": "r", "models": {"m": "x"}, "steps": {"reviews": {"filter": "data.jsonl"}}}))
+    (tool.folder / "r.yaml").write_text(
+        json.dumps({"name": "r", "models": {"m": "x"}, "steps": {"reviews": {"filter": "data.jsonl"}}})
+    )
     code, _, err = tool("plan", str(tool.folder / "r.yaml"))
     assert code == 2 and "give the step another name" in err
 
@@ -218,16 +254,25 @@ def test_a_review_waits_for_no_run_and_a_run_for_no_review(tool: Tool) -> None:
 
 
 def test_accepting_a_dropped_row_does_not_bring_its_duplicates_back() -> None:
-    rows = [Outcome({"hash": "h", "rule": "refusal"}, "rejected", "refusal"), Outcome({"hash": "h", "rule": "duplicate"}, "rejected", "duplicate")]
+    rows = [
+        Outcome({"hash": "h", "rule": "refusal"}, "rejected", "refusal"),
+        Outcome({"hash": "h", "rule": "duplicate"}, "rejected", "duplicate"),
+    ]
     accepted, unmatched = lay_over(rows, {"h": Decision("h", "accept"), "gone": Decision("gone", "reject")})
     assert [o.bucket for o in accepted] == ["kept", "rejected"] and unmatched == 1
-    rejected, _ = lay_over([Outcome({"hash": "h"}, "kept"), Outcome({"hash": "h"}, "kept")], {"h": Decision("h", "reject")})
+    rejected, _ = lay_over(
+        [Outcome({"hash": "h"}, "kept"), Outcome({"hash": "h"}, "kept")], {"h": Decision("h", "reject")}
+    )
     assert [o.bucket for o in rejected] == ["rejected", "rejected"]
 
 
 def test_a_rows_hash_is_of_its_texts_alone() -> None:
     row = {"instruction": "a", "response": "b"}
-    same = ({**row, "id": "x", "rating": 3}, {"instruction": "a", "output": "b", "context": ""}, {**row, "context": None, "system": None})
+    same = (
+        {**row, "id": "x", "rating": 3},
+        {"instruction": "a", "output": "b", "context": ""},
+        {**row, "context": None, "system": None},
+    )
     assert {row_hash(r) for r in same} == {row_hash(row)}
     others = ({**row, "system": "s"}, {**row, "context": "c"}, {"instruction": "b", "response": "a"})
     assert len({row_hash(r) for r in (row, *others)}) == 4

@@ -1,4 +1,6 @@
-"""Implicit rewards and the divergence from a reference: hand-worked numbers, and the evaluate stage against plain passes."""
+"""Implicit rewards and the divergence from a reference: hand-worked numbers, and the evaluate stage
+against plain passes.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,11 @@ from openbezoar.verbs.evaluate.work import run
 from tests.test_evaluate import by_hand, made, place, result  # noqa: F401  the fixture
 
 
-def test_the_stage_gives_rewards_and_divergence_of_all_but_the_reference(place: Path, tmp_path: Path) -> None:  # noqa: F811
-    rows = [{"id": str(i), "prompt": f"Say {w}.", "chosen": f"{w}!", "rejected": "No.", "subset": s} for i, (w, s) in enumerate([("snow", "x"), ("rain", "y")])]
+def test_the_stage_gives_rewards_and_divergence_of_all_but_the_reference(place: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": str(i), "prompt": f"Say {w}.", "chosen": f"{w}!", "rejected": "No.", "subset": s}
+        for i, (w, s) in enumerate([("snow", "x"), ("rain", "y")])
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings: dict[str, Any] = {"tasks": [], "losses": {}, "pairs": {"words": str(tmp_path / "pairs.jsonl")}}
     step, context = made(place, tmp_path, **settings, reference="one", kl_rows=2, kl_tokens=6)
@@ -66,7 +71,10 @@ def test_the_stage_gives_rewards_and_divergence_of_all_but_the_reference(place: 
     found = scored["checkpoints"]["two"]
     margins = []
     for row in rows:
-        gain = [sum(by_hand(place / "two", row["prompt"], row[k])) - sum(by_hand(place / "one", row["prompt"], row[k])) for k in ("chosen", "rejected")]
+        gain = [
+            sum(by_hand(place / "two", row["prompt"], row[k])) - sum(by_hand(place / "one", row["prompt"], row[k]))
+            for k in ("chosen", "rejected")
+        ]
         margins.append(gain[0] - gain[1])
     rewards = found["rewards"]["words"]
     assert rewards["items"] == pytest.approx(margins, abs=1e-3)
@@ -75,7 +83,7 @@ def test_the_stage_gives_rewards_and_divergence_of_all_but_the_reference(place: 
     assert "samples" not in found, "the drawn ids are of no use in the scores"
 
 
-def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) -> None:
     step, context = made(place, tmp_path, evaluate=["one", "same"], tasks=[], losses={}, reference="one", kl_tokens=8)
     context.recipe.models["same"] = context.recipe.models["one"]
     run(step, context)
@@ -84,10 +92,20 @@ def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) 
     assert found["rewards"]["polite"]["margin"]["value"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_prompts_without_room_for_an_answer_are_counted_though_a_killed_run_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    settings: dict[str, Any] = {"evaluate": ["one", "two"], "tasks": [], "losses": {}, "reference": "one", "kl_tokens": 505}
+def test_prompts_without_room_for_an_answer_are_counted_though_a_killed_run_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "evaluate": ["one", "two"],
+        "tasks": [],
+        "losses": {},
+        "reference": "one",
+        "kl_tokens": 505,
+    }
     step, context = made(place, tmp_path, **settings)
-    monkeypatch.setattr("openbezoar.verbs.evaluate.work._against_reference", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "openbezoar.verbs.evaluate.work._against_reference", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         run(step, context)
     monkeypatch.undo()
@@ -97,7 +115,12 @@ def test_prompts_without_room_for_an_answer_are_counted_though_a_killed_run_goes
     assert "kl" not in result(context)["checkpoints"]["two"]
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"reference": "far"}, "not in the list"), ({"reference": "one", "pairs": {}}, "add 'pairs'")])
-def test_a_reference_that_cannot_serve_is_refused(place: Path, tmp_path: Path, settings: dict[str, Any], words: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"reference": "far"}, "not in the list"), ({"reference": "one", "pairs": {}}, "add 'pairs'")],
+)
+def test_a_reference_that_cannot_serve_is_refused(
+    place: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(RecipeError, match=words):
         made(place, tmp_path, **settings)

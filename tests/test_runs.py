@@ -26,7 +26,9 @@ def test_publish_replaces_an_old_result_and_drops_what_was_for_resuming(tmp_path
 
 
 @pytest.mark.parametrize("moment", ["before the renames", "between the renames", "before the old one is gone"])
-def test_a_kill_inside_publish_leaves_a_whole_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_a_kill_inside_publish_leaves_a_whole_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     run = RunFolder(tmp_path / "r")
     (run.begin("s", "old") / "value").write_text("old")
     run.publish("s", {"key": "old"})

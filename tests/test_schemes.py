@@ -1,4 +1,6 @@
-"""What holds for every scheme, and the generate stage, with a teacher that follows a script. Each scheme's own tests: tests/schemes."""
+"""What holds for every scheme, and the generate stage, with a teacher that follows a script. Each
+scheme's own tests: tests/schemes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Scripted:
         self.calls = 0
         self.temperatures: list[float] = []
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
         if self.die_after is not None and self.calls >= self.die_after:
             raise Killed
         self.calls += 1
@@ -57,12 +61,18 @@ class Scripted:
     def _one(self, turns: Sequence[Turn], seed: int) -> Completion:
         system = next((t.content for t in turns if t.role == "system"), "")
         reply = self.say(system, turns[-1].content, seed)
-        return reply if isinstance(reply, Completion) else Completion(reply, "stop", len(turns[-1].content.split()), len(reply.split()))
+        return (
+            reply
+            if isinstance(reply, Completion)
+            else Completion(reply, "stop", len(turns[-1].content.split()), len(reply.split()))
+        )
 
     def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         return self.chat([(Turn("user", p),) for p in prompts], sampling, seeds)
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         raise ModelError("no")
 
     def close(self) -> None:
@@ -77,15 +87,25 @@ class Bench:
         self.counts: dict[str, int] = {}
         self.numbers: dict[str, Any] = {}
 
-    def run(self, teacher: Scripted, out: str = "out", judge: Scripted | None = None, cached: bool = False, **settings: Any) -> list[Row]:
+    def run(
+        self, teacher: Scripted, out: str = "out", judge: Scripted | None = None, cached: bool = False, **settings: Any
+    ) -> list[Row]:
         step = {"teacher": "fake", "batch": 4, "rows": 6, **settings}
-        recipe = parse({"name": "t", "seed": 5, "models": {"fake": "nowhere", "judge": "nowhere"}, "steps": {"g": step}}, "test")
+        recipe = parse(
+            {"name": "t", "seed": 5, "models": {"fake": "nowhere", "judge": "nowhere"}, "steps": {"g": step}}, "test"
+        )
         work = self.folder / out
         work.mkdir(exist_ok=True)
-        context = StepContext("g", recipe, self.folder, RunFolder(self.folder), work, 11, PlainProgress(quiet=True), ("g",))
+        context = StepContext(
+            "g", recipe, self.folder, RunFolder(self.folder), work, 11, PlainProgress(quiet=True), ("g",)
+        )
         self.monkeypatch.setattr(generate, "open_llm", lambda name, _: judge if name == "judge" else teacher)
         if cached:
-            self.monkeypatch.setattr(generate, "open_llm", lambda name, context: remembered(lambda: judge if name == "judge" else teacher, name, context))
+            self.monkeypatch.setattr(
+                generate,
+                "open_llm",
+                lambda name, context: remembered(lambda: judge if name == "judge" else teacher, name, context),
+            )
         checked = recipe.steps["g"]
         assert isinstance(checked, Generate)
         self.numbers = generate.run(checked, context)
@@ -97,13 +117,20 @@ class Bench:
         return name
 
 
-INSTRUCTIONS = [{"id": f"s{n}", "instruction": f"Name {n} rivers of Europe.", "category": "open_qa" if n % 2 else "brainstorming"} for n in range(8)]
+INSTRUCTIONS = [
+    {"id": f"s{n}", "instruction": f"Name {n} rivers of Europe.", "category": "open_qa" if n % 2 else "brainstorming"}
+    for n in range(8)
+]
 
 
 def lamini_teacher(system: str, user: str, seed: int) -> str:
     if asked := re.search(r"Write (\d+) new", user):
         draw = random.Random(seed)
-        return "Sure!\n" + "\n".join(f"<example>Describe thing {draw.randrange(10**9)}.</example>" for _ in range(int(asked[1]))) + "\n<example>An unfin"
+        return (
+            "Sure!\n"
+            + "\n".join(f"<example>Describe thing {draw.randrange(10**9)}.</example>" for _ in range(int(asked[1])))
+            + "\n<example>An unfin"
+        )
     return f"Answer to: {user}"
 
 
@@ -122,7 +149,17 @@ def evol_teacher(system: str, user: str, seed: int) -> str:
 
 
 def flan(submix: str, task: str, n: int, **more: Any) -> list[Row]:
-    return [{"id": f"{task}-{i}", "submix": submix, "task": task, "input": f"Question {i} of {task}?", "target": f"gold {i}", **more} for i in range(n)]
+    return [
+        {
+            "id": f"{task}-{i}",
+            "submix": submix,
+            "task": task,
+            "input": f"Question {i} of {task}?",
+            "target": f"gold {i}",
+            **more,
+        }
+        for i in range(n)
+    ]
 
 
 FLAN = [
@@ -175,7 +212,10 @@ def test_an_own_text_replaces_the_built_in_one_and_a_bad_one_is_refused(tmp_path
 
 
 def test_schemes_are_imported_without_torch_or_the_server_client() -> None:
-    code = "import sys, openbezoar.schemes, openbezoar.verbs.generate.work, openbezoar.llm.server; sys.exit(bool({'torch', 'transformers', 'httpx2', 'datasets'} & set(sys.modules)))"
+    code = (
+        "import sys, openbezoar.schemes, openbezoar.verbs.generate.work, openbezoar.llm.server; sys.exit(bool({'torch',"
+        " 'transformers', 'httpx2', 'datasets'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -211,7 +251,23 @@ def test_a_reply_loses_special_markers_and_control_characters_only(reply: str, t
 
 @pytest.mark.parametrize(
     "piece",
-    ["<example>", "</example>", "<s> ", " \n", "1. x\n", "<|", "a", "</s>\n", "[INST", "- \t", "**", "Answer:\n", "&lt;example", "Example 1 ", "<example> \n"],
+    [
+        "<example>",
+        "</example>",
+        "<s> ",
+        " \n",
+        "1. x\n",
+        "<|",
+        "a",
+        "</s>\n",
+        "[INST",
+        "- \t",
+        "**",
+        "Answer:\n",
+        "&lt;example",
+        "Example 1 ",
+        "<example> \n",
+    ],
 )
 def test_a_reply_of_100_kilobytes_is_parsed_in_linear_time(piece: str) -> None:
     reply = piece * (100_000 // len(piece))
@@ -255,7 +311,9 @@ def some_judge(system: str, user: str, seed: int) -> str:
     return ("not equal", "equal", "perhaps", "not equal")[seed % 4]
 
 
-def _run(bench: Bench, scheme: str, out: str, die_after: int | None = None, say: Say = any_teacher) -> tuple[list[Row], dict[str, int], dict[str, Any], int]:
+def _run(
+    bench: Bench, scheme: str, out: str, die_after: int | None = None, say: Say = any_teacher
+) -> tuple[list[Row], dict[str, int], dict[str, Any], int]:
     seeds = bench.seeds(FLAN if scheme == "orca" else INSTRUCTIONS)
     teacher, judge = Scripted(say, die_after), Scripted(some_judge)
     rows = bench.run(teacher, out, judge, cached=True, generate=scheme, seeds=seeds, **SETTINGS[scheme])
@@ -271,11 +329,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows_counts_and_numbers(ben
             _run(bench, scheme, f"killed-{die_after}", die_after)
         rest = _run(bench, scheme, f"killed-{die_after}")
         assert rest == (rows, counts, numbers, calls - die_after)
-        assert (bench.folder / f"killed-{die_after}/rows.jsonl").read_bytes() == (bench.folder / "whole/rows.jsonl").read_bytes()
+        assert (bench.folder / f"killed-{die_after}/rows.jsonl").read_bytes() == (
+            bench.folder / "whole/rows.jsonl"
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_rows_depend_on_the_seed_alone_not_on_the_batch_size(bench: Bench, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_depend_on_the_seed_alone_not_on_the_batch_size(
+    bench: Bench, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = _run(bench, scheme, "one")[:3]
     assert _run(bench, scheme, "two")[:3] == first
     monkeypatch.setitem(SETTINGS, scheme, {**SETTINGS[scheme], "batch": 3})
@@ -300,12 +362,18 @@ def test_a_seed_without_its_field_is_named(bench: Bench, scheme: str, row: Row, 
 
 
 def test_a_recipe_may_bring_its_own_text_and_a_wrong_name_is_refused(bench: Bench) -> None:
-    (bench.folder / "mine.txt").write_text("Reply with <example>x</example>. Write {wanted} new ones.", encoding="utf-8")
+    (bench.folder / "mine.txt").write_text(
+        "Reply with <example>x</example>. Write {wanted} new ones.", encoding="utf-8"
+    )
     teacher = Scripted(lamini_teacher)
-    bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=2, prompts={"lamini_examples": "mine.txt"})
+    bench.run(
+        teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=2, prompts={"lamini_examples": "mine.txt"}
+    )
     assert teacher.asked[0][-1].content == "Reply with <example>x</example>. Write 20 new ones."
     with pytest.raises(RecipeError, match="sends no such text; it sends lamini_examples"):
-        bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=2, prompts={"lamini_exampels": "mine.txt"})
+        bench.run(
+            teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=2, prompts={"lamini_exampels": "mine.txt"}
+        )
 
 
 def test_tokens_count_every_reply_also_those_that_led_to_no_row(bench: Bench) -> None:
@@ -313,12 +381,16 @@ def test_tokens_count_every_reply_also_those_that_led_to_no_row(bench: Bench) ->
         text = "" if "Name 0" in user else f"Name two seas, {seed}." if "#Given" in user else "Baltic, North."
         return Completion(text, "length" if "seas" in user else "stop", 10, 3)
 
-    rows = bench.run(Scripted(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:3]), rows=3, retry_rounds=0)
+    rows = bench.run(
+        Scripted(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:3]), rows=3, retry_rounds=0
+    )
     assert len(rows) == 2 and bench.numbers["prompt_tokens"] == 50 and bench.numbers["tokens"] == 15
     assert bench.numbers["finished"] == 0.0 and bench.numbers["response_words"] == 2.0 and bench.numbers["wanted"] == 3
 
 
-@pytest.mark.parametrize(("scheme", "file"), [("lamini", "instructions"), ("evol_instruct", "instructions"), ("orca", "flan")])
+@pytest.mark.parametrize(
+    ("scheme", "file"), [("lamini", "instructions"), ("evol_instruct", "instructions"), ("orca", "flan")]
+)
 def test_the_demo_seeds_serve_every_scheme(bench: Bench, scheme: str, file: str) -> None:
     more: dict[str, Any] = {"topics": str(DEMO / "topics.jsonl")} if scheme == "lamini" else {}
     rows = bench.run(

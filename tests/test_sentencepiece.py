@@ -1,4 +1,6 @@
-"""A model folder whose tokenizer is a bare SentencePiece model, as OpenLLaMA's is: the same ids as SentencePiece, or an error."""
+"""A model folder whose tokenizer is a bare SentencePiece model, as OpenLLaMA's is: the same ids as
+SentencePiece, or an error.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,26 @@ from openbezoar.models.load import (
     load_tokenizer,
 )
 
-TEXT = [f"{word} {n} times is {n}{n}, said the {word} café \ufb01rst of all." for word in ("river", "stone", "bread", "tip", "response") for n in range(40)]
+TEXT = [
+    f"{word} {n} times is {n}{n}, said the {word} café \ufb01rst of all."
+    for word in ("river", "stone", "bread", "tip", "response")
+    for n in range(40)
+]
 
 
 def bare(folder: Path, **settings: Any) -> Any:
     """Write a folder with nothing but tokenizer.model and configs; the SentencePiece processor."""
     folder.mkdir(exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT), model_prefix=str(folder / "tokenizer"), vocab_size=360, model_type="bpe", byte_fallback=True,
-        split_digits=True, minloglevel=3, **settings,
-    )  # fmt: skip
+        sentence_iterator=iter(TEXT),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=360,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        minloglevel=3,
+        **settings,
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -38,7 +50,12 @@ def bare(folder: Path, **settings: Any) -> Any:
 def test_a_bare_sentencepiece_model_gives_its_own_ids(rule: str, squeezed: bool, tmp_path: Path) -> None:
     own = bare(tmp_path, normalization_rule_name=rule, remove_extra_whitespaces=squeezed)
     tokenizer = load_tokenizer(tmp_path)
-    for text in (PROBE, "\ufb01rst   river", "### Instruction:\nbread\tand stone\n\n### Response:\n", "\u2460 times 22"):
+    for text in (
+        PROBE,
+        "\ufb01rst   river",
+        "### Instruction:\nbread\tand stone\n\n### Response:\n",
+        "\u2460 times 22",
+    ):
         assert tokenizer(text, add_special_tokens=False).input_ids == own.encode(text), text
     assert tokenizer.pad_token is not None
 

@@ -26,7 +26,9 @@ open({out!r}, "w").write(json.dumps({{"argv": sys.argv, "host": os.environ.get("
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts servers on an otherwise empty PATH that only write down how they were called; ``install()`` gives what was written."""
+    """Puts servers on an otherwise empty PATH that only write down how they were called;
+    ``install()`` gives what was written.
+    """
     folder, out = tmp_path / "bin", tmp_path / "called.json"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -77,14 +79,30 @@ def command(*arguments: str) -> int:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, which the server may replace; servers are looked for on the PATH only."""
-    code = "import sys; from openbezoar.publishing import serving; from openbezoar.cli import app as cli; serving.sys = type('S', (), {'executable': '/nowhere/python'}); cli.main(sys.argv[1:])"
-    return subprocess.run([PYTHON, "-c", code, "serve", *arguments], capture_output=True, text=True, timeout=300, check=False)
+    code = (
+        "import sys; from openbezoar.publishing import serving; from openbezoar.cli import app as cli; serving.sys ="
+        " type('S', (), {'executable': '/nowhere/python'}); cli.main(sys.argv[1:])"
+    )
+    return subprocess.run(
+        [PYTHON, "-c", code, "serve", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_a_release_is_handed_to_vllm_and_the_command_is_printed_first(release: Path, install: Any) -> None:
     install("vllm", "transformers")
     done = run(str(release), "--port", "8765", "--", "--max-model-len", "512")
-    wanted = ["serve", str(release), "--served-model-name", "my-model", "--host", "127.0.0.1", "--port", "8765", "--max-model-len", "512"]
+    wanted = [
+        "serve",
+        str(release),
+        "--served-model-name",
+        "my-model",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8765",
+        "--max-model-len",
+        "512",
+    ]
     assert done.returncode == 0 and install()["argv"][1:] == wanted
     import shlex
 
@@ -101,7 +119,9 @@ def test_a_dry_run_prints_and_starts_nothing(release: Path, install: Any, capsys
     assert "greedy at any temperature" in shown.err and install() is None
 
 
-def test_llama_cpp_takes_the_most_exact_gguf_and_brings_a_template_that_is_not_inside(release: Path, install: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_llama_cpp_takes_the_most_exact_gguf_and_brings_a_template_that_is_not_inside(
+    release: Path, install: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     install("llama-server", "transformers")
     assert command(str(release), "--with", "llama.cpp") == 2
     assert "--with llama.cpp: it needs a .gguf file" in capsys.readouterr().err
@@ -128,12 +148,22 @@ def test_ollama_makes_a_model_from_the_modelfile_where_its_server_answers(releas
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         refused = run(str(release), "--port", str(port))
-        assert refused.returncode == 2 and f"nothing answers at 127.0.0.1:{port}; start it with 'ollama serve'" in refused.stderr and install() is None
+        assert (
+            refused.returncode == 2
+            and f"nothing answers at 127.0.0.1:{port}; start it with 'ollama serve'" in refused.stderr
+            and install() is None
+        )
         listening.listen()
         done = run(str(release), "--port", str(port))
     assert done.returncode == 0
     assert install() == {
-        "argv": [str(Path(os.environ["PATH"]) / "ollama"), "create", "my-model", "-f", str(release / "gguf" / "Modelfile")],
+        "argv": [
+            str(Path(os.environ["PATH"]) / "ollama"),
+            "create",
+            "my-model",
+            "-f",
+            str(release / "gguf" / "Modelfile"),
+        ],
         "host": f"127.0.0.1:{port}",
     }
     assert done.stdout.startswith(f"OLLAMA_HOST=127.0.0.1:{port} ") and f"http://127.0.0.1:{port}/v1" in done.stderr
@@ -151,7 +181,9 @@ def test_ollama_makes_a_model_from_the_modelfile_where_its_server_answers(releas
         (":9000", "http://127.0.0.1:9000"),
     ],
 )
-def test_ollamas_address_is_read_as_ollama_reads_it(host: str, url: str, release: Path, install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollamas_address_is_read_as_ollama_reads_it(
+    host: str, url: str, release: Path, install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
     served = open_served(str(release))
     assert serving.launch("ollama", "ollama", served, None, []).url == f"{url}/v1"
@@ -172,10 +204,14 @@ def test_a_port_that_is_taken_is_told_before_a_server_starts(release: Path, inst
     assert done.returncode == 2 and "another program answers there" in done.stderr and install() is None
 
 
-def test_without_a_server_one_line_says_what_to_install(release: Path, install: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_server_one_line_says_what_to_install(
+    release: Path, install: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command(str(release)) == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and all(name in told for name in ("vllm", "llama.cpp", "ollama", "pip install 'openbezoar[train,web]'"))
+    assert told.count("\n") == 1 and all(
+        name in told for name in ("vllm", "llama.cpp", "ollama", "pip install 'openbezoar[train,web]'")
+    )
     assert command(str(release), "--with", "vllm") == 2
     assert "--with vllm: not installed; get it by pip install vllm" in capsys.readouterr().err
     assert command(str(release), "--with", "tgi") == 2
@@ -188,7 +224,9 @@ def test_the_list_says_which_servers_are_there(install: Any, capsys: pytest.Capt
     assert command("--list") == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == ["vllm", "llama.cpp", "ollama", "transformers"]
-    assert lines["llama.cpp"].endswith("bin/llama-server") and lines["vllm"].startswith("not installed: pip install vllm")
+    assert lines["llama.cpp"].endswith("bin/llama-server") and lines["vllm"].startswith(
+        "not installed: pip install vllm"
+    )
 
 
 def test_what_has_no_template_inside_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -216,7 +254,9 @@ def test_a_step_s_folder_is_refused_and_its_release_named(tmp_path: Path) -> Non
         open_served(str(step))
 
 
-def test_a_server_s_program_that_could_not_serve_counts_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_s_program_that_could_not_serve_counts_as_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "transformers").write_text("#!/bin/sh\n")
     (tmp_path / "transformers").chmod(0o755)
     monkeypatch.setenv("PATH", "")

@@ -29,7 +29,9 @@ KEY = "sk-very-secret-0123456789"
 class Reply:
     """What the test server sends: a status with JSON or text, or a broken connection."""
 
-    def __init__(self, status: int = 200, body: Any = None, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+    def __init__(
+        self, status: int = 200, body: Any = None, headers: dict[str, str] | None = None, cut: bool = False
+    ) -> None:
         self.status, self.body, self.headers, self.cut = status, body, headers or {}, cut
 
 
@@ -41,7 +43,9 @@ def chat_reply(text: str | None, finish: str = "stop", usage: bool = True) -> Re
         "model": "m",
         "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
     }
-    return Reply(200, {**body, "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}} if usage else body)
+    return Reply(
+        200, {**body, "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}} if usage else body
+    )
 
 
 def error(status: int, message: str, headers: dict[str, str] | None = None, **more: Any) -> Reply:
@@ -120,7 +124,11 @@ class Service:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def client(self, **settings: Any) -> Server:
-        return Server("teacher", ServerModel(server=settings.pop("server", self.url), model="m", **settings), FakeClock(self.pauses))
+        return Server(
+            "teacher",
+            ServerModel(server=settings.pop("server", self.url), model="m", **settings),
+            FakeClock(self.pauses),
+        )
 
     def close(self) -> None:
         self.release.set()
@@ -139,7 +147,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 def ask(server: Server, n: int = 1, sampling: Sampling | None = None) -> list[Any]:
     return server.chat(
-        [[Turn("system", "Be kind."), Turn("user", f"q{i}")] for i in range(n)], sampling or Sampling(16, 0.8, 0.9), [2**40 + 5 + i for i in range(n)]
+        [[Turn("system", "Be kind."), Turn("user", f"q{i}")] for i in range(n)],
+        sampling or Sampling(16, 0.8, 0.9),
+        [2**40 + 5 + i for i in range(n)],
     )
 
 
@@ -193,7 +203,12 @@ def test_a_request_carries_messages_settings_seed_and_key(service: Service, monk
         "seed": 5,
         "stop": ["###"],
     }
-    assert (completion.text, completion.finish, completion.prompt_tokens, completion.tokens) == ("echo q0", "stop", 7, 3)
+    assert (completion.text, completion.finish, completion.prompt_tokens, completion.tokens) == (
+        "echo q0",
+        "stop",
+        7,
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +247,9 @@ def test_the_server_says_how_long_to_wait(service: Service) -> None:
     ask(service.client())
     assert 17 <= service.pauses[0] <= 18
     service.requests.clear()
-    service.script = lambda n, request: error(429, "slow down", {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}) if n == 0 else echo(n, request)
+    service.script = lambda n, request: (
+        error(429, "slow down", {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}) if n == 0 else echo(n, request)
+    )
     ask(service.client())
     assert 0 <= service.pauses[1] <= 1
 
@@ -259,7 +276,9 @@ def test_an_unreachable_server_is_named_after_a_few_tries(service: Service) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_refusal_of_the_request_stops_at_once_and_never_shows_the_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_request_stops_at_once_and_never_shows_the_key(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     service.script = lambda n, request: error(401, f"Incorrect API key provided: {KEY}")
     with pytest.raises(ModelError, match=r"refuses the request with 401: .*check the key in \$MY_KEY") as caught:
@@ -270,7 +289,9 @@ def test_a_refusal_of_the_request_stops_at_once_and_never_shows_the_key(service:
         ask(service.client())
 
 
-def test_a_missing_key_is_one_line_and_a_key_in_the_recipe_is_not_repeated(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_one_line_and_a_key_in_the_recipe_is_not_repeated(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ModelError, match=r"environment variable \$MY_KEY is not set"):
         service.client(key="MY_KEY")
@@ -350,7 +371,11 @@ def test_a_wrapper_turns_a_chat_into_a_raw_completion_that_ends_at_the_next_turn
     server = service.client(wrapper="<human>: {prompt}\n<bot>:")
     assert ask(server)[0].text == " raw"
     path, request, _ = service.requests[0]
-    assert path == "/v1/completions" and request["prompt"] == "<human>: Be kind.\n\nq0\n<bot>:" and request["stop"] == ["<human>:"]
+    assert (
+        path == "/v1/completions"
+        and request["prompt"] == "<human>: Be kind.\n\nq0\n<bot>:"
+        and request["stop"] == ["<human>:"]
+    )
     turns = [Turn("user", "a {prompt}"), Turn("assistant", "b"), Turn("user", "c")]
     assert wrapped("<human>: {prompt}\n<bot>:", turns) == "<human>: a {prompt}\n<bot>: b\n<human>: c\n<bot>:"
     with pytest.raises(ModelError, match=r"no \{prompt\}"):
@@ -372,15 +397,35 @@ def tokens_reply(tokens: list[tuple[str, dict[str, float]]], raw: bool = False) 
     text = "".join(token for token, _ in tokens)
     logs = [{t: math.log(p) for t, p in likeliest.items()} for _, likeliest in tokens]
     if raw:
-        told = {"tokens": [t for t, _ in tokens], "token_logprobs": [top[t] for (t, _), top in zip(tokens, logs, strict=True)], "top_logprobs": logs}
+        told = {
+            "tokens": [t for t, _ in tokens],
+            "token_logprobs": [top[t] for (t, _), top in zip(tokens, logs, strict=True)],
+            "top_logprobs": logs,
+        }
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "text": text, "logprobs": told}
     else:
         content = [
-            {"token": t, "logprob": top[t], "bytes": None, "top_logprobs": [{"token": k, "logprob": v, "bytes": None} for k, v in top.items()]}
+            {
+                "token": t,
+                "logprob": top[t],
+                "bytes": None,
+                "top_logprobs": [{"token": k, "logprob": v, "bytes": None} for k, v in top.items()],
+            }
             for (t, _), top in zip(tokens, logs, strict=True)
         ]
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, "logprobs": {"content": content}}
-    body = {"id": "1", "object": "text_completion" if raw else "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": text},
+            "logprobs": {"content": content},
+        }
+    body = {
+        "id": "1",
+        "object": "text_completion" if raw else "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+    }
     return Reply(200, {**body, "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 0}})
 
 
@@ -416,7 +461,9 @@ def test_a_token_that_the_beginning_shares_and_a_ten_of_two_tokens_are_understoo
 def test_a_wrapped_server_is_made_to_begin_its_answer(service: Service) -> None:
     assert weights(service, [SEVEN], wrapper="<human>: {prompt}\n<bot>:") == {7: 0.5, 8: 0.3, 1: 0.1, 10: 0.05}
     path, request, _ = service.requests[0]
-    assert path == "/v1/completions" and request["prompt"] == "<human>: q\n<bot>: Rating: [[" and request["logprobs"] == 20
+    assert (
+        path == "/v1/completions" and request["prompt"] == "<human>: q\n<bot>: Rating: [[" and request["logprobs"] == 20
+    )
 
 
 def test_a_server_that_tells_fewer_likeliest_tokens_is_asked_for_fewer(service: Service) -> None:
@@ -428,7 +475,9 @@ def test_a_server_that_tells_fewer_likeliest_tokens_is_asked_for_fewer(service: 
     assert server.choice_logprobs([[Turn("user", "q")]] * 2, "", ["7"])[1][0] == pytest.approx(math.log(0.5))
 
 
-@pytest.mark.parametrize("bad", [chat_reply("Rating: [[7]]"), error(400, "logprobs are not supported")], ids=["silent", "refused"])
+@pytest.mark.parametrize(
+    "bad", [chat_reply("Rating: [[7]]"), error(400, "logprobs are not supported")], ids=["silent", "refused"]
+)
 def test_a_server_without_log_probabilities_is_named(service: Service, bad: Reply) -> None:
     service.script = lambda n, request: bad
     with pytest.raises(ModelError, match="tells no log-probabilities of its tokens; use mode: text, or a local model"):
@@ -436,7 +485,9 @@ def test_a_server_without_log_probabilities_is_named(service: Service, bad: Repl
 
 
 def test_an_answer_s_tokens_come_with_their_log_probabilities_where_they_are_asked_for(service: Service) -> None:
-    service.script = lambda n, request: tokens_reply([("a", {"a": 0.5}), ("b", {"b": 0.25})]) if request.get("logprobs") else echo(n, request)
+    service.script = lambda n, request: (
+        tokens_reply([("a", {"a": 0.5}), ("b", {"b": 0.25})]) if request.get("logprobs") else echo(n, request)
+    )
     server = service.client()
     assert ask(server, 1, Sampling(8, logprobs=True))[0].logprobs == pytest.approx((math.log(0.5), math.log(0.25)))
     assert ask(server, 1, Sampling(8))[0].logprobs is None
@@ -465,12 +516,16 @@ def test_several_servers_share_the_work(service: Service, second: Service) -> No
 
 def test_a_failing_server_is_left_alone_while_another_one_answers(service: Service, second: Service) -> None:
     service.script = lambda n, request: error(500, "broken")
-    assert [c.text for c in ask(service.client(server=[service.url, second.url], retries=4), 40)] == [f"echo q{n}" for n in range(40)]
+    assert [c.text for c in ask(service.client(server=[service.url, second.url], retries=4), 40)] == [
+        f"echo q{n}" for n in range(40)
+    ]
     assert len(second.requests) == 40 and len(service.requests) < 20
 
 
 def test_when_every_server_is_away_all_are_named(service: Service) -> None:
-    with pytest.raises(ModelError, match=r"\(m at http://127.0.0.1:9/v1, http://127.0.0.1:9/v2\): no answer after \d tries"):
+    with pytest.raises(
+        ModelError, match=r"\(m at http://127.0.0.1:9/v1, http://127.0.0.1:9/v2\): no answer after \d tries"
+    ):
         ask(service.client(server=["http://127.0.0.1:9/v1/", "http://127.0.0.1:9/v2"]))
 
 

@@ -34,13 +34,19 @@ def dequantize_nf4(model: nn.Module) -> None:
         layer.weight.data = shards.nf4_values(layer.weight.data)
 
 
-def checkpoint(folder: Path, adapters: tuple[Path, ...] = (), quantize: str = "nf4", dtype: str = "bfloat16") -> Checkpoint:
+def checkpoint(
+    folder: Path, adapters: tuple[Path, ...] = (), quantize: str = "nf4", dtype: str = "bfloat16"
+) -> Checkpoint:
     return Checkpoint("base", str(folder), adapters, quantize, dtype, PromptSpec())  # type: ignore[arg-type]
 
 
-def save_adapter(base: Path, out: Path, seed: int, targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")) -> Path:
+def save_adapter(
+    base: Path, out: Path, seed: int, targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
+) -> Path:
     """A PEFT adapter with random A and B."""
-    model = load_for_training(checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", "float32", False, seed)
+    model = load_for_training(
+        checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", "float32", False, seed
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -76,7 +82,9 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize("nf4", [False, True], ids=["onto the original", "onto the dequantized"])
-def test_a_merge_by_shards_gives_the_bits_of_a_merge_of_the_whole(tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, nf4: bool) -> None:
+def test_a_merge_by_shards_gives_the_bits_of_a_merge_of_the_whole(
+    tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, nf4: bool
+) -> None:
     first, second = adapters
     weights = shards.weights_of(tiny, torch.bfloat16, CPU, (first,), second, torch.bfloat16, nf4)
     shards.write(weights, tmp_path, most=100_000)
@@ -85,7 +93,9 @@ def test_a_merge_by_shards_gives_the_bits_of_a_merge_of_the_whole(tiny: Path, ad
     assert len(files) > 2 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
     assert all(file.stat().st_size < 110_000 for file in files)
     written = {name: value for file in files for name, value in load_file(file).items()}
-    assert {name: name in load_file(tmp_path / file) for name, file in index["weight_map"].items()} == dict.fromkeys(written, True)
+    assert {name: name in load_file(tmp_path / file) for name, file in index["weight_map"].items()} == dict.fromkeys(
+        written, True
+    )
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in written.values())
 
     model = whole(tiny, torch.bfloat16)
@@ -95,7 +105,10 @@ def test_a_merge_by_shards_gives_the_bits_of_a_merge_of_the_whole(tiny: Path, ad
     model = model.float()
     merge_whole(model, second)
     same(written, model.to(torch.bfloat16).state_dict())
-    assert not torch.equal(written["model.layers.0.mlp.down_proj.weight"], load_file(tiny / shards.WHOLE)["model.layers.0.mlp.down_proj.weight"].bfloat16())
+    assert not torch.equal(
+        written["model.layers.0.mlp.down_proj.weight"],
+        load_file(tiny / shards.WHOLE)["model.layers.0.mlp.down_proj.weight"].bfloat16(),
+    )
 
 
 def packed(model: Any) -> dict[str, torch.Tensor]:
@@ -104,12 +117,18 @@ def packed(model: Any) -> dict[str, torch.Tensor]:
     for name, parameter in model.named_parameters():
         found[name] = parameter.data
         if (state := getattr(parameter, "quant_state", None)) is not None:
-            found |= {f"{name}.scales": state.absmax, f"{name}.scales of scales": state.state2.absmax, f"{name}.offset": state.offset}
+            found |= {
+                f"{name}.scales": state.absmax,
+                f"{name}.scales of scales": state.state2.absmax,
+                f"{name}.offset": state.offset,
+            }
     return found
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, count: int) -> None:
+def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(
+    tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, count: int
+) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     ours = load_base(checkpoint(tiny), adapters[:count], "nf4", "bfloat16")
@@ -117,15 +136,26 @@ def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(tiny: 
     for adapter in adapters[:count]:
         merge_whole(model, adapter)
     model.save_pretrained(tmp_path)
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
-    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"})
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(
+        str(tmp_path), dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"}
+    )
     same(packed(ours), packed(theirs))
     four_bit = [name for name in packed(ours) if name.endswith(".scales")]
     assert len(four_bit) == 2 * 7
-    assert {name.removesuffix(".weight.scales") for name in four_bit} == set(shards.quantised_layers(shards.skeleton(tiny)))
+    assert {name.removesuffix(".weight.scales") for name in four_bit} == set(
+        shards.quantised_layers(shards.skeleton(tiny))
+    )
 
 
-def test_for_inference_the_base_has_the_values_that_nf4_gave_it_in_training(tiny: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_inference_the_base_has_the_values_that_nf4_gave_it_in_training(
+    tiny: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("openbezoar.models.load.pack", lambda model: 0)  # so that the values can be read
     first, second = adapters
     model, _ = load_for_inference(checkpoint(tiny, (first, second)))
@@ -162,7 +192,9 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_more_than_one_weight_s_work_is_alive_while_a_model_is_made_tensor_by_tensor(tiny: Path, adapters: tuple[Path, Path]) -> None:
+def test_no_more_than_one_weight_s_work_is_alive_while_a_model_is_made_tensor_by_tensor(
+    tiny: Path, adapters: tuple[Path, Path]
+) -> None:
     weights = shards.weights_of(tiny, torch.bfloat16, CPU, adapters[:1], adapters[1], torch.bfloat16, nf4=True)
     elements = max(torch.Size(weight.shape()).numel() for weight in weights.values())
     with Largest(large=8192) as seen:
@@ -182,13 +214,17 @@ def test_old_rotary_tables_are_left_out_and_everything_is_kept_where_names_diffe
     assert shards.of_model(renamed, model).keys() == renamed.keys()
 
 
-def test_an_adapter_that_is_not_on_linear_layers_alone_is_refused_rather_than_merged_in_part(adapters: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_on_linear_layers_alone_is_refused_rather_than_merged_in_part(
+    adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(adapters[0], tmp_path / "more")
     file = tmp_path / "more" / "adapter_model.safetensors"
     save_file({**load_file(file), "base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 9)}, file)
-    with pytest.raises(ModelError, match=r"'base_model.model.model.embed_tokens.lora_embedding_A' is no LoRA weight of a linear layer"):
+    with pytest.raises(
+        ModelError, match=r"'base_model.model.model.embed_tokens.lora_embedding_A' is no LoRA weight of a linear layer"
+    ):
         shards.adapter_deltas(tmp_path / "more")
 
 
@@ -207,7 +243,9 @@ def test_targets_that_are_no_linear_layer_are_refused_in_one_line(tiny: Path, ta
 
 def test_a_head_that_is_the_embeddings_too_takes_no_adapter(tiny_gemma: Path) -> None:
     """Merged, it would change the embeddings."""
-    with pytest.raises(ModelError, match=r"'lm_head' of lora.targets is the output head, whose weight is the embeddings' too"):
+    with pytest.raises(
+        ModelError, match=r"'lm_head' of lora.targets is the output head, whose weight is the embeddings' too"
+    ):
         load_for_training(checkpoint(tiny_gemma), Lora(r=4, targets=["q_proj", "lm_head"]), "none", "float32", False, 0)
 
 
@@ -216,8 +254,13 @@ def test_an_adapter_of_another_model_is_refused_by_name(tiny: Path, tiny_gemma: 
     content = load_file(adapter / "adapter_model.safetensors")
     from safetensors.torch import save_file
 
-    save_file({name.replace("layers.1.", "layers.7."): value for name, value in content.items()}, adapter / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"no weight 'model\.layers\.7\.[a-z_.]+weight'; the adapter belongs to another model"):
+    save_file(
+        {name.replace("layers.1.", "layers.7."): value for name, value in content.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    with pytest.raises(
+        ModelError, match=r"no weight 'model\.layers\.7\.[a-z_.]+weight'; the adapter belongs to another model"
+    ):
         load_base(checkpoint(tiny), (adapter,), "nf4", "bfloat16")
 
 
@@ -248,13 +291,24 @@ def trees() -> Iterator[tuple[TokenPath, ...]]:
 def test_a_family_whose_sizes_have_other_names_is_not_checkpointed_by_itself() -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
-    opt = OPTForCausalLM(OPTConfig(vocab_size=97, hidden_size=48, ffn_dim=64, word_embed_proj_dim=48, num_hidden_layers=1, num_attention_heads=6))
+    opt = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=97,
+            hidden_size=48,
+            ffn_dim=64,
+            word_embed_proj_dim=48,
+            num_hidden_layers=1,
+            num_attention_heads=6,
+        )
+    )
     assert checkpointing.apply(opt, Sft(sft="x", model="base")) is False
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 @pytest.mark.parametrize("model_fixture", ["tiny", "tiny_gemma"])
-def test_checkpointing_leaves_gradients_bit_identical_dropout_included(model_fixture: str, quantize: str, request: pytest.FixtureRequest) -> None:
+def test_checkpointing_leaves_gradients_bit_identical_dropout_included(
+    model_fixture: str, quantize: str, request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(model_fixture)
     found = []
     for on in (False, True):
@@ -282,11 +336,16 @@ def test_checkpointing_is_no_part_of_a_step_s_key(write_recipe: Callable[..., Pa
     from openbezoar.recipe.file import load
 
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base"}})
-    keys = {graph.build(load(path, [f"steps.a.checkpointing={value}"]), path, tmp_path / "runs").nodes["a"].key for value in ("auto", "on", "off")}
+    keys = {
+        graph.build(load(path, [f"steps.a.checkpointing={value}"]), path, tmp_path / "runs").nodes["a"].key
+        for value in ("auto", "on", "off")
+    }
     assert len(keys) == 1
 
 
-@pytest.mark.parametrize(("limit", "calls"), [(0, ["back", "read", "back"]), (1 << 40, ["back", "read", "keep"])], ids=["large", "small"])
+@pytest.mark.parametrize(
+    ("limit", "calls"), [(0, ["back", "read", "back"]), (1 << 40, ["back", "read", "keep"])], ids=["large", "small"]
+)
 @pytest.mark.parametrize("way", ["inference", "nf4 inference", "training", "nf4 training"])
 def test_freed_blocks_go_back_while_a_model_is_read_and_are_kept_for_a_small_ones_passes(
     tiny: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, way: str, limit: int, calls: list[str]
@@ -304,7 +363,9 @@ def test_freed_blocks_go_back_while_a_model_is_read_and_are_kept_for_a_small_one
     assert told == calls
 
 
-def test_an_nf4_base_stored_in_32_bits_is_held_as_one_in_16_is(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_nf4_base_stored_in_32_bits_is_held_as_one_in_16_is(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``plan`` counts parameters, so what decides here must not be the file's size."""
     sizes: list[int] = []
     monkeypatch.setattr(load, "unpacks", lambda in_16_bits, nf4, dtype: bool(sizes.append(in_16_bits)))

@@ -104,7 +104,8 @@ def test_random_signs_by_hand() -> None:
 
 
 def test_a_large_difference_stays_one_among_a_thousand_comparisons() -> None:
-    # 100 differences of 1 to 2: far beyond what 10,000 signs can tell; Hoeffding's bound by hand for equal ones, 2 exp(-100² / 200).
+    # 100 differences of 1 to 2: far beyond what 10,000 signs can tell; Hoeffding's bound by hand
+    # for equal ones, 2 exp(-100² / 200).
     assert random_signs([1.0] * 100, [0.5] * 100, seed=1) == pytest.approx(2 * math.exp(-50))
     clear = random_signs([1 + n / 100 for n in range(100)], [0.5] * 100, seed=1)
     assert holm([clear] + [0.5] * 999)[0] < 0.001
@@ -178,7 +179,8 @@ def test_intervals_of_agreement_cover_93_to_97_percent_though_votes_on_a_questio
     generator = np.random.default_rng(5)
     hits = 0
     for repeat in range(REPEATS):
-        agreed = generator.binomial(8, generator.beta(4, 2, size=64))  # 64 questions with 8 votes and a probability each; mean 2/3
+        # 64 questions with 8 votes and a probability each; mean 2/3
+        agreed = generator.binomial(8, generator.beta(4, 2, size=64))
         tables = np.zeros((64, 2, 2))
         tables[:, 0, 0], tables[:, 0, 1] = agreed, 8 - agreed
         (found,) = grouped_intervals(tables, [agreement_of], seed=repeat, draws=600)

@@ -1,4 +1,6 @@
-"""What is stored is not always the weight: bases in FP8 and in bitsandbytes' forms, other forms, heads that are tied or not."""
+"""What is stored is not always the weight: bases in FP8 and in bitsandbytes' forms, other forms,
+heads that are tied or not.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def copied(source: Path, out: Path) -> Path:
 
 
 def restored(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     return folder
 
 
@@ -58,7 +64,11 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 def in_fp8(
-    tiny: Path, out: Path, block: tuple[int, int | None] = (32, 32), method: str | None = "fp8", scale: str = "weight_scale_inv"
+    tiny: Path,
+    out: Path,
+    block: tuple[int, int | None] = (32, 32),
+    method: str | None = "fp8",
+    scale: str = "weight_scale_inv",
 ) -> tuple[Path, dict[str, torch.Tensor]]:
     """A model whose layers are stored in e4m3 with block scales, and the weights that this stands for."""
     tensors, means = {}, {}
@@ -74,7 +84,15 @@ def in_fp8(
         tensors[name.removesuffix("weight") + scale] = scales
         means[name] = (codes.float() * scales[:, None, :, None]).reshape(rows, columns)
     folder = restored(copied(tiny, out), tensors)
-    edit(folder, quantization_config=method and {"quant_method": method, "activation_scheme": "dynamic", **({"weight_block_size": block} if block[1] else {})})
+    edit(
+        folder,
+        quantization_config=method
+        and {
+            "quant_method": method,
+            "activation_scheme": "dynamic",
+            **({"weight_block_size": block} if block[1] else {}),
+        },
+    )
     return folder, means
 
 
@@ -89,8 +107,12 @@ def in_bitsandbytes(tiny: Path, out: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("method", ["fp8", None])
-@pytest.mark.parametrize(("block", "scale"), [((32, 32), "weight_scale_inv"), ((1, None), "weight_scale")], ids=["blocks", "rows"])
-def test_fp8_with_scales_is_the_weights_that_it_stands_for(tiny: Path, tmp_path: Path, block: tuple[int, int | None], scale: str, method: str | None) -> None:
+@pytest.mark.parametrize(
+    ("block", "scale"), [((32, 32), "weight_scale_inv"), ((1, None), "weight_scale")], ids=["blocks", "rows"]
+)
+def test_fp8_with_scales_is_the_weights_that_it_stands_for(
+    tiny: Path, tmp_path: Path, block: tuple[int, int | None], scale: str, method: str | None
+) -> None:
     folder, means = in_fp8(tiny, tmp_path / "fp8", block, method, scale)
     made = fetch(str(folder))
     again = load_file(made / "model.safetensors")
@@ -105,7 +127,9 @@ def test_our_fp8_arithmetic_is_transformers_own(tiny: Path, tmp_path: Path) -> N
 
     folder, _ = in_fp8(tiny, tmp_path / "fp8")
     theirs = AutoModelForCausalLM.from_pretrained(
-        str(folder), quantization_config=FineGrainedFP8Config(dequantize=True, weight_block_size=(32, 32)), dtype=torch.float32
+        str(folder),
+        quantization_config=FineGrainedFP8Config(dequantize=True, weight_block_size=(32, 32)),
+        dtype=torch.float32,
     )
     ours = load_file(fetch(str(folder)) / "model.safetensors")
     for name, value in theirs.state_dict().items():
@@ -115,22 +139,33 @@ def test_our_fp8_arithmetic_is_transformers_own(tiny: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "settings",
     [
-        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16},
+        {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        },
         {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": torch.bfloat16},
         {"load_in_8bit": True},
     ],
     ids=["nf4", "fp4", "int8"],
 )
-def test_bitsandbytes_bases_are_de_quantised_by_bitsandbytes(tiny: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_bitsandbytes_bases_are_de_quantised_by_bitsandbytes(
+    tiny: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = in_bitsandbytes(tiny, tmp_path / "bnb", **settings)
-    theirs = AutoModelForCausalLM.from_pretrained(str(folder), device_map={"": "cpu"}, dtype=torch.bfloat16).dequantize()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        str(folder), device_map={"": "cpu"}, dtype=torch.bfloat16
+    ).dequantize()
     ours = load_file(fetch(str(folder)) / "model.safetensors")
     wanted = theirs.state_dict()
     assert ours.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert ours[name].dtype == torch.bfloat16 and torch.allclose(ours[name].float(), value.float(), rtol=2.0**-7, atol=1e-6), name
+        assert ours[name].dtype == torch.bfloat16 and torch.allclose(
+            ours[name].float(), value.float(), rtol=2.0**-7, atol=1e-6
+        ), name
 
 
 @pytest.mark.parametrize(("form", "quantize"), [("fp8", "none"), ("nf4", "nf4")])
@@ -140,7 +175,13 @@ def test_a_quantised_base_is_trained_merged_and_released_as_plain_weights(
     if form == "fp8":
         folder = in_fp8(tiny, tmp_path / "model")[0]
     else:
-        folder = in_bitsandbytes(tiny, tmp_path / "model", load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+        folder = in_bitsandbytes(
+            tiny,
+            tmp_path / "model",
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
     steps = {
         "a": {"sft": "rows.jsonl", "model": "base", "max_steps": 2, "quantize": quantize, **FAST},
         "m": {"merge": "a", "drift_rows": 4},
@@ -162,11 +203,15 @@ def gptq(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     stem = "model.layers.0.self_attn.q_proj."
     del found[f"{stem}weight"]
     return found | {
-        f"{stem}qweight": torch.zeros(8, 64, dtype=torch.int32), f"{stem}qzeros": torch.zeros(1, 8, dtype=torch.int32), f"{stem}scales": torch.ones(1, 64)
-    }  # fmt: skip
+        f"{stem}qweight": torch.zeros(8, 64, dtype=torch.int32),
+        f"{stem}qzeros": torch.zeros(1, 8, dtype=torch.int32),
+        f"{stem}scales": torch.ones(1, 64),
+    }
 
 
-def with_scale(name: str, dtype: torch.dtype = torch.float32) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+def with_scale(
+    name: str, dtype: torch.dtype = torch.float32
+) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
     return lambda tensors: {**tensors, name: torch.ones(1).to(dtype)}
 
 
@@ -179,7 +224,11 @@ def cast(dtype: torch.dtype) -> Callable[[dict[str, torch.Tensor]], dict[str, to
     [
         (gptq, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"says gptq\).*qweight' is stored as I32"),
         (gptq, {"compression_config": {"quantization_method": "compressed-tensors"}}, "says compressed-tensors"),
-        (gptq, {"text_config": {"quantization_config": {"quant_method": "awq"}}, "architectures": None}, "parts beside its text model"),
+        (
+            gptq,
+            {"text_config": {"quantization_config": {"quant_method": "awq"}}, "architectures": None},
+            "parts beside its text model",
+        ),
         (gptq, {}, "weights are quantised: '.*qweight' is stored as I32"),
         (cast(torch.uint8), {"quantization_config": {"quant_method": "mxfp4"}}, "says mxfp4"),
         (cast(torch.int8), {}, "up_proj.weight' is stored as I8"),
@@ -189,9 +238,14 @@ def cast(dtype: torch.dtype) -> Callable[[dict[str, torch.Tensor]], dict[str, to
     ],
 )
 def test_other_forms_are_refused_in_one_line_before_anything_runs(
-    tiny: Path, tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str],
-    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], config: dict[str, Any], said: str,
-) -> None:  # fmt: skip
+    tiny: Path,
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    config: dict[str, Any],
+    said: str,
+) -> None:
     folder = restored(edit(copied(tiny, tmp_path / "model"), **config), change(load_file(tiny / "model.safetensors")))
     with pytest.raises(ModelError, match=said) as error:
         fetch(str(folder))
@@ -204,7 +258,9 @@ def test_other_forms_are_refused_in_one_line_before_anything_runs(
 
 
 def test_a_config_that_says_quantised_over_plain_tensors_is_mended(tiny: Path, tmp_path: Path) -> None:
-    folder = edit(copied(tiny, tmp_path / "model"), quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    folder = edit(
+        copied(tiny, tmp_path / "model"), quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+    )
     made = fetch(str(folder))
     assert "quantization_config" not in json.loads((made / "config.json").read_text())
     assert (made / "model.safetensors").is_symlink() and torch.equal(logits(folder), logits(tiny))
@@ -220,7 +276,10 @@ def test_a_head_of_its_own_counts_whatever_the_config_says(tiny: Path, tmp_path:
         folder = save_tiny_model(tmp_path / "model", kind="gemma3")
         tensors = load_file(folder / "model.safetensors")
         torch.manual_seed(1)
-        restored(edit(folder, tie_word_embeddings=None), {**tensors, "lm_head.weight": torch.randn_like(tensors["model.embed_tokens.weight"])})
+        restored(
+            edit(folder, tie_word_embeddings=None),
+            {**tensors, "lm_head.weight": torch.randn_like(tensors["model.embed_tokens.weight"])},
+        )
     else:
         folder = edit(copied(tiny, tmp_path / "model"), tie_word_embeddings=True)
     made = fetch(str(folder))
@@ -246,12 +305,15 @@ def test_a_head_that_is_not_stored_is_the_embeddings(tiny: Path, tmp_path: Path)
 def test_an_equal_copy_of_the_embeddings_is_read_as_it_is(tiny: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny / "model.safetensors")
     folder = restored(
-        edit(copied(tiny, tmp_path / "model"), tie_word_embeddings=True), {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+        edit(copied(tiny, tmp_path / "model"), tie_word_embeddings=True),
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
     )
     assert fetch(str(folder)) == folder
 
 
-def test_the_released_config_and_gguf_have_the_head_of_its_own(tiny: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+def test_the_released_config_and_gguf_have_the_head_of_its_own(
+    tiny: Path, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
     import gguf
 
     folder = edit(copied(tiny, tmp_path / "model"), tie_word_embeddings=True)

@@ -1,4 +1,6 @@
-"""Chat templates: the one that is meant, rendered as transformers renders it, within bounds, and one line for whatever is wrong with it."""
+"""Chat templates: the one that is meant, rendered as transformers renders it, within bounds, and
+one line for whatever is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,29 @@ def messages(turns: list[Turn]) -> list[dict[str, str]]:
 @pytest.mark.parametrize("generation", [True, False])
 def test_a_template_is_rendered_as_transformers_renders_it(name: str, generation: bool, tiny: Path) -> None:
     template = (
-        {**TEMPLATES, "odd": ODD}[name].replace("strftime_now('%d %b %Y')", "strftime_now('%%')").replace("strftime_now('%Y-%m-%d')", "strftime_now('%%')")
+        {**TEMPLATES, "odd": ODD}[name]
+        .replace("strftime_now('%d %b %Y')", "strftime_now('%%')")
+        .replace("strftime_now('%Y-%m-%d')", "strftime_now('%%')")
     )
     tokenizer = with_template(tiny, template)
     for turns in (TALK[:1], TALK, TALK[:2]):
         theirs = tokenizer.apply_chat_template(messages(turns), tokenize=False, add_generation_prompt=generation)
-        assert render(template, messages(turns), {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, generation) == theirs
+        assert (
+            render(
+                template, messages(turns), {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, generation
+            )
+            == theirs
+        )
 
 
 def test_what_a_template_calls_wrong_is_wrong_here_too() -> None:
-    for template in ("{{ raise_exception('No.') }}", "{{ messages.append(1) }}", "{{ messages.__class__.x }}", "{{ namespace(_x=1) }}", "{{ nothing.more }}"):
+    for template in (
+        "{{ raise_exception('No.') }}",
+        "{{ messages.append(1) }}",
+        "{{ messages.__class__.x }}",
+        "{{ namespace(_x=1) }}",
+        "{{ nothing.more }}",
+    ):
         with pytest.raises(TemplateError):
             render(template, messages(TALK), {}, True)
 
@@ -97,12 +112,19 @@ def test_templates_of_which_none_is_meant_are_one_line(template: Any, said: str)
 
 
 def test_a_single_named_template_is_the_template() -> None:
-    assert chosen({"tool_use": "x"}, "model") == "x" and chosen({}, "model") is None and chosen("", "model") is None and chosen(None, "model") is None
+    assert (
+        chosen({"tool_use": "x"}, "model") == "x"
+        and chosen({}, "model") is None
+        and chosen("", "model") is None
+        and chosen(None, "model") is None
+    )
 
 
 # ----------------------------------------------------------------------------- bounds
 
-DOUBLING = "{{% set ns = namespace(x={}) %}}{{% for i in range(100) %}}{{% set ns.x = {} %}}{{% endfor %}}{{{{ ns.x }}}}"
+DOUBLING = (
+    "{{% set ns = namespace(x={}) %}}{{% for i in range(100) %}}{{% set ns.x = {} %}}{{% endfor %}}{{{{ ns.x }}}}"
+)
 HOSTILE = [
     "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "{% for i in range(100000) %}{% for j in 'ab' * 50000 %}{{ j }}{% endfor %}{% endfor %}",
@@ -161,7 +183,8 @@ def test_a_long_conversation_has_the_room_it_needs() -> None:
     assert render(QWEN3, talk, {}, True).count("<|im_start|>") == 1002
     assert len(render(LLAMA3, [{"role": "user", "content": "long " * 200_000}], {"bos_token": ""}, True)) > 990_000
     looks_back = (
-        "{% for m in messages %}{% for n in messages %}{% if n.role == 'user' and loop.index0 < messages | length - 1 %}{% endif %}{% endfor %}{% endfor %}ok"
+        "{% for m in messages %}{% for n in messages %}{% if n.role == 'user' and loop.index0 < messages | length - 1"
+        " %}{% endif %}{% endfor %}{% endfor %}ok"
     )
     assert render(looks_back, talk[:200], {}, True) == "ok"
     assert WORK < 10**8
@@ -171,11 +194,17 @@ def test_a_long_conversation_has_the_room_it_needs() -> None:
 
 
 @pytest.mark.parametrize("template", [MISTRAL, GEMMA2, SILENT], ids=["refuses by its order", "refuses", "silent"])
-def test_a_system_message_goes_before_the_first_question_where_the_template_has_no_place_for_it(template: str, tiny: Path) -> None:
+def test_a_system_message_goes_before_the_first_question_where_the_template_has_no_place_for_it(
+    template: str, tiny: Path
+) -> None:
     formatter = Formatter(with_template(tiny, template), OWN)
     folded = [Turn("user", "Be brief.\n\nWhat?")]
-    assert formatter.folds_system and formatter.prompt_text([Turn("system", "Be brief."), Turn("user", "What?")]) == formatter.prompt_text(folded)
-    assert formatter.prompt_text([Turn("system", ""), Turn("user", "What?")]) == formatter.prompt_text([Turn("user", "What?")])
+    assert formatter.folds_system and formatter.prompt_text(
+        [Turn("system", "Be brief."), Turn("user", "What?")]
+    ) == formatter.prompt_text(folded)
+    assert formatter.prompt_text([Turn("system", ""), Turn("user", "What?")]) == formatter.prompt_text(
+        [Turn("user", "What?")]
+    )
     assert sum("system message" in note for note in formatter.notes) == 1
     own = Formatter(with_template(tiny, template), PromptSpec(template="own", system="Be brief."))
     assert own.prompt_text([Turn("user", "What?")]) == formatter.prompt_text(folded)
@@ -186,7 +215,9 @@ def test_a_system_message_goes_before_the_first_question_where_the_template_has_
 def test_templates_with_a_place_for_it_keep_their_own(tiny: Path) -> None:
     for name in ("chatml", "qwen3", "r1", "llama3", "gpt-oss"):
         formatter = Formatter(with_template(tiny, TEMPLATES[name]), OWN)
-        assert not formatter.folds_system and "Be brief." in formatter.prompt_text([Turn("system", "Be brief."), Turn("user", "What?")])
+        assert not formatter.folds_system and "Be brief." in formatter.prompt_text(
+            [Turn("system", "Be brief."), Turn("user", "What?")]
+        )
 
 
 @pytest.mark.parametrize("template", [LLAMA3, GPT_OSS], ids=["llama3", "gpt-oss"])
@@ -196,7 +227,10 @@ def test_the_day_is_always_the_same_and_in_the_release_too(template: str, tiny: 
     assert ("26 Jul 2024" in text) or ("2024-07-26" in text)
     assert any("date" in note for note in formatter.notes)
     released = with_template(tiny, formatter.jinja)
-    assert released.apply_chat_template([{"role": "user", "content": "What?"}], tokenize=False, add_generation_prompt=True) == text
+    assert (
+        released.apply_chat_template([{"role": "user", "content": "What?"}], tokenize=False, add_generation_prompt=True)
+        == text
+    )
     assert not any("date" in note for note in Formatter(released, OWN).notes)
 
 
@@ -205,7 +239,9 @@ def test_a_template_that_ignores_that_an_answer_is_asked_for_gets_its_opening(ti
     assert formatter.prompt_text([Turn("user", "What?")]) == "USER: What?\nASSISTANT:" and formatter.lead == " "
     released = with_template(tiny, formatter.jinja)
     for generation in (True, False):
-        asked = released.apply_chat_template([{"role": "user", "content": "What?"}], tokenize=False, add_generation_prompt=generation)
+        asked = released.apply_chat_template(
+            [{"role": "user", "content": "What?"}], tokenize=False, add_generation_prompt=generation
+        )
         assert asked == "USER: What?\n" + "ASSISTANT:" * generation
 
 
@@ -219,7 +255,11 @@ def test_conversations_whose_system_message_moved_are_counted(tiny: Path, tmp_pa
     assert counts.by_reason == {FOLDED: 1}
     teacher = remembered(tmp_path, Fake(), "row")
     teacher._formatter = lambda: formatter
-    teacher.chat([[Turn("system", "Be brief."), Turn("user", "What?")], [Turn("system", ""), Turn("user", "Why?")]], Sampling(4), [0, 0])
+    teacher.chat(
+        [[Turn("system", "Be brief."), Turn("user", "What?")], [Turn("system", ""), Turn("user", "Why?")]],
+        Sampling(4),
+        [0, 0],
+    )
     assert teacher.spoken.counts.by_reason == {f"m: {FOLDED}": 1}
 
 
@@ -231,14 +271,23 @@ def test_training_tells_what_a_template_does_otherwise(tiny: Path, tmp_path: Pat
     rows = [{"id": f"r{i}", "instruction": f"Say {i}.", "response": f"It is {i}."} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     step = {"sft": "rows.jsonl", "model": "base", "quantize": "none", "max_steps": 1, "heldout_every": 4, **FAST}
-    recipe = {"name": "t", "models": {"base": {"model": str(base), "dtype": "float32"}}, "prompt": {"template": "own"}, "steps": {"s": step}}
+    recipe = {
+        "name": "t",
+        "models": {"base": {"model": str(base), "dtype": "float32"}},
+        "prompt": {"template": "own"},
+        "steps": {"s": step},
+    }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     said: list[str] = []
     progress = PlainProgress(quiet=True)
     progress.say = said.append  # type: ignore[method-assign]
-    execution.execute(graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), progress)
+    execution.execute(
+        graph.build(load(tmp_path / "recipe.yaml"), tmp_path / "recipe.yaml", tmp_path / "runs"), progress
+    )
     numbers = json.loads((tmp_path / "runs" / "t" / "s" / "manifest.json").read_text())["numbers"]
-    assert [note for note in numbers["prompt_notes"] if "opened thought" in note] and sum("opened thought" in line for line in said) == 1
+    assert [note for note in numbers["prompt_notes"] if "opened thought" in note] and sum(
+        "opened thought" in line for line in said
+    ) == 1
 
 
 def test_turns_that_a_template_will_not_have_are_one_line(tiny: Path) -> None:

@@ -1,4 +1,6 @@
-"""Text that a user brings: byte-order marks, other encodings, halves of characters, values too deep or too large, damaged files."""
+"""Text that a user brings: byte-order marks, other encodings, halves of characters, values too deep
+or too large, damaged files.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "rows, compressed and shuffled": ("rows.jsonl.gz", lines(ROW), lambda path: list(JsonLines(path).shuffled(1))),
     "recipe": ("recipe.yaml", RECIPE + "description: Größe\n", load),
     "prompt": ("prompt.txt", "Größe {prompt}\r\n", lambda path: prompts.load("evol_in_depth", {"evol_in_depth": path})),
-    "reviews": ("reviews/kept.jsonl", lines({"row": "ab", "verdict": "reject", "id": "ö"}), lambda path: Reviews(path.parent.parent, "kept").in_force),
+    "reviews": (
+        "reviews/kept.jsonl",
+        lines({"row": "ab", "verdict": "reject", "id": "ö"}),
+        lambda path: Reviews(path.parent.parent, "kept").in_force,
+    ),
     "votes": ("votes.jsonl", lines({**VOTE, "judge": "Jörg"}), lambda path: VoteFile(path, read_only=True).rows),
     "votes to compare": ("votes.jsonl", lines({**VOTE, "judge": "Jörg"}), read_votes),
 }
@@ -71,7 +77,10 @@ def test_a_byte_order_mark_is_passed_over_and_another_encoding_is_one_line(what:
 
 
 def test_a_template_s_byte_order_mark_is_passed_over(tmp_path: Path, tiny: Path) -> None:
-    text = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ 'Größe: ' }}{% endif %}"
+    text = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}{% if add_generation_prompt"
+        " %}{{ 'Größe: ' }}{% endif %}"
+    )
     tokenizer, rendered = load_tokenizer(tiny), []
     for mark in (b"", b"\xef\xbb\xbf"):
         path = put(tmp_path, "chat.jinja", mark + text.encode())
@@ -103,13 +112,18 @@ def test_a_file_of_another_kind_is_told_by_its_kind(head: bytes, said: str, tmp_
 
 # ------------------------------------------------------------------- halves of characters
 
-HALF = r'{"id": "a", "instruction": "Say \ud83d it.", "response": "\uDE00So.", "more": [{"k\ud83d": "\ud83d"}], "whole": "\ud83d\ude00"}' + "\n"
+HALF = (
+    r'{"id": "a", "instruction": "Say \ud83d it.", "response": "\uDE00So.", "more": [{"k\ud83d": "\ud83d"}], "whole":'
+    r' "\ud83d\ude00"}' + "\n"
+)
 WHOLE: Row = {"id": "a", "instruction": "Say  it.", "response": "So.", "more": [{"k": ""}], "whole": "😀"}
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
-def test_half_a_character_is_taken_out_where_rows_are_read_and_counted(tmp_path: Path, name: str, shuffle: bool) -> None:
+def test_half_a_character_is_taken_out_where_rows_are_read_and_counted(
+    tmp_path: Path, name: str, shuffle: bool
+) -> None:
     put(tmp_path, name, (lines(ROW) + HALF + lines({**ROW, "response": r"a \ud83d b"}) + HALF).encode())
     counts = Counts()
     rows = [row for _, row in read(DataSpec(data=name, shuffle=shuffle), tmp_path, None, {}, 1, None, counts.add)]
@@ -118,7 +132,11 @@ def test_half_a_character_is_taken_out_where_rows_are_read_and_counted(tmp_path:
 
 
 def test_reviews_and_votes_hold_whole_characters(tmp_path: Path) -> None:
-    path = put(tmp_path, "reviews/kept.jsonl", rb'{"row": "ab", "verdict": "edit", "texts": {"response": "So \ud83d."}}' + b"\n")
+    path = put(
+        tmp_path,
+        "reviews/kept.jsonl",
+        rb'{"row": "ab", "verdict": "edit", "texts": {"response": "So \ud83d."}}' + b"\n",
+    )
     assert Reviews(tmp_path, "kept").in_force == {"ab": Decision("ab", "edit", "", {"response": "So ."})}
     path = put(tmp_path, "votes.jsonl", json.dumps({**VOTE, "judge": "\ud83d me"}).encode() + b"\n")
     assert VoteFile(path, read_only=True).rows[0]["judge"] == " me"
@@ -162,7 +180,11 @@ def test_whichever_byte_of_a_gzip_file_is_damaged_it_is_one_line_or_the_same_row
 
 def test_a_file_that_was_unpacked_on_its_way_and_kept_its_name_is_read(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.gz").write_bytes(ROWS)
-    assert len(list(read_jsonl(tmp_path / "rows.jsonl.gz"))) == len(list(JsonLines(tmp_path / "rows.jsonl.gz").shuffled(1))) == 40
+    assert (
+        len(list(read_jsonl(tmp_path / "rows.jsonl.gz")))
+        == len(list(JsonLines(tmp_path / "rows.jsonl.gz").shuffled(1)))
+        == 40
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +297,10 @@ def test_aliases_and_characters_written_as_json_does_are_read(tmp_path: Path) ->
         (RECIPE.replace("steps:", "stpes:"), "no steps (did you mean 'steps' for 'stpes'?)"),
         (RECIPE.replace("model: base}", "modle: base}"), "steps.a: modle: unknown key (did you mean 'model'"),
         (RECIPE.replace("{model: m}", "{modell: m}"), "models.base.modell: unknown key (did you mean 'model'"),
-        (RECIPE.replace("{model: m}", "{server: 'http://x', modell: m}"), "models.base.modell: unknown key (did you mean 'model'"),
+        (
+            RECIPE.replace("{model: m}", "{server: 'http://x', modell: m}"),
+            "models.base.modell: unknown key (did you mean 'model'",
+        ),
         (RECIPE.replace("sft: rows.jsonl", "sft: {dta: rows.jsonl}"), "sft.dta: unknown key (did you mean 'data'"),
         (
             RECIPE.replace("{model: m}", "{model: m, shape: {hiden: 4, layers: 1, heads: 1, mlp: 4, vocabulary: 9}}"),

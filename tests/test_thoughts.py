@@ -1,4 +1,6 @@
-"""Thoughts: where what is said begins, in every family's marks, and that every part of the package takes it from there."""
+"""Thoughts: where what is said begins, in every family's marks, and that every part of the package
+takes it from there.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ from openbezoar.recipe.file import load
 from openbezoar.rows.records import Counts, Turn, read_jsonl
 
 HARMONY = (
-    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Aside.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    "<|channel|>analysis<|message|>Hm.<|end|>"
+    "<|start|>assistant<|channel|>commentary<|message|>Aside.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>Yes."
 )
 THOUGHT = [  # (reply, what was said, what was thought)
     ("<think>\nHm.\n</think>\n\nYes.", "Yes.", "Hm."),
@@ -45,33 +49,53 @@ THOUGHT = [  # (reply, what was said, what was thought)
     ("Hm.\n</think>\n\nYes.", "Yes.", "Hm."),  # opened by the prompt
     ("\n\n</think>\n\nYes.", "Yes.", ""),
     (" <Think>Hm.</Think>Yes.", "Yes.", "Hm."),
-    ("<thinking>Hm.<reflection>No.</reflection></thinking><output>Yes.</output>", "Yes.", "Hm.<reflection>No.</reflection>"),
+    (
+        "<thinking>Hm.<reflection>No.</reflection></thinking><output>Yes.</output>",
+        "Yes.",
+        "Hm.<reflection>No.</reflection>",
+    ),
     ("<reasoning>\nHm.\n</reasoning>\n<answer>\nYes.\n</answer>", "Yes.", "Hm."),
     ("<thought>Hm.</thought>Yes.", "Yes.", "Hm."),
     ("<scratchpad>Hm.</scratchpad>Yes.", "Yes.", "Hm."),
     ("<seed:think>Hm.</seed:think>Yes.", "Yes.", "Hm."),
     ("[THINK]Hm.[/THINK]Yes.", "Yes.", "Hm."),
     ("◁think▷Hm.◁/think▷Yes.", "Yes.", "Hm."),
-    ("<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n<|begin_of_solution|>\nYes.\n<|end_of_solution|>", "Yes.", "Hm."),
+    (
+        "<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n<|begin_of_solution|>\nYes.\n<|end_of_solution|>",
+        "Yes.",
+        "Hm.",
+    ),
     ("<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>", "Yes.", "Hm."),
     ("<|channel>thought\nHm.<channel|>Yes.", "Yes.", "thought\nHm."),
     ("<unused94>thought\nHm.<unused95>Yes.", "Yes.", "thought\nHm."),
     ("Here is my thought process: Hm. Here is my response: Yes.", "Yes.", "Hm."),
     ("Here's my thought process:\nHm.\nHere's my response:\nYes.", "Yes.", "Hm."),
     (HARMONY, "Yes.", "Hm.\n\nAside."),
-    ("analysisHm.assistantcommentaryAside.assistantfinalYes.", "Yes.", "Hm.assistantcommentaryAside."),  # without its special tokens
+    # without its special tokens
+    ("analysisHm.assistantcommentaryAside.assistantfinalYes.", "Yes.", "Hm.assistantcommentaryAside."),
     ("<think>Hm.</think>\n<response>\nYes.\n</response>", "Yes.", "Hm."),
     ("<think>One.</think><think>Two.</think>Yes.", "Yes.", "One.\n\nTwo."),
     ("<think>It says <think> and then </think> so</think>Yes.", "Yes.", "It says <think> and then\n\nso"),
-    ("<think>Hm.</think>The mark that closes is </think>, and it ends.", "The mark that closes is </think>, and it ends.", "Hm."),
+    (
+        "<think>Hm.</think>The mark that closes is </think>, and it ends.",
+        "The mark that closes is </think>, and it ends.",
+        "Hm.",
+    ),
     ("\n\n</think>.5 of it.", ".5 of it.", ""),
     ("First.\n<think>Hm.</think>\nThen.", "First.\n\nThen.", "Hm."),
     ("<think>```\ncode\n</think>Yes.", "Yes.", "```\ncode"),
 ]
 CUT_OFF = [
-    "<think>Hm.", "<think>", "[THINK]Hm.", "<reasoning>Hm.", "Here is my thought process: Hm.", "<|channel|>analysis<|message|>Hm.",
-    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant", "analysisThe user asks", "<think>Hm.</think><think>No.",
-]  # fmt: skip
+    "<think>Hm.",
+    "<think>",
+    "[THINK]Hm.",
+    "<reasoning>Hm.",
+    "Here is my thought process: Hm.",
+    "<|channel|>analysis<|message|>Hm.",
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant",
+    "analysisThe user asks",
+    "<think>Hm.</think><think>No.",
+]
 SAID = [
     "Yes.",
     "The model writes <think> first, then </think> after.",
@@ -111,13 +135,20 @@ def test_an_answer_without_thoughts_or_about_their_marks_stays_as_it_is(text: st
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([*thoughts._ALL, "a", " ", "\n", "`", "```", "analysis", "final"]), max_size=12).map("".join))
+@given(
+    st.lists(st.sampled_from([*thoughts._ALL, "a", " ", "\n", "`", "```", "analysis", "final"]), max_size=12).map(
+        "".join
+    )
+)
 def test_no_text_is_too_odd_to_be_taken_apart(text: str) -> None:
     found = thoughts.split(text)
     assert len(found.said) <= len(text) and thoughts.opening(text) in text and thoughts.begins(text) in text
 
 
-@pytest.mark.parametrize("unit", [*thoughts._ALL, "<think></think>", "a\n<think>", "`<think>", "<|channel|>x<|message|>", "analysisA", "```\n"])
+@pytest.mark.parametrize(
+    "unit",
+    [*thoughts._ALL, "<think></think>", "a\n<think>", "`<think>", "<|channel|>x<|message|>", "analysisA", "```\n"],
+)
 def test_a_long_hostile_reply_is_read_in_one_go(unit: str) -> None:
     text, begun = unit * (200_000 // len(unit)), time.thread_time()
     thoughts.split(text)
@@ -126,7 +157,9 @@ def test_a_long_hostile_reply_is_read_in_one_go(unit: str) -> None:
 
 
 def test_a_prompt_s_opened_thought_is_known_and_closed() -> None:
-    assert thoughts.opening("<|Assistant|><think>\n") == "<think>\n" and thoughts.opening("<think>x") == "" == thoughts.opening("")
+    assert thoughts.opening("<|Assistant|><think>\n") == "<think>\n" and thoughts.opening(
+        "<think>x"
+    ) == "" == thoughts.opening("")
     assert thoughts.split("<think>\n" + thoughts.closing("<think>\n") + "Yes.") == thoughts.Reply("Yes.")
 
 
@@ -165,20 +198,32 @@ def test_thoughts_are_cut_behind_the_cache_and_kept_without_asking_again(tmp_pat
     talks = [[Turn("user", str(n))] for n in range(5)]
     found = [made.chat([talk], WARM, [0])[0] for talk in talks]
     assert [(a.text, a.finish, a.thoughts) for a in found] == [
-        ("Yes.", "stop", "Hm."), ("Yes.", "stop", "Hm."), ("", "length", "Hm."), ("", "length", "Hm."), ("Yes.", "stop", ""),
-    ]  # fmt: skip
+        ("Yes.", "stop", "Hm."),
+        ("Yes.", "stop", "Hm."),
+        ("", "length", "Hm."),
+        ("", "length", "Hm."),
+        ("Yes.", "stop", ""),
+    ]
     assert counts.by_reason == {"m: thoughts left out": 2, "m: cut off in a thought": 2}
     kept, none = behind_a_cache(tmp_path, Thinker(), "keep")
     assert [kept.chat([talk], WARM, [0])[0].text for talk in talks] == [
-        "<think>Hm.</think>Yes.", "<think>\nHm.\n</think>\n\nYes.", "<think>Hm.", "<think>\nHm.\n</think>\n\n", "Yes.",
-    ]  # fmt: skip
+        "<think>Hm.</think>Yes.",
+        "<think>\nHm.\n</think>\n\nYes.",
+        "<think>Hm.",
+        "<think>\nHm.\n</think>\n\n",
+        "Yes.",
+    ]
     assert len(llm.asked) == 5 and none.by_reason == {}
 
 
 def test_a_raw_completion_of_a_server_goes_on_in_the_thought_that_its_prompt_opened(tmp_path: Path) -> None:
-    made, counts = behind_a_cache(tmp_path, Thinker(Completion("Hm.</think>Yes.", "stop", 3, 9), Completion("Hm", "length", 3, 9)))
+    made, counts = behind_a_cache(
+        tmp_path, Thinker(Completion("Hm.</think>Yes.", "stop", 3, 9), Completion("Hm", "length", 3, 9))
+    )
     found = [made.complete([f"{n}<think>\n"], WARM, [0])[0] for n in range(2)]
-    assert [(a.text, a.finish) for a in found] == [("Yes.", "stop"), ("", "length")] and sum(counts.by_reason.values()) == 2
+    assert [(a.text, a.finish) for a in found] == [("Yes.", "stop"), ("", "length")] and sum(
+        counts.by_reason.values()
+    ) == 2
 
 
 # ----------------------------------------------------------------------- a model of this process
@@ -219,7 +264,9 @@ def says(local: Local, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(local.decoder, "draw", draw)
 
 
-def test_special_tokens_that_part_thoughts_from_answers_stay(reasoner: Callable[[str], Local], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_tokens_that_part_thoughts_from_answers_stay(
+    reasoner: Callable[[str], Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = reasoner(QWEN3)
     text = "<think>\nHm.\n</think>\n\nYes.</s>"
     assert local.decode(local.tokenizer(text).input_ids) == "<think>\nHm.\n</think>\n\nYes."
@@ -232,7 +279,9 @@ def test_special_tokens_that_part_thoughts_from_answers_stay(reasoner: Callable[
     assert "".join(pieces) == made.text == "Yes." and "".join(thought) == made.thoughts == "Hm."
 
 
-@pytest.mark.parametrize(("text", "said", "finish"), [("Hm.\n</think>\n\nYes.", "Yes.", "stop"), ("Hm. Yes", "", "length")])
+@pytest.mark.parametrize(
+    ("text", "said", "finish"), [("Hm.\n</think>\n\nYes.", "Yes.", "stop"), ("Hm. Yes", "", "length")]
+)
 def test_an_answer_that_begins_in_a_thought_says_nothing_before_its_end(
     text: str, said: str, finish: str, reasoner: Callable[[str], Local], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,11 +289,16 @@ def test_an_answer_that_begins_in_a_thought_says_nothing_before_its_end(
     says(local, monkeypatch, text)
     talk = [Turn("user", "Is it?")]
     pieces: list[str] = []
-    for answer in (*Spoken("m").of(local.chat([talk], Sampling(30), [0])), local.answer(talk, Sampling(30), 0, pieces.append)):
+    for answer in (
+        *Spoken("m").of(local.chat([talk], Sampling(30), [0])),
+        local.answer(talk, Sampling(30), 0, pieces.append),
+    ):
         assert (answer.text, answer.finish) == (said, finish)
     (raw,) = Spoken("m").of(local.complete([local.formatter.prompt_text(talk)], Sampling(30), [0]))
     assert raw.text == "".join(pieces) == said
-    (begun,) = Spoken("m").of(local.complete([local.formatter.prompt_text(talk) + local.formatter.lead + "It"], Sampling(30), [0]))
+    (begun,) = Spoken("m").of(
+        local.complete([local.formatter.prompt_text(talk) + local.formatter.lead + "It"], Sampling(30), [0])
+    )
     assert begun.text in (text, "Yes.")  # behind a closed thought all is said, but what closes another one
 
 
@@ -264,7 +318,9 @@ def test_choices_are_weighed_after_the_empty_thought(reasoner: Callable[[str], L
 LATE = ("analysis", "Hm.\n</think>", "\n\n</think>", "<think>It says")
 
 
-@pytest.mark.parametrize("reply", [r for r in (*(case[0] for case in THOUGHT), *CUT_OFF, *SAID) if not r.startswith(LATE)])
+@pytest.mark.parametrize(
+    "reply", [r for r in (*(case[0] for case in THOUGHT), *CUT_OFF, *SAID) if not r.startswith(LATE)]
+)
 def test_pieces_of_a_stream_are_the_answer_without_its_thoughts(reply: str) -> None:
     pieces: list[str] = []
     thought: list[str] = []
@@ -281,7 +337,8 @@ def test_pieces_of_a_stream_are_the_answer_without_its_thoughts(reply: str) -> N
 def thinks(teacher: Callable[[str, str, int], str]) -> Callable[[str, str, int], str]:
     """A teacher that writes a draft of its answer into a thought first."""
     return lambda system, user, seed: (
-        f"<think>\nFirst <example>Write a draft.</example> #Rewritten Prompt#: A draft.\n</think>\n\n{teacher(system, user, seed)}"
+        "<think>\nFirst <example>Write a draft.</example> #Rewritten Prompt#: A"
+        f" draft.\n</think>\n\n{teacher(system, user, seed)}"
     )
 
 
@@ -297,13 +354,17 @@ def test_a_teacher_s_thoughts_are_in_no_row(scheme: str, teacher: Callable[[str,
 
 def test_an_answer_that_is_all_thought_is_dropped_as_empty(bench: Any) -> None:
     def stuck(system: str, user: str, seed: int) -> str:
-        return lamini_teacher(system, user, seed) if "Write" in user and "new" in user else ("<think>Hm" if "1" in user else "Yes, it is.")
+        return (
+            lamini_teacher(system, user, seed)
+            if "Write" in user and "new" in user
+            else ("<think>Hm" if "1" in user else "Yes, it is.")
+        )
 
     bench.run(Scripted(stuck), cached=True, generate="lamini", seeds=bench.seeds(INSTRUCTIONS))
     assert bench.counts["fake: cut off in a thought"] == bench.counts["dropped: empty answer"] > 0
 
 
-def test_a_contestant_s_thoughts_are_neither_graded_nor_sent_back(mt_bench: Callable[..., Any]) -> None:  # noqa: F811
+def test_a_contestant_s_thoughts_are_neither_graded_nor_sent_back(mt_bench: Callable[..., Any]) -> None:
     contestant = Contestant("m", lambda talk: f"<think>SECRET {talk[-1].content}</think>Said on {talk[-1].content}")
     judge = Contestant("judge", lambda talk: "<think>Rating: [[2]]</think>Rating: [[8]]")
     result, context = mt_bench({"m": contestant, "judge": judge}, cached=True, mt_bench=["m"], judge="judge")
@@ -316,7 +377,9 @@ def test_a_contestant_s_thoughts_are_neither_graded_nor_sent_back(mt_bench: Call
 def test_published_answers_begin_after_their_thoughts() -> None:
     counts = Counts()
     questions = read_questions([{"question_id": 1, "category": "writing", "turns": ["One?", "Two?"]}])
-    (row,) = read_answers([{"question_id": 1, "model_id": "r", "turns": ["<think>Hm.</think>Yes.", "<think>Hm"]}], questions, counts)
+    (row,) = read_answers(
+        [{"question_id": 1, "model_id": "r", "turns": ["<think>Hm.</think>Yes.", "<think>Hm"]}], questions, counts
+    )
     assert (row["turns"], row["finish"]) == (["Yes.", ""], [None, "length"])
     assert counts.by_reason == {"thoughts left out of published answers": 2}
 
@@ -333,7 +396,9 @@ def test_benchmarks_read_what_is_said(monkeypatch: pytest.MonkeyPatch, reasoner:
 
     local = reasoner(QWEN3)
     lm = ForestLM(local.model, local.tokenizer)
-    drawn = local.tokenizer("<think>\nQuestion: what?\n</think>\n\nThe answer is 5.\nQuestion: next", add_special_tokens=False).input_ids
+    drawn = local.tokenizer(
+        "<think>\nQuestion: what?\n</think>\n\nThe answer is 5.\nQuestion: next", add_special_tokens=False
+    ).input_ids
 
     def draw(prompts: Any, rows: Sequence[Any], stopped: Callable[[Any], bool], taken: Any = None) -> None:
         for row in rows:
@@ -354,12 +419,18 @@ def test_text_of_a_tokenizer_without_marks_is_its_own(tiny: Path) -> None:
     assert text.marks == {} and text(tokenizer("<think>a</s>").input_ids) == "<think>a"
 
 
-def test_a_reasoning_server_from_recipe_to_rows_and_a_change_of_mind_that_asks_nothing(tmp_path: Path, service: Service) -> None:  # noqa: F811
+def test_a_reasoning_server_from_recipe_to_rows_and_a_change_of_mind_that_asks_nothing(
+    tmp_path: Path, service: Service
+) -> None:
     """LaMini over HTTP: thoughts in the text, and beside it; then the same recipe with thoughts kept."""
 
     def reply(n: int, request: dict[str, Any]) -> Reply:
         asked = request["messages"][-1]["content"]
-        said = "".join(f"<example>Describe river {n}-{k}.</example>" for k in range(4)) if "<example>" in asked else f"River {asked[-9:]}, a long one."
+        said = (
+            "".join(f"<example>Describe river {n}-{k}.</example>" for k in range(4))
+            if "<example>" in asked
+            else f"River {asked[-9:]}, a long one."
+        )
         if "<example>" in asked:
             return chat_reply(f"<think>\n<example>A draft.</example>\n</think>\n\n{said}")
         made = chat_reply(said)
@@ -367,22 +438,32 @@ def test_a_reasoning_server_from_recipe_to_rows_and_a_change_of_mind_that_asks_n
         return made
 
     service.script = reply
-    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps({"instruction": f"Name river {n}."}) + "\n" for n in range(6)))
+    (tmp_path / "seeds.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"Name river {n}."}) + "\n" for n in range(6))
+    )
 
     def rows(**more: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
         step = {"generate": "lamini", "teacher": "t", "seeds": "seeds.jsonl", "rows": 8, "instructions_per_prompt": 4}
         models = {"t": {"server": service.url, "model": "m", **more}}
         (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "models": models, "steps": {"g": step}}))
-        execution.execute(graph.build(load(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
+        execution.execute(
+            graph.build(load(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "runs"), PlainProgress(quiet=True)
+        )
         folder = tmp_path / "runs" / "r" / "g"
         return list(read_jsonl(folder / "rows.jsonl")), json.loads((folder / "manifest.json").read_text())["counts"]
 
     found, counts = rows()
-    assert len(found) == 8 and "draft" not in json.dumps(found) and all(row["response"].startswith("River") for row in found)
+    assert (
+        len(found) == 8
+        and "draft" not in json.dumps(found)
+        and all(row["response"].startswith("River") for row in found)
+    )
     assert counts["t: thoughts left out"] == len(service.requests)
     asked = len(service.requests)
     kept, counts = rows(thoughts="keep")
     assert "t: thoughts left out" not in counts
-    answers = [request for _, request, _ in service.requests[asked:] if "<example>" in request["messages"][-1]["content"]]
+    answers = [
+        request for _, request, _ in service.requests[asked:] if "<example>" in request["messages"][-1]["content"]
+    ]
     assert answers == []  # what was asked is known; kept drafts are instructions then, whose answers are new
     assert all(row["response"].startswith("<think>\nA draft.\n</think>") for row in kept)

@@ -17,7 +17,12 @@ from openbezoar.models.references import Checkpoint
 from openbezoar.publishing.vocabulary import begins_with_bos
 from openbezoar.recipe.blocks import PromptSpec
 
-FRAMES = {"$A </s>": ((), (1,)), "<s> $A </s>": ((0,), (1,)), "<pad> $A <pad> </s>": ((2,), (2, 1)), "<s> $A": ((0,), ())}
+FRAMES = {
+    "$A </s>": ((), (1,)),
+    "<s> $A </s>": ((0,), (1,)),
+    "<pad> $A <pad> </s>": ((2,), (2, 1)),
+    "<s> $A": ((0,), ()),
+}
 
 
 @pytest.fixture(scope="module", params=list(FRAMES))
@@ -39,7 +44,9 @@ def test_a_text_keeps_its_beginning_and_loses_its_end(framed: tuple[str, Path]) 
         assert found.ids(tokenizer, text) == [*FRAMES[frame][0], *bare]
 
 
-def test_a_raw_completion_goes_on_with_its_text_whatever_the_tokenizer_would_append(framed: tuple[str, Path], tiny: Path) -> None:
+def test_a_raw_completion_goes_on_with_its_text_whatever_the_tokenizer_would_append(
+    framed: tuple[str, Path], tiny: Path
+) -> None:
     """The same weights (one seed) with and without an appended end give the same continuation."""
     frame, folder = framed
     made = local(folder)
@@ -55,7 +62,9 @@ def test_only_a_bos_counts_as_one(framed: tuple[str, Path]) -> None:
     assert formatter.adds_bos == begins_with_bos(formatter) == frame.startswith("<s>")
 
 
-def test_benchmarks_score_the_same_whether_or_not_the_tokenizer_appends_an_end(framed: tuple[str, Path], tmp_path: Path) -> None:
+def test_benchmarks_score_the_same_whether_or_not_the_tokenizer_appends_an_end(
+    framed: tuple[str, Path], tmp_path: Path
+) -> None:
     pytest.importorskip("lm_eval")
     from test_harness import ROWS, opened
 

@@ -46,15 +46,20 @@ def random_paths(seed: int, vocabulary: int = 400) -> list[tuple[TokenPath, ...]
 
 @pytest.mark.parametrize("plain", [False, True], ids=["forest", "plain"])
 @pytest.mark.parametrize("model_fixture", ["tiny", "tiny_gemma"])
-def test_scores_and_gradients_equal_a_plain_log_softmax(model_fixture: str, plain: bool, request: pytest.FixtureRequest) -> None:
+def test_scores_and_gradients_equal_a_plain_log_softmax(
+    model_fixture: str, plain: bool, request: pytest.FixtureRequest
+) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(request.getfixturevalue(model_fixture)), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        str(request.getfixturevalue(model_fixture)), dtype=torch.float32
+    ).eval()
     model.requires_grad_(False)
     probe = model.model.layers[0].self_attn.q_proj.weight
     probe.requires_grad_(True)
     trees = random_paths(1)
-    scorer = Scorer(model, tokens=64, head_bytes=4 * 500 * 3, plain=plain)  # several passes, and head chunks of three rows
+    # several passes, and head chunks of three rows
+    scorer = Scorer(model, tokens=64, head_bytes=4 * 500 * 3, plain=plain)
     total = torch.zeros(())
     for group in scorer.batches(trees):
         for scores in scorer.score([trees[i] for i in group]):
@@ -132,7 +137,11 @@ def test_every_path_can_be_read_back_from_the_row_and_its_segments(paths: list[l
         before = [t for a, b in segment.before for t in range(a, b)]
         assert before + list(range(segment.start, rows[-1] + 1)) == rows
         first += count
-    assert len(layout.ids) == len({tuple(p[:k]) for p in paths for k in range(1, len(p))}) == sum(cost for _, cost in in_order(trees))
+    assert (
+        len(layout.ids)
+        == len({tuple(p[:k]) for p in paths for k in range(1, len(p))})
+        == sum(cost for _, cost in in_order(trees))
+    )
 
 
 def test_a_model_that_ignores_the_layout_is_found_before_it_is_scored(tiny: Path) -> None:
@@ -211,7 +220,9 @@ def test_evaluation_between_two_steps_leaves_nf4_gradients_bit_identical(tiny: P
 
 def test_without_the_guard_bitsandbytes_would_repack_or_the_guard_is_idle(tiny: Path) -> None:
     model = load_for_training(checkpoint(tiny), Lora(r=4), "nf4", "bfloat16", False, 0, "packed")
-    flags = [layer.support_avx512bf16_for_cpu for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    flags = [
+        layer.support_avx512bf16_for_cpu for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")
+    ]
     assert flags and not any(flags)
     keep_4bit_layout(model)
 
@@ -238,7 +249,11 @@ def test_a_row_is_counted_once_however_many_turns_it_loses(tiny: Path) -> None:
     from openbezoar.models.load import load_tokenizer
 
     def talk(last: str) -> Example:
-        return Example("x", (*(Turn("user" if i % 2 == 0 else "assistant", "word " * 30) for i in range(6)), Turn("user", last)), "answer")
+        return Example(
+            "x",
+            (*(Turn("user" if i % 2 == 0 else "assistant", "word " * 30) for i in range(6)), Turn("user", last)),
+            "answer",
+        )
 
     formatter, counts = Formatter(load_tokenizer(tiny), PromptSpec(system="")), Counts()
     assert len(Renderer(formatter, 80, "truncate", counts).examples([talk("short"), talk("word " * 60)])) == 1
@@ -262,18 +277,25 @@ def test_held_out_rows_are_every_nth_and_never_trained_on() -> None:
     assert not {r.id for r in train} & {r.id for r in held}
 
 
-def test_too_few_rows_to_hold_one_out_is_said_with_what_to_do(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_too_few_rows_to_hold_one_out_is_said_with_what_to_do(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     path = write_recipe({"a": {"sft": {"data": "rows.jsonl", "limit": 8}, "model": "base", **FAST}})
     with pytest.raises(DataError, match=r"no row is held out .*lower heldout_every"):
         run(path, tmp_path / "runs")
 
 
-def test_a_merge_without_a_row_for_its_drift_is_refused_in_one_line(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_without_a_row_for_its_drift_is_refused_in_one_line(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openbezoar.verbs.merge import work as merge
 
     monkeypatch.setattr(merge, "LONGEST", 8)
     path = write_recipe({"a": {"sft": "rows.jsonl", "model": "base", **FAST, "max_steps": 1}, "m": {"merge": "a"}})
-    with pytest.raises(DataError, match=r"none of the rows for the drift can be used, 8 tokens at most \(2 too long\); name others with 'drift'"):
+    with pytest.raises(
+        DataError,
+        match=r"none of the rows for the drift can be used, 8 tokens at most \(2 too long\); name others with 'drift'",
+    ):
         run(path, tmp_path / "runs")
 
 
@@ -286,11 +308,25 @@ def run(path: Path, runs: Path, to: str | None = None) -> graph.Graph:
 def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = write_recipe(
         {
-            "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 6, "heldout_every": 6, **FAST, "learning_rate": 2e-2},
+            "sft": {
+                "sft": "rows.jsonl",
+                "model": "base",
+                "epochs": 6,
+                "heldout_every": 6,
+                **FAST,
+                "learning_rate": 2e-2,
+            },
             "more": {"sft": "rows.jsonl", "model": "sft", "epochs": 1, **FAST},
             "SFT": {"merge": "more", "onto": "dequantized", "dtype": "float32"},
             "SFT16": {"merge": "more", "onto": "original", "dtype": "float32"},
-            "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "epochs": 4, "heldout_every": 5, **FAST, "learning_rate": 5e-3},
+            "dpo": {
+                "dpo": "pairs.jsonl",
+                "model": "SFT",
+                "epochs": 4,
+                "heldout_every": 5,
+                **FAST,
+                "learning_rate": 5e-3,
+            },
             "unmerged": {"dpo": "pairs.jsonl", "model": "more", "max_steps": 2, **FAST},
             "DPO": {"merge": "dpo", "dtype": "float32"},
         }
@@ -321,17 +357,30 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
     assert best["onto"] == min(best["losses"], key=best["losses"].get)
 
 
-def test_of_two_merges_that_are_as_good_one_is_kept(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    same = {"loss": 1.0, "kl": 0.0, "max_logprob_difference": 0.0, "mean_logprob_difference": 0.0, "rows": 1, "tokens": 1}
+def test_of_two_merges_that_are_as_good_one_is_kept(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {
+        "loss": 1.0,
+        "kl": 0.0,
+        "max_logprob_difference": 0.0,
+        "mean_logprob_difference": 0.0,
+        "rows": 1,
+        "tokens": 1,
+    }
     monkeypatch.setattr("openbezoar.verbs.merge.work._drift", lambda *given: same)
-    path = write_recipe({"sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST}, "SFT": {"merge": "sft"}})
+    path = write_recipe(
+        {"sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST}, "SFT": {"merge": "sft"}}
+    )
     built = run(path, tmp_path / "runs")
     assert [folder.name for folder in built.run.step("SFT").glob("model*") if folder.is_dir()] == ["model"]
     numbers = (built.run.manifest("SFT") or {})["numbers"]
     assert numbers["onto"] == "original" and numbers["losses"] == {"original": 1.0, "dequantized": 1.0}
 
 
-def test_a_step_goes_on_from_a_merge_in_a_relative_run_folder(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_goes_on_from_a_merge_in_a_relative_run_folder(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_recipe(
         {
             "sft": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, **FAST},
@@ -353,7 +402,10 @@ def test_a_merge_adds_scale_times_b_times_a(write_recipe: Callable[..., Path], t
         }
     )
     built = run(path, tmp_path / "runs")
-    before, after = load_file(tiny / "model.safetensors"), load_file(built.run.step("M") / "model" / "model.safetensors")
+    before, after = (
+        load_file(tiny / "model.safetensors"),
+        load_file(built.run.step("M") / "model" / "model.safetensors"),
+    )
     adapter = load_file(built.run.step("sft") / "adapter" / "adapter_model.safetensors")
     name = "model.layers.1.self_attn.v_proj"
     a, b = adapter[f"base_model.model.{name}.lora_A.weight"], adapter[f"base_model.model.{name}.lora_B.weight"]
@@ -385,7 +437,12 @@ def test_only_what_changed_and_what_follows_runs_again(write_recipe: Callable[..
     again = graph.build(load(path), path, tmp_path / "runs")
     assert execution.execute(again, PlainProgress(quiet=True)) == []
     changed = graph.build(load(path, ["steps.dpo.beta=0.2"]), path, tmp_path / "runs")
-    assert {n.name: n.state for n in changed.nodes.values()} == {"sft": "done", "SFT": "done", "dpo": "stale", "DPO": "stale"}
+    assert {n.name: n.state for n in changed.nodes.values()} == {
+        "sft": "done",
+        "SFT": "done",
+        "dpo": "stale",
+        "DPO": "stale",
+    }
     assert changed.nodes["dpo"].why == "beta: 0.1 → 0.2"
     assert changed.nodes["DPO"].why == "its input dpo changed"
     assert execution.execute(changed, PlainProgress(quiet=True)) == ["dpo", "DPO"]

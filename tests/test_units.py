@@ -21,14 +21,28 @@ from openbezoar.schemes import elimination
 from openbezoar.schemes.work import normal
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-CHINESE = "水循环是指地球上的水通过蒸发、凝结、降水和径流不断运动的过程。太阳的热量使海洋和湖泊中的水变成水汽，水汽上升后冷却成云。"
-JAPANESE = "富士山は日本で一番高い山で、静岡県と山梨県にまたがっています。夏になると、世界中からたくさんの人がこの山に登りに来ます。"
+CHINESE = (
+    "水循环是指地球上的水通过蒸发、凝结、降水和径流不断运动的过程。太阳的热量使海洋和湖泊中的水变成水汽，"
+    "水汽上升后冷却成云。"
+)
+JAPANESE = (
+    "富士山は日本で一番高い山で、静岡県と山梨県にまたがっています。夏になると、"
+    "世界中からたくさんの人がこの山に登りに来ます。"
+)
 THAI = "ประเทศไทยมีอาหารอร่อยมากมาย เช่น ต้มยำกุ้งและผัดไทย คนไทยชอบกินข้าวกับแกงหลายชนิดทุกวัน และมักจะแบ่งกันกินกับครอบครัว"
 KHMER = "ប្រទេសកម្ពុជាមានប្រាសាទអង្គរវត្តដែលជាប្រាសាទដ៏ធំបំផុតនៅលើពិភពលោក ហើយមានភ្ញៀវទេសចរជាច្រើនមកទស្សនារៀងរាល់ឆ្នាំ"
 MYANMAR = "မြန်မာနိုင်ငံသည်အရှေ့တောင်အာရှတွင်တည်ရှိပြီးလူဦးရေသန်းငါးဆယ်ကျော်ရှိသည်။ရန်ကုန်မြို့သည်အကြီးဆုံးမြို့ဖြစ်သည်။"
 LAO = "ປະເທດລາວມີແມ່ນ້ຳຂອງໄຫຼຜ່ານແລະມີພູເຂົາຫຼາຍແຫ່ງທີ່ສວຍງາມສຳລັບນັກທ່ອງທ່ຽວທີ່ມາຈາກທົ່ວໂລກ"
 TIBETAN = "བོད་ནི་འཛམ་གླིང་གི་ཡང་རྩེ་ཡིན་པས་གངས་རི་མང་པོ་ཡོད་ཅིང་མི་རྣམས་སེམས་བཟང་པོ་ཡོད།"
-UNSPACED = {"Chinese": CHINESE, "Japanese": JAPANESE, "Thai": THAI, "Khmer": KHMER, "Myanmar": MYANMAR, "Lao": LAO, "Tibetan": TIBETAN}
+UNSPACED = {
+    "Chinese": CHINESE,
+    "Japanese": JAPANESE,
+    "Thai": THAI,
+    "Khmer": KHMER,
+    "Myanmar": MYANMAR,
+    "Lao": LAO,
+    "Tibetan": TIBETAN,
+}
 ENGLISH = [
     "",
     "word",
@@ -45,9 +59,18 @@ ENGLISH = [
 def texts() -> list[str]:
     path = DATA / "dolly.jsonl.gz"
     rows = list(islice(read_jsonl(path), 300)) if path.is_file() else []
-    spaced = [row[name] for row in rows for name in ("instruction", "response") if not units._UNSPACED.search(row[name])]
+    spaced = [
+        row[name] for row in rows for name in ("instruction", "response") if not units._UNSPACED.search(row[name])
+    ]
     draw = random.Random(3)
-    return [*ENGLISH, *spaced, *(" ".join(draw.choices(["the", "sea", "Don't", "x_1", "—", "(so", "end."], k=draw.randrange(200))) for _ in range(40))]
+    return [
+        *ENGLISH,
+        *spaced,
+        *(
+            " ".join(draw.choices(["the", "sea", "Don't", "x_1", "—", "(so", "end."], k=draw.randrange(200)))
+            for _ in range(40)
+        ),
+    ]
 
 
 def test_spaced_texts_are_counted_cut_and_compared_as_words_are() -> None:
@@ -69,11 +92,30 @@ def test_spaced_texts_are_counted_cut_and_compared_as_words_are() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("谢谢", 2), ("你好", 2), ("好", 1), ("早上好", 2), ("我喜欢学习编程。", 5), ("はい", 1), ("ありがとう", 3), ("猫が好きです。", 4), ("カタカナ", 2), ("ｶﾀｶﾅ", 2), ("ขอบคุณ", 2),
-        ("Python 是语言", 3), ("用Python写", 3), ("GPT-4很好", 3), ("，。！", 1), ("「東京」、（大阪）", 3), ("１２３個", 2), ("안녕하세요 여러분", 2), ("नमस्ते दुनिया", 2),
-        ("𠮷野家", 2), ("「", 1), ("", 0),
+        ("谢谢", 2),
+        ("你好", 2),
+        ("好", 1),
+        ("早上好", 2),
+        ("我喜欢学习编程。", 5),
+        ("はい", 1),
+        ("ありがとう", 3),
+        ("猫が好きです。", 4),
+        ("カタカナ", 2),
+        ("ｶﾀｶﾅ", 2),
+        ("ขอบคุณ", 2),
+        ("Python 是语言", 3),
+        ("用Python写", 3),
+        ("GPT-4很好", 3),
+        ("，。！", 1),
+        ("「東京」、（大阪）", 3),
+        ("１２３個", 2),
+        ("안녕하세요 여러분", 2),
+        ("नमस्ते दुनिया", 2),
+        ("𠮷野家", 2),
+        ("「", 1),
+        ("", 0),
     ],
-)  # fmt: skip
+)
 def test_a_word_is_as_long_as_words_of_its_script_are(text: str, words: int) -> None:
     assert units.words(text) == words
 
@@ -113,7 +155,9 @@ def test_loops_echoes_and_lengths_are_found_in_every_script(script: str) -> None
     too_long = Screen(Rules(language="any"))(Candidate(text, long))
     assert too_long is not None and too_long.rule == "response_too_long"
     apology = Candidate(text, f"Sorry. {text}{text[::-1]}{text}{text[::-1]}"[:300])
-    assert (units.words(apology.response) < 80) == (getattr(Screen(Rules(language="any"))(apology), "rule", "") == "refusal")
+    assert (units.words(apology.response) < 80) == (
+        getattr(Screen(Rules(language="any"))(apology), "rule", "") == "refusal"
+    )
 
 
 @pytest.mark.parametrize("script", list(UNSPACED))
@@ -165,7 +209,11 @@ def test_a_pictogram_is_a_word_with_its_colour_and_form(text: str, words: int) -
 
 
 def test_texts_that_differ_in_their_pictograms_or_signs_only_are_no_near_duplicates() -> None:
-    for first, second in (("🎉 🎉 🎉", "🙂 🙂 🙂"), ("What does 😀 mean here?", "What does 😡 mean here?"), ("+ + +", "- - -")):
+    for first, second in (
+        ("🎉 🎉 🎉", "🙂 🙂 🙂"),
+        ("What does 😀 mean here?", "What does 😡 mean here?"),
+        ("+ + +", "- - -"),
+    ):
         near: NearDuplicates[str] = NearDuplicates(0.7)
         near.add("first", first, "")
         assert near.find(second, "") is None and near.find(first, "") == ("first", 1.0)

@@ -1,4 +1,6 @@
-"""What of a release goes to the hub: listed without a network, sent exactly as released, held against its checksums first."""
+"""What of a release goes to the hub: listed without a network, sent exactly as released, held
+against its checksums first.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,15 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.endswith("/create"):
             answer = {"url": f"http://{self.headers['Host']}/{rows[0].get('organization') or 'me'}/{rows[0]['name']}"}
         elif "/preupload/" in self.path:
-            answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in rows[0]["files"]]}
+            answer = {
+                "files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in rows[0]["files"]]
+            }
         elif "/commit/" in self.path:
-            answer = {"commitUrl": f"http://{self.headers['Host']}/org/name/commit/abc", "commitOid": "abc", "success": True}
+            answer = {
+                "commitUrl": f"http://{self.headers['Host']}/org/name/commit/abc",
+                "commitOid": "abc",
+                "success": True,
+            }
         if self.path == "/api/validate-yaml" and "license: wrong" in rows[0]["content"]:
             self.send_response(400)
             self.end_headers()
@@ -100,7 +108,11 @@ def test_a_dry_run_lists_every_file_and_asks_nothing_of_a_network(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     cli_release._push(*release, "org/demo", [], True, False)
     said = capsys.readouterr()
-    assert "model org/demo-SFT: " in said.out and "dataset org/demo-lamini: " in said.out and "private, licence mit" in said.out
+    assert (
+        "model org/demo-SFT: " in said.out
+        and "dataset org/demo-lamini: " in said.out
+        and "private, licence mit" in said.out
+    )
     assert said.out.count("gguf/a.gguf") == 3 and said.out.count(SUMS) == 3
     assert "Nothing was uploaded" in said.err and TOKEN not in said.out + said.err
 
@@ -112,24 +124,38 @@ def test_a_push_makes_each_repository_and_sends_exactly_the_released_files(
     paths = [path for path, _, _ in hub]
     assert paths[0] == "/api/validate-yaml" and paths.count("/api/repos/create") == 2
     made = [rows[0] for path, rows, _ in hub if path == "/api/repos/create"]
-    assert [(m["organization"], m["name"], m.get("type", "model")) for m in made] == [("org", "demo-DPO", "model"), ("org", "demo-lamini", "dataset")]
+    assert [(m["organization"], m["name"], m.get("type", "model")) for m in made] == [
+        ("org", "demo-DPO", "model"),
+        ("org", "demo-lamini", "dataset"),
+    ]
     assert all(m.get("private") or m.get("visibility") == "private" for m in made)
-    for name, commit in (("DPO", "/api/models/org/demo-DPO/commit/main"), ("data/lamini", "/api/datasets/org/demo-lamini/commit/main")):
+    for name, commit in (
+        ("DPO", "/api/models/org/demo-DPO/commit/main"),
+        ("data/lamini", "/api/datasets/org/demo-lamini/commit/main"),
+    ):
         (rows,) = [rows for path, rows, _ in hub if path == commit]
         sent = {row["value"]["path"]: base64.b64decode(row["value"]["content"]) for row in rows if row["key"] == "file"}
-        there = {p.relative_to(release[0] / name).as_posix(): p.read_bytes() for p in (release[0] / name).rglob("*") if p.is_file()}
+        there = {
+            p.relative_to(release[0] / name).as_posix(): p.read_bytes()
+            for p in (release[0] / name).rglob("*")
+            if p.is_file()
+        }
         assert sent == there and len(sent) == 4
     said = capsys.readouterr()
     assert said.out.count("/commit/abc") == 2 and TOKEN not in said.out + said.err
 
 
-def test_one_folder_goes_to_the_very_name_and_may_be_public(release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]) -> None:
+def test_one_folder_goes_to_the_very_name_and_may_be_public(
+    release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]
+) -> None:
     list(push(planned(*release, "org/demo", ["SFT"]), private=False))
     (made,) = [rows[0] for path, rows, _ in hub if path == "/api/repos/create"]
     assert made["name"] == "demo" and not made.get("private") and made.get("visibility") in (None, "public")
 
 
-def test_a_card_that_the_hub_refuses_stops_before_a_repository_is_made(release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]) -> None:
+def test_a_card_that_the_hub_refuses_stops_before_a_repository_is_made(
+    release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]
+) -> None:
     card = release[0] / "SFT/README.md"
     card.write_text("---\nlicense: wrong\n---\n")
     write_sums(card.parent)
@@ -138,7 +164,9 @@ def test_a_card_that_the_hub_refuses_stops_before_a_repository_is_made(release: 
     assert "/api/repos/create" not in [path for path, _, _ in hub]
 
 
-def test_without_a_login_nothing_is_tried(release: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_login_nothing_is_tried(
+    release: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
@@ -146,8 +174,13 @@ def test_without_a_login_nothing_is_tried(release: tuple[Path, dict[str, Any]], 
         list(push(planned(*release, "org/demo"), private=True))
 
 
-@pytest.mark.parametrize(("target", "only", "said"), [("demo", [], "expected ORG/NAME"), ("a/b/c", [], "ORG/NAME"), ("a/b", ["X"], "it has SFT, DPO, lamini")])
-def test_a_mistyped_target_or_name_is_refused(release: tuple[Path, dict[str, Any]], target: str, only: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "only", "said"),
+    [("demo", [], "expected ORG/NAME"), ("a/b/c", [], "ORG/NAME"), ("a/b", ["X"], "it has SFT, DPO, lamini")],
+)
+def test_a_mistyped_target_or_name_is_refused(
+    release: tuple[Path, dict[str, Any]], target: str, only: list[str], said: str
+) -> None:
     with pytest.raises(RunError, match=said):
         planned(*release, target, only)
 

@@ -1,4 +1,6 @@
-"""Results are held against the digests that were noted when they were made: by the next step, by a release, and all of them by ``verify``."""
+"""Results are held against the digests that were noted when they were made: by the next step, by a
+release, and all of them by ``verify``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ from openbezoar.store.manifests import SCHEMA, sealed
 from openbezoar.store.runs import RunFolder
 
 RULES: dict[str, Any] = {"min_response_words": 0, "drop_repetition": 1.0, "drop_echoes": False, "near_duplicates": None}
-STEPS: dict[str, Any] = {"kept": {"filter": "rows.jsonl", "rules": RULES}, "again": {"filter": "kept", "rules": RULES}, "report": {"report": "all"}}
+STEPS: dict[str, Any] = {
+    "kept": {"filter": "rows.jsonl", "rules": RULES},
+    "again": {"filter": "kept", "rules": RULES},
+    "report": {"report": "all"},
+}
 
 
 class Place:
@@ -49,7 +55,10 @@ class Place:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    rows = [{"id": f"r{i}", "instruction": f"Say the number {i}.", "response": f"The number is {i}, as you asked."} for i in range(24)]
+    rows = [
+        {"id": f"r{i}", "instruction": f"Say the number {i}.", "response": f"The number is {i}, as you asked."}
+        for i in range(24)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "recipe.yaml").write_text(json.dumps({"name": "t", "models": {"base": "pypi:x"}, "steps": STEPS}))
     assert Place(folder / "recipe.yaml").run() == list(STEPS)
@@ -92,7 +101,9 @@ def test_a_file_that_is_gone_is_missed(place: Place) -> None:
 def test_each_file_of_each_step_is_in_its_manifest_with_its_digest(place: Place) -> None:
     for step in STEPS:
         manifest = RunFolder(place.folder).manifest(step)
-        assert manifest is not None and manifest["schema"] == SCHEMA and manifest["files"] == marks_of(place.folder / step)
+        assert (
+            manifest is not None and manifest["schema"] == SCHEMA and manifest["files"] == marks_of(place.folder / step)
+        )
         assert {"kept": "rows.jsonl", "again": "rows.jsonl", "report": "report.html"}[step] in manifest["files"]
 
 
@@ -109,7 +120,11 @@ def test_commands_that_read_results_refuse_damaged_ones(place: Place, capsys: py
     rows.write_bytes(rows.read_bytes()[:-1])
     for arguments in (["report", str(place.folder)], ["review", str(place.folder), "kept", "--list"]):
         code, _, err = command(capsys, *arguments)
-        assert code == 2 and "kept: rows.jsonl changed since it was made; put the file back" in err and err.count("\n") == 1
+        assert (
+            code == 2
+            and "kept: rows.jsonl changed since it was made; put the file back" in err
+            and err.count("\n") == 1
+        )
 
 
 def test_a_report_that_is_written_again_is_the_step_s_result(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +135,9 @@ def test_a_report_that_is_written_again_is_the_step_s_result(place: Place, capsy
     assert command(capsys, "verify", str(place.folder))[0] == 0
 
 
-def test_verify_reads_everything_and_tells_what_size_and_time_do_not(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reads_everything_and_tells_what_size_and_time_do_not(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = command(capsys, "verify", str(place.folder))
     assert code == 0 and "no differences" in out
     rows = place.folder / "kept/rows.jsonl"
@@ -132,7 +149,10 @@ def test_verify_reads_everything_and_tells_what_size_and_time_do_not(place: Plac
     assert code == 2 and "kept: rows.jsonl changed since it was made" in out and err.count("\n") == 1
     (place.folder / "again/more.jsonl").write_text("")
     found = json.loads(command(capsys, "verify", str(place.folder), "--json")[1])
-    assert found["wrong"] == ["again: more.jsonl was not made by the step", "kept: rows.jsonl changed since it was made"]
+    assert found["wrong"] == [
+        "again: more.jsonl was not made by the step",
+        "kept: rows.jsonl changed since it was made",
+    ]
 
 
 def test_verify_reads_the_cached_answers_too(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +179,9 @@ def test_a_copied_run_is_read_once_and_then_known(place: Place, tmp_path: Path) 
         assert manifest is not None and manifest["files"] == marks_of(place.folder / step)
 
 
-def test_a_manifest_of_before_is_still_good_and_verify_says_what_it_lacks(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_of_before_is_still_good_and_verify_says_what_it_lacks(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     new_mark = ""
     for step in STEPS:
         file = place.folder / step / "manifest.json"
@@ -191,9 +213,15 @@ def test_a_manifest_of_before_is_still_good_and_verify_says_what_it_lacks(place:
         (json.dumps({**sealed({"key": "a"}), "key": "b"}), "changed since it was written"),
     ],
 )
-def test_a_manifest_that_says_other_things_is_one_line(content: str, said: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_that_says_other_things_is_one_line(
+    content: str, said: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place.folder / "kept/manifest.json").write_text(content)
-    for arguments in (["run", str(place.recipe), "--runs", str(place.folder.parent)], ["show", str(place.folder)], ["report", str(place.folder)]):
+    for arguments in (
+        ["run", str(place.recipe), "--runs", str(place.folder.parent)],
+        ["show", str(place.folder)],
+        ["report", str(place.folder)],
+    ):
         code, _, err = command(capsys, *arguments)
         assert code == 2 and said in err and err.count("\n") == 1
     code, out, err = command(capsys, "verify", str(place.folder))
@@ -217,8 +245,21 @@ def test_a_bit_of_a_manifest_that_flips_is_seen_by_the_next_command(place: Place
             assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]", "{}", '{"recipe": 5, "overrides": []}', '{"recipe": "a.yaml", "overrides": [5]}', b"\xff\xfe"])
-def test_a_damaged_note_of_the_recipe_is_one_line_or_passed_over(content: str | bytes, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "{",
+        "[]",
+        "{}",
+        '{"recipe": 5, "overrides": []}',
+        '{"recipe": "a.yaml", "overrides": [5]}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_note_of_the_recipe_is_one_line_or_passed_over(
+    content: str | bytes, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place.folder / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     code, _, err = command(capsys, "release", str(place.folder))
     assert code == 2 and "run.json" in err and err.count("\n") == 1
@@ -238,7 +279,9 @@ def test_any_bit_of_any_file_that_flips_is_seen(place: Place, capsys: pytest.Cap
 
 
 def test_what_is_published_is_read_whole_before(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_recipe({"sft": {"sft": "rows.jsonl", "model": "base"}, "chat": {"merge": "sft"}, "release": {"release": ["chat"]}})
+    path = write_recipe(
+        {"sft": {"sft": "rows.jsonl", "model": "base"}, "chat": {"merge": "sft"}, "release": {"release": ["chat"]}}
+    )
     run = RunFolder(tmp_path / "runs/t")
     for name, node in list(graph.build(load(path), path, tmp_path / "runs").nodes.items())[:2]:
         (run.begin(name, node.key) / "weights").write_bytes(b"of " + name.encode())
@@ -255,7 +298,14 @@ def test_what_is_published_is_read_whole_before(write_recipe: Callable[..., Path
 
 def test_a_model_is_read_from_steps_as_they_were_made(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r")
-    about = {"base": "pypi:x", "adapters": ["run:a/adapter"], "quantize": "none", "dtype": "float32", "prompt": {"template": "own"}, "licence": None}
+    about = {
+        "base": "pypi:x",
+        "adapters": ["run:a/adapter"],
+        "quantize": "none",
+        "dtype": "float32",
+        "prompt": {"template": "own"},
+        "licence": None,
+    }
     for name in ("a", "b"):
         work = run.begin(name, name)
         (work / "adapter").mkdir()

@@ -27,7 +27,8 @@ from openbezoar.progress import PlainProgress
 from openbezoar.rows.forms import to_pair
 from openbezoar.rows.records import Counts, Row, read_jsonl, write_jsonl
 
-FIELDS = ["id", "question_id", "turn", "model_a", "model_b", "winner", "judge"]  # of MT-Bench's human votes, in their order
+# of MT-Bench's human votes, in their order
+FIELDS = ["id", "question_id", "turn", "model_a", "model_b", "winner", "judge"]
 MODELS = ("zeta-secret", "alpha-secret")
 
 
@@ -48,7 +49,9 @@ def rows(n: int = 8, models: tuple[str, ...] = MODELS, **changed: Any) -> list[R
     ]
 
 
-def ballots(some: list[Row] | None = None, seed: int = 0, turns: tuple[int, ...] = (1, 2), models: tuple[str, ...] = MODELS) -> list[Ballot]:
+def ballots(
+    some: list[Row] | None = None, seed: int = 0, turns: tuple[int, ...] = (1, 2), models: tuple[str, ...] = MODELS
+) -> list[Ballot]:
     return make_ballots(some or rows(models=models), models, seed, turns, Counts())
 
 
@@ -84,7 +87,9 @@ def served(asked: Poll) -> Iterator[int]:
         socket.close()
 
 
-def ask(port: int, path: str, body: Any = None, host: str | None = None, **headers: str) -> tuple[int, dict[str, str], str]:
+def ask(
+    port: int, path: str, body: Any = None, host: str | None = None, **headers: str
+) -> tuple[int, dict[str, str], str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     given = {"Host": host or f"127.0.0.1:{port}", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if body is not None:
@@ -148,7 +153,12 @@ def test_votes_have_the_fields_of_mt_bench_s_and_are_on_disk_at_once(votes: Path
             assert asked.cast(ballot.id, choice)  # type: ignore[arg-type]
             row = list(read_jsonl(votes))[-1]
             assert list(row) == FIELDS
-            assert (row["question_id"], row["turn"], row["model_a"], row["model_b"]) == (ballot.question_id, ballot.turn, ballot.a.model, ballot.b.model)
+            assert (row["question_id"], row["turn"], row["model_a"], row["model_b"]) == (
+                ballot.question_id,
+                ballot.turn,
+                ballot.a.model,
+                ballot.b.model,
+            )
     found = list(read_jsonl(votes))
     assert [r["winner"] for r in found] == ["model_a", "model_b", "tie", "tie (bothbad)"]
     assert len({r["id"] for r in found}) == 4 and {r["judge"] for r in found} == {"expert_me"}
@@ -259,7 +269,9 @@ def test_a_file_that_holds_no_votes_or_is_in_use_is_refused_and_left_alone(votes
         VoteFile(votes.parent)
 
 
-def test_a_vote_that_the_disk_does_not_take_leaves_the_file_as_it_was_and_is_told(votes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vote_that_the_disk_does_not_take_leaves_the_file_as_it_was_and_is_told(
+    votes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with poll(votes) as asked, served(asked) as port:
         token = json.loads(ask(port, "/api/state")[2])["token"]
         first = asked.waiting[0].id
@@ -320,7 +332,10 @@ def test_every_reply_forbids_what_the_page_does_not_need(votes: Path) -> None:
     with poll(votes) as asked, served(asked) as port:
         for path in ("/", "/vote.js", "/api/state", "/nothing"):
             headers = ask(port, path)[1]
-            assert "default-src 'none'" in headers["content-security-policy"] and "unsafe" not in headers["content-security-policy"]
+            assert (
+                "default-src 'none'" in headers["content-security-policy"]
+                and "unsafe" not in headers["content-security-policy"]
+            )
             assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
             assert "access-control-allow-origin" not in headers
         page = "".join(ask(port, path)[2] for path in ("/", "/vote.js", "/vote.css"))
@@ -350,7 +365,9 @@ def test_win_rates_count_ties_half_and_name_both_bad_and_side_and_length(votes: 
         found = numbers(asked.models, votes_on(asked.ballots, asked.given), 0)
     (pair,) = found["pairs"]
     assert (pair["a"], pair["wins"], pair["losses"], pair["ties"], pair["both_bad"]) == ("alpha-secret", 0, 6, 2, 1)
-    assert pair["win_rate"]["value"] == pytest.approx(1 / 8) and pair["win_rate"]["low"] < 1 / 8 < pair["win_rate"]["high"]
+    assert (
+        pair["win_rate"]["value"] == pytest.approx(1 / 8) and pair["win_rate"]["low"] < 1 / 8 < pair["win_rate"]["high"]
+    )
     assert found["first"]["n"] == 6
 
 
@@ -387,12 +404,26 @@ def test_pairs_to_train_on_are_what_most_voters_prefer_and_the_rest_is_counted(v
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     """Arguments that name two answer files and their questions."""
-    write_jsonl(tmp_path / "questions.jsonl", [{"question_id": q, "category": "math", "turns": [f"Question {q}?", "And?"]} for q in range(1, 9)])
+    write_jsonl(
+        tmp_path / "questions.jsonl",
+        [{"question_id": q, "category": "math", "turns": [f"Question {q}?", "And?"]} for q in range(1, 9)],
+    )
     for k, model in enumerate(MODELS):
         write_jsonl(
-            tmp_path / f"{k}.jsonl", [{"question_id": q, "model_id": model, "turns": [f"answer {q} of number {k}", f"more of {k}"]} for q in range(1, 9)]
+            tmp_path / f"{k}.jsonl",
+            [
+                {"question_id": q, "model_id": model, "turns": [f"answer {q} of number {k}", f"more of {k}"]}
+                for q in range(1, 9)
+            ],
         )
-    return [str(tmp_path / "0.jsonl"), str(tmp_path / "1.jsonl"), "--questions", str(tmp_path / "questions.jsonl"), "--votes", str(tmp_path / "votes.jsonl")]
+    return [
+        str(tmp_path / "0.jsonl"),
+        str(tmp_path / "1.jsonl"),
+        "--questions",
+        str(tmp_path / "questions.jsonl"),
+        "--votes",
+        str(tmp_path / "votes.jsonl"),
+    ]
 
 
 def command(*arguments: str) -> int:
@@ -427,7 +458,9 @@ def test_the_command_serves_a_page_prints_where_and_ends_by_ctrl_c_with_what_was
             except ConnectionError:
                 continue
         assert state["total"] == 16
-        assert ask(port, "/api/vote", {"id": state["ballot"]["id"], "choice": "a"}, X_Vote_Token=state["token"])[0] == 200
+        assert (
+            ask(port, "/api/vote", {"id": state["ballot"]["id"], "choice": "a"}, X_Vote_Token=state["token"])[0] == 200
+        )
         process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=120)
     finally:
@@ -437,7 +470,9 @@ def test_the_command_serves_a_page_prints_where_and_ends_by_ctrl_c_with_what_was
     assert Path(files[5]).read_text().count("\n") == 1
 
 
-def test_results_and_pairs_come_without_a_page(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_and_pairs_come_without_a_page(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     give_votes(files)
     assert command(*files, "--result") == 0
     assert "alpha-secret against zeta-secret" in capsys.readouterr().out
@@ -445,10 +480,15 @@ def test_results_and_pairs_come_without_a_page(files: list[str], tmp_path: Path,
     assert json.loads(capsys.readouterr().out)["pairs"][0]["losses"] == 8
     assert command(*files, "--export", str(tmp_path / "pairs.jsonl")) == 0
     assert "8 pairs" in capsys.readouterr().out
-    assert all(r["chosen"].endswith("number 0") and r["chosen_model"] == MODELS[0] for r in read_jsonl(tmp_path / "pairs.jsonl"))
+    assert all(
+        r["chosen"].endswith("number 0") and r["chosen_model"] == MODELS[0]
+        for r in read_jsonl(tmp_path / "pairs.jsonl")
+    )
 
 
-def test_pairs_never_take_the_place_of_what_they_are_made_from(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_never_take_the_place_of_what_they_are_made_from(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     give_votes(files)
     for file in (files[5], files[0], files[3]):
         before = Path(file).read_bytes()
@@ -464,7 +504,9 @@ def test_dpo_trains_on_exported_votes(files: list[str], tmp_path: Path, write_re
 
     give_votes(files, "both")
     assert command(*files, "--export", str(tmp_path / "voted.jsonl")) == 0
-    recipe = write_recipe({"dpo": {"dpo": "voted.jsonl", "model": "base", **FAST, "heldout_rows": 2, "heldout_every": 4}})
+    recipe = write_recipe(
+        {"dpo": {"dpo": "voted.jsonl", "model": "base", **FAST, "heldout_rows": 2, "heldout_every": 4}}
+    )
     from openbezoar.recipe.file import load
 
     execution.execute(graph.build(load(recipe), recipe, tmp_path / "runs"), PlainProgress(quiet=True))
@@ -473,7 +515,9 @@ def test_dpo_trains_on_exported_votes(files: list[str], tmp_path: Path, write_re
     assert (tmp_path / "runs/t/dpo/adapter/adapter_model.safetensors").is_file()
 
 
-def test_a_run_s_answers_are_found_and_its_votes_lie_beside_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_s_answers_are_found_and_its_votes_lie_beside_its_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "runs" / "t"
     for name in ("talks", "other"):
         (run / name).mkdir(parents=True)
@@ -499,7 +543,9 @@ def test_a_run_s_answers_are_found_and_its_votes_lie_beside_its_steps(tmp_path: 
     assert "two models are needed" in capsys.readouterr().err
 
 
-def test_wrong_arguments_are_told_in_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_told_in_one_line(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, words in (
         (files[:2], "answer files need their questions"),
         ([*files, "--turns", "3"], "--turns 3: expected 1, 2 or both"),

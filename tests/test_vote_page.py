@@ -13,7 +13,10 @@ from test_vote import MODELS, ballots, poll, rows, served
 
 from openbezoar.rows.records import Row, read_jsonl
 
-HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & **stars**\n\n    indented\n\nlast"
+HOSTILE = (
+    "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & **stars**\n\n"
+    "    indented\n\nlast"
+)
 LONG = "An-unbroken-run-of-characters-" * 12 + "\n\n" + "Some words that fill a line and the next one too. " * 30
 KEYS = "abtxabtxab"
 
@@ -80,7 +83,9 @@ def test_ten_pairs_are_voted_on_with_the_keyboard_with_a_reload_in_the_middle(tm
         count(page, "10 of 12, 1 skipped")
         assert console_errors(page) == []
     found = list(read_jsonl(votes))
-    assert [r["winner"] for r in found[:9]] == [{"a": "model_a", "b": "model_b", "t": "tie", "x": "tie (bothbad)"}[k] for k in KEYS[:9]]
+    assert [r["winner"] for r in found[:9]] == [
+        {"a": "model_a", "b": "model_b", "t": "tie", "x": "tie (bothbad)"}[k] for k in KEYS[:9]
+    ]
     assert [r["id"].split("-")[0] for r in found] == [*order[:9], order[10]]
 
 
@@ -95,7 +100,9 @@ def test_hostile_answers_are_shown_as_text_and_nothing_of_them_runs(tmp_path: Pa
                 assert text(page, f"answer-{side}") == (answer.turns[0] or "(an empty answer)")
             assert page.execute_script("return document.querySelectorAll('main script, main img, main b').length") == 0
             if "```" in ballot.a.turns[0] + ballot.b.turns[0]:
-                codes = page.execute_script("return [...document.querySelectorAll('main code')].map(c => c.textContent)")
+                codes = page.execute_script(
+                    "return [...document.querySelectorAll('main code')].map(c => c.textContent)"
+                )
                 assert codes == ["```python\ndef f(x):\n    return '<b>'\n```", "```\nopen to the end"]
                 shot(page, "code")
             assert page.title == "Which answer is better?"
@@ -105,7 +112,11 @@ def test_hostile_answers_are_shown_as_text_and_nothing_of_them_runs(tmp_path: Pa
 
 
 def test_the_result_comes_after_the_last_vote_or_when_it_is_asked_for_twice(tmp_path: Path) -> None:
-    with poll(tmp_path / "votes.jsonl", ballots(answers(), turns=(1,))) as asked, served(asked) as port, chromium(tmp_path / "profile") as page:
+    with (
+        poll(tmp_path / "votes.jsonl", ballots(answers(), turns=(1,))) as asked,
+        served(asked) as port,
+        chromium(tmp_path / "profile") as page,
+    ):
         page.get(f"http://127.0.0.1:{port}/")
         count(page, "0 of 6")
         press(page, "a")
@@ -162,9 +173,15 @@ def test_a_vote_that_reaches_no_server_is_told_and_can_be_given_again(tmp_path: 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (360, 740)], ids=["desktop", "phone"])
-def test_nothing_is_cut_off_at_any_width_and_all_keys_are_written_on_the_page(tmp_path: Path, width: int, height: int, dark: bool) -> None:
+def test_nothing_is_cut_off_at_any_width_and_all_keys_are_written_on_the_page(
+    tmp_path: Path, width: int, height: int, dark: bool
+) -> None:
     name = f"{'phone' if width < 600 else 'desktop'}-{'dark' if dark else 'light'}"
-    with poll(tmp_path / "votes.jsonl", ballots(answers())) as asked, served(asked) as port, chromium(tmp_path / "profile", width, height, dark) as page:
+    with (
+        poll(tmp_path / "votes.jsonl", ballots(answers())) as asked,
+        served(asked) as port,
+        chromium(tmp_path / "profile", width, height, dark) as page,
+    ):
         page.get(f"http://127.0.0.1:{port}/")
         count(page, "0 of 12")
         for id_ in [b.id for b in asked.waiting[:2]]:
@@ -178,7 +195,11 @@ def test_nothing_is_cut_off_at_any_width_and_all_keys_are_written_on_the_page(tm
             for button in page.find_elements("css selector", "#choices button"):
                 box = button.rect
                 assert box["x"] >= 0 and box["x"] + box["width"] <= width
-                assert page.execute_script("const r = arguments[0].getBoundingClientRect(); return r.bottom <= window.innerHeight && r.top >= 0", button)
+                assert page.execute_script(
+                    "const r = arguments[0].getBoundingClientRect(); return r.bottom <= window.innerHeight && r.top"
+                    " >= 0",
+                    button,
+                )
             press(page, "a")
             wait(page, lambda p, id_=id_: asked.waiting[0].id != id_)
         while asked.waiting:

@@ -101,7 +101,9 @@ def test_a_copied_run_is_done_and_its_weights_are_read_once(place: Place, tmp_pa
     assert mark[1] == 10**9  # noted, so that the next command need not read it
 
 
-def test_a_broken_gate_stops_the_run_each_time_until_the_gate_is_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_gate_stops_the_run_each_time_until_the_gate_is_changed(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, after = ("a", "base") if place.loss("a") < place.loss("base") else ("base", "a")
     gate = {"measure": "mine", "fall": 0, "before": before, "after": after}
     place.recipe = place.recipe_with(gate=[gate])

@@ -1,4 +1,5 @@
-"""The command line in forked children of one warm process, so that hundreds of commands do not import torch hundreds of times.
+"""The command line in forked children of one warm process, so that hundreds of commands do not
+import torch hundreds of times.
 
 The warm process imports what every command imports, runs no operation (no pool of threads
 exists when it forks), and forks a child a command. ``Commands`` is its client.
@@ -32,7 +33,9 @@ class Done:
 
 
 class Commands:
-    """Runs commands, one after another. ``first``: Python that a child runs before its command, such as one that breaks something."""
+    """Runs commands, one after another. ``first``: Python that a child runs before its command,
+    such as one that breaks something.
+    """
 
     def __init__(self) -> None:
         environment = {
@@ -40,9 +43,18 @@ class Commands:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
         }
-        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
-    def __call__(self, *arguments: str, first: str = "", cwd: Path | None = None, env: Mapping[str, str] | None = None, seconds: float = 120) -> Done:
+    def __call__(
+        self,
+        *arguments: str,
+        first: str = "",
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 120,
+    ) -> Done:
         with tempfile.TemporaryDirectory() as scratch:
             out, err = Path(scratch, "out"), Path(scratch, "err")
             order = {
@@ -93,7 +105,9 @@ for other in list(sys.modules.values()):  # what imported the function by its na
 
 
 def killing(module: str, name: str, count: int, when: str) -> str:
-    """For ``first``: the process is killed with SIGKILL at the ``count``-th call of a function, 'before' or 'after' it runs."""
+    """For ``first``: the process is killed with SIGKILL at the ``count``-th call of a function,
+    'before' or 'after' it runs.
+    """
     return _KILLER.format(killer=(module, name, count, when))
 
 

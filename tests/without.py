@@ -1,6 +1,8 @@
-"""Runs commands as an installation without some packages would: ``python tests/without.py``, jobs as JSON on stdin, what came of each on stdout.
+"""Runs commands as an installation without some packages would: ``python tests/without.py``, jobs
+as JSON on stdin, what came of each on stdout.
 
-Only what a base install has is imported here; each job is a fork of this process, with its packages hidden from the import system.
+Only what a base install has is imported here; each job is a fork of this process, with its packages
+hidden from the import system.
 """
 
 from __future__ import annotations
@@ -49,7 +51,12 @@ def result(hidden: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
         except BaseException:
             code = 1
             traceback.print_exc()
-    return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "loaded": [name for name in ("torch", "transformers") if name in sys.modules]}
+    return {
+        "code": code,
+        "out": out.getvalue(),
+        "err": err.getvalue(),
+        "loaded": [name for name in ("torch", "transformers") if name in sys.modules],
+    }
 
 
 def forked(hidden: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
@@ -60,11 +67,24 @@ def forked(hidden: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         file.seek(0)
-        return json.loads(file.read()) if status == 0 else {"code": 1, "out": "", "err": f"ended with status {status}", "loaded": []}
+        return (
+            json.loads(file.read())
+            if status == 0
+            else {"code": 1, "out": "", "err": f"ended with status {status}", "loaded": []}
+        )
 
 
 if __name__ == "__main__":
-    for shared in ("cli", "graph", "plan_table", "judging.labelled", "judging.agreement", "harness.run", "voting.ballots", "reporting.page"):
+    for shared in (
+        "cli",
+        "graph",
+        "plan_table",
+        "judging.labelled",
+        "judging.agreement",
+        "harness.run",
+        "voting.ballots",
+        "reporting.page",
+    ):
         import_module(f"openbezoar.{shared}")  # once, and not in each fork
     jobs = json.load(sys.stdin)
     print(json.dumps([forked(hidden, arguments) for hidden, arguments in jobs]))

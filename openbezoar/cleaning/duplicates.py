@@ -18,16 +18,22 @@ N = 3
 LONG = 60  # words of an instruction; this project's
 PERMUTATIONS = 128
 _WORD = re.compile(rf"(?:_++|{units.BARE})+")
-STEEPEST = 0.99  # of the index; above it datasketch finds no bands for so many permutations, and candidates are compared exactly anyway
+# of the index; above it datasketch finds no bands for so many permutations, and candidates are
+# compared exactly anyway
+STEEPEST = 0.99
 MISSES = (0.1, 0.9)  # weights of false candidates, which cost a comparison, and of missed ones
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 def shingles(text: str) -> frozenset[str]:
-    """A text's word 3-grams (``units.grams``), case and punctuation aside; the whole text if it has fewer words, marks and all if it has none."""
+    """A text's word 3-grams (``units.grams``), case and punctuation aside; the whole text if it has
+    fewer words, marks and all if it has none.
+    """
     words = units.apart(_WORD.findall(units.folded(text)))
-    return frozenset(" ".join(words[begin:end]) for begin, end in units.grams(words, N * units.WORD)) or frozenset([" ".join(words) or "".join(text.split())])
+    return frozenset(" ".join(words[begin:end]) for begin, end in units.grams(words, N * units.WORD)) or frozenset(
+        [" ".join(words) or "".join(text.split())]
+    )
 
 
 def _long(parts: frozenset[str]) -> bool:
@@ -54,7 +60,9 @@ class NearDuplicates(Generic[Name]):
         self._rows: list[tuple[Name, str, str]] = []
 
     def find(self, instruction: str, response: str) -> tuple[Name, float] | None:
-        """The row most like this one, the earliest among equals, with the instructions' likeness; None if none is near."""
+        """The row most like this one, the earliest among equals, with the instructions' likeness;
+        None if none is near.
+        """
         wanted, answer = shingles(instruction), shingles(response)
         best: tuple[Name, float] | None = None
         for place in sorted(self._index.query(self._sketch(wanted))):

@@ -18,8 +18,10 @@ from openbezoar.rows.records import Row
 EXAMPLES = 3  # kept a reason
 SHOWN = 300  # characters of a text in an example
 VERDICT = ("status", "rating", "reason")
-HOW = {"refused": "refused", "left_out": "judge_left_out"}  # why the judge did not answer, and which settings it was asked without
-COLUMNS = (*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply", *HOW.values())  # a filter's own
+# why the judge did not answer, and which settings it was asked without
+HOW = {"refused": "refused", "left_out": "judge_left_out"}
+# a filter's own
+COLUMNS = (*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply", *HOW.values())
 BY_JUDGE = ("rejected_by_judge", "below_min_rating")
 BY_HAND = "rejected_in_review"
 
@@ -39,19 +41,33 @@ def dropped(row: Row, drop: Drop) -> Outcome:
 
 
 def judged(row: Row, verdict: Row, min_rating: float) -> Outcome:
-    """A row by the judge's verdict: kept if it is not rejected and rated ``min_rating`` or more, or not rated because nobody was asked."""
+    """A row by the judge's verdict: kept if it is not rejected and rated ``min_rating`` or more, or
+    not rated because nobody was asked.
+    """
     row = {**row, **{column: verdict[name] for name, column in HOW.items() if name in verdict}}
     if "unscored" in verdict:
-        return Outcome({**row, "unscored": verdict["unscored"], "reply": verdict["reply"]}, "unscored", f"unscored_{verdict['unscored']}")
+        return Outcome(
+            {**row, "unscored": verdict["unscored"], "reply": verdict["reply"]},
+            "unscored",
+            f"unscored_{verdict['unscored']}",
+        )
     row = {**row, **{name: verdict[name] for name in VERDICT}}
     if verdict["status"] == "reject":
         return Outcome(row, "rejected", "rejected_by_judge")
-    return Outcome(row, "kept") if verdict["rating"] is None or verdict["rating"] >= min_rating else Outcome(row, "rejected", "below_min_rating")
+    return (
+        Outcome(row, "kept")
+        if verdict["rating"] is None or verdict["rating"] >= min_rating
+        else Outcome(row, "rejected", "below_min_rating")
+    )
 
 
 def reviewed(outcome: Outcome, decision: Decision) -> Outcome:
     """A row as a person decided; why it had been dropped stays with it as ``before_review``."""
-    row = {name: value for name, value in outcome.row.items() if name not in ("rule", "why", "unscored", "reply", "refused")}
+    row = {
+        name: value
+        for name, value in outcome.row.items()
+        if name not in ("rule", "why", "unscored", "reply", "refused")
+    }
     if "output" in row and "response" in decision.texts:
         del row["output"]
     row |= {
@@ -73,7 +89,9 @@ def lay_over(outcomes: Sequence[Outcome], decisions: Mapping[str, Decision]) -> 
     made, met = [], set()
     for outcome in outcomes:
         decision = decisions.get(outcome.row["hash"])
-        if decision is not None and (decision.verdict == "reject" or outcome.bucket == "kept" or decision.row not in met):
+        if decision is not None and (
+            decision.verdict == "reject" or outcome.bucket == "kept" or decision.row not in met
+        ):
             outcome = reviewed(outcome, decision)
         met.add(outcome.row["hash"])
         made.append(outcome)
@@ -119,7 +137,10 @@ def numbers(before: Sequence[Outcome], after: Sequence[Outcome], judge: bool) ->
 def summary(numbers: Mapping[str, Any]) -> str:
     """The funnel in one line."""
     by_rule = sum(numbers["rejected_by_rule"].values())
-    text = f"{numbers['kept']} of {numbers['rows_in']} kept, {by_rule} rejected by rules, {numbers['rejected_by_judge']} by the judge, {numbers['unscored']} unscored"
+    text = (
+        f"{numbers['kept']} of {numbers['rows_in']} kept, {by_rule} rejected by rules, {numbers['rejected_by_judge']}"
+        f" by the judge, {numbers['unscored']} unscored"
+    )
     return text + (f"; {sum(numbers['reviewed'].values())} reviewed by hand" if numbers["reviewed"] else "")
 
 
@@ -132,7 +153,11 @@ def examples(outcomes: Sequence[Outcome]) -> dict[str, list[Row]]:
     for outcome in outcomes:
         if outcome.reason and len(rows := found.setdefault(outcome.reason, [])) < EXAMPLES:
             row = outcome.row
-            why = row.get("why") or row.get("reply") or (f"rated {row['rating']:g}: {row['reason']}" if row.get("rating") is not None else "")
+            why = (
+                row.get("why")
+                or row.get("reply")
+                or (f"rated {row['rating']:g}: {row['reason']}" if row.get("rating") is not None else "")
+            )
             texts = {"instruction": row["instruction"], "response": row.get("response", row.get("output")), "why": why}
             rows.append({"id": str(row.get("id", "")), **{name: _short(text) for name, text in texts.items() if text}})
     return found
@@ -146,7 +171,9 @@ def changes(rows: Sequence[tuple[str, Sequence[Change]]]) -> dict[str, dict[str,
             entry = found.setdefault(change.cleaner, {"rows": 0, "examples": []})
             entry["rows"] += 1
             if entry["rows"] <= EXAMPLES:
-                entry["examples"].append({"id": id_, "field": change.field, "before": change.before, "after": change.after})
+                entry["examples"].append(
+                    {"id": id_, "field": change.field, "before": change.before, "after": change.after}
+                )
     return found
 
 

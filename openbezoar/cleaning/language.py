@@ -19,9 +19,17 @@ FEWEST = 3  # of them at least: "déjà vu" is English
 _FOREIGN = {
     language: frozenset(words.split())
     for language, words in {
-        "German": "der das und ist nicht ein eine einen den dem zu mit von für auf sich auch wird sind wie ich sie es werden oder bei aus nach",
-        "French": "le la les des du une est et dans pour que qui sur avec ce cette il elle nous vous ne pas sont par aux ou plus leur",
-        "Spanish": "el la los las una es y en que por para con del se su como más lo al pero son este esta fue también muy",
+        "German": (
+            "der das und ist nicht ein eine einen den dem zu mit von für auf sich auch wird sind wie ich sie es werden"
+            " oder bei aus nach"
+        ),
+        "French": (
+            "le la les des du une est et dans pour que qui sur avec ce cette il elle nous vous ne pas sont par aux ou"
+            " plus leur"
+        ),
+        "Spanish": (
+            "el la los las una es y en que por para con del se su como más lo al pero son este esta fue también muy"
+        ),
         "Italian": "il lo gli una è che di per con del della dei nel sono si come più anche questo questa alla ed le",
         "Portuguese": "os uma é e em que por para com do da dos das não se um como mais ao na nos são também pelo foi",
         "Dutch": "het een van en is dat te voor met niet zijn op aan ook als er maar om bij wordt naar deze dit",
@@ -33,8 +41,11 @@ _FOREIGN = {
         "Vietnamese": "và của là có không được cho một các trong người này với để những đã tôi",
     }.items()
 }
-_ENGLISH_WORDS = """the of and to in a is that it for on with as was be by are this from at or an have not which you his but they their has were can
-had one all will there what if we she he would your my when who been than its into them some could other do then these about use how our out i any no so"""
+_ENGLISH_WORDS = """
+    the of and to in a is that it for on with as was be by are this from at or an have not which you his but they
+    their has were can had one all will there what if we she he would your my when who been than its into them some
+    could other do then these about use how our out i any no so
+"""
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 _NAMES = re.compile(
     r"\b(?:translat\w*|language|afrikaans|albanian|arabic|armenian|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|esperanto|estonian"

@@ -38,7 +38,9 @@ class Decision:
 
 def row_hash(row: Mapping[str, Any]) -> str:
     """Sixteen hex digits of a row's system message, instruction, context and response."""
-    return digest([row.get("system"), row.get("instruction"), row.get("context") or "", row.get("response", row.get("output"))])[:16]
+    return digest(
+        [row.get("system"), row.get("instruction"), row.get("context") or "", row.get("response", row.get("output"))]
+    )[:16]
 
 
 class Reviews:
@@ -96,13 +98,18 @@ class Reviews:
             if verdict == "undo":
                 self._forget(row)
             elif verdict in get_args(Verdict):
-                texts = {name: text_in(content["texts"], (name,), "texts") for name in TEXTS if name in content.get("texts", {})}
+                texts = {
+                    name: text_in(content["texts"], (name,), "texts")
+                    for name in TEXTS
+                    if name in content.get("texts", {})
+                }
                 self._made.append(Decision(str(row), verdict, str(content.get("id", "")), texts))
             else:
                 raise ValueError(f"verdict {shown(verdict)}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError) as error:
             raise RunError(
-                f"{self.path}: line {number} is no decision ({error}); expected row and verdict (accept, reject, edit, undo); take the line out"
+                f"{self.path}: line {number} is no decision ({error}); expected row and verdict (accept, reject, edit,"
+                " undo); take the line out"
             ) from None
 
     def _write(self, content: Row) -> None:

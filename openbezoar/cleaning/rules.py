@@ -50,7 +50,9 @@ def repeated_share(text: str, n: int = 4) -> float:
 
 
 def ends_in_circles(text: str) -> bool:
-    """Whether a text's end repeats one stretch of characters again and again, as "!!!!" and "hahaha" do without a second word."""
+    """Whether a text's end repeats one stretch of characters again and again, as "!!!!" and
+    "hahaha" do without a second word.
+    """
     text = text.rstrip()
     for period in range(1, PERIOD + 1):
         length = max(ROUNDS * period, LOOP)
@@ -61,13 +63,22 @@ def ends_in_circles(text: str) -> bool:
 
 
 def another_language(c: Candidate, rules: Rules) -> bool:
-    """Instruction or answer is not English, and the instruction does not speak of a language, as translations and the like do."""
-    return rules.language == "en" and (foreign(c.instruction) or foreign(c.response)) and not names_a_language(c.instruction)
+    """Instruction or answer is not English, and the instruction does not speak of a language, as
+    translations and the like do.
+    """
+    return (
+        rules.language == "en"
+        and (foreign(c.instruction) or foreign(c.response))
+        and not names_a_language(c.instruction)
+    )
 
 
 def no_words(c: Candidate, rules: Rules) -> bool:
     """Nothing but punctuation: not one letter, digit or pictogram."""
-    return not all(any(char.isalnum() or unicodedata.category(char) == "So" for char in text) for text in (c.instruction, c.response))
+    return not all(
+        any(char.isalnum() or unicodedata.category(char) == "So" for char in text)
+        for text in (c.instruction, c.response)
+    )
 
 
 def instruction_too_short(c: Candidate, rules: Rules) -> bool:
@@ -106,7 +117,9 @@ def echo(c: Candidate, rules: Rules) -> bool:
 
 def repetition(c: Candidate, rules: Rules) -> bool:
     """The answer goes in circles; 1 switches it off."""
-    return rules.drop_repetition < 1 and (repeated_share(c.response) > rules.drop_repetition or ends_in_circles(c.response))
+    return rules.drop_repetition < 1 and (
+        repeated_share(c.response) > rules.drop_repetition or ends_in_circles(c.response)
+    )
 
 
 Rule = Callable[[Candidate, Rules], bool]
@@ -145,7 +158,9 @@ class Screen:
     def __init__(self, rules: Rules, overlap: Overlap | None = None) -> None:
         self.rules, self.overlap = rules, overlap
         self._seen: dict[str, str] = {}
-        self._near: NearDuplicates[str] | None = None if rules.near_duplicates is None else NearDuplicates(rules.near_duplicates)
+        self._near: NearDuplicates[str] | None = (
+            None if rules.near_duplicates is None else NearDuplicates(rules.near_duplicates)
+        )
 
     def __call__(self, c: Candidate) -> Drop | None:
         """The rule that drops a row, or None."""

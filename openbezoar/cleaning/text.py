@@ -182,5 +182,7 @@ def clean_row(row: Mapping[str, object], wanted: Sequence[str]) -> tuple[Row, li
 
 
 def _around_change(before: str, after: str) -> tuple[str, str]:
-    place = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    place = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
     return tuple(text[max(0, place - SHOWN) : place + SHOWN] for text in (before, after))  # type: ignore[return-value]

@@ -1,4 +1,5 @@
-"""What a text's length, its repeats and its likeness to others are counted in: words, and letters of scripts that set no spaces. Pure functions.
+"""What a text's length, its repeats and its likeness to others are counted in: words, and letters
+of scripts that set no spaces. Pure functions.
 
 English and every other spaced script is cut into words as ever. A text in Han, kana, Thai, Lao,
 Khmer, Myanmar, Tibetan and the like has no spaces to be cut at, so there each letter, with the
@@ -16,18 +17,25 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 WORD = 6  # sixths of a word that a word is
-_HAN = "\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"  # with Yi's syllables
+# with Yi's syllables
+_HAN = "\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = "\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9f"  # with Bopomofo
 _OTHER = (
     "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Myanmar, Khmer
-    "\u1950-\u197f\u1980-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9df\ua9e0-\ua9ff\uaa60-\uaa7f\uaa80-\uaadf"  # Tai, Balinese, Javanese
+    # Tai, Balinese, Javanese
+    "\u1950-\u197f\u1980-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9df\ua9e0-\ua9ff\uaa60-\uaa7f\uaa80-\uaadf"
 )
-_PICTURES = "\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff"  # emoji, flags' letters and dingbats, each a word by itself
+# emoji, flags' letters and dingbats, each a word by itself
+_PICTURES = "\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff"
 SIXTHS = {_HAN: 4, _KANA: 3, _OTHER: 2, _PICTURES: WORD}
 _SIXTHS = [(re.compile(f"[{letters}]"), part) for letters, part in SIXTHS.items()]
 _UNSPACED = re.compile(f"[{_HAN}{_KANA}{_OTHER}{_PICTURES}]")
-# Marks that belong to a word but are no letters to Python's \w: the vowel signs of India's scripts, Arabic and Hebrew points.
-_MARKS = "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0980-\u0dff"
+# Marks that belong to a word but are no letters to Python's \w: the vowel signs of India's scripts,
+# Arabic and Hebrew points.
+_MARKS = (
+    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc"
+    "\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0980-\u0dff"
+)
 BARE = rf"(?:[^\W_]++|[{_MARKS}{_HAN}{_KANA}{_OTHER}{_PICTURES}]++)+"
 """A word without punctuation, as a regular expression."""
 _BARE = re.compile(BARE)
@@ -41,7 +49,9 @@ def split(text: str) -> list[str]:
 
 
 def folded(text: str) -> str:
-    """A text in small letters of the usual width: full-width Latin and half-width kana are other codes for the same letters."""
+    """A text in small letters of the usual width: full-width Latin and half-width kana are other
+    codes for the same letters.
+    """
     return _WIDTH.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text).casefold()
 
 

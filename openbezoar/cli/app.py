@@ -36,7 +36,9 @@ class _InOrder(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        names = [str(command.info.name) if isinstance(command, typer.Typer) else command.__name__ for command in COMMANDS]
+        names = [
+            str(command.info.name) if isinstance(command, typer.Typer) else command.__name__ for command in COMMANDS
+        ]
         self.commands = {name: self.commands[name] for name in names}
 
 
@@ -94,7 +96,13 @@ GOES_ON = ("run", "judge", "release")
 def _how_to_go_on(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in GOES_ON:
         return ""
-    program = "python -m openbezoar" if sys.argv[0].endswith("__main__.py") else "openbezoar" if shutil.which("openbezoar") == sys.argv[0] else sys.argv[0]
+    program = (
+        "python -m openbezoar"
+        if sys.argv[0].endswith("__main__.py")
+        else "openbezoar"
+        if shutil.which("openbezoar") == sys.argv[0]
+        else sys.argv[0]
+    )
     return f"; finished steps, answers and checkpoints are kept. To go on: {program} {shlex.join(arguments)}"
 
 
@@ -124,7 +132,11 @@ def _ran(arguments: list[str] | None) -> int:
         return INTERRUPTED
     except (Exception, SystemExit) as ended:
         sys.stdout = stdout  # click has put another one there, and an exit with 1 in place of any pipe's end
-        error = ended.__context__ if isinstance(ended, SystemExit) and isinstance(ended.__context__, BrokenPipeError) else ended
+        error = (
+            ended.__context__
+            if isinstance(ended, SystemExit) and isinstance(ended.__context__, BrokenPipeError)
+            else ended
+        )
         if reader_is_gone(error):
             return 0
         if (line := _line(error)) is None:
@@ -140,6 +152,9 @@ def main(arguments: list[str] | None = None) -> None:
     with standing():
         code = _ran(arguments)
         if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
-            print(f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
+            print(
+                f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}",
+                file=sys.stderr,
+            )
         distributed.stop()
     sys.exit(code)

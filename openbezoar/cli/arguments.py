@@ -1,4 +1,6 @@
-"""What several commands take: their arguments and options, and the recipe's graph they stand for. No torch at import."""
+"""What several commands take: their arguments and options, and the recipe's graph they stand for.
+No torch at import.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,20 @@ if TYPE_CHECKING:
     from openbezoar.engine.graph import Graph
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/demo.yaml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as steps.dpo.beta=0.2. Repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as steps.dpo.beta=0.2. Repeatable."
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of runs.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A step's folder, a release, a model folder, org/name, pypi:NAME or a .gguf file.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A step's folder, a release, a model folder, org/name, pypi:NAME or a .gguf file."
+    ),
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 

@@ -1,4 +1,5 @@
-"""The command ``chat``: talks to checkpoints in a terminal or through a pipe, with exactly the prompt they were trained on.
+"""The command ``chat``: talks to checkpoints in a terminal or through a pipe, with exactly the
+prompt they were trained on.
 
 Reads lines from standard input; answers go to stdout as they come, chatter to stderr. ``/save``
 writes a JSON line a model: ``model``, ``messages`` and how the answers were drawn.
@@ -22,11 +23,21 @@ if TYPE_CHECKING:
 
 def chat(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A step's folder, a release, a model folder, org/name, pypi:NAME or a .gguf file.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A step's folder, a release, a model folder, org/name, pypi:NAME or a .gguf file."
+        ),
     ] = None,
-    models: Annotated[list[str] | None, typer.Option("--model", metavar="MODEL", help="One more model that answers. Repeatable.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Answer this and end; -: read it from standard input.")] = None,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message instead of the trained one.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", metavar="MODEL", help="One more model that answers. Repeatable.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT", help="Answer this and end; -: read it from standard input."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System message instead of the trained one.")
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", metavar="X", min=0.0, help="0 is greedy.")] = 0.7,
     top_p: Annotated[float, typer.Option("--top-p", metavar="X", min=0.01, max=1.0)] = 0.95,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1)] = 256,
@@ -47,7 +58,10 @@ def chat(
     room = Sampling(max_new_tokens, temperature, top_p)
     for talk in talks:
         if max_new_tokens >= talk.local.window:
-            raise UserError(f"--max-new-tokens {max_new_tokens}: {talk.name} reads {talk.local.window} tokens with its answer; give fewer")
+            raise UserError(
+                f"--max-new-tokens {max_new_tokens}: {talk.name} reads {talk.local.window} tokens with its answer; give"
+                " fewer"
+            )
     session = Session(talks, room, seed, system, _write, _tell, _think)
     if prompt is not None:
         session.send(_clean(sys.stdin.read() if prompt == "-" else prompt))
@@ -69,7 +83,10 @@ def _open(references: Sequence[str]) -> list[Talk]:
 
     checkpoints = [open_checkpoint(reference) for reference in references]
     names = [checkpoint.name for checkpoint in checkpoints]
-    talks = [Talk(name if names.count(name) == 1 else ref, Local(c)) for ref, name, c in zip(references, names, checkpoints, strict=True)]
+    talks = [
+        Talk(name if names.count(name) == 1 else ref, Local(c))
+        for ref, name, c in zip(references, names, checkpoints, strict=True)
+    ]
     for talk in talks:
         for note in talk.local.formatter.prompt_notes:
             _tell(f"{talk.name}: {note}")

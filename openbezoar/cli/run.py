@@ -1,4 +1,6 @@
-"""The commands about recipes: ``plan``, ``run`` and ``schema``. Arguments in, one call, words out; no torch at import."""
+"""The commands about recipes: ``plan``, ``run`` and ``schema``. Arguments in, one call, words out;
+no torch at import.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ def plan(
     recipe: RecipePath,
     overrides: Set = None,
     runs: Runs = RUNS,
-    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Would it fit there? cpu:16GB, cuda:24GB, t4, rtx3090, a100, h100.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="DEVICE", help="Would it fit there? cpu:16GB, cuda:24GB, t4, rtx3090, a100, h100."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run and why, and what it will cost.
@@ -82,7 +89,11 @@ def run(
     done = graphs.build(graph.recipe, recipe, runs)  # not from the file, which may have been edited since
     learn(done, ran, safe_estimate(done))
     write_json(graph.run.path / "run.json", {"recipe": str(recipe.resolve()), "overrides": overrides or []})
-    progress.say(f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}" if ran else "Nothing to do: every step is done.")
+    progress.say(
+        f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}"
+        if ran
+        else "Nothing to do: every step is done."
+    )
     _print_results(done, to)
 
 

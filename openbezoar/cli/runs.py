@@ -1,4 +1,6 @@
-"""The commands that look into runs: ``show``, ``verify``, ``review`` and ``cache``. Arguments in, one call, words out; no torch at import."""
+"""The commands that look into runs: ``show``, ``verify``, ``review`` and ``cache``. Arguments in,
+one call, words out; no torch at import.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,12 @@ def show(
     width = max(map(len, manifests))
     for name, manifest in ordered:
         assert manifest is not None
-        print(visible(f"{name:{width}}  {manifest.get('verb', ''):9} {duration(manifest.get('seconds')) or '0.0 s':>8}  {manifest.get('summary', '')}"))
+        print(
+            visible(
+                f"{name:{width}}  {manifest.get('verb', ''):9} {duration(manifest.get('seconds')) or '0.0 s':>8} "
+                f" {manifest.get('summary', '')}"
+            )
+        )
     if (folder.step("report") / "report.html").is_file():
         print(f"report: {folder.step('report') / 'report.html'}")
 
@@ -64,10 +71,14 @@ def verify(run_path: RunPath, as_json: AsJson = False) -> None:
         for line in (*found.notes, *found.wrong):
             print(visible(line))
         print(
-            f"{found.files} files, {found.bytes / 1e6:.1f} MB, and {found.answers} cached answers read; {len(found.wrong) or 'no'} difference{'s' * (len(found.wrong) != 1)}"
+            f"{found.files} files, {found.bytes / 1e6:.1f} MB, and {found.answers} cached answers read;"
+            f" {len(found.wrong) or 'no'} difference{'s' * (len(found.wrong) != 1)}"
         )
     if found.wrong:
-        raise RunError(f"{run_path}: not what was made: {found.wrong[0]}{f', and {len(found.wrong) - 1} more' * (len(found.wrong) > 1)}; {REMEDY}")
+        raise RunError(
+            f"{run_path}: not what was made:"
+            f" {found.wrong[0]}{f', and {len(found.wrong) - 1} more' * (len(found.wrong) > 1)}; {REMEDY}"
+        )
 
 
 REMEDY = "put the files back, or delete the steps' folders and run again"
@@ -77,7 +88,10 @@ def review(
     run_path: RunPath,
     step: Annotated[str, typer.Argument(metavar="STEP", help="A filter step.")],
     only: Annotated[str, typer.Option("--only", metavar="WHICH", help="kept, rejected, unscored or all.")] = "all",
-    undo: Annotated[str | None, typer.Option("--undo", metavar="WHAT", help="Take decisions back: last, all, or a row's id or hash.")] = None,
+    undo: Annotated[
+        str | None,
+        typer.Option("--undo", metavar="WHAT", help="Take decisions back: last, all, or a row's id or hash."),
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the decisions in force.")] = False,
 ) -> None:
     """Look at a filter's rows by hand: accept, reject or edit them.
@@ -117,8 +131,13 @@ def _typed(prompt: str) -> Iterator[str]:
 
 def cache(
     runs: Runs = RUNS,
-    prune: Annotated[float | None, typer.Option("--prune", metavar="DAYS", min=0.0, help="Forget answers that are older; 0 forgets all.")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With --prune: only this model's.")] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option("--prune", metavar="DAYS", min=0.0, help="Forget answers that are older; 0 forgets all."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="With --prune: only this model's.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the call cache: what is kept, what each run has paid.
@@ -128,20 +147,40 @@ def cache(
     from openbezoar.llm.calls import FILE, CallStore
 
     if not (runs / FILE).is_file():
-        raise RunError(f"{runs / FILE}: no call cache; expected the folder of runs that 'openbezoar run' was given by --runs")
+        raise RunError(
+            f"{runs / FILE}: no call cache; expected the folder of runs that 'openbezoar run' was given by --runs"
+        )
     store = CallStore(runs)
     gone = None if prune is None else store.prune(prune, model)
     rows = store.size()
-    spent = [{"run": run, "step": step, "model": name, **asdict(cost)} for (run, step, name), cost in store.accounts().items()]
+    spent = [
+        {"run": run, "step": step, "model": name, **asdict(cost)}
+        for (run, step, name), cost in store.accounts().items()
+    ]
     if as_json:
         models = [{"model": name, "answers": n, "bytes": size} for name, n, size in rows]
-        print_json({"file": str(store.path), "bytes": store.path.stat().st_size, "forgotten": gone, "models": models, "spent": spent})
+        print_json(
+            {
+                "file": str(store.path),
+                "bytes": store.path.stat().st_size,
+                "forgotten": gone,
+                "models": models,
+                "spent": spent,
+            }
+        )
         return
-    print(f"{store.path}  {store.path.stat().st_size / 1e6:.1f} MB" + (f"  {gone} forgotten" if gone is not None else ""))
+    print(
+        f"{store.path}  {store.path.stat().st_size / 1e6:.1f} MB" + (f"  {gone} forgotten" if gone is not None else "")
+    )
     for name, n, size in rows:
         print(f"  {name:20} {n:8} kept  {size / 1e6:8.1f} MB")
     for cost in spent:
-        lost = f" ({cost['unanswered']:,} calls without an answer among them, at the most that they may have taken)" if cost["unanswered"] else ""
+        lost = (
+            f" ({cost['unanswered']:,} calls without an answer among them, at the most that they may have taken)"
+            if cost["unanswered"]
+            else ""
+        )
         print(
-            f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid, {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out{lost}"
+            f"  {cost['run']}/{cost['step']}  {cost['model']}: {cost['calls']:,} answers paid,"
+            f" {cost['prompt_tokens']:,} tokens in, {cost['tokens']:,} out{lost}"
         )

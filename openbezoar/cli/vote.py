@@ -1,4 +1,6 @@
-"""The command ``vote``. Arguments in, one call, words out; neither torch nor the server is imported before they are needed."""
+"""The command ``vote``. Arguments in, one call, words out; neither torch nor the server is imported
+before they are needed.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,31 @@ if TYPE_CHECKING:
 
 
 def vote(
-    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="A run with a mt_bench step, or answer files.")],
-    questions: Annotated[Path | None, typer.Option("--questions", metavar="FILE", help="The questions of answer files.")] = None,
-    models: Annotated[list[str] | None, typer.Option("--models", metavar="NAME", help="Compare these, every two (default: first and last).")] = None,
-    step: Annotated[str | None, typer.Option("--step", metavar="STEP", help="Which mt_bench step, if there are several.")] = None,
+    source: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE", help="A run with a mt_bench step, or answer files.")
+    ],
+    questions: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="The questions of answer files.")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", metavar="NAME", help="Compare these, every two (default: first and last)."),
+    ] = None,
+    step: Annotated[
+        str | None, typer.Option("--step", metavar="STEP", help="Which mt_bench step, if there are several.")
+    ] = None,
     turns: Annotated[str, typer.Option("--turns", metavar="WHICH", help="1, 2 or both.")] = "both",
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many votes.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Draws order and sides.")] = 0,
-    votes: Annotated[Path | None, typer.Option("--votes", metavar="FILE", help="Where votes are kept (RUN/votes/STEP.jsonl).")] = None,
+    votes: Annotated[
+        Path | None, typer.Option("--votes", metavar="FILE", help="Where votes are kept (RUN/votes/STEP.jsonl).")
+    ] = None,
     voter: Annotated[str, typer.Option("--voter", metavar="NAME", help="Who votes; the file says expert_NAME.")] = "me",
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0: a free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
-    export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write preference pairs for dpo; no page.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write preference pairs for dpo; no page.")
+    ] = None,
     result: Annotated[bool, typer.Option("--result", help="Print who wins how often; no page.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,8 +74,13 @@ def vote(
         poll = Poll(ballots, file, f"expert_{voter}")
         _warn_of_others(poll)
         if export:
-            if export.resolve() in {p.resolve() for p in (path, *source, questions or path)} or (export.resolve().parent / MANIFEST).is_file():
-                raise UserError(f"--export {export}: it would take the place of what the pairs are made from; name another file")
+            if (
+                export.resolve() in {p.resolve() for p in (path, *source, questions or path)}
+                or (export.resolve().parent / MANIFEST).is_file()
+            ):
+                raise UserError(
+                    f"--export {export}: it would take the place of what the pairs are made from; name another file"
+                )
             _export(poll, export)
         elif result:
             _print_result(poll, seed, as_json)
@@ -69,7 +89,13 @@ def vote(
 
 
 def _ballots(
-    source: list[Path], questions: Path | None, step: str | None, named: list[str], turns: str, limit: int | None, seed: int
+    source: list[Path],
+    questions: Path | None,
+    step: str | None,
+    named: list[str],
+    turns: str,
+    limit: int | None,
+    seed: int,
 ) -> tuple[list[Ballot], Path]:
     """What is compared, and where its votes are kept unless another file is named."""
     from openbezoar.people.ballots import TURNS, answers_of_files, answers_of_run, chosen_models, make_ballots
@@ -101,7 +127,10 @@ def _warn_of_others(poll: Poll) -> None:
 
     others = len(poll.votes.rows) - len(votes_on(poll.ballots, poll.votes.rows))
     if others:
-        print(f"{poll.votes.path}: votes on other answers or models: {others}; they stay there and are not counted here", file=sys.stderr)
+        print(
+            f"{poll.votes.path}: votes on other answers or models: {others}; they stay there and are not counted here",
+            file=sys.stderr,
+        )
 
 
 def _page(poll: Poll, port: int, seed: int, browser: bool) -> None:
@@ -111,7 +140,11 @@ def _page(poll: Poll, port: int, seed: int, browser: bool) -> None:
         port = socket.getsockname()[1]
         url = f"http://{HOST}:{port}/"
         print(url, flush=True)
-        print(f"{len(poll.done)} of {len(poll.ballots)} votes given, in {poll.votes.path}; Ctrl-C ends the page, the same command goes on", file=sys.stderr)
+        print(
+            f"{len(poll.done)} of {len(poll.ballots)} votes given, in {poll.votes.path}; Ctrl-C ends the page, the same"
+            " command goes on",
+            file=sys.stderr,
+        )
         if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             _open_later(url)
         with suppress(KeyboardInterrupt):
@@ -120,7 +153,9 @@ def _page(poll: Poll, port: int, seed: int, browser: bool) -> None:
 
 
 def _open_later(url: str) -> None:
-    """Open the browser when the server has had a moment to begin; without a screen a browser would take the terminal."""
+    """Open the browser when the server has had a moment to begin; without a screen a browser would
+    take the terminal.
+    """
     import webbrowser
 
     timer = threading.Timer(0.5, webbrowser.open, [url])
@@ -138,7 +173,10 @@ def _export(poll: Poll, path: Path) -> None:
     for reason, n in counts.by_reason.items():
         print(visible(f"left out: {n} {reason}"), file=sys.stderr)
     if not rows:
-        raise UserError(f"{path}: not written: of {len(voted)} votes none prefers one of two answers to the same prompt; vote on first turns (--turns 1)")
+        raise UserError(
+            f"{path}: not written: of {len(voted)} votes none prefers one of two answers to the same prompt; vote on"
+            " first turns (--turns 1)"
+        )
     try:
         write_jsonl(path, rows)
     except OSError as error:

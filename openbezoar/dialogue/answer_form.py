@@ -1,4 +1,5 @@
-"""How a chat template writes an answer: held against its own rendering of finished conversations. Reads and writes nothing.
+"""How a chat template writes an answer: held against its own rendering of finished conversations.
+Reads and writes nothing.
 
 A prompt is rendered up to where the answer begins; what is trained is the prompt, the answer
 and its end. Whether that is what the template writes once the answer is there is found by
@@ -43,8 +44,10 @@ _TRIMS: dict[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """lead: text between prompt and answer. trims: what is taken off an answer's ends, by its name here. end: what closes it.
-    opened: the mark of a thought that prompts end in. reopens: whether another answer is opened after it. notes: differences to be told, a line each."""
+    """lead: text between prompt and answer. trims: what is taken off an answer's ends, by its name
+    here. end: what closes it. opened: the mark of a thought that prompts end in. reopens: whether
+    another answer is opened after it. notes: differences to be told, a line each.
+    """
 
     lead: str = ""
     trims: str = ""
@@ -54,7 +57,9 @@ class AnswerForm:
     notes: tuple[str, ...] = ()
 
     def written(self, answer: str) -> str:
-        """An answer as it follows the prompt, without its end. One that brings thoughts of its own stands in for an empty thought."""
+        """An answer as it follows the prompt, without its end. One that brings thoughts of its own
+        stands in for an empty thought.
+        """
         text = _TRIMS[self.trims](answer)
         if mark := thoughts.begins(text):
             if self.opened:  # the prompt has it already
@@ -72,25 +77,37 @@ def form_of(render: Render, eos: str) -> AnswerForm:
         trims = ""
         notes.append("the chat template changes the words of an answer; they are trained as they are")
     if form.reopens:
-        notes.append("the chat template opens an answer after every conversation, a finished one too; an answer ends before that opening")
+        notes.append(
+            "the chat template opens an answer after every conversation, a finished one too; an answer ends before that"
+            " opening"
+        )
     if not form.end:
         notes.append(f"the chat template writes no end after an answer; {eos!r} is trained there")
     if form.opened:
-        notes.append(f"the chat template's prompts end in an opened thought ({form.opened.strip()}); answers are trained after closing it without a thought")
+        notes.append(
+            f"the chat template's prompts end in an opened thought ({form.opened.strip()}); answers are trained after"
+            " closing it without a thought"
+        )
     elif form.lead.strip():
-        notes.append(f"the chat template writes {form.lead!r} before an answer; it is trained as the answer's beginning")
+        notes.append(
+            f"the chat template writes {form.lead!r} before an answer; it is trained as the answer's beginning"
+        )
     for name, turns in PROBES.items():
         try:
             other = _form(render, turns, eos)
         except ModelError:  # it refuses such a conversation, and will say so where one is rendered
             continue
         if left_out := [turn.role for turn in turns if not has(render(turns, True), turn.content)]:
-            notes.append(f"{name}, the chat template leaves {' and '.join(left_out)} out of its prompt; what is trained is the prompt")
+            notes.append(
+                f"{name}, the chat template leaves {' and '.join(left_out)} out of its prompt; what is trained is the"
+                " prompt"
+            )
         if not form.notes:
             notes += [f"{name}, {note}" for note in other.notes]
         if (other.lead, other.end, other.opened) != (form.lead, form.end, form.opened):
             notes.append(
-                f"the chat template writes an answer otherwise {name}: {other.lead!r} before it and {other.end!r} after it, not {form.lead!r} and {form.end!r}, which are trained"
+                f"the chat template writes an answer otherwise {name}: {other.lead!r} before it and {other.end!r} after"
+                f" it, not {form.lead!r} and {form.end!r}, which are trained"
             )
     return replace(form, end=form.end or eos, trims=trims, notes=tuple(dict.fromkeys(notes)))
 
@@ -99,9 +116,17 @@ def _form(render: Render, turns: Sequence[Turn], eos: str) -> AnswerForm:
     prompt, whole = render(turns, True), render((*turns, Turn("assistant", SAY)), False)
     before, found, after = whole.rpartition(SAY)
     if not found:
-        return AnswerForm(notes=("the chat template leaves an answer out of a finished conversation; answers are trained right after its prompt",))
+        return AnswerForm(
+            notes=(
+                (
+                    "the chat template leaves an answer out of a finished conversation; answers are trained right after"
+                    " its prompt"
+                ),
+            )
+        )
     reopens = prompt == render(turns, False) and _reopens(render, turns, prompt, after)
-    end = _before_opening(after, eos) if reopens else after.rstrip("\n")  # generation stops before a line feed after the end-of-turn token
+    # generation stops before a line feed after the end-of-turn token
+    end = _before_opening(after, eos) if reopens else after.rstrip("\n")
     if before.startswith(prompt):
         return AnswerForm(before[len(prompt) :], end=end, reopens=reopens)
     opened = thoughts.opening(prompt)
@@ -110,15 +135,22 @@ def _form(render: Render, turns: Sequence[Turn], eos: str) -> AnswerForm:
     # The beginnings differ. What follows the last question may still be the same.
     ours, theirs = (text.rpartition(turns[-1].content)[2] for text in (prompt, before))
     lead = theirs[len(ours) :] if theirs.startswith(ours) else ""
-    place = next((i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), min(len(prompt), len(before)))
-    note = f"the chat template writes a finished conversation otherwise than its prompt ({before[place:][:40]!r} where the prompt has {prompt[place:][:40]!r}); what is trained is the prompt"
+    place = next(
+        (i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), min(len(prompt), len(before))
+    )
+    note = (
+        f"the chat template writes a finished conversation otherwise than its prompt ({before[place:][:40]!r} where the"
+        f" prompt has {prompt[place:][:40]!r}); what is trained is the prompt"
+    )
     return AnswerForm(lead, end=end, opened=opened, reopens=reopens, notes=(note,))
 
 
 def _reopens(render: Render, turns: Sequence[Turn], prompt: str, after: str) -> bool:
     """Whether what follows an answer ends as prompts do, and is not what follows it where the conversation goes on."""
     opening = prompt.rpartition(turns[-1].content)[2]
-    same = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(after), reversed(opening), strict=False))]
+    same = [
+        a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(after), reversed(opening), strict=False))
+    ]
     if not "".join(same).strip():
         return False
     try:
@@ -129,7 +161,9 @@ def _reopens(render: Render, turns: Sequence[Turn], prompt: str, after: str) -> 
 
 
 def _before_opening(after: str, eos: str) -> str:
-    """What closes an answer in a text that goes on to open another: up to the end-of-sequence token, else up to the end of the line."""
+    """What closes an answer in a text that goes on to open another: up to the end-of-sequence
+    token, else up to the end of the line.
+    """
     before, found, _ = after.partition(eos)
     if found:
         return before + found
@@ -141,4 +175,6 @@ def _trims(render: Render) -> str | None:
     """The name of what the template takes off an answer's ends; None where it does something else to an answer."""
     plain, spaced = (render((*ONE, Turn("assistant", answer)), False) for answer in (SAY, SPACED))
     before, found, after = plain.rpartition(SAY)
-    return next((name for name, trim in _TRIMS.items() if before + trim(SPACED) + after == spaced), None) if found else ""
+    return (
+        next((name for name, trim in _TRIMS.items() if before + trim(SPACED) + after == spaced), None) if found else ""
+    )

@@ -1,4 +1,5 @@
-"""What a foreign chat template lacks, written in front of it, so that it stays one text that a release can carry. Reads and writes nothing.
+"""What a foreign chat template lacks, written in front of it, so that it stays one text that a
+release can carry. Reads and writes nothing.
 
 - The day's date: a prompt that changed overnight would be another than the one that was trained,
   and than the one that answers are kept under. The template is told one fixed day.
@@ -26,26 +27,32 @@ USER = {"role": "user", "content": ASK}
 ANSWER = {"role": "assistant", "content": SAY}
 
 _DEFAULT = """\
-{%- if not messages or messages[0]['role'] != 'system' %}{% set messages = [{'role': 'system', 'content': SYSTEM}] + messages %}{% endif %}
+{%- if not messages or messages[0]['role'] != 'system' %}\
+{% set messages = [{'role': 'system', 'content': SYSTEM}] + messages %}{% endif %}
 """
 _FOLD = """\
 {%- if messages and messages[0]['role'] == 'system' and not messages[0]['content'] %}{% set messages = messages[1:] %}\
-{% elif messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' and messages[0]['content'] is string and messages[1]['content'] is string %}\
-{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}
+{% elif messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' \
+and messages[0]['content'] is string and messages[1]['content'] is string %}\
+{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}] \
++ messages[2:] %}{% endif %}
 """
 _DATE = """\
 {%- macro strftime_now(format) %}{{ DATES.get(format, DAY) }}{% endmacro %}
 """
 _PARTS = """\
 {%- set whole = namespace(messages=[]) %}{% for m in messages %}\
-{% set whole.messages = whole.messages + [dict(m, content=[{'type': 'text', 'text': m['content']}]) if m['content'] is string else m] %}{% endfor %}\
+{% set whole.messages = whole.messages + \
+[dict(m, content=[{'type': 'text', 'text': m['content']}]) if m['content'] is string else m] %}{% endfor %}\
 {% set messages = whole.messages %}
 """
 
 
 @dataclass(frozen=True)
 class Completed:
-    """text: the template with what it lacked. folds_system: its system message goes into the first user's. notes: what was done, a line each."""
+    """text: the template with what it lacked. folds_system: its system message goes into the first
+    user's. notes: what was done, a line each.
+    """
 
     text: str
     folds_system: bool
@@ -69,7 +76,10 @@ def complete(template: str, tokens: Mapping[str, Any], system: str | None) -> Co
     if formats:
         told = ", ".join(f"{literal(f)}: {literal(TODAY.strftime(f))}" for f in formats)
         heads += _DATE.replace("DATES", f"{{{told}}}").replace("DAY", literal(TODAY.isoformat()))
-        notes.append(f"the chat template writes the day's date; here and in a release it is always {TODAY:%d %b %Y}, so that prompts do not change overnight")
+        notes.append(
+            f"the chat template writes the day's date; here and in a release it is always {TODAY:%d %b %Y}, so that"
+            " prompts do not change overnight"
+        )
     if system is not None:
         heads += _DEFAULT.replace("SYSTEM", literal(system))
     if parts:
@@ -77,20 +87,32 @@ def complete(template: str, tokens: Mapping[str, Any], system: str | None) -> Co
     folds = not has(ruled, RULE) and has(_rendered(_FOLD + template, tokens, [SYSTEM, USER], True), RULE)
     if folds:
         heads += _FOLD
-        notes.append("the chat template has no place for a system message; it is put before the first user's message, with a blank line between")
+        notes.append(
+            "the chat template has no place for a system message; it is put before the first user's message, with a"
+            " blank line between"
+        )
     if opening := _ignored_opening(template, tokens, prompt):
         template = template.removesuffix("\n") + f"{{{{ {literal(opening)} if add_generation_prompt else '' }}}}"
-        notes.append(f"the chat template ignores that an answer is asked for; {opening!r}, which it writes before one, ends the prompt")
+        notes.append(
+            f"the chat template ignores that an answer is asked for; {opening!r}, which it writes before one, ends the"
+            " prompt"
+        )
     return Completed(heads + template, folds, tuple(notes))
 
 
 def _ignored_opening(template: str, tokens: Mapping[str, Any], prompt: str) -> str:
-    """What a template writes before an answer, but not where one is asked for; "" if there is no such text, or it is blank."""
+    """What a template writes before an answer, but not where one is asked for; "" if there is no
+    such text, or it is blank.
+    """
     if prompt != _rendered(template, tokens, [USER], False):
         return ""
     before, found, _ = (_rendered(template, tokens, [USER, ANSWER], False) or "").rpartition(SAY)
     # A space at the end belongs to the answer's first word in most vocabularies.
-    return before[len(prompt) :].rstrip(" ") if found and before.startswith(prompt) and before[len(prompt) :].strip() else ""
+    return (
+        before[len(prompt) :].rstrip(" ")
+        if found and before.startswith(prompt) and before[len(prompt) :].strip()
+        else ""
+    )
 
 
 def has(text: str | None, words: str) -> bool:

@@ -38,14 +38,12 @@ STOP = ("### System:", "### Instruction:", "### Response:")
 # {BOS}, {SYSTEM} and {END} are filled in by Formatter. An empty system message leaves the block out.
 # Whether a line feed follows '### Response:' in the paper is not known; here it does.
 _OPENBEZOAR = (
-    "{BOS}{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}{%- set system = {SYSTEM} -%}{%- set turns = messages -%}{%- endif -%}"
-    "{%- if system -%}{{ '### System:\\n' + system + '\\n\\n' }}{%- endif -%}"
-    "{%- for turn in turns -%}"
-    "{%- if turn['role'] == 'user' -%}{{ '### Instruction:\\n' + turn['content'] + '\\n\\n' }}"
-    "{%- elif turn['role'] == 'assistant' -%}{{ '### Response:\\n' + turn['content'] + {END} }}{%- if not loop.last -%}{{ '\\n\\n' }}{%- endif -%}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '### Response:\\n' }}{%- endif -%}"
+    "{BOS}{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] -%}{%- set turns ="
+    " messages[1:] -%}{%- else -%}{%- set system = {SYSTEM} -%}{%- set turns = messages -%}{%- endif -%}{%- if system"
+    " -%}{{ '### System:\\n' + system + '\\n\\n' }}{%- endif -%}{%- for turn in turns -%}{%- if turn['role'] == 'user'"
+    " -%}{{ '### Instruction:\\n' + turn['content'] + '\\n\\n' }}{%- elif turn['role'] == 'assistant' -%}{{ '###"
+    " Response:\\n' + turn['content'] + {END} }}{%- if not loop.last -%}{{ '\\n\\n' }}{%- endif -%}{%- endif -%}{%-"
+    " endfor -%}{%- if add_generation_prompt -%}{{ '### Response:\\n' }}{%- endif -%}"
 )
 
 
@@ -60,8 +58,12 @@ class Formatter:
     def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
         if tokenizer.eos_token is None:
-            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop")
-        self.adds_bos = tokenizer.bos_token_id is not None and Frame.of(tokenizer).before[:1] == (tokenizer.bos_token_id,)
+            raise ModelError(
+                f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop"
+            )
+        self.adds_bos = tokenizer.bos_token_id is not None and Frame.of(tokenizer).before[:1] == (
+            tokenizer.bos_token_id,
+        )
         self.tokens = {name: getattr(token, "content", token) for name, token in tokenizer.special_tokens_map.items()}
         self.folds_system = False
         self.prompt_notes: tuple[str, ...] = ()  # of these, what concerns prompts alone
@@ -75,26 +77,39 @@ class Formatter:
             end = self.tokenizer.eos_token if self.spec.append_eos else ""
             bos = "{{ bos_token }}" if self.adds_bos else ""
             system = self.spec.system if self.spec.system is not None else SYSTEM
-            return _OPENBEZOAR.replace("{BOS}", bos).replace("{SYSTEM}", templates.literal(system)).replace("{END}", templates.literal(end)), STOP
+            return (
+                _OPENBEZOAR.replace("{BOS}", bos)
+                .replace("{SYSTEM}", templates.literal(system))
+                .replace("{END}", templates.literal(end)),
+                STOP,
+            )
         if kind == "own":
             template = templates.chosen(self.tokenizer.chat_template, self.tokenizer.name_or_path)
             if template is None:
-                raise ModelError(f"{self.tokenizer.name_or_path}: the model has no chat template of its own; use prompt: {{template: openbezoar}}")
-            return self._completed(template), tuple(stop for stop in STOP if stop in template)  # a release's template is the trained one
+                raise ModelError(
+                    f"{self.tokenizer.name_or_path}: the model has no chat template of its own; use prompt: {{template:"
+                    " openbezoar}"
+                )
+            # a release's template is the trained one
+            return self._completed(template), tuple(stop for stop in STOP if stop in template)
         path = Path(kind).expanduser()
         if not path.is_file():
             raise ModelError(f"prompt.template: '{kind}' is neither 'openbezoar', 'own' nor a file ({path})")
         return self._completed(read_text(path, ModelError)), ()
 
     def _completed(self, template: str) -> str:
-        """A foreign template with the date, the system message and the opening of an answer put right where it needs it."""
+        """A foreign template with the date, the system message and the opening of an answer put
+        right where it needs it.
+        """
         found = complete(template, self.tokens, self.spec.system)
         self.folds_system, self.prompt_notes = found.folds_system, found.notes
         return found.text
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the model's own template does otherwise than one would think, a line each, to be told where it is trained or scored."""
+        """What the model's own template does otherwise than one would think, a line each, to be
+        told where it is trained or scored.
+        """
         return (*self.prompt_notes, *self.form.notes)
 
     @property
@@ -113,11 +128,13 @@ class Formatter:
         messages = [turn.as_dict() for turn in turns]
         try:
             return templates.render(self.jinja, messages, self.tokens, generation)
-        except TemplateError as error:  # by raise_exception too, as templates do that want user and assistant to take turns
+        # by raise_exception too, as templates do that want user and assistant to take turns
+        except TemplateError as error:
             shown = ", ".join(message["role"] for message in messages)
             raise ModelError(
-                f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' refuses a conversation of {shown} ({' '.join(str(error).split())}); "
-                "mend the template, or name another as prompt: {template: …}"
+                f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' refuses a conversation of"
+                f" {shown} ({' '.join(str(error).split())}); mend the template, or name another as prompt:"
+                " {template: …}"
             ) from None
 
     def prompt_text(self, turns: Sequence[Turn]) -> str:
@@ -142,8 +159,8 @@ class Formatter:
             return AnswerForm(end=self.tokenizer.eos_token)
         if not has(self._render(ONE, True), ASK):
             raise ModelError(
-                f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' leaves the user's words out of its prompt; "
-                "mend the template, or name another as prompt: {template: …}"
+                f"{self.tokenizer.name_or_path}: the chat template '{self.spec.template}' leaves the user's words out"
+                " of its prompt; mend the template, or name another as prompt: {template: …}"
             )
         return form_of(self._render, self.tokenizer.eos_token)
 

@@ -35,7 +35,9 @@ TODAY = date(2024, 7, 26)
 and that answers were kept under; Llama 3.1's template names this day where it has no clock."""
 LONGEST = 1_000_000  # characters of a template; the longest that models carry have some ten thousand
 WORK = 2_000_000  # steps and characters that any conversation may take: a second or so
-WORK_A_CHARACTER = 64  # and more for each character of a conversation, which a template may look through for each of its turns
+# and more for each character of a conversation, which a template may look through for each of its
+# turns
+WORK_A_CHARACTER = 64
 CALL = 8  # steps that a call counts as
 
 
@@ -53,13 +55,17 @@ def chosen(template: Any, where: str) -> str | None:
     if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
         template = {entry.get("name"): entry.get("template") for entry in template}
     if not isinstance(template, dict) or not all(isinstance(part, str) for entry in template.items() for part in entry):
-        raise ModelError(f"{where}: the tokenizer's chat template is no text ({type(template).__name__}); mend it, or name one as prompt: {{template: FILE}}")
+        raise ModelError(
+            f"{where}: the tokenizer's chat template is no text ({type(template).__name__}); mend it, or name one as"
+            " prompt: {template: FILE}"
+        )
     if not template:
         return None
     if "default" not in template and len(template) > 1:
         names = ", ".join(map(repr, template))
         raise ModelError(
-            f"{where}: the tokenizer has several chat templates ({names}) and none is the default; write one to a file and name that as prompt: {{template: FILE}}"
+            f"{where}: the tokenizer has several chat templates ({names}) and none is the default; write one to a file"
+            " and name that as prompt: {template: FILE}"
         )
     return str(template.get("default") or next(iter(template.values())))
 
@@ -73,10 +79,19 @@ def render(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping
     try:
         compiled = _compiled(template)
         with _account(room):
-            return "".join(compiled.generate(messages=[dict(m) for m in messages], tools=None, documents=None, add_generation_prompt=generation, **tokens))
+            return "".join(
+                compiled.generate(
+                    messages=[dict(m) for m in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=generation,
+                    **tokens,
+                )
+            )
     except TemplateError:
         raise
-    except Exception as error:  # a template may divide by zero, call itself without end, or be nested too deeply to be compiled
+    # a template may divide by zero, call itself without end, or be nested too deeply to be compiled
+    except Exception as error:
         raise TemplateError(brief(error)) from None
 
 
@@ -151,8 +166,38 @@ def _pay(*values: Any) -> int:
 
 
 # Look at the things in a list, not into them.
-_SHALLOW = {"length", "count", "first", "last", "default", "d", "list", "reverse", "select", "reject", "selectattr", "rejectattr", "map", "items", "attr"}
-_WIDE = {"center", "ljust", "rjust", "zfill", "indent", "batch", "slice", "expandtabs", "generate_lorem_ipsum", "truncate", "wordwrap", "to_bytes", "tojson"}
+_SHALLOW = {
+    "length",
+    "count",
+    "first",
+    "last",
+    "default",
+    "d",
+    "list",
+    "reverse",
+    "select",
+    "reject",
+    "selectattr",
+    "rejectattr",
+    "map",
+    "items",
+    "attr",
+}
+_WIDE = {
+    "center",
+    "ljust",
+    "rjust",
+    "zfill",
+    "indent",
+    "batch",
+    "slice",
+    "expandtabs",
+    "generate_lorem_ipsum",
+    "truncate",
+    "wordwrap",
+    "to_bytes",
+    "tojson",
+}
 _FORMATS = {"format", "format_map", "%", "_strftime_now"}
 _FORMAT_WIDTH = re.compile(r"\d{5}|\*|:[^{}]*\{")  # a large width, or one that is a value
 
@@ -168,7 +213,16 @@ def _guard(name: str, values: Sequence[Any]) -> None:
         raise TooMuch(f"'{name}' asks for a width that is too large, or not written out")
     if name in _WIDE:
         widths = [abs(n) for n in values[1:] if isinstance(n, (int, float)) and not isinstance(n, bool)]
-        _charge(int(sum(widths)) * (weight if name in ("indent", "batch", "slice", "expandtabs", "tojson") else 1_000 if name == "generate_lorem_ipsum" else 1))
+        _charge(
+            int(sum(widths))
+            * (
+                weight
+                if name in ("indent", "batch", "slice", "expandtabs", "tojson")
+                else 1_000
+                if name == "generate_lorem_ipsum"
+                else 1
+            )
+        )
     if name == "replace" and len(texts) > 2:
         _charge(texts[0] // max(1, texts[1]) * texts[2] + texts[2])
     elif name == "join":
@@ -282,7 +336,9 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _tojson(x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -293,7 +349,9 @@ def _strftime_now(format: str) -> str:
 
 
 def _counted(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is charged for; what Jinja hands to it first besides values (a context, the environment) is free."""
+    """A filter that is charged for; what Jinja hands to it first besides values (a context, the
+    environment) is free.
+    """
     passed = 1 if hasattr(filter_, "jinja_pass_arg") else 0
 
     @wraps(filter_)
@@ -306,7 +364,9 @@ def _counted(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
 
 @pass_context
 def _output(context: Context, value: Any) -> Any:
-    """What an expression writes is charged; that it asks for the context keeps Jinja from working constants out beforehand."""
+    """What an expression writes is charged; that it asks for the context keeps Jinja from working
+    constants out beforehand.
+    """
     _pay(value)
     return value
 
@@ -319,7 +379,9 @@ def _items(values: Any) -> list[Any]:
 
 
 def _held(value: Any) -> Any:
-    """A value that is put together, compared or cut, charged by all that is in it: so no list can hold itself many times over."""
+    """A value that is put together, compared or cut, charged by all that is in it: so no list can
+    hold itself many times over.
+    """
     _pay(value)
     return value
 
@@ -333,9 +395,16 @@ def _written(context: Context, characters: int) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False, finalize=_output)
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False, finalize=_output
+    )
     environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now, "dict": _Dict(), "namespace": _Namespace}
+    environment.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": _strftime_now,
+        "dict": _Dict(),
+        "namespace": _Namespace,
+    }
     environment.filters = {name: _counted(name, filter_) for name, filter_ in environment.filters.items()}
     environment.filters |= {"_items": _items, "_held": _held, "_written": _written}
     return environment

@@ -1,4 +1,5 @@
-"""Where what a model says begins, after what it thought aloud. Takes text, gives text; never raises, in time linear in the text's length.
+"""Where what a model says begins, after what it thought aloud. Takes text, gives text; never
+raises, in time linear in the text's length.
 
 Reasoning models write their thoughts before their answer, between marks that differ by family;
 a chat template may have written the opening mark already, so that only the closing one is in
@@ -17,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _PAIRS = {
-    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "seed:think", "mm:think", "longcat_think")},  # R1, Qwen, Seed-OSS, MiniMax, LongCat
+    # R1, Qwen, Seed-OSS, MiniMax, LongCat
+    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "seed:think", "mm:think", "longcat_think")},
     "[THINK]": "[/THINK]",  # Magistral
     "\u25c1think\u25b7": "\u25c1/think\u25b7",  # Kimi-VL
     "<|begin_of_thought|>": "<|end_of_thought|>",  # Sky-T1, OpenThinker
@@ -39,11 +41,13 @@ _MARK = re.compile("|".join(map(re.escape, (*_PAIRS, *_WORDS, *_PAIRS.values(), 
 _THOUGHT_PROCESS = re.compile(r"\s*+Here(?:'s| is) my thought process:", re.IGNORECASE)
 _RESPONSE = re.compile(r"Here(?:'s| is) my response:", re.IGNORECASE)
 
-# gpt-oss writes messages in channels, of which only 'final' is for the reader (cookbook.openai.com/articles/openai-harmony).
+# gpt-oss writes messages in channels, of which only 'final' is for the reader
+# (cookbook.openai.com/articles/openai-harmony).
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")
 _CHANNELS = re.compile(r"\s*+(?:<\|start\|>)?(?:assistant)?\s*+<\|channel\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
-_BARE_CHANNELS = re.compile(r"\s*+analysis(?=[A-Z]|.*?assistantfinal)", re.DOTALL)  # the same without its special tokens
+# the same without its special tokens
+_BARE_CHANNELS = re.compile(r"\s*+analysis(?=[A-Z]|.*?assistantfinal)", re.DOTALL)
 _HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
 
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")
@@ -70,7 +74,11 @@ def split(text: str) -> Reply:
         return _channels(text)
     if opened := _THOUGHT_PROCESS.match(text):
         closed = _RESPONSE.search(text, opened.end())
-        return Reply(text[closed.end() :].strip(), text[opened.end() : closed.start()].strip()) if closed else Reply("", text[opened.end() :].strip(), False)
+        return (
+            Reply(text[closed.end() :].strip(), text[opened.end() : closed.start()].strip())
+            if closed
+            else Reply("", text[opened.end() :].strip(), False)
+        )
     said, thoughts, whole = _marked(text)
     if thoughts is None:
         return Reply(text) if not _AROUND.search(text) else Reply(_AROUND.sub("", text).strip())
@@ -129,13 +137,19 @@ def marks_among(tokens: Iterable[str]) -> set[str]:
 def held(text: str) -> int:
     """How many characters at the end of a growing reply may still turn out to be a mark."""
     tail = text[-_LONGEST:].lower()
-    return max((n for mark in _ALL for n in range(1, min(len(mark), len(tail) + 1)) if tail.endswith(mark[:n])), default=0)
+    return max(
+        (n for mark in _ALL for n in range(1, min(len(mark), len(tail) + 1)) if tail.endswith(mark[:n])), default=0
+    )
 
 
 _ALL = (
-    *_OPENS, *_CLOSES, *(mark.lower() for mark in (*_HARMONY, *_SOLUTION)), *(f"<{slash}{name}>" for name in _WRAPPERS for slash in ("", "/")),
-    "here is my thought process:", "here's my thought process:",
-)  # fmt: skip
+    *_OPENS,
+    *_CLOSES,
+    *(mark.lower() for mark in (*_HARMONY, *_SOLUTION)),
+    *(f"<{slash}{name}>" for name in _WRAPPERS for slash in ("", "/")),
+    "here is my thought process:",
+    "here's my thought process:",
+)
 _LONGEST = max(map(len, _ALL))
 
 
@@ -175,7 +189,9 @@ def _marked(text: str) -> tuple[str, str | None, bool]:
 
 
 def _is_named(text: str, close: re.Match[str], opened: int) -> bool:
-    """Whether a sentence goes on after a closing mark, or the line that it is in speaks of the opening one too: then it is spoken of."""
+    """Whether a sentence goes on after a closing mark, or the line that it is in speaks of the
+    opening one too: then it is spoken of.
+    """
     return _GOES_ON.match(text, close.end()) is not None or (opened >= 0 and "\n" not in text[opened : close.start()])
 
 

@@ -1,4 +1,5 @@
-"""What a tokenizer puts around a text by itself: a beginning, which causal models want, and an end, which none does. Reads and writes nothing.
+"""What a tokenizer puts around a text by itself: a beginning, which causal models want, and an end,
+which none does. Reads and writes nothing.
 
 A beginning (BOS, or what a family has in its place) is what models were trained with. An end
 (EOS, SEP) says that there is nothing more to come, so neither a text that a model goes on
@@ -28,7 +29,12 @@ class Frame:
             if whole[start : start + len(bare)] == bare:
                 return cls(whole[:start], whole[start + len(bare) :])
         # The text reads otherwise beside special tokens: only known ones are told from it.
-        return cls(*(known if known == (token,) else () for known, token in ((whole[:1], tokenizer.bos_token_id), (whole[-1:], tokenizer.eos_token_id))))
+        return cls(
+            *(
+                known if known == (token,) else ()
+                for known, token in ((whole[:1], tokenizer.bos_token_id), (whole[-1:], tokenizer.eos_token_id))
+            )
+        )
 
     def ids(self, tokenizer: Any, text: str) -> list[int]:
         """A text's ids with the beginning and without the end."""

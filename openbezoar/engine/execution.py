@@ -37,7 +37,9 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         graph.run.recover()
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
         wanted = graph.upto(to)
-        if error := needs.lacking([node for node in wanted if node.state != "done"], graph.recipe, graph.recipe_path.parent):
+        if error := needs.lacking(
+            [node for node in wanted if node.state != "done"], graph.recipe, graph.recipe_path.parent
+        ):
             raise error
         for number, node in enumerate(wanted, 1):
             state, why = _state(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
@@ -56,13 +58,17 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
 
 
 def follow(make: Callable[[], Graph]) -> None:
-    """Another process than the first, which executes: take part in each training step that it announces, until it announces none."""
+    """Another process than the first, which executes: take part in each training step that it
+    announces, until it announces none.
+    """
     distributed.start()
     graph: Graph | None = None
     while (name := distributed.announced()) is not None:
         graph = graph or make()  # not earlier, so that a mistake in the recipe is reported once
         node = graph.nodes[name]
-        importlib.import_module(STAGES[node.verb].module).run(node.step, _context(graph, node, graph.run.work(name), Silent()))
+        importlib.import_module(STAGES[node.verb].module).run(
+            node.step, _context(graph, node, graph.run.work(name), Silent())
+        )
 
 
 def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepContext:

@@ -95,7 +95,10 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
             _check_lora(recipe, recipe_path, name, step)
         parts = _parts(recipe, recipe_path, name, {i: nodes[i].key for i in inputs[name]})
         if isinstance(step, Release):
-            stated = [*stated_for_data(recipe), *((model, spec.licence) for model, spec in recipe.models.items() if spec.licence)]
+            stated = [
+                *stated_for_data(recipe),
+                *((model, spec.licence) for model, spec in recipe.models.items() if spec.licence),
+            ]
             parts |= {"licences": digest(stated)} if stated else {}
         if isinstance(step, Filter):
             parts |= _filter_parts(recipe, recipe_path, run, name, step)
@@ -111,7 +114,11 @@ def _inputs(recipe: Recipe, path: Path, name: str) -> tuple[str, ...]:
     """Names of the steps that a step reads."""
     step, found = recipe.steps[name], dict[str, None]()
     if isinstance(step, Report):
-        chosen = step.report if isinstance(step.report, list) else [n for n, s in recipe.steps.items() if not isinstance(s, (Report, Release))]
+        chosen = (
+            step.report
+            if isinstance(step.report, list)
+            else [n for n, s in recipe.steps.items() if not isinstance(s, (Report, Release))]
+        )
         for other in chosen:
             if other not in recipe.steps:
                 raise _unknown(recipe, path, name, "report", other)
@@ -140,11 +147,26 @@ PRODUCES = {"rows": ("generate", "filter"), "model": ("sft", "merge", "dpo")}
 
 
 def _check_verb(recipe: Recipe, path: Path, name: str, key: str, other: str) -> None:
-    kind = "model" if key in ("model", "merge", "evaluate", "mt_bench", "failures", "release", "teacher", "judge", "agreement") else "rows"
+    kind = (
+        "model"
+        if key in ("model", "merge", "evaluate", "mt_bench", "failures", "release", "teacher", "judge", "agreement")
+        else "rows"
+    )
     verb = verb_of(recipe.steps[other])
-    allowed = ("merge",) if key == "release" else ("agreement",) if key == "judge_check" else ("sft", "dpo") if key == "merge" else PRODUCES[kind]
+    allowed = (
+        ("merge",)
+        if key == "release"
+        else ("agreement",)
+        if key == "judge_check"
+        else ("sft", "dpo")
+        if key == "merge"
+        else PRODUCES[kind]
+    )
     if verb not in allowed:
-        raise RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a {verb} step and has no {kind}; name one of the verbs {', '.join(allowed)}")
+        raise RecipeError(
+            f"{path}: steps.{name}.{key}: '{other}' is a {verb} step and has no {kind}; name one of the verbs"
+            f" {', '.join(allowed)}"
+        )
 
 
 def _check_lora(recipe: Recipe, path: Path, name: str, step: Sft) -> None:
@@ -156,8 +178,8 @@ def _check_lora(recipe: Recipe, path: Path, name: str, step: Sft) -> None:
         has, asked = getattr(held, field), getattr(step.lora, field)
         if has != asked and not (field == "targets" and sorted(has) == sorted(asked)):
             raise RecipeError(
-                f"{path}: steps.{name}.lora.{field}: {asked}, but the adapter of '{step.model}', which is continued, has {has}; "
-                "give both the same, leave lora out, or set adapter: new"
+                f"{path}: steps.{name}.lora.{field}: {asked}, but the adapter of '{step.model}', which is continued,"
+                f" has {has}; give both the same, leave lora out, or set adapter: new"
             )
 
 
@@ -175,7 +197,11 @@ def _unknown(recipe: Recipe, path: Path, name: str, key: str, other: str) -> Rec
     close = difflib.get_close_matches(other, [*recipe.steps, *recipe.models], n=1)
     if other in recipe.models:
         return RecipeError(f"{path}: steps.{name}.{key}: '{other}' is a model as it came; name a step that trained one")
-    hint = f"did you mean '{close[0]}'?" if close else f"models: {', '.join(recipe.models)}; steps: {', '.join(recipe.steps)}"
+    hint = (
+        f"did you mean '{close[0]}'?"
+        if close
+        else f"models: {', '.join(recipe.models)}; steps: {', '.join(recipe.steps)}"
+    )
     return RecipeError(f"{path}: steps.{name}.{key}: no step or model '{other}'; {hint}")
 
 
@@ -200,7 +226,9 @@ def scheme_options(step: Generate, where: str) -> BaseModel:
         raise RecipeError(f"{where}: generate: no scheme '{step.generate}'; there are {', '.join(SCHEMES)}")
     options = SCHEMES[step.generate].Options
     if step.seeds is None and (fields := SCHEMES[step.generate].seed_fields):
-        raise RecipeError(f"{where}: seeds: missing; {step.generate} needs rows with {', '.join(fields)}: name a file or a step")
+        raise RecipeError(
+            f"{where}: seeds: missing; {step.generate} needs rows with {', '.join(fields)}: name a file or a step"
+        )
     try:
         return options.model_validate(step.options)
     except ValidationError as error:
@@ -217,7 +245,9 @@ def _data_file(recipe: Recipe, path: Path, name: str, key: str, text: str) -> Pa
     file = resolve_path(text, path.parent, recipe.data)
     if not file.is_file():
         hint = "" if "/" in text or "." in text else f" and no step '{text}'"
-        raise DataError(f"{path}: steps.{name}.{key}: no file {file}{hint}; paths are relative to the recipe's own file")
+        raise DataError(
+            f"{path}: steps.{name}.{key}: no file {file}{hint}; paths are relative to the recipe's own file"
+        )
     if file.stat().st_size == 0:
         raise DataError(f"{path}: steps.{name}.{key}: {file} is empty; expected JSON lines")
     return file
@@ -257,13 +287,17 @@ NO_BIT = (
 
 
 LATER = {"judge_temperature": 0.0, "judge_top_p": 1.0}
-"""Settings that came after steps were made without them, with what those steps had: at that they are left out of keys, so that none runs again."""
+"""Settings that came after steps were made without them, with what those steps had: at that they
+are left out of keys, so that none runs again.
+"""
 
 
 def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on."""
     step = recipe.steps[name]
-    settings = step.model_dump(mode="json", exclude={*NO_BIT, *(name for name, before in LATER.items() if getattr(step, name, None) == before)})
+    settings = step.model_dump(
+        mode="json", exclude={*NO_BIT, *(name for name, before in LATER.items() if getattr(step, name, None) == before)}
+    )
     files: dict[str, str] = {}
     models: dict[str, Any] = {}
     refs = [*references(step), *((k, k, r) for k, r in _generate_refs(recipe, path, name))]
@@ -277,7 +311,9 @@ def _parts(recipe: Recipe, path: Path, name: str, input_keys: dict[str, str]) ->
     for file_name in (getattr(step, "prompts", None) or {}).values():
         file = resolve_path(file_name, path.parent, recipe.data)
         if not file.is_file():
-            raise DataError(f"{path}: steps.{name}.prompts: no file {file}; paths are relative to the recipe's own file")
+            raise DataError(
+                f"{path}: steps.{name}.prompts: no file {file}; paths are relative to the recipe's own file"
+            )
         files[file_name] = file_digest(file)
     if isinstance(step, Evaluate):
         files |= _task_files(recipe, path, name, step)
@@ -303,7 +339,10 @@ def _template_file(recipe: Recipe, path: Path, prompt: PromptSpec, place: str) -
         return None
     file = resolve_path(prompt.template, path.parent, recipe.data)
     if not file.is_file():
-        raise RecipeError(f"{path}: {place}.template: '{prompt.template}' is none of {', '.join(TEMPLATES)}, and there is no file {file}")
+        raise RecipeError(
+            f"{path}: {place}.template: '{prompt.template}' is none of {', '.join(TEMPLATES)}, and there is no file"
+            f" {file}"
+        )
     return file
 
 
@@ -314,7 +353,9 @@ def _without_licences(settings: Any) -> Any:
 
 
 def _texts(step: Step, where: str) -> dict[str, str]:
-    """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an override of no such text."""
+    """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an
+    override of no such text.
+    """
     if isinstance(step, Generate):
         used = SCHEMES[step.generate].prompts
     elif isinstance(step, (Filter, MtBench, Agreement, Failures)):
@@ -333,7 +374,9 @@ def _texts(step: Step, where: str) -> dict[str, str]:
 
 
 def _filter_parts(recipe: Recipe, path: Path, run: RunFolder, name: str, step: Filter) -> dict[str, Any]:
-    """What a filter depends on besides its inputs: a person's reviews, and the benchmarks that it keeps out of the data."""
+    """What a filter depends on besides its inputs: a person's reviews, and the benchmarks that it
+    keeps out of the data.
+    """
     reviews = Reviews(run.path, name).digest
     benchmarks = benchmark_digests(recipe, path.parent) if step.rules.decontaminate else {}
     return {group: value for group, value in (("reviews", reviews), ("benchmarks", benchmarks)) if value}
@@ -351,7 +394,9 @@ def _task_files(recipe: Recipe, path: Path, name: str, step: Evaluate) -> dict[s
         if isinstance(task, TaskSpec) and task.file:
             file = resolve_path(task.file, path.parent, recipe.data)
             if not file.is_file():
-                raise DataError(f"{path}: steps.{name}.tasks: no file {file}; paths are relative to the recipe's own file")
+                raise DataError(
+                    f"{path}: steps.{name}.tasks: no file {file}; paths are relative to the recipe's own file"
+                )
             files[task.file] = file_digest(file)
     return files
 
@@ -362,7 +407,12 @@ def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     kept = {} if spec.thoughts == "drop" else {"thoughts": spec.thoughts}
     if not isinstance(spec, LocalModel):
         return {**spec.identity(), **kept}
-    identity: dict[str, Any] = {"model": spec.model, "dtype": spec.dtype, "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None, **kept}
+    identity: dict[str, Any] = {
+        "model": spec.model,
+        "dtype": spec.dtype,
+        "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None,
+        **kept,
+    }
     if spec.prompt and (template := _template_file(recipe, path, spec.prompt, f"models.{name}.prompt")):
         identity["template"] = file_digest(template)
     if spec.model.startswith("pypi:"):
@@ -373,14 +423,21 @@ def _model_identity(recipe: Recipe, path: Path, name: str) -> Any:
     elif folder.is_dir():
         identity["files"] = digests(folder)
     elif spec.model.startswith(("/", ".", "~", "$data")) or spec.model.endswith(".gguf"):  # what is no name on the hub
-        raise ModelError(f"{path}: models.{name}: no folder or file {folder}; expected a folder, org/name on the hub, pypi:NAME or a .gguf file")
+        raise ModelError(
+            f"{path}: models.{name}: no folder or file {folder}; expected a folder, org/name on the hub, pypi:NAME or a"
+            " .gguf file"
+        )
     return identity
 
 
 def _check_model(recipe: Recipe, path: Path, name: str) -> None:
     """Hold a local model's parts against each other, where its files are here."""
     spec = recipe.models[name]
-    folder = folder_here(model_reference(spec.model, path.parent, recipe.data), path.parent) if isinstance(spec, LocalModel) else None
+    folder = (
+        folder_here(model_reference(spec.model, path.parent, recipe.data), path.parent)
+        if isinstance(spec, LocalModel)
+        else None
+    )
     if folder is not None:
         try:
             model_checks.check(folder)
@@ -396,7 +453,8 @@ def _state(run: RunFolder, name: str, key: str, parts: dict[str, Any]) -> tuple[
         return "stale", _difference(manifest.get("parts", {}), parts)
     if changed := next(differences(run.step(name), marks_in(manifest)), None):
         return "stale", changed
-    # A step made again under the same key may have another result: arithmetic on a GPU is not always the same to the bit.
+    # A step made again under the same key may have another result: arithmetic on a GPU is not
+    # always the same to the bit.
     for used, then in (manifest.get("used") or manifest.get("used_weights") or {}).items():
         if then != result_digest(run.manifest(used) or {}):
             return "stale", f"the files of {used} are not those it used"
@@ -408,7 +466,11 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     words = []
     for group, what in (("settings", "{}: {} → {}"), ("prompt", "prompt.{}: {} → {}")):
         before, after = old.get(group, {}), new[group]
-        words += [what.format(k, _short(before.get(k)), _short(after.get(k))) for k in {**before, **after} if before.get(k) != after.get(k)]
+        words += [
+            what.format(k, _short(before.get(k)), _short(after.get(k)))
+            for k in {**before, **after}
+            if before.get(k) != after.get(k)
+        ]
     words += [f"file {f} changed" for f in new["files"] if old.get("files", {}).get(f) != new["files"][f]]
     words += [f"text {t} changed" for t in new["texts"] if old.get("texts", {}).get(t) != new["texts"][t]]
     words += [f"model {m} changed" for m in new["models"] if old.get("models", {}).get(m) != new["models"][m]]
@@ -422,7 +484,11 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if not words:
         changed = [i for i in new["inputs"] if old.get("inputs", {}).get(i) != new["inputs"][i]]
         more = f" and {len(changed) - 2} more" if len(changed) > 3 else ""
-        words = [f"its input{'s' * (len(changed) > 1)} {', '.join(changed[: 2 if more else 3])}{more} changed"] if changed else []
+        words = (
+            [f"its input{'s' * (len(changed) > 1)} {', '.join(changed[: 2 if more else 3])}{more} changed"]
+            if changed
+            else []
+        )
     return "; ".join(words[:3]) or "its inputs changed"
 
 

@@ -1,4 +1,6 @@
-"""Which optional packages steps will want, so that a run says what is missing before its first step. Reads recipes; imports none of the packages."""
+"""Which optional packages steps will want, so that a run says what is missing before its first
+step. Reads recipes; imports none of the packages.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def lacking(nodes: Iterable[Node], recipe: Recipe, folder: Path) -> UserError | None:
-    """The error for what is not installed of all that these steps need, with the steps' names; None if nothing is. folder: the recipe's."""
+    """The error for what is not installed of all that these steps need, with the steps' names; None
+    if nothing is. folder: the recipe's.
+    """
     wanted = {node.name: dict.fromkeys(packages_of(node, recipe, folder)) for node in nodes}
     absent = {package: None for packages in wanted.values() for package in packages if not extras.installed(package)}
     if not absent:

@@ -57,5 +57,13 @@ def _uses(recipe: Recipe, step_name: str, options: Iterable[tuple[str, str]]) ->
         yield from (("judge" if kind == "model" else "seeds", kind, name) for kind, name in options)
     if judge := getattr(step, "judge", None):
         yield "judge", "model", judge
-    ref = step.filter if isinstance(step, Filter) else step.sft if isinstance(step, Sft) else step.dpo if isinstance(step, Dpo) else []
+    ref = (
+        step.filter
+        if isinstance(step, Filter)
+        else step.sft
+        if isinstance(step, Sft)
+        else step.dpo
+        if isinstance(step, Dpo)
+        else []
+    )
     yield from (("rows", "data", spec.data) for spec in data_specs(ref))

@@ -1,4 +1,5 @@
-"""``verify``: every file of a run read again and held against what was noted when it was made. Reads a run folder and its call cache; writes nothing.
+"""``verify``: every file of a run read again and held against what was noted when it was made.
+Reads a run folder and its call cache; writes nothing.
 
 People's files (reviews, votes) are no results, and may change.
 """
@@ -29,7 +30,9 @@ class Verified:
 
 
 def verify(run: RunFolder) -> Verified:
-    """Read everything that the run's finished steps and its call cache hold. Raises RunError for a cache that is no longer one."""
+    """Read everything that the run's finished steps and its call cache hold. Raises RunError for a
+    cache that is no longer one.
+    """
     found = Verified()
     manifests: dict[str, Manifest] = {}
     for path in sorted(run.path.glob(f"*/{MANIFEST}")):
@@ -44,13 +47,20 @@ def verify(run: RunFolder) -> Verified:
             found.wrong += (f"{name}: {wrong}" for wrong in _step(run, name, manifest, found))
     for name, manifest in manifests.items():
         used: dict[str, Any] = manifest.get("used", {})
-        found.wrong += (f"{name}: made from other files of {i} than are there" for i, then in used.items() if then != result_digest(manifests.get(i, {})))
+        found.wrong += (
+            f"{name}: made from other files of {i} than are there"
+            for i, then in used.items()
+            if then != result_digest(manifests.get(i, {}))
+        )
     if (run.path.parent / FILE).is_file():
         store = CallStore(run.path.parent)
         found.answers, damaged = store.verify()
         store.close()
         if damaged:
-            found.wrong.append(f"{FILE}: {damaged} of {found.answers} answers are not what was kept; the next run that needs them asks again")
+            found.wrong.append(
+                f"{FILE}: {damaged} of {found.answers} answers are not what was kept; the next run that needs them asks"
+                " again"
+            )
     return found
 
 
@@ -58,7 +68,10 @@ def _step(run: RunFolder, name: str, manifest: Manifest, found: Verified) -> Ite
     """What differs in a step's folder."""
     folder, marks = run.step(name), marks_in(manifest)
     if "files" not in manifest:
-        found.notes.append(f"{name}: made before digests of all files were kept; {f'{len(marks)} of weights were compared' if marks else 'nothing to compare'}")
+        found.notes.append(
+            f"{name}: made before digests of all files were kept;"
+            f" {f'{len(marks)} of weights were compared' if marks else 'nothing to compare'}"
+        )
     yield from differences(folder, marks, wholly=True)
     for file in result_files(folder):
         inside = file.relative_to(folder).as_posix()

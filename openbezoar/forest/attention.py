@@ -24,7 +24,9 @@ from openbezoar.forest.layout import Layout
 NAME = "openbezoar_forest"
 
 TOGETHER = 128
-"""Most tokens of sibling leaves in one call: what they compute for each other in vain costs less than calls of their own."""
+"""Most tokens of sibling leaves in one call: what they compute for each other in vain costs less
+than calls of their own.
+"""
 
 # Keywords that change nothing here: what they say is in the layout already, or is bookkeeping.
 KNOWN = {
@@ -42,7 +44,14 @@ KNOWN = {
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None, **rest: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, n, heads, d].
 
@@ -59,18 +68,23 @@ def attend(
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest)
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
+        )
         return plain
     window: int | None = rest.pop("sliding_window", None)
     cap: float | None = rest.pop("softcap", None)
     unknown = {k for k, v in rest.items() if v is not None and k not in KNOWN}
     if unknown or dropout:
         raise ModelError(
-            f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the forest; score this model with plain passes"
+            f"{type(module).__name__}: attention with {', '.join(sorted(unknown)) or 'dropout'} is not supported by the"
+            " forest; score this model with plain passes"
         )
-    # Asked whatever the length, so that probing is over with the self-check, before activation checkpointing watches what is saved.
+    # Asked whatever the length, so that probing is over with the self-check, before activation
+    # checkpointing watches what is saved.
     usable = flex.usable(query, key, window, cap, _segments)
-    # A layer that activation checkpointing runs again goes the way of its first run, since the other would save other tensors.
+    # A layer that activation checkpointing runs again goes the way of its first run, since the
+    # other would save other tensors.
     again: bool | None = layout.kept.get(("by flex", module))
     out = None
     if again or (again is None and usable and query.shape[2] >= flex.BLOCK):
@@ -81,8 +95,18 @@ def attend(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
-    """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d], a call of torch's attention for each segment."""
+def _segments(
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
+) -> Tensor:
+    """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d], a call of
+    torch's attention for each segment.
+    """
     calls = _calls(layout)
     if cap is None and _has_cpu_kernel(query.device):
         masks = [_mask(layout, i, call, window, torch.float32, query.device) for i, call in enumerate(calls)]
@@ -98,7 +122,9 @@ def _segments(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling
         else:
             heads = queries[i].shape[1]
             k, v = k.expand(-1, heads, -1, -1), v.expand(-1, heads, -1, -1)
-            parts.append(scaled_dot_product_attention(queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
+            parts.append(
+                scaled_dot_product_attention(queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+            )
     return torch.cat(parts, 2).view(query.shape)
 
 
@@ -123,19 +149,30 @@ def _read(call: _Call, parts: Sequence[Tensor]) -> Tensor:
 
 
 class _OnCpu(torch.autograd.Function):
-    """The calls of a pass through the CPU's flash kernels in fp32, keeping query, key, value and result in the model's own precision.
+    """The calls of a pass through the CPU's flash kernels in fp32, keeping query, key, value and
+    result in the model's own precision.
 
     The kernel's backward pass is two to three times faster in fp32 than in bf16 at these lengths, and more exact; but a
     pass through autograd would keep everything in fp32, and every key once more for each segment that sees it.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, calls: Sequence[_Call], masks: Sequence[Tensor | None], scaling: float | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        calls: Sequence[_Call],
+        masks: Sequence[Tensor | None],
+        scaling: float | None,
+    ) -> Tensor:
         queries, keys, values = _parts(calls, query.float(), key.float(), value.float())
         outs, sums = [], []
         for q, call, mask in zip(queries, calls, masks, strict=True):
             k, v = (_read(call, x).expand(-1, q.shape[1], -1, -1) for x in (keys, values))
-            out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scaling)
+            out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, mask is None, attn_mask=mask, scale=scaling
+            )
             outs.append(out)
             sums.append(total)
         out = torch.cat(outs, 2).view(query.shape).to(query.dtype)
@@ -158,14 +195,23 @@ class _OnCpu(torch.autograd.Function):
             )
             grad_queries.append(grad_q)
             for held, grad in ((grad_keys, grad_k), (grad_values, grad_v)):
-                for j, part in zip(call.reads, grad.sum(1, keepdim=True).split([held[j].shape[2] for j in call.reads], 2), strict=True):
+                for j, part in zip(
+                    call.reads, grad.sum(1, keepdim=True).split([held[j].shape[2] for j in call.reads], 2), strict=True
+                ):
                     held[j] += part
-        whole = (torch.cat(x, 2).view(like.shape).to(like.dtype) for x, like in ((grad_queries, query), (grad_keys, key), (grad_values, value)))
+        whole = (
+            torch.cat(x, 2).view(like.shape).to(like.dtype)
+            for x, like in ((grad_queries, query), (grad_keys, key), (grad_values, value))
+        )
         return (*whole, None, None, None)
 
 
-def _plain_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float) -> Tensor:
-    """Without a layout: query [batch, heads, n, d], mask [batch, 1, n, keys], true where a query sees, or None → [batch, n, heads, d]."""
+def _plain_capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float
+) -> Tensor:
+    """Without a layout: query [batch, heads, n, d], mask [batch, 1, n, keys], true where a query
+    sees, or None → [batch, n, heads, d].
+    """
     batch, heads, n, _d = query.shape
     shared, keys = key.shape[1:3]
     k, v = (x[:, :, None].expand(-1, -1, heads // shared, -1, -1).reshape(batch, heads, keys, -1) for x in (key, value))
@@ -173,7 +219,9 @@ def _plain_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         seen = torch.ones(n, keys, dtype=torch.bool, device=query.device).tril(keys - n)
     else:
         seen = mask if mask.dtype == torch.bool else mask == 0
-    added = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(~seen, torch.finfo(query.dtype).min)
+    added = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(
+        ~seen, torch.finfo(query.dtype).min
+    )
     return _capped(query, k, v, added, scaling, cap).transpose(1, 2).contiguous()
 
 
@@ -218,8 +266,12 @@ def _calls(layout: Layout) -> list[_Call]:
     return calls
 
 
-def _mask(layout: Layout, i: int, call: _Call, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """What is added to the scores [queries, keys] of the i-th call: 0 or minus infinity; None if plain causal attention says the same."""
+def _mask(
+    layout: Layout, i: int, call: _Call, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """What is added to the scores [queries, keys] of the i-th call: 0 or minus infinity; None if
+    plain causal attention says the same.
+    """
     n, whole = sum(call.sizes), sum(sum(_calls(layout)[j].sizes) for j in call.reads)
     if whole == n and len(call.sizes) == 1 and (window is None or n <= window):
         return None

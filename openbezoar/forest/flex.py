@@ -24,7 +24,9 @@ CAPABILITY = (8, 0)
 BLOCK = 128
 """Rows shorter than a block of the mask have nothing to skip, and torch would compile another kernel for them."""
 KERNELS = 64
-"""Variants that torch may compile: masks with and without windows, with and without gradients, for each shape of heads."""
+"""Variants that torch may compile: masks with and without windows, with and without gradients, for
+each shape of heads.
+"""
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Segments = Callable[[Layout, Tensor, Tensor, Tensor, float | None, int | None, float | None], Tensor]
@@ -63,7 +65,15 @@ def _say(reason: str) -> None:
         print(f"  attention by segments: FlexAttention does not work here ({reason})", file=sys.stderr, flush=True)
 
 
-def attempt(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor | None:
+def attempt(
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
+) -> Tensor | None:
     """As ``attend``; None where that fails. This kind is then not usable any more, and a line on stderr says why."""
     try:
         return attend(layout, query, key, value, scaling, window, cap)
@@ -75,23 +85,36 @@ def attempt(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: 
         return None
 
 
-def attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, cap: float | None) -> Tensor:
+def attend(
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
+) -> Tensor:
     """query [1, heads, n, d], key and value [1, kv heads, n, d] → [1, heads, n, d]."""
     usual = query.shape[3] ** -0.5
     if scaling is not None and scaling != usual:
         query = query * (scaling / usual)  # a scale of its own would be one more thing that kernels are compiled for
     grouped = query.shape[1] != key.shape[1]
-    out: Tensor = _kernel()(query, key, value, score_mod=_capped(cap, query.device), block_mask=_blocks(layout, window), enable_gqa=grouped)
+    out: Tensor = _kernel()(
+        query, key, value, score_mod=_capped(cap, query.device), block_mask=_blocks(layout, window), enable_gqa=grouped
+    )
     return out
 
 
 @cache
 def _kernel() -> Callable[..., Any]:
-    """FlexAttention compiled for rows of any length. More variants than ``KERNELS`` raise rather than run uncompiled."""
+    """FlexAttention compiled for rows of any length. More variants than ``KERNELS`` raise rather
+    than run uncompiled.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = max(KERNELS, torch._dynamo.config.recompile_limit)
-    # Backward kernels are compiled beside the forward ones, so that what cannot be compiled shows where segments can take over.
+    # Backward kernels are compiled beside the forward ones, so that what cannot be compiled shows
+    # where segments can take over.
     torch._functorch.config.force_non_lazy_backward_lowering = True
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
@@ -103,12 +126,16 @@ def _blocks(layout: Layout, window: int | None) -> Any:
     name = ("flex", window)
     if name not in layout.kept:
         n = len(layout.ids)
-        layout.kept[name] = create_block_mask(rule(layout, window), None, None, n, n, device=str(layout.ids.device), BLOCK_SIZE=BLOCK)
+        layout.kept[name] = create_block_mask(
+            rule(layout, window), None, None, n, n, device=str(layout.ids.device), BLOCK_SIZE=BLOCK
+        )
     return layout.kept[name]
 
 
 def rule(layout: Layout, window: int | None) -> Rule:
-    """Which key a query sees, by their places in the row. Numbers travel as tensors, so that no kernel is compiled for their values."""
+    """Which key a query sees, by their places in the row. Numbers travel as tensors, so that no
+    kernel is compiled for their values.
+    """
     last, positions = last_of(layout), layout.positions
 
     def on_path(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -131,7 +158,11 @@ def last_of(layout: Layout) -> Tensor:
         for start in (segment.start, *(start for start, _ in segment.before)):
             ends[start] = segment.end - 1
     sizes = torch.tensor([segment.end - segment.start for segment in layout.segments])
-    return torch.tensor([ends[segment.start] for segment in layout.segments]).repeat_interleave(sizes).to(layout.ids.device)
+    return (
+        torch.tensor([ends[segment.start] for segment in layout.segments])
+        .repeat_interleave(sizes)
+        .to(layout.ids.device)
+    )
 
 
 @cache
@@ -165,7 +196,9 @@ def _reason(error: Exception) -> str:
 
 
 def _gap(query: Tensor, key: Tensor, longest: int, window: int | None, cap: float | None, segments: Segments) -> float:
-    """Greatest difference from fp32 attention over segments on a made tree, of output and gradients, each against its greatest value."""
+    """Greatest difference from fp32 attention over segments on a made tree, of output and
+    gradients, each against its greatest value.
+    """
     stem = range(longest // 3)
     paths = (
         TokenPath.of((*stem, 1), range(longest)),

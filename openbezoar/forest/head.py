@@ -1,4 +1,5 @@
-"""Log-probabilities of given tokens from hidden states: the vocabulary head in chunks, and a backward that never holds [tokens × vocabulary].
+"""Log-probabilities of given tokens from hidden states: the vocabulary head in chunks, and a
+backward that never holds [tokens × vocabulary].
 
 z = cap · tanh(scale · (W h + b + B u) / cap), where a model has a cap, a factor, a bias, an
 adapter on its head (u = s A h); log p_t = z_t - m - log S with m = max z and S = sum_v e^(z_v - m),
@@ -37,7 +38,9 @@ class Shaping(NamedTuple):
         return logits, found
 
     def error(self, powers: Tensor, total: Tensor, wanted: Tensor, slope: Tensor | None) -> Tensor:
-        """∂ log p(wanted) / ∂ product, written over the powers [rows, vocabulary] of ``picked``. total, wanted: [rows, 1]."""
+        """∂ log p(wanted) / ∂ product, written over the powers [rows, vocabulary] of ``picked``.
+        total, wanted: [rows, 1].
+        """
         error = powers.div_(-total)
         error.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=error.dtype))
         if slope is not None:
@@ -52,7 +55,9 @@ class Shaping(NamedTuple):
 
 
 def picked(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(wanted) [rows, 1] of float32 logits [rows, vocabulary], e^(z - max z) written over them, and its sums [rows, 1]."""
+    """log p(wanted) [rows, 1] of float32 logits [rows, vocabulary], e^(z - max z) written over
+    them, and its sums [rows, 1].
+    """
     logits -= logits.amax(-1, keepdim=True)
     found = logits.gather(-1, wanted)
     total = logits.exp_().sum(-1, keepdim=True)
@@ -75,19 +80,31 @@ class SelectedLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shaping: Shaping, likeliest: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shaping: Shaping,
+        likeliest: Tensor | None,
+    ) -> Tensor:
         need = hidden.requires_grad
         out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if need else None
         for rows in shaping.chunks(len(hidden)):
-            logits, slope = shaping.logits(torch.nn.functional.linear(hidden[rows].to(weight.dtype), weight, bias), need)
+            logits, slope = shaping.logits(
+                torch.nn.functional.linear(hidden[rows].to(weight.dtype), weight, bias), need
+            )
             wanted = targets[rows, None]
             if likeliest is not None:
                 likeliest[rows] = logits.argmax(-1) == targets[rows]
             found, powers, total = picked(logits, wanted)
             out[rows] = found[:, 0]
             if gradient is not None:
-                gradient[rows] = (shaping.error(powers, total, wanted, slope).to(weight.dtype) @ weight).to(gradient.dtype)
+                gradient[rows] = (shaping.error(powers, total, wanted, slope).to(weight.dtype) @ weight).to(
+                    gradient.dtype
+                )
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return out
@@ -107,7 +124,15 @@ class AdaptedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, u: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shaping: Shaping, likeliest: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        u: Tensor,
+        b: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shaping: Shaping,
+        likeliest: Tensor | None,
     ) -> Tensor:
         out, cast = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device), b.to(weight.dtype)
         for rows in shaping.chunks(len(hidden)):

@@ -135,4 +135,6 @@ def lay_out(trees: Sequence[Tree], device: torch.device) -> Layout:
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
-    return Layout(tensor(row.ids), tensor(row.positions), tensor(rows), tensor(targets), tuple(row.segments), counts, row.places)
+    return Layout(
+        tensor(row.ids), tensor(row.positions), tensor(rows), tensor(targets), tuple(row.segments), counts, row.places
+    )

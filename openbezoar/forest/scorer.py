@@ -22,7 +22,8 @@ from openbezoar.forest.attention import register
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, adapted
 from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order, lay_out
 
-_EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)  # of a machine that refuses, which says nothing of the model
+# of a machine that refuses, which says nothing of the model
+_EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)
 
 
 class Scorer:
@@ -32,31 +33,51 @@ class Scorer:
     tokens: budget of tokens of one forward pass. plain: a row a path, nothing shared.
     """
 
-    def __init__(self, model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False
+    ) -> None:
         self.model, self.tokens = model, tokens
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        # transformers' own word for what each family calls otherwise (model, transformer, gpt_neox); the model itself where there is no such part.
+        # transformers' own word for what each family calls otherwise (model, transformer,
+        # gpt_neox); the model itself where there is no such part.
         self.trunk: nn.Module = base.base_model  # type: ignore[assignment]
         if self.trunk is base:
-            raise ModelError(f"a {type(base).__name__} has no trunk apart from its head; the scorer needs a causal language model of transformers")
+            raise ModelError(
+                f"a {type(base).__name__} has no trunk apart from its head; the scorer needs a causal language model of"
+                " transformers"
+            )
         head = base.get_output_embeddings()  # type: ignore[operator]
         self.adapter: Any = head if hasattr(head, "lora_A") else None  # PEFT's layer around the head
         if self.adapter is not None:
             head = self.adapter.base_layer
         if type(head) is not nn.Linear:
-            raise ModelError(f"the output head is a {type(head).__name__}; the scorer needs a linear head, plain or with a LoRA adapter")
+            raise ModelError(
+                f"the output head is a {type(head).__name__}; the scorer needs a linear head, plain or with a LoRA"
+                " adapter"
+            )
         if head.weight.requires_grad:
-            raise ModelError("the output head's own weight is trainable; the scorer needs it frozen, with an adapter on it if it is to change")
+            raise ModelError(
+                "the output head's own weight is trainable; the scorer needs it frozen, with an adapter on it if it is"
+                " to change"
+            )
         self.head = head
         self.config: Any = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
-        scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(getattr(self.config, "logits_scaling", None) or 1.0)
+        scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(
+            getattr(self.config, "logits_scaling", None) or 1.0
+        )
         # The key/value cache's own argument, which transformers renamed in 5.40.
-        self.cache_argument = "cache" if "cache" in inspect.signature(self.trunk.forward).parameters else "past_key_values"
+        self.cache_argument = (
+            "cache" if "cache" in inspect.signature(self.trunk.forward).parameters else "past_key_values"
+        )
         self.device = next(model.parameters()).device
         # Above 32 MiB a CPU allocation is mapped afresh each time, and its page faults cost more than the arithmetic.
         most = head_bytes or (30 << 20 if self.device.type == "cpu" else 256 << 20)
         # Fewer rows than 64 a product read the head's weights more often than they use them.
-        self.shaping = Shaping(scale, getattr(self.config, "final_logit_softcapping", None), max(1 if head_bytes else 64, most // (4 * head.out_features)))
+        self.shaping = Shaping(
+            scale,
+            getattr(self.config, "final_logit_softcapping", None),
+            max(1 if head_bytes else 64, most // (4 * head.out_features)),
+        )
         self.plain = plain or not _knows(self.config)
         self.checked = self.plain
         if not self.plain:
@@ -70,7 +91,9 @@ class Scorer:
         return self.shaping.logits(product)[0]
 
     def _update(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(s A h [rows, r], B [vocabulary, r]) of the head's adapter; None where there is none, or it is switched off."""
+        """(s A h [rows, r], B [vocabulary, r]) of the head's adapter; None where there is none, or
+        it is switched off.
+        """
         layer = self.adapter
         if layer is None or layer.disable_adapters or layer.merged:
             return None
@@ -79,7 +102,9 @@ class Scorer:
         return layer.scaling[name] * (x @ layer.lora_A[name].weight.to(x.dtype).T), layer.lora_B[name].weight
 
     def batches(self, trees: Sequence[Tree]) -> list[list[int]]:
-        """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like beginnings or like lengths together."""
+        """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like
+        beginnings or like lengths together.
+        """
         passes: list[list[int]] = []
         if not self.plain:
             left = 0
@@ -105,11 +130,15 @@ class Scorer:
         """One pass over whole trees laid out in one row: a float32 vector for each path, in order."""
         layout = lay_out(trees, self.device)
         if not len(layout.rows):  # nothing is asked for
-            return self._select(torch.empty(0, self.head.in_features, device=self.device), layout.targets, layout.counts, greedy)
+            return self._select(
+                torch.empty(0, self.head.in_features, device=self.device), layout.targets, layout.counts, greedy
+            )
         return self._select(self._row(layout)[layout.rows], layout.targets, layout.counts, greedy)
 
     def _row(self, layout: Layout, cache: Any = None) -> Tensor:
-        """Hidden states [n, hidden] of a row; a ``cache`` that is given must be empty, and takes its keys and values."""
+        """Hidden states [n, hidden] of a row; a ``cache`` that is given must be empty, and takes
+        its keys and values.
+        """
         # Four dimensions are taken for a finished mask; the registered attention reads the layout instead.
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if types := set(getattr(self.config, "layer_types", None) or ()):
@@ -122,7 +151,8 @@ class Scorer:
 
     @torch.no_grad()
     def prefill(self, trees: Sequence[Tree], cache: Any) -> tuple[Tensor, list[list[int]]]:
-        """One pass over trees of which each path asks for its last token alone, filling an empty key/value cache with the row.
+        """One pass over trees of which each path asks for its last token alone, filling an empty
+        key/value cache with the row.
 
         Returns the hidden states that predict those tokens [paths, hidden], and each path's places in the row.
         """
@@ -134,7 +164,10 @@ class Scorer:
         likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)
         head = self.head.weight, self.head.bias, targets, self.shaping, likeliest
         update = self._update(hidden)
-        scores = SelectedLogProb.apply(hidden, *head) if update is None else AdaptedLogProb.apply(hidden, *update, *head)  # type: ignore[no-untyped-call]
+        if update is None:
+            scores = SelectedLogProb.apply(hidden, *head)  # type: ignore[no-untyped-call]
+        else:
+            scores = AdaptedLogProb.apply(hidden, *update, *head)  # type: ignore[no-untyped-call]
         if greedy is not None and likeliest is not None:
             greedy.extend(likeliest.split(counts))  # type: ignore[no-untyped-call]
         return list(scores.split(counts))  # type: ignore[no-untyped-call]
@@ -158,29 +191,39 @@ class Scorer:
             targets += [path.ids[c] for c in asked]
             counts.append(len(asked))
         padded = bool((mask == 0).any())
-        hidden = self.trunk(input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False).last_hidden_state
+        hidden = self.trunk(
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False
+        ).last_hidden_state
         where, which, wanted = (torch.tensor(x, dtype=torch.long, device=self.device) for x in (rows, columns, targets))
         return self._select(hidden[where, which], wanted, counts, greedy)
 
     def score(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]:
-        """One pass over whole trees, with gradients where they are on: per tree and path the asked-for log-probabilities.
+        """One pass over whole trees, with gradients where they are on: per tree and path the
+        asked-for log-probabilities.
 
         A caller that trains takes the passes of ``batches`` and calls ``backward`` on each
         one's share of the loss before the next. ``greedy``: as in ``forward``, path by path.
         """
         self._check_once(trees)
-        scores = iter(self.forward([path for tree in trees for path in tree], greedy) if self.plain else self.forest(trees, greedy))
+        scores = iter(
+            self.forward([path for tree in trees for path in tree], greedy)
+            if self.plain
+            else self.forest(trees, greedy)
+        )
         return [[next(scores) for _ in tree] for tree in trees]
 
     def _check_once(self, trees: Sequence[Tree]) -> None:
         """At first use, score a short one of the trees both ways."""
         if not self.checked:
-            short = [tree for tree in trees if len(tree[0].ids) <= 128] or [min(trees, key=lambda tree: len(tree[0].ids))]
+            short = [tree for tree in trees if len(tree[0].ids) <= 128] or [
+                min(trees, key=lambda tree: len(tree[0].ids))
+            ]
             self._check(max(short, key=lambda tree: (len(tree), len(tree[0].ids)))[:4])
 
     @torch.no_grad()
     def _check(self, tree: Tree) -> None:
-        """Score one real tree both ways, beside two paths made of it; a model whose attention ignores the layout is found here.
+        """Score one real tree both ways, beside two paths made of it; a model whose attention
+        ignores the layout is found here.
 
         One path goes off halfway and one begins elsewhere: a tree of one path by itself, or
         beside a copy, would be plain causal attention, which every model does.
@@ -199,7 +242,8 @@ class Scorer:
             if isinstance(error, OSError | MemoryError) or _EXHAUSTED.search(str(error)):
                 raise
             raise ModelError(
-                f"{type(self.trunk).__name__}: models of this kind cannot be scored with shared prefixes ({brief(error)}); take another one"
+                f"{type(self.trunk).__name__}: models of this kind cannot be scored with shared prefixes"
+                f" ({brief(error)}); take another one"
             ) from None
         finally:
             self.model.train(training)
@@ -209,11 +253,14 @@ class Scorer:
         allowed = 1e-4 if self.head.weight.dtype == torch.float32 else 0.5
         if len(shared) and not float((shared - apart).abs().mean()) <= allowed:
             raise ModelError(
-                f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring: this model's attention is not supported; take a model of another kind"
+                f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring: this model's"
+                " attention is not supported; take a model of another kind"
             )
 
     @torch.no_grad()
-    def logprobs(self, trees: Sequence[Tree], done: Callable[[int], None] | None = None, greedy: list[list[bool]] | None = None) -> list[list[Tensor]]:
+    def logprobs(
+        self, trees: Sequence[Tree], done: Callable[[int], None] | None = None, greedy: list[list[bool]] | None = None
+    ) -> list[list[Tensor]]:
         """Per tree and path, the asked-for log-probabilities (float32, on the CPU).
 
         Leaves the model in evaluation mode during the call and as it was after it; ``done``
@@ -244,7 +291,10 @@ class Scorer:
 
 def no_numbers(where: str = "") -> ModelError:
     """The error for scores that are not finite; ``where`` says which."""
-    return ModelError(f"{where}the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype overflows (try dtype float32)")
+    return ModelError(
+        f"{where}the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype"
+        " overflows (try dtype float32)"
+    )
 
 
 def _on_cpu(parts: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -257,5 +307,8 @@ def _knows(config: Any) -> bool:
     """Whether the forest's attention and positions are all that this model's layers ask for."""
     types = set(getattr(config, "layer_types", None) or ())
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {str(r.get("rope_type", "default")) for r in ([rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)])}
+    kinds = {
+        str(r.get("rope_type", "default"))
+        for r in ([rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)])
+    }
     return types <= {"full_attention", "sliding_attention"} and not kinds & {"dynamic", "longrope"}

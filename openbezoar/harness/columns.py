@@ -40,7 +40,11 @@ class Fields:
     def choices(self, n: int | None = None) -> list[str]:
         """Two answers or more, or exactly ``n``."""
         value = self.row.get("choices")
-        if not isinstance(value, list) or not all(isinstance(c, str) and c for c in value) or not (len(value) == n if n else len(value) >= 2):
+        if (
+            not isinstance(value, list)
+            or not all(isinstance(c, str) and c for c in value)
+            or not (len(value) == n if n else len(value) >= 2)
+        ):
             raise self.wrong("choices", f"a list of {n or '2 or more'} texts")
         return value
 
@@ -64,7 +68,11 @@ def arc(f: Fields) -> Row:
     choices = f.choices()
     if len(choices) > len(LETTERS):
         raise f.wrong("choices", f"at most {len(LETTERS)} texts")
-    return {"question": f.text("question"), "choices": {"text": choices, "label": list(LETTERS[: len(choices)])}, "answerKey": LETTERS[f.gold(len(choices))]}
+    return {
+        "question": f.text("question"),
+        "choices": {"text": choices, "label": list(LETTERS[: len(choices)])},
+        "answerKey": LETTERS[f.gold(len(choices))],
+    }
 
 
 def openbookqa(f: Fields) -> Row:
@@ -77,7 +85,11 @@ def boolq(f: Fields) -> Row:
     """``aps/super_glue``, boolq: questions end without a question mark; choices are no and yes."""
     if "choices" in f.row and [c.lower() for c in f.choices(2)] != ["no", "yes"]:
         raise f.wrong("choices", '["no", "yes"]')
-    return {"passage": f.text("passage"), "question": f.text("question").rstrip().removesuffix("?").rstrip(), "label": f.gold(2)}
+    return {
+        "passage": f.text("passage"),
+        "question": f.text("question").rstrip().removesuffix("?").rstrip(),
+        "label": f.gold(2),
+    }
 
 
 _SENTENCE_END = re.compile(r"[.?!][\"')]*\s+(?=[a-z])")
@@ -133,14 +145,27 @@ def copa(f: Fields) -> Row:
     if connective not in _CONNECTIVES or not premise:
         raise f.wrong("question", "a text that ends with 'because' or 'therefore'")
     first, second = f.choices(2)
-    return {"premise": premise.rstrip(" ,.") + ".", "question": _CONNECTIVES[connective], "choice1": first, "choice2": second, "label": f.gold(2)}
+    return {
+        "premise": premise.rstrip(" ,.") + ".",
+        "question": _CONNECTIVES[connective],
+        "choice1": first,
+        "choice2": second,
+        "label": f.gold(2),
+    }
 
 
 def social_iqa(f: Fields) -> Row:
     """``lighteval/siqa``: the prompt joins context and question by a space, so where they part does not show."""
     context, _, question = f.text("question").strip().rpartition(" ")
     a, b, c = f.choices(3)
-    return {"context": context, "question": question, "answerA": a, "answerB": b, "answerC": c, "label": str(f.gold(3) + 1)}
+    return {
+        "context": context,
+        "question": question,
+        "answerA": a,
+        "answerB": b,
+        "answerC": c,
+        "label": str(f.gold(3) + 1),
+    }
 
 
 def lambada(f: Fields) -> Row:
@@ -164,9 +189,18 @@ def ifeval(f: Fields) -> Row:
     names, settings = f.row.get("instruction_id_list"), f.row.get("kwargs")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise f.wrong("instruction_id_list", "the instructions' names")
-    if not isinstance(settings, list) or len(settings) != len(names) or not all(isinstance(one, dict) for one in settings):
+    if (
+        not isinstance(settings, list)
+        or len(settings) != len(names)
+        or not all(isinstance(one, dict) for one in settings)
+    ):
         raise f.wrong("kwargs", f"an object for each of the {len(names)} instructions")
-    return {"key": f.row.get("key", f.row.get("id")), "prompt": f.text("prompt"), "instruction_id_list": names, "kwargs": settings}
+    return {
+        "key": f.row.get("key", f.row.get("id")),
+        "prompt": f.text("prompt"),
+        "instruction_id_list": names,
+        "kwargs": settings,
+    }
 
 
 def truthfulqa_mc1(f: Fields) -> Row:
@@ -175,7 +209,10 @@ def truthfulqa_mc1(f: Fields) -> Row:
     choices = mc1.choices()
     right = choices[mc1.gold(len(choices))]
     ordered = [right, *(c for i, c in enumerate(choices) if i != mc1.row["gold"])]
-    return {"question": f.text("question"), "mc1_targets": {"choices": ordered, "labels": [1] + [0] * (len(ordered) - 1)}}
+    return {
+        "question": f.text("question"),
+        "mc1_targets": {"choices": ordered, "labels": [1] + [0] * (len(ordered) - 1)},
+    }
 
 
 def truthfulqa_mc2(f: Fields) -> Row:

@@ -18,7 +18,13 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text, resolve_max_length
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -35,9 +41,25 @@ from openbezoar.progress import PlainProgress, Progress
 MAX_NEW_TOKENS = 256  # of an answer whose task sets no limit; HFLM's
 # Generation settings of a model that leave greedy answers as they are.
 GREEDY_ALIKE = {
-    "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "max_length", "max_new_tokens", "use_cache", "cache_implementation", "transformers_version", "trust_remote_code", "_from_model_config",
-}  # fmt: skip
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "max_length",
+    "max_new_tokens",
+    "use_cache",
+    "cache_implementation",
+    "transformers_version",
+    "trust_remote_code",
+    "_from_model_config",
+}
 
 
 class ForestLM(TemplateLM):  # type: ignore[misc]
@@ -47,10 +69,14 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
     on their left so far.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, tokens: int = 2048, progress: Progress | None = None, label: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, tokens: int = 2048, progress: Progress | None = None, label: str = ""
+    ) -> None:
         super().__init__()
         if tokenizer.eos_token_id is None:
-            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; benchmarks need one")
+            raise ModelError(
+                f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; benchmarks need one"
+            )
         self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
         self.frame = Frame.of(tokenizer)
         self.decode = TextOf(tokenizer)
@@ -75,7 +101,9 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; the beginning as the tokenizer adds it, unless the text begins with it, and no end."""
-        if add_special_tokens or (add_special_tokens is None and not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))):
+        if add_special_tokens or (
+            add_special_tokens is None and not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        ):
             return self.frame.ids(self.tokenizer, string)
         return list(self.tokenizer.encode(string, add_special_tokens=False))
 
@@ -92,7 +120,9 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             trees.setdefault(tuple(context), []).append((number, self._path(texts, context, continuation)))
         greedy: list[list[bool]] = []
         with self.progress.bar(self.label, len(trees), "prompts") as bar:
-            scores = self.scorer.logprobs([tuple(path for _, path in tree) for tree in trees.values()], done=bar.advance, greedy=greedy)
+            scores = self.scorer.logprobs(
+                [tuple(path for _, path in tree) for tree in trees.values()], done=bar.advance, greedy=greedy
+            )
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for tree, sums, flags in zip(trees.values(), scores, greedy, strict=True):
             for (number, _), score, flag in zip(tree, sums, flags, strict=True):
@@ -104,7 +134,10 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
     def _path(self, texts: Any, context: list[int], continuation: list[int]) -> TokenPath:
         """The window's path: at most ``max_length`` tokens of input and one more that is only predicted."""
         if not continuation:
-            raise DataError(f"{self.label}: the tokenizer leaves no token for the answer {texts[1] if texts else ''!r} after its question; drop the row")
+            raise DataError(
+                f"{self.label}: the tokenizer leaves no token for the answer {texts[1] if texts else ''!r} after its"
+                " question; drop the row"
+            )
         whole = (context or [self.prefix_token_id]) + continuation  # spaces alone leave a context without tokens
         ids = whole[-(self.max_length + 1) :]
         self.truncated += len(ids) < len(whole)
@@ -117,7 +150,9 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         owners: list[int] = []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
-            for pair in get_rolling_token_windows(token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1):
+            for pair in get_rolling_token_windows(
+                token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            ):
                 windows.append((None, *make_disjoint_window(pair)))
                 owners.append(number)
         totals = [0.0] * len(requests)
@@ -139,7 +174,8 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                 for batch in self._batches(contexts, settings["max_gen_toks"]):
                     answer = self._greedy if self._plain_greedy(settings) else self._generate
                     for n, text in zip(batch, answer([contexts[n] for n in batch], stop, settings), strict=True):
-                        # Thoughts first, as lm-eval does for a think_end_token: a stop string in a thought ends no answer.
+                        # Thoughts first, as lm-eval does for a think_end_token: a stop string in a
+                        # thought ends no answer.
                         reply = thoughts.split(text)
                         self.thought += bool(reply.thoughts)
                         answers[n] = postprocess_generated_text(reply.said, stop, None)
@@ -149,7 +185,10 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
     def _generation_context(self, text: str, new: int) -> list[int]:
         room = self.max_length - new
         if room <= 0:
-            raise ModelError(f"{self.label}: the model's window of {self.max_length} tokens has no room for a prompt and {new} new tokens; leave this task out")
+            raise ModelError(
+                f"{self.label}: the model's window of {self.max_length} tokens has no room for a prompt and {new} new"
+                " tokens; leave this task out"
+            )
         ids = self.tok_encode(text)
         self.truncated += len(ids) > room
         return ids[-room:]
@@ -166,23 +205,37 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         return batches
 
     def _plain_greedy(self, settings: dict[str, Any]) -> bool:
-        """Whether the likeliest token each time is all that a task, and the model's own generation settings, ask for."""
+        """Whether the likeliest token each time is all that a task, and the model's own generation
+        settings, ask for.
+        """
         own = getattr(self.model, "generation_config", None)
-        asked: set[str] = set() if own is None else {name for name, value in own.to_diff_dict().items() if value not in (None, False)}
-        return not settings["do_sample"] and settings.keys() <= {"do_sample", "temperature", "max_gen_toks"} and asked <= GREEDY_ALIKE
+        asked: set[str] = (
+            set() if own is None else {name for name, value in own.to_diff_dict().items() if value not in (None, False)}
+        )
+        return (
+            not settings["do_sample"]
+            and settings.keys() <= {"do_sample", "temperature", "max_gen_toks"}
+            and asked <= GREEDY_ALIKE
+        )
 
     def _greedy(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
-        """Continuations by the decoder: beginnings that contexts share are read once, and rows that have ended leave the batch."""
+        """Continuations by the decoder: beginnings that contexts share are read once, and rows that
+        have ended leave the batch.
+        """
         own = getattr(self.model, "generation_config", None)
         ends = (*(() if own is None else end_tokens(own)), self.eot_token_id)
         found = _StopStrings(self.tokenizer, stop)
         rows = [Sampled.of(place, Sampling(settings["max_gen_toks"]), ends, seed=0) for place in range(len(contexts))]
-        self.decoder.draw([context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids))
+        self.decoder.draw(
+            [context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids)
+        )
         return [self.decode(row.ids) for row in rows]  # an end token that is no special one is text, as in HFLM
 
     @torch.no_grad()
     def _generate(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
-        """Continuations by transformers' own ``generate``, for every setting that it knows; contexts padded on the left."""
+        """Continuations by transformers' own ``generate``, for every setting that it knows;
+        contexts padded on the left.
+        """
         width, pad, device = max(map(len, contexts)), self.decoder.pad, self.scorer.device
         ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=device)
         mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)

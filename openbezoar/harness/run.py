@@ -29,15 +29,21 @@ Result = dict[str, Any]
 
 
 def score(
-    model: Any, tokenizer: Any, benchmarks: Sequence[Benchmark], seed: int = 0, progress: Progress | None = None, tokens: int = 2048
+    model: Any,
+    tokenizer: Any,
+    benchmarks: Sequence[Benchmark],
+    seed: int = 0,
+    progress: Progress | None = None,
+    tokens: int = 2048,
 ) -> dict[str, Result]:
     """Results by reported name.
 
-    Each is {task, fewshot, n, version, metrics: {name: {value, low, high}}, main: a metric's
-    name, higher_is_better: of it, items: its value at each question, truncated: requests cut to the window,
-    prompt_hash, and where the tokenizer would put one after every text end_left_out: the token
-    that was not; thoughts_left_out: answers that had some}. Metrics are named as in lm-eval ('acc'; with a filter 'exact_match,strict-match').
-    MMLU's subjects are pooled, which weights them by their questions, and listed under
+    Each is {task, fewshot, n, version, metrics: {name: {value, low, high}}, main: a metric's name,
+    higher_is_better: of it, items: its value at each question, truncated: requests cut to the
+    window, prompt_hash, and where the tokenizer would put one after every text end_left_out: the
+    token that was not; thoughts_left_out: answers that had some}. Metrics are named as in lm-eval
+    ('acc'; with a filter 'exact_match,strict-match'). MMLU's subjects are pooled, which weights
+    them by their questions, and listed under
     ``subjects``. seed: of the bootstrap. tokens: budget of one forward pass.
     """
     from openbezoar.harness.forest_lm import ForestLM
@@ -110,13 +116,18 @@ def _score_one(lm: Any, benchmark: Benchmark, seed: int) -> Result:
     for task in benchmark.parts.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     with quiet():
-        found = evaluate(lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True)
+        found = evaluate(
+            lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True
+        )
     assert found is not None  # only processes other than the first get none
     names = list(benchmark.parts)
     answers = {name: _by_metric(found["samples"][name]) for name in names}
     pooled = {metric: [value for name in names for value in answers[name][metric]] for metric in answers[names[0]]}
     first = benchmark.parts[names[0]]
-    metrics = {metric: _estimate(first, metric, values, seed, found["results"][names[0]] if len(names) == 1 else None) for metric, values in pooled.items()}
+    metrics = {
+        metric: _estimate(first, metric, values, seed, found["results"][names[0]] if len(names) == 1 else None)
+        for metric, values in pooled.items()
+    }
     main = next((m for wanted in MAIN for m in metrics if m.partition(",")[0] == wanted), next(iter(metrics)))
     items = pooled[main]
     result = {
@@ -167,7 +178,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _estimate(task: Any, metric: str, values: list[Any], seed: int, own: dict[str, Any] | None) -> dict[str, float | None]:
+def _estimate(
+    task: Any, metric: str, values: list[Any], seed: int, own: dict[str, Any] | None
+) -> dict[str, float | None]:
     """Value with interval; without one where a metric is not a mean over questions.
 
     own: lm-eval's results of a task that is not pooled.

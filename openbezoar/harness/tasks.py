@@ -37,7 +37,9 @@ class Local:
 
 
 def _ifeval_metric() -> None:
-    """What IFEval's checks of answers are made with: two packages, and NLTK's data, which lm-eval would otherwise try to download on import."""
+    """What IFEval's checks of answers are made with: two packages, and NLTK's data, which lm-eval
+    would otherwise try to download on import.
+    """
     require(*IFEVAL)
     import nltk  # type: ignore[import-untyped]
 
@@ -45,7 +47,8 @@ def _ifeval_metric() -> None:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
         raise DataError(
-            "tasks: ifeval's metric reads NLTK's data 'punkt_tab', which is not installed; call python -m nltk.downloader punkt_tab once, or leave the task out"
+            "tasks: ifeval's metric reads NLTK's data 'punkt_tab', which is not installed; call python -m"
+            " nltk.downloader punkt_tab once, or leave the task out"
         ) from None
 
 
@@ -121,11 +124,15 @@ def find_local(task: str) -> Local:
         return LOCAL["mmlu"]
     close = difflib.get_close_matches(task, LOCAL, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
-    raise RecipeError(f"tasks: '{task}' cannot be fed from local rows{hint}; known tasks: {', '.join(LOCAL)}, mmlu_SUBJECT")
+    raise RecipeError(
+        f"tasks: '{task}' cannot be fed from local rows{hint}; known tasks: {', '.join(LOCAL)}, mmlu_SUBJECT"
+    )
 
 
 def task_file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable[[str], Path]) -> Path:
-    """The file of a task's local rows: its own, or the task's in the folder ``data``. Raises DataError if that holds none."""
+    """The file of a task's local rows: its own, or the task's in the folder ``data``. Raises
+    DataError if that holds none.
+    """
     if spec.file is not None:
         return resolve(spec.file)
     assert data is not None
@@ -134,7 +141,8 @@ def task_file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable
         if (path := data / f"{stem}{ending}").is_file():
             return path
     raise DataError(
-        f"{data}: no file {stem}.jsonl or {stem}.jsonl.gz for the task '{spec.task}'; put it there (docs/data.md says what it holds) or leave the task out"
+        f"{data}: no file {stem}.jsonl or {stem}.jsonl.gz for the task '{spec.task}'; put it there (docs/data.md says"
+        " what it holds) or leave the task out"
     )
 
 
@@ -154,7 +162,9 @@ def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
     return rows["fewshot"], rows["eval"]
 
 
-def _open_local(spec: TaskSpec, data: Path | None, resolve: Callable[[str], Path], fewshot: int | None, limit: int | None) -> Benchmark:
+def _open_local(
+    spec: TaskSpec, data: Path | None, resolve: Callable[[str], Path], fewshot: int | None, limit: int | None
+) -> Benchmark:
     local = find_local(spec.task)
     path = task_file(spec, local, data, resolve)
     local.needs()
@@ -167,7 +177,10 @@ def _open_local(spec: TaskSpec, data: Path | None, resolve: Callable[[str], Path
             subjects = {s: None for s in subjects if MMLU + s == spec.task}
         if not subjects:
             raise DataError(f"{path}: no question has the subject of '{spec.task}'; look at the rows' 'subject'")
-        parts = {MMLU + s: ([r for r in examples if r["subject"] == s], [r for r in questions if r["subject"] == s]) for s in subjects}
+        parts = {
+            MMLU + s: ([r for r in examples if r["subject"] == s], [r for r in questions if r["subject"] == s])
+            for s in subjects
+        }
     tasks = _build(local, parts, path)
     for name, task in tasks.items():
         set_fewshot(task, fewshot)
@@ -206,7 +219,10 @@ def _dataset(local: Local, examples: list[Row], questions: list[Row]) -> Callabl
         asked = Dataset.from_list(questions)
         empty = asked.select([])  # splits that the definition names but nothing is taken from
         shown = Dataset.from_list(examples) if examples else empty
-        return DatasetDict({"train": empty, "validation": empty, "test": empty} | {local.examples or "fewshot": shown, local.questions: asked})
+        return DatasetDict(
+            {"train": empty, "validation": empty, "test": empty}
+            | {local.examples or "fewshot": shown, local.questions: asked}
+        )
 
     return load
 
@@ -223,7 +239,10 @@ def _check_examples(task: Any, have: int, where: str) -> None:
     # lm-eval draws one more where the questions' own split might be drawn from.
     spare = task.fewshot_cfg.split == task.config.test_split and task.fewshot_cfg.sampler != "first_n"
     if wanted and have < wanted + spare:
-        raise DataError(f"{where}: {have} rows with split 'fewshot'; {wanted}-shot prompts need {wanted + spare}; add rows or lower 'fewshot'")
+        raise DataError(
+            f"{where}: {have} rows with split 'fewshot'; {wanted}-shot prompts need {wanted + spare}; add rows or lower"
+            " 'fewshot'"
+        )
 
 
 def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Benchmark]:
@@ -241,9 +260,14 @@ def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Be
     except Exception as error:  # the hub's clients raise many kinds; each means the rows cannot be had
         raise_if_of_the_machine(error)
         why = cause(error, "data set")
-        raise DataError(f"tasks: the rows of '{spec.task}': {why}; or give 'data', a folder with {spec.task}.jsonl (docs/data.md)") from error
+        raise DataError(
+            f"tasks: the rows of '{spec.task}': {why}; or give 'data', a folder with {spec.task}.jsonl (docs/data.md)"
+        ) from error
     for task in parts.values():
         set_fewshot(task, fewshot)
     if len(parts) == 1 or spec.task == "mmlu":
         return [Benchmark(spec.name or spec.task, spec.task, parts, limit)]
-    return [Benchmark(f"{spec.name}/{name}" if spec.name else name, name, {name: task}, limit) for name, task in parts.items()]
+    return [
+        Benchmark(f"{spec.name}/{name}" if spec.name else name, name, {name: task}, limit)
+        for name, task in parts.items()
+    ]

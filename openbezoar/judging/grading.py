@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from openbezoar.judging.parsers import Verdict, parse_rating, parse_verdict, parse_yes_no
-from openbezoar.judging.prompting import RATING_CHOICES, RATING_PREFIX, UNSCORED, VERDICT_CHOICES, VERDICT_PREFIX, YES_NO_CHOICES, expected_rating
+from openbezoar.judging.prompting import (
+    RATING_CHOICES,
+    RATING_PREFIX,
+    UNSCORED,
+    VERDICT_CHOICES,
+    VERDICT_PREFIX,
+    YES_NO_CHOICES,
+    expected_rating,
+)
 from openbezoar.llm import LLM, Sampling, recorded
 from openbezoar.recipe.measure_steps import Agreement, Failures, MtBench
 from openbezoar.rows.records import Row, Turn
@@ -42,11 +50,21 @@ def rate(llm: LLM, talks: Talks, seeds: Sequence[int], mode: Mode, sampling: Sam
     if mode == "probability":
         weighed = llm.choice_logprobs(talks, RATING_PREFIX, RATING_CHOICES)
         ratings = [expected_rating(logprobs) for logprobs in weighed]
-        return [{"judgment": None, "rating": r, "unscored": _unknown(row) if r is None else None} for r, row in zip(ratings, weighed, strict=True)]
+        return [
+            {"judgment": None, "rating": r, "unscored": _unknown(row) if r is None else None}
+            for r, row in zip(ratings, weighed, strict=True)
+        ]
     rows: list[Row] = []
     for reply in llm.chat(talks, sampling, seeds):
         rating = None if reply.finish == "error" else parse_rating(reply.text)
-        rows.append({"judgment": reply.text, "rating": rating, "unscored": UNSCORED[reply.finish] if rating is None else None, **recorded(reply)})
+        rows.append(
+            {
+                "judgment": reply.text,
+                "rating": rating,
+                "unscored": UNSCORED[reply.finish] if rating is None else None,
+                **recorded(reply),
+            }
+        )
     return rows
 
 
@@ -63,12 +81,25 @@ def compare(llm: LLM, talks: Talks, seeds: Sequence[int], mode: Mode, sampling: 
             known = any(math.isfinite(p) for p in logprobs)
             kept = [max(p, UNLIKELY) for p in logprobs] if known else None
             verdict = VERDICTS[max(range(3), key=kept.__getitem__)] if kept else None
-            rows.append({"judgment": None, "verdict": verdict, "logprobs": kept, "unscored": None if known else _unknown(logprobs)})
+            rows.append(
+                {
+                    "judgment": None,
+                    "verdict": verdict,
+                    "logprobs": kept,
+                    "unscored": None if known else _unknown(logprobs),
+                }
+            )
         return rows
     for reply in llm.chat(talks, sampling, seeds):
         verdict = None if reply.finish == "error" else parse_verdict(reply.text)
         rows.append(
-            {"judgment": reply.text, "verdict": verdict, "logprobs": None, "unscored": UNSCORED[reply.finish] if verdict is None else None, **recorded(reply)}
+            {
+                "judgment": reply.text,
+                "verdict": verdict,
+                "logprobs": None,
+                "unscored": UNSCORED[reply.finish] if verdict is None else None,
+                **recorded(reply),
+            }
         )
     return rows
 
@@ -81,9 +112,22 @@ def say_yes_or_no(llm: LLM, talks: Talks, seeds: Sequence[int], mode: Mode, samp
     if mode == "probability":
         for logprobs in llm.choice_logprobs(talks, VERDICT_PREFIX, YES_NO_CHOICES):
             known = any(math.isfinite(p) for p in logprobs)
-            rows.append({"judgment": None, "yes": logprobs[0] > logprobs[1] if known else None, "unscored": None if known else _unknown(logprobs)})
+            rows.append(
+                {
+                    "judgment": None,
+                    "yes": logprobs[0] > logprobs[1] if known else None,
+                    "unscored": None if known else _unknown(logprobs),
+                }
+            )
         return rows
     for reply in llm.chat(talks, sampling, seeds):
         said = None if reply.finish == "error" else parse_yes_no(reply.text)
-        rows.append({"judgment": reply.text, "yes": said, "unscored": UNSCORED[reply.finish] if said is None else None, **recorded(reply)})
+        rows.append(
+            {
+                "judgment": reply.text,
+                "yes": said,
+                "unscored": UNSCORED[reply.finish] if said is None else None,
+                **recorded(reply),
+            }
+        )
     return rows

@@ -33,7 +33,9 @@ def settle(as_named: str | None, swapped: str | None) -> str | None:
 
 
 def comparison(what: Row, lengths: tuple[int, int], as_named: Row, swapped: Row) -> Row:
-    """A row of ``comparisons.jsonl`` from what is compared and the judge's replies (``grading.compare``) in both orders."""
+    """A row of ``comparisons.jsonl`` from what is compared and the judge's replies
+    (``grading.compare``) in both orders.
+    """
     replies = (as_named, swapped)
     return {
         **what,
@@ -47,8 +49,12 @@ def comparison(what: Row, lengths: tuple[int, int], as_named: Row, swapped: Row)
     }
 
 
-def share(rows: Iterable[Row], value: Callable[[Row], float | None], seed: int, by: str = "question_id") -> dict[str, Any]:
-    """Mean of a value from 0 to 1 over rows, None left out: {value, low, high, n}; the interval is over groups of rows."""
+def share(
+    rows: Iterable[Row], value: Callable[[Row], float | None], seed: int, by: str = "question_id"
+) -> dict[str, Any]:
+    """Mean of a value from 0 to 1 over rows, None left out: {value, low, high, n}; the interval is
+    over groups of rows.
+    """
     groups: dict[Any, list[float]] = {}
     for row in rows:
         if (v := value(row)) is not None:
@@ -72,7 +78,12 @@ def order_numbers(rows: Sequence[Row], seed: int, by: str = "question_id") -> di
     """
     single = [{by: row[by], "first": float(v == "A")} for row in rows for v in row["verdicts"] if v in ("A", "B")]
     return {
-        "flips": share(rows, lambda r: None if r["winner"] is None else float(r["winner"] == INCONSISTENT), step_seed(seed, "flips"), by),
+        "flips": share(
+            rows,
+            lambda r: None if r["winner"] is None else float(r["winner"] == INCONSISTENT),
+            step_seed(seed, "flips"),
+            by,
+        ),
         "first": share(single, lambda r: r["first"], step_seed(seed, "first"), by),
     }
 
@@ -125,8 +136,13 @@ def _win_rates(model: str, rows: Sequence[Row], seed: int) -> dict[str, Any]:
 
     return {
         "win_rate": rate(rows),
-        "by_turn": {str(t): rate([r for r in rows if r["turn"] == t], "turn", t) for t in sorted({r["turn"] for r in rows})},
-        "by_category": {c: rate([r for r in rows if r["category"] == c], "category", c) for c in dict.fromkeys(r["category"] for r in rows)},
+        "by_turn": {
+            str(t): rate([r for r in rows if r["turn"] == t], "turn", t) for t in sorted({r["turn"] for r in rows})
+        },
+        "by_category": {
+            c: rate([r for r in rows if r["category"] == c], "category", c)
+            for c in dict.fromkeys(r["category"] for r in rows)
+        },
     }
 
 

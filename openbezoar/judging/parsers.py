@@ -37,7 +37,8 @@ _VERDICT = re.compile(r"\[\[\s*+([ABC])\s*+\]\]", re.IGNORECASE)
 _YES_NO = re.compile(r"\[\[\s*+(yes|no)\s*+\]\]", re.IGNORECASE)
 _REPEATED = re.compile(
     r"\[\[[^\[\]\n]*+\]\][\"'”’*`)]{0,3}+[ \t]++(?:if|for\ a\ tie)\b[^\n.]*+"
-    r"|\bfor\ (?:instance|example)[:,]?+[ \t]*+[\"'“‘*`]{0,3}+(?:\w++:?+[ \t]*+){0,2}+[\"'“‘*`]{0,3}+\[\[[^\[\]\n]*+\]\]"
+    r"|\bfor\ (?:instance|example)[:,]?+[ \t]*+[\"'“‘*`]{0,3}+(?:\w++:?+["
+    r" \t]*+){0,2}+[\"'“‘*`]{0,3}+\[\[[^\[\]\n]*+\]\]"
 )
 _NUMBER = r"[+\-−]?(?:\d++(?:\.\d*+)?|\.\d++)(?:e[+\-]?\d++)?"
 _RATING = re.compile(
@@ -145,12 +146,17 @@ def _json_objects(text: str) -> list[dict[str, Any]]:
 def _labelled(text: str, field: re.Pattern[str]) -> dict[str, Any]:
     matches = list(field.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
-    return _named({match[1].lower(): text[match.end() : end].strip() for match, end in zip(matches, ends, strict=False)})
+    return _named(
+        {match[1].lower(): text[match.end() : end].strip() for match, end in zip(matches, ends, strict=False)}
+    )
 
 
 def _named(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields under one name each; a field's own name goes before its synonym."""
-    return {**{_FIELD_NAMES.get(k, k): v for k, v in fields.items() if k in _FIELD_NAMES}, **{k: v for k, v in fields.items() if k not in _FIELD_NAMES}}
+    return {
+        **{_FIELD_NAMES.get(k, k): v for k, v in fields.items() if k in _FIELD_NAMES},
+        **{k: v for k, v in fields.items() if k not in _FIELD_NAMES},
+    }
 
 
 def _status(value: Any) -> Status | None:
@@ -176,7 +182,9 @@ def _field_rating(value: Any) -> float | None:
 
 
 def _leading_rating(line: str) -> float | None:
-    """The number a line begins with; None if more numbers follow, as in "7-8" or "1 to 10", other than the scale's ten."""
+    """The number a line begins with; None if more numbers follow, as in "7-8" or "1 to 10", other
+    than the scale's ten.
+    """
     line = line.lstrip("\"'* ")
     match = _RATING.match(line)
     if not match or any(c.isdigit() for c in _OF_TEN.sub("", line[match.end() :], count=1)):

@@ -32,7 +32,14 @@ SINGLE = {
     "judge_single": ("question", "answer"),
     "judge_single_reference": ("question", "ref_answer_1", "answer"),
     "judge_single_turn2": ("question_1", "answer_1", "question_2", "answer_2"),
-    "judge_single_turn2_reference": ("question_1", "ref_answer_1", "question_2", "ref_answer_2", "answer_1", "answer_2"),
+    "judge_single_turn2_reference": (
+        "question_1",
+        "ref_answer_1",
+        "question_2",
+        "ref_answer_2",
+        "answer_1",
+        "answer_2",
+    ),
 }
 _TALKS = ("question_1", "question_2", "answer_a_1", "answer_a_2", "answer_b_1", "answer_b_2")
 PAIR = {
@@ -65,7 +72,9 @@ UNSCORED = {"error": "judge_error", "length": "cut_off", "stop": "unparsable"}
 _CLOSING_TAG = re.compile(r"</(?=[a-z_0-9]+>)")
 
 
-def judge_texts(wanted: Mapping[str, tuple[str, ...]], files: Mapping[str, Path], known: Sequence[str]) -> dict[str, str]:
+def judge_texts(
+    wanted: Mapping[str, tuple[str, ...]], files: Mapping[str, Path], known: Sequence[str]
+) -> dict[str, str]:
     """The judge's texts by name.
 
     wanted: the placeholders that each text must hold, by the text's name. files: a
@@ -82,7 +91,10 @@ def judge_texts(wanted: Mapping[str, tuple[str, ...]], files: Mapping[str, Path]
         texts[name] = load(name, dict(files))
         for placeholder in placeholders:
             if f"{{{placeholder}}}" not in texts[name]:
-                raise RecipeError(f"prompts.{name}: {files.get(name, name)} has no {{{placeholder}}}; it needs {', '.join(f'{{{p}}}' for p in placeholders)}")
+                raise RecipeError(
+                    f"prompts.{name}: {files.get(name, name)} has no {{{placeholder}}}; it needs"
+                    f" {', '.join(f'{{{p}}}' for p in placeholders)}"
+                )
     return texts
 
 
@@ -110,7 +122,9 @@ def expected_rating(logprobs: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Text:
-    """A judge's text. ``official``: word for word, and what it shows too; otherwise what is shown cannot close a tag of the text."""
+    """A judge's text. ``official``: word for word, and what it shows too; otherwise what is shown
+    cannot close a tag of the text.
+    """
 
     template: str
     system: str = ""
@@ -133,34 +147,52 @@ def official_texts(rows: Sequence[Row], wanted: Mapping[str, tuple[str, ...]]) -
     for name, placeholders in wanted.items():
         row = by_name.get(OFFICIAL[name])
         if row is None or not isinstance(row.get("prompt_template"), str):
-            raise DataError(f"judge_prompts: no text '{OFFICIAL[name]}' with 'prompt_template'; the rows name {', '.join(map(str, by_name)) or 'none'}")
+            raise DataError(
+                f"judge_prompts: no text '{OFFICIAL[name]}' with 'prompt_template'; the rows name"
+                f" {', '.join(map(str, by_name)) or 'none'}"
+            )
         missing = [p for p in placeholders if f"{{{p}}}" not in row["prompt_template"]]
         if missing:
-            raise DataError(f"judge_prompts: '{OFFICIAL[name]}' has no {{{missing[0]}}}; expected FastChat's judge_prompts.jsonl")
+            raise DataError(
+                f"judge_prompts: '{OFFICIAL[name]}' has no {{{missing[0]}}}; expected FastChat's judge_prompts.jsonl"
+            )
         if not isinstance(system := row.get("system_prompt") or "", str):
-            raise DataError(f"judge_prompts: '{row['name']}': its 'system_prompt' is no text; expected FastChat's judge_prompts.jsonl")
+            raise DataError(
+                f"judge_prompts: '{row['name']}': its 'system_prompt' is no text; expected FastChat's"
+                " judge_prompts.jsonl"
+            )
         texts[name] = Text(row["prompt_template"], system, official=True)
     return texts
 
 
-def own_texts(wanted: Mapping[str, tuple[str, ...]], files: Mapping[str, Path], known: Sequence[str]) -> dict[str, Text]:
+def own_texts(
+    wanted: Mapping[str, tuple[str, ...]], files: Mapping[str, Path], known: Sequence[str]
+) -> dict[str, Text]:
     """The wanted texts in the project's words, or a recipe's; as ``judge_texts``."""
     return {name: Text(text) for name, text in judge_texts(wanted, files, known).items()}
 
 
 def ask_single(texts: Mapping[str, Text], question: Question, answers: Sequence[str], turn: int) -> tuple[Turn, ...]:
-    """What the judge is asked about turn 1 or 2 of one model's answers; against a reference if the question has one for that turn."""
+    """What the judge is asked about turn 1 or 2 of one model's answers; against a reference if the
+    question has one for that turn.
+    """
     name, shown = _shown("judge_single", question, turn)
     given = {"answer": answers[0]} if turn == 1 else {"answer_1": answers[0], "answer_2": answers[1]}
     return texts[name].ask(**shown, **given)
 
 
-def ask_pair(texts: Mapping[str, Text], question: Question, a: Sequence[str], b: Sequence[str], turn: int) -> tuple[Turn, ...]:
+def ask_pair(
+    texts: Mapping[str, Text], question: Question, a: Sequence[str], b: Sequence[str], turn: int
+) -> tuple[Turn, ...]:
     """As ``ask_single``, about the answers of two models, a's shown first."""
     name, shown = _shown("judge_pair", question, turn)
     given = {"answer_a": a[0], "answer_b": b[0]}
     if turn == 2:
-        given = {f"answer_{letter}_{n}": text for letter, answers in (("a", a), ("b", b)) for n, text in enumerate(answers, 1)}
+        given = {
+            f"answer_{letter}_{n}": text
+            for letter, answers in (("a", a), ("b", b))
+            for n, text in enumerate(answers, 1)
+        }
     return texts[name].ask(**shown, **given)
 
 
@@ -170,4 +202,8 @@ def _shown(kind: str, question: Question, turn: int) -> tuple[str, dict[str, str
     if turn == 1:
         return (f"{kind}_reference", {"question": q1, "ref_answer_1": r1}) if r1 else (kind, {"question": q1})
     talk = {"question_1": q1, "question_2": q2}
-    return (f"{kind}_turn2_reference", {**talk, "ref_answer_1": r1 or "(none)", "ref_answer_2": r2}) if r2 else (f"{kind}_turn2", talk)
+    return (
+        (f"{kind}_turn2_reference", {**talk, "ref_answer_1": r1 or "(none)", "ref_answer_2": r2})
+        if r2
+        else (f"{kind}_turn2", talk)
+    )

@@ -54,7 +54,9 @@ def read_questions(rows: Sequence[Row]) -> list[Question]:
         if not isinstance(row.get("question_id"), int | str):
             raise DataError(f"{where}: no 'question_id'; give each question a number or a name of its own")
         category = str(row.get("category", "other"))
-        questions.append(Question(row["question_id"], category, (turns[0], turns[1]), _references(row, category, where)))
+        questions.append(
+            Question(row["question_id"], category, (turns[0], turns[1]), _references(row, category, where))
+        )
     for id_, n in Counter(q.id for q in questions).items():
         if n > 1:
             raise DataError(f"questions: question_id {id_} occurs {n} times; give each question its own")
@@ -91,7 +93,10 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
         where = f"answers: row {named(row.get('question_id', number))}"
         model, turns = row.get("model_id", row.get("model")), _published(row)
         if not isinstance(model, str) or turns is None:
-            raise DataError(f"{where}: expected 'question_id', 'model_id' and 'turns', a list of two answers; it has {fields_of(row)}")
+            raise DataError(
+                f"{where}: expected 'question_id', 'model_id' and 'turns', a list of two answers; it has"
+                f" {fields_of(row)}"
+            )
         question = by_id.get(str(row.get("question_id")))
         if question is None:
             counts.add("published answers to other questions")
@@ -121,9 +126,16 @@ FAILED = "ERROR"  # what FastChat writes for an answer that could not be generat
 
 
 def _ends(row: Row, turns: Sequence[str | None]) -> Row:
-    """How the two answers ended, and their tokens, where the row says so as a step's own does; else what the texts tell."""
+    """How the two answers ended, and their tokens, where the row says so as a step's own does; else
+    what the texts tell.
+    """
     finish, tokens = row.get("finish"), row.get("tokens")
-    if isinstance(finish, list) and isinstance(tokens, list) and len(finish) == len(tokens) == 2 and all(map(_is_an_end, finish, tokens)):
+    if (
+        isinstance(finish, list)
+        and isinstance(tokens, list)
+        and len(finish) == len(tokens) == 2
+        and all(map(_is_an_end, finish, tokens))
+    ):
         return {"finish": finish, "tokens": tokens}
     return {"finish": ["error" if text is None or text == FAILED else None for text in turns], "tokens": [None, None]}
 

@@ -18,7 +18,9 @@ from openbezoar.stats.intervals import mean_interval
 from openbezoar.stats.seeds import step_seed
 
 
-def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
+def score_table(
+    models: Sequence[str], answers: Sequence[Row], judgments: Sequence[Row], seed: int
+) -> dict[str, dict[str, Any]]:
     """Scores by model, in the models' order.
 
     Each has ``n`` (rated turns), ``questions`` (with a rated turn), ``unscored``,
@@ -41,7 +43,9 @@ def score_table(models: Sequence[str], answers: Sequence[Row], judgments: Sequen
 
 
 def rating_differences(models: Sequence[str], judgments: Sequence[Row], seed: int) -> list[Row]:
-    """Every two models' ratings compared over the turns that both have one for, by question; as ``comparisons.every_pair``, with ``p_holm``."""
+    """Every two models' ratings compared over the turns that both have one for, by question; as
+    ``comparisons.every_pair``, with ``p_holm``.
+    """
     scores = {model: turn_ratings([j for j in judgments if j["model"] == model]) for model in models}
     rows = every_pair(scores, seed, {"what": "rating"}, question_of)
     correct(rows)
@@ -49,7 +53,9 @@ def rating_differences(models: Sequence[str], judgments: Sequence[Row], seed: in
 
 
 def self_preference(judge: str, models: Sequence[str], judgments: Sequence[Row], seed: int) -> dict[str, Any]:
-    """The judge's rating of its own answers less its mean rating of the others', over the turns that it rated both on: {model, mean, low, high, n: questions}."""
+    """The judge's rating of its own answers less its mean rating of the others', over the turns
+    that it rated both on: {model, mean, low, high, n: questions}.
+    """
     own = turn_ratings([j for j in judgments if j["model"] == judge])
     others: dict[tuple[Any, int], list[float]] = {}
     for j in judgments:
@@ -63,7 +69,9 @@ def self_preference(judge: str, models: Sequence[str], judgments: Sequence[Row],
 
 
 def turn_ratings(judgments: Sequence[Row]) -> dict[tuple[Any, int], float]:
-    """One model's ratings by (question_id, turn). Turns differ in how hard they are, so that two models are compared on the same ones."""
+    """One model's ratings by (question_id, turn). Turns differ in how hard they are, so that two
+    models are compared on the same ones.
+    """
     return {(j["question_id"], j["turn"]): j["rating"] for j in judgments if j["rating"] is not None}
 
 
@@ -90,7 +98,10 @@ def interval(values: Sequence[float], seed: int) -> dict[str, Any]:
 def _by(judgments: Sequence[Row], field: str, seed: int) -> dict[str, dict[str, Any]]:
     groups = dict.fromkeys(j[field] for j in judgments)
     return {
-        str(group): interval(list(question_scores([j for j in judgments if j[field] == group]).values()), step_seed(seed, field, group)) for group in groups
+        str(group): interval(
+            list(question_scores([j for j in judgments if j[field] == group]).values()), step_seed(seed, field, group)
+        )
+        for group in groups
     }
 
 
@@ -122,5 +133,12 @@ def summary_line(table: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for model, numbers in table.items():
         score = numbers["score"]
-        parts.append(f"{model} {score['mean']:.2f} ({score['low']:.2f} to {score['high']:.2f})" if score["n"] else f"{model} unscored")
-    return f"{', '.join(parts)}; {sum(n['unscored'] for n in table.values())} of {sum(n['n'] + n['unscored'] for n in table.values())} turns unscored"
+        parts.append(
+            f"{model} {score['mean']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+            if score["n"]
+            else f"{model} unscored"
+        )
+    return (
+        f"{', '.join(parts)}; {sum(n['unscored'] for n in table.values())} of"
+        f" {sum(n['n'] + n['unscored'] for n in table.values())} turns unscored"
+    )

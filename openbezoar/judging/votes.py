@@ -15,9 +15,16 @@ def read_votes(path: Path, judges: str = "*") -> tuple[list[Vote], int]:
 
     Raises DataError for a row without its fields, or if there is no vote of such a judge.
     """
-    rows = [(number, row) for number, row in enumerate(read_jsonl(path), 1) if fnmatchcase(judge_of(row, f"{path}: row {number}"), judges)]
+    rows = [
+        (number, row)
+        for number, row in enumerate(read_jsonl(path), 1)
+        if fnmatchcase(judge_of(row, f"{path}: row {number}"), judges)
+    ]
     votes = [vote(row, f"{path}: row {number}") for number, row in rows]
     found = [v for v in votes if v is not None]
     if not found:
-        raise DataError(f"{path}: no vote of a judge named {judges}; expected rows with question_id, turn, model_a, model_b, winner and judge")
+        raise DataError(
+            f"{path}: no vote of a judge named {judges}; expected rows with question_id, turn, model_a, model_b, winner"
+            " and judge"
+        )
     return found, len(votes) - len(found)

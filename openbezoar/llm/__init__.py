@@ -46,7 +46,8 @@ def each(sampling: Samplings, n: int) -> list[Sampling]:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. ``finish``: 'stop' if the model ended it (or a stop string did), 'length' at the limit, 'error' if none came.
+    """One answer. ``finish``: 'stop' if the model ended it (or a stop string did), 'length' at the
+    limit, 'error' if none came.
 
     logprobs: natural logarithms, one a token, if they were asked for and offered; of a call
     that weighs choices, one a choice. seconds: its share of the time that answering took.
@@ -86,17 +87,21 @@ class LLM(Protocol):
 
     name: str
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]
+    ) -> list[Completion]:
         """Answer each conversation with the model's own prompt format."""
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Continue each text as it stands."""
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         """Log-probability of each choice as the answer's continuation after ``prefix``, [conversations][choices].
 
-        A server gives what it offers: -inf for choices that are not among its likeliest tokens, ModelError if it gives none.
-        A conversation that is refused alone has an empty list.
+        A server gives what it offers: -inf for choices that are not among its likeliest tokens,
+        ModelError if it gives none. A conversation that is refused alone has an empty list.
         """
 
     def close(self) -> None:
@@ -104,14 +109,27 @@ class LLM(Protocol):
 
 
 def recorded(answer: Completion) -> dict[str, Any]:
-    """What a row says of how its answer came: ``left_out`` (settings that the server refuses) and ``refused`` (why there is none), where there is any."""
-    return {**({"left_out": list(answer.left_out)} if answer.left_out else {}), **({"refused": answer.refused} if answer.refused else {})}
+    """What a row says of how its answer came: ``left_out`` (settings that the server refuses) and
+    ``refused`` (why there is none), where there is any.
+    """
+    return {
+        **({"left_out": list(answer.left_out)} if answer.left_out else {}),
+        **({"refused": answer.refused} if answer.refused else {}),
+    }
 
 
-def samples(llm: LLM, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int], n: int) -> list[list[Completion]]:
-    """``n`` answers to each conversation, [conversations][n]. Sample 0 is the one that ``chat`` gives; each has a seed of its own."""
+def samples(
+    llm: LLM, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int], n: int
+) -> list[list[Completion]]:
+    """``n`` answers to each conversation, [conversations][n]. Sample 0 is the one that ``chat``
+    gives; each has a seed of its own.
+    """
     drawn = each(sampling, len(conversations))
-    rows = [(c, s, step_seed(seed, "sample", k) if k else seed) for c, s, seed in zip(conversations, drawn, seeds, strict=True) for k in range(n)]
+    rows = [
+        (c, s, step_seed(seed, "sample", k) if k else seed)
+        for c, s, seed in zip(conversations, drawn, seeds, strict=True)
+        for k in range(n)
+    ]
     answers = llm.chat([c for c, _, _ in rows], [s for _, s, _ in rows], [seed for _, _, seed in rows])
     return [answers[i : i + n] for i in range(0, len(answers), n)]
 
@@ -141,7 +159,16 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
             return Server(name, spec, say=context.progress.warn, count=context.counts.add, lost=lost)
 
-        return Remembered(name, spec.identity(), server, store, purse, "call", tally=tally, spoken=Spoken(name, spec.thoughts, context.counts))
+        return Remembered(
+            name,
+            spec.identity(),
+            server,
+            store,
+            purse,
+            "call",
+            tally=tally,
+            spoken=Spoken(name, spec.thoughts, context.counts),
+        )
     checkpoint = context.checkpoint(name)
 
     def local() -> LLM:
@@ -159,7 +186,28 @@ def open_llm(name: str, context: StepContext) -> LLM:
         return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
 
     spoken = Spoken(name, checkpoint.thoughts, context.counts)
-    return Remembered(name, checkpoint.identity(), local, store, purse, "row" if checkpoint.dtype == "float32" else "batch", formatter, tally, spoken)
+    return Remembered(
+        name,
+        checkpoint.identity(),
+        local,
+        store,
+        purse,
+        "row" if checkpoint.dtype == "float32" else "batch",
+        formatter,
+        tally,
+        spoken,
+    )
 
 
-__all__ = ["LLM", "Call", "Completion", "ModelError", "Sampling", "Samplings", "each", "open_llm", "recorded", "samples"]
+__all__ = [
+    "LLM",
+    "Call",
+    "Completion",
+    "ModelError",
+    "Sampling",
+    "Samplings",
+    "each",
+    "open_llm",
+    "recorded",
+    "samples",
+]

@@ -68,11 +68,17 @@ class Purse:
 
     def _fits(self, limit: _Limit, wanted: Spent) -> bool:
         """Whether a call's worst case fits beside what is spent and under way. Raises BudgetError if all is spent."""
-        accounts = [(model, s) for (run, step, model), s in self.store.accounts().items() if run == self.spender.run and limit.step in (None, step)]
+        accounts = [
+            (model, s)
+            for (run, step, model), s in self.store.accounts().items()
+            if run == self.spender.run and limit.step in (None, step)
+        ]
         tokens = sum(s.prompt_tokens + s.tokens for _, s in accounts)
         money = sum(self._money(model, s) for model, s in accounts)
         budget = limit.budget
-        if (budget.tokens is not None and tokens >= budget.tokens) or (budget.money is not None and money >= budget.money):
+        if (budget.tokens is not None and tokens >= budget.tokens) or (
+            budget.money is not None and money >= budget.money
+        ):
             raise BudgetError(self._said(limit, [s for _, s in accounts], money))
         under_way = [*self._held, wanted]
         tokens += sum(s.prompt_tokens + s.tokens for s in under_way)
@@ -89,8 +95,10 @@ class Purse:
         given += [f"money {limit.budget.money:g}"] if limit.budget.money is not None else []
         lost = sum(s.unanswered for s in accounts)
         return (
-            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts):,} answers{f' and {lost:,} calls without one' * bool(lost)}, {read + written:,} tokens "
-            f"({read:,} in, {written:,} out), money {money:.4g}; every answer is kept: raise {limit.where} and run again to go on from here"
+            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts):,}"
+            f" answers{f' and {lost:,} calls without one' * bool(lost)}, {read + written:,} tokens ({read:,} in,"
+            f" {written:,} out), money {money:.4g}; every answer is kept: raise {limit.where} and run again to go on"
+            " from here"
         )
 
 
@@ -106,7 +114,14 @@ def purse_of(context: StepContext, model: str, store: CallStore) -> Purse:
     limits = [_Limit(f"steps.{context.name}.budget", own, context.name)] if own else []
     limits += [_Limit("budget", context.recipe.budget, None)] if context.recipe.budget else []
     spec = context.recipe.models.get(model)
-    if isinstance(spec, ServerModel) and not (spec.price.input or spec.price.output) and any(limit.budget.money is not None for limit in limits):
-        raise RecipeError(f"models.{model}: no price, but a budget in money; add price: {{input: X, output: Y}} per million tokens, or limit tokens")
+    if (
+        isinstance(spec, ServerModel)
+        and not (spec.price.input or spec.price.output)
+        and any(limit.budget.money is not None for limit in limits)
+    ):
+        raise RecipeError(
+            f"models.{model}: no price, but a budget in money; add price: {{input: X, output: Y}} per million tokens,"
+            " or limit tokens"
+        )
     prices = {name: spec.price for name, spec in context.recipe.models.items() if isinstance(spec, ServerModel)}
     return Purse(store, Spender(context.run.name, context.name, model), limits, prices)

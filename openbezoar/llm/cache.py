@@ -44,7 +44,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def roomy_cache(config: Any, whole: bool = False) -> DynamicCache:
-    """A cache for a model's layers; those with a sliding window keep transformers' own, which stay short, unless ``whole``."""
+    """A cache for a model's layers; those with a sliding window keep transformers' own, which stay
+    short, unless ``whole``.
+    """
     made = DynamicCache(config=config)
     made.layers = [RoomyLayer() if whole or type(layer) is DynamicLayer else layer for layer in made.layers]
     return made

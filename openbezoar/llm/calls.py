@@ -94,10 +94,12 @@ class CallStore:
             yield
         except (sqlite3.Error, UnicodeError) as error:  # a damaged name within the file is no text
             if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
-                raise RunError(f"{self.path}: {error}; make room and give the same command again: every answer is kept") from None
+                raise RunError(
+                    f"{self.path}: {error}; make room and give the same command again: every answer is kept"
+                ) from None
             raise RunError(
-                f"{self.path}: the call cache cannot be used ({error}); expected a writable SQLite file: mend the cause, put a copy of it back, "
-                "or move it away, and its answers are asked again"
+                f"{self.path}: the call cache cannot be used ({error}); expected a writable SQLite file: mend the"
+                " cause, put a copy of it back, or move it away, and its answers are asked again"
             ) from None
 
     @contextmanager
@@ -135,7 +137,10 @@ class CallStore:
         damaged: list[str] = []
         for first in range(0, len(keys), AT_ONCE):
             part = keys[first : first + AT_ONCE]
-            query = f"SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls WHERE key IN ({','.join('?' * len(part))})"
+            query = (
+                "SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls WHERE key IN"
+                f" ({','.join('?' * len(part))})"
+            )
             for key, answers, digest in self._db.execute(query, part).fetchall():
                 rows = parsed(answers) if seal(key, answers).encode() == digest else None
                 if rows is None:
@@ -144,7 +149,10 @@ class CallStore:
                     found[key] = rows
         if damaged:
             self._db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key in damaged])
-            self.say(f"{self.path}: {len(damaged)} answer{'s' * (len(damaged) > 1)} not as kept (the digest is another): forgotten, and asked again")
+            self.say(
+                f"{self.path}: {len(damaged)} answer{'s' * (len(damaged) > 1)} not as kept (the digest is another):"
+                " forgotten, and asked again"
+            )
         return found
 
     def keep(self, answers: Mapping[str, Sequence[Completion]], spender: Spender) -> dict[str, list[Completion]]:
@@ -162,20 +170,25 @@ class CallStore:
         with self._writing():
             self._db.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", values)
             self._add(spender, cost)
-            self._db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, self.owner) for key in answers])
+            self._db.executemany(
+                "DELETE FROM claims WHERE key = ? AND owner = ?", [(key, self.owner) for key in answers]
+            )
             return self._find(list(answers))
 
     def _add(self, spender: Spender, cost: Spent, names: Sequence[str] = COUNTS[:3]) -> None:
         more = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
         self._db.execute(
-            f"INSERT INTO spent (run, step, model, {', '.join(names)}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {more}",
+            f"INSERT INTO spent (run, step, model, {', '.join(names)}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+            f" SET {more}",
             (spender.run, spender.step, spender.model, cost.calls, cost.prompt_tokens, cost.tokens),
         )
 
     # ------------------------------------------------------------------------ claims
 
     def claim(self, keys: Sequence[str], spender: Spender, cost: Spent) -> bool:
-        """Say that these keys are asked now, at ``cost`` at most; False, and nothing said, if one is answered or asked already."""
+        """Say that these keys are asked now, at ``cost`` at most; False, and nothing said, if one
+        is answered or asked already.
+        """
         with self._writing():
             if self._find(keys) or self._others(keys):
                 return False
@@ -183,7 +196,8 @@ class CallStore:
             account = (self.owner, spender.run, spender.step, spender.model)
             costs = [(cost.calls, cost.prompt_tokens, cost.tokens), *[(0, 0, 0)] * (len(keys) - 1)]
             self._db.executemany(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(key, *account, *c) for key, c in zip(keys, costs, strict=True)]
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(key, *account, *c) for key, c in zip(keys, costs, strict=True)],
             )
         with self._lock:
             if not self._beating:
@@ -196,7 +210,9 @@ class CallStore:
         self._settle([self.owner], keys, sent)
 
     def wait(self, keys: Sequence[str], off: threading.Event = NOTHING) -> None:
-        """Until nobody else asks one of these keys: it is answered, given up, or its owner is gone or silent. Raises CalledOff."""
+        """Until nobody else asks one of these keys: it is answered, given up, or its owner is gone
+        or silent. Raises CalledOff.
+        """
         pause, last = LOOK
         beats: dict[str, tuple[int, float]] = {}
         while True:
@@ -228,21 +244,29 @@ class CallStore:
         """Owners whose process has ended."""
         with self._lock, self._errors():
             rows = self._db.execute("SELECT owner, process FROM owners").fetchall()
-        processes = {owner: Process.of(text) for owner, text in rows if owner != self.owner and (among is None or owner in among)}
+        processes = {
+            owner: Process.of(text) for owner, text in rows if owner != self.owner and (among is None or owner in among)
+        }
         return [owner for owner, process in processes.items() if process is None or process.state() == "gone"]
 
     def _settle(self, owners: Sequence[str], keys: Sequence[str] | None = None, sent: bool = True) -> None:
-        """End claims of owners, all or those on ``keys``. What was sent and not answered counts as spent at its worst case."""
+        """End claims of owners, all or those on ``keys``. What was sent and not answered counts as
+        spent at its worst case.
+        """
         if not owners:
             return
         with self._writing():
             for owner in owners:
-                claims = self._db.execute("SELECT key, run, step, model, calls, prompt_tokens, tokens FROM claims WHERE owner = ?", (owner,)).fetchall()
+                claims = self._db.execute(
+                    "SELECT key, run, step, model, calls, prompt_tokens, tokens FROM claims WHERE owner = ?", (owner,)
+                ).fetchall()
                 ended = [claim for claim in claims if keys is None or claim[0] in keys]
                 for _, run, step, model, *numbers in ended if sent else ():
                     if numbers[0]:
                         self._add(Spender(run, step, model), Spent(*numbers), COUNTS[3:])
-                self._db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(claim[0], owner) for claim in ended])
+                self._db.executemany(
+                    "DELETE FROM claims WHERE key = ? AND owner = ?", [(claim[0], owner) for claim in ended]
+                )
                 if keys is None:
                     self._db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
 
@@ -262,14 +286,22 @@ class CallStore:
 
     def accounts(self) -> dict[tuple[str, str, str], Spent]:
         """By run, step and model, what was asked because the cache did not know it; with what others ask just now."""
-        under_way = "SELECT run, step, model, 0, prompt_tokens, tokens, calls FROM claims WHERE calls > 0 AND owner <> ?"
-        spent = f"SELECT run, step, model, calls, {COUNTS[1]} + {COUNTS[4]}, {COUNTS[2]} + {COUNTS[5]}, {COUNTS[3]} FROM spent"
+        under_way = (
+            "SELECT run, step, model, 0, prompt_tokens, tokens, calls FROM claims WHERE calls > 0 AND owner <> ?"
+        )
+        spent = (
+            f"SELECT run, step, model, calls, {COUNTS[1]} + {COUNTS[4]}, {COUNTS[2]} + {COUNTS[5]}, {COUNTS[3]} FROM"
+            " spent"
+        )
         with self._lock, self._errors():
             rows = self._db.execute(f"{spent} UNION ALL {under_way} ORDER BY 1, 2, 3", (self.owner,)).fetchall()
         found: dict[tuple[str, str, str], Spent] = {}
         for run, step, model, *numbers in rows:
             if any(type(n) is not int for n in numbers):  # a damaged page
-                raise RunError(f"{self.path}: the account of {run}/{step} holds no counts; put a copy of the file back, or move it away")
+                raise RunError(
+                    f"{self.path}: the account of {run}/{step} holds no counts; put a copy of the file back, or move it"
+                    " away"
+                )
             had = asdict(found.get((run, step, model), Spent()))
             found[run, step, model] = Spent(*(n + more for n, more in zip(had.values(), numbers, strict=True)))
         return found
@@ -289,14 +321,19 @@ class CallStore:
             found = [text for (text,) in self._db.execute("PRAGMA integrity_check(1)")]
             if found != ["ok"]:
                 raise sqlite3.DatabaseError(" ".join(str(found[0]).split()))
-            for key, answers, digest in self._db.execute("SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls"):
+            for key, answers, digest in self._db.execute(
+                "SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls"
+            ):
                 n, damaged = n + 1, damaged + (seal(key, answers).encode() != digest or parsed(answers) is None)
         return n, damaged
 
     def prune(self, days: float = 0.0, model: str | None = None) -> int:
         """Forget answers older than ``days`` days, of one model or of all; how many. The file shrinks."""
         with self._lock, self._errors():
-            gone = self._db.execute("DELETE FROM calls WHERE at <= ? AND (? IS NULL OR model = ?)", (time.time() - days * 86400, model, model)).rowcount
+            gone = self._db.execute(
+                "DELETE FROM calls WHERE at <= ? AND (? IS NULL OR model = ?)",
+                (time.time() - days * 86400, model, model),
+            ).rowcount
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone

@@ -23,29 +23,46 @@ FINISHES = get_args(get_type_hints(Completion)["finish"])
 COUNTS = ("calls", "prompt_tokens", "tokens", "unanswered", "unanswered_prompt_tokens", "unanswered_tokens")
 _A_COUNT = "INTEGER NOT NULL DEFAULT 0 CHECK (typeof({0}) = 'integer' AND {0} >= 0)"
 _TABLES = (
-    "CREATE TABLE calls (key TEXT PRIMARY KEY, model TEXT NOT NULL, at REAL NOT NULL, answers TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID",
-    f"CREATE TABLE spent (run TEXT, step TEXT, model TEXT, {', '.join(f'{n} {_A_COUNT.format(n)}' for n in COUNTS)},"
-    " PRIMARY KEY (run, step, model)) WITHOUT ROWID",
+    (
+        "CREATE TABLE calls (key TEXT PRIMARY KEY, model TEXT NOT NULL, at REAL NOT NULL, answers TEXT NOT NULL, digest"
+        " TEXT NOT NULL) WITHOUT ROWID"
+    ),
+    (
+        "CREATE TABLE spent (run TEXT, step TEXT, model TEXT,"
+        f" {', '.join(f'{n} {_A_COUNT.format(n)}' for n in COUNTS)}, PRIMARY KEY (run, step, model)) WITHOUT ROWID"
+    ),
     # Who asks a key just now, and the most that it may cost.
-    "CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, run TEXT, step TEXT, model TEXT,"
-    f" {', '.join(f'{n} {_A_COUNT.format(n)}' for n in COUNTS[:3])}) WITHOUT ROWID",
-    "CREATE TABLE owners (owner TEXT PRIMARY KEY, process TEXT NOT NULL, beat INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID",
+    (
+        "CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, run TEXT, step TEXT, model TEXT,"
+        f" {', '.join(f'{n} {_A_COUNT.format(n)}' for n in COUNTS[:3])}) WITHOUT ROWID"
+    ),
+    (
+        "CREATE TABLE owners (owner TEXT PRIMARY KEY, process TEXT NOT NULL, beat INTEGER NOT NULL DEFAULT 0) WITHOUT"
+        " ROWID"
+    ),
 )
 
 
 def create(path: Path) -> None:
-    """An empty file that its owner alone can read, since it holds every prompt and answer; SQLite gives the files beside it the same mode."""
+    """An empty file that its owner alone can read, since it holds every prompt and answer; SQLite
+    gives the files beside it the same mode.
+    """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def prepare(db: sqlite3.Connection, path: Path, say: Callable[[str], None]) -> None:
-    """Make the tables, or those of an older version this one's. Raises RunError for a newer file, sqlite3.Error for one that is none."""
+    """Make the tables, or those of an older version this one's. Raises RunError for a newer file,
+    sqlite3.Error for one that is none.
+    """
     if _version(db, path) == VERSION:
         return
     db.execute("BEGIN IMMEDIATE")
     try:
         if _version(db, path) < VERSION:  # nobody else was faster
-            older = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} & {"calls", "spent"}
+            older = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} & {
+                "calls",
+                "spent",
+            }
             notices = _migrate(db) if older else []
             for statement in _TABLES[2 if older else 0 :]:
                 db.execute(statement)
@@ -64,7 +81,10 @@ def prepare(db: sqlite3.Connection, path: Path, say: Callable[[str], None]) -> N
 def _version(db: sqlite3.Connection, path: Path) -> int:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
-        raise RunError(f"{path}: written by a newer openbezoar (version {version}, this one reads up to {VERSION}); update openbezoar, or name another --runs")
+        raise RunError(
+            f"{path}: written by a newer openbezoar (version {version}, this one reads up to {VERSION}); update"
+            " openbezoar, or name another --runs"
+        )
     return version
 
 
@@ -81,10 +101,16 @@ def _migrate(db: sqlite3.Connection) -> list[str]:
     db.execute(_TABLES[1])
     for run, step, model, *numbers in accounts:
         sound = [n if type(n) is int and n >= 0 else 0 for n in numbers]
-        db.execute("INSERT INTO spent (run, step, model, calls, prompt_tokens, tokens) VALUES (?, ?, ?, ?, ?, ?)", (run, step, model, *sound))
+        db.execute(
+            "INSERT INTO spent (run, step, model, calls, prompt_tokens, tokens) VALUES (?, ?, ?, ?, ?, ?)",
+            (run, step, model, *sound),
+        )
         if sound != numbers:
             lost = ", ".join(name for name, n, now in zip(COUNTS, numbers, sound, strict=False) if n != now)
-            notices.append(f"the account of {run}/{step}, {model}, had no count of its {lost}: 0 now, so a budget may be overdrawn by what was spent before")
+            notices.append(
+                f"the account of {run}/{step}, {model}, had no count of its {lost}: 0 now, so a budget may be overdrawn"
+                " by what was spent before"
+            )
     return notices
 
 
@@ -96,7 +122,9 @@ def seal(key: str, answers: bytes) -> str:
 def parsed(answers: bytes) -> list[Completion] | None:
     """Answers as they were kept, None for what is none; fields that came later have their defaults in older ones."""
     try:
-        rows: list[dict[str, Any]] = [{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()} for row in json.loads(answers)]
+        rows: list[dict[str, Any]] = [
+            {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()} for row in json.loads(answers)
+        ]
         made = [Completion(**row) for row in rows]
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
@@ -106,7 +134,9 @@ def parsed(answers: bytes) -> list[Completion] | None:
 def _sound(answer: Completion) -> bool:
     """Whether an answer's fields are of the types that they should be."""
     counts = all(type(n) is int and n >= 0 for n in (answer.prompt_tokens, answer.tokens))
-    numbers = answer.logprobs is None or (isinstance(answer.logprobs, tuple) and all(type(x) in (int, float) for x in answer.logprobs))
+    numbers = answer.logprobs is None or (
+        isinstance(answer.logprobs, tuple) and all(type(x) in (int, float) for x in answer.logprobs)
+    )
     texts = isinstance(answer.text, str) and isinstance(answer.thoughts, str) and isinstance(answer.refused, str)
     words = all(isinstance(w, tuple) and all(isinstance(x, str) for x in w) for w in (answer.left_out, answer.notes))
     return counts and numbers and texts and words and answer.finish in FINISHES and type(answer.seconds) in (int, float)

@@ -42,8 +42,18 @@ def weigh(tokens: Sequence[Token], prefix: str, choices: Sequence[str]) -> list[
     return [found.get(choice, -math.inf) for choice in choices]
 
 
-def _spread(tokens: Sequence[Token], number: int, head: str, done: str, weight: float, choices: Sequence[str], found: dict[str, float]) -> None:
-    """Share out the probability at one place. head: what its tokens must begin with; done: what of the choice was written before."""
+def _spread(
+    tokens: Sequence[Token],
+    number: int,
+    head: str,
+    done: str,
+    weight: float,
+    choices: Sequence[str],
+    found: dict[str, float],
+) -> None:
+    """Share out the probability at one place. head: what its tokens must begin with; done: what of
+    the choice was written before.
+    """
     token = tokens[number]
     for text, logprob in {token.text: token.logprob, **token.likeliest}.items():
         if not text.startswith(head):

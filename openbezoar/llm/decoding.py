@@ -36,7 +36,9 @@ class Sampled:
     @classmethod
     def of(cls, place: int, sampling: Sampling, ends: tuple[int, ...], seed: int) -> Sampled:
         """A row before its first token."""
-        return cls(place, sampling, ends, torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)))
+        return cls(
+            place, sampling, ends, torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed))
+        )
 
     @property
     def said(self) -> list[int]:
@@ -52,7 +54,11 @@ class Decoder:
 
     @torch.no_grad()
     def draw(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[Sampled], stopped: Callable[[Sampled], bool], taken: Callable[[Sampled], None] = lambda row: None
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[Sampled],
+        stopped: Callable[[Sampled], bool],
+        taken: Callable[[Sampled], None] = lambda row: None,
     ) -> None:
         """Fill ``rows`` with what follows the prompts of token ids, one row each, all in one batch.
 
@@ -79,7 +85,9 @@ class Decoder:
                 if token in row.ends or stopped(row):
                     row.finish = "stop"
                 taken(row)
-            keep = [i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens]
+            keep = [
+                i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens
+            ]
             if not keep:
                 break
             ids = drawn[:, None]
@@ -96,7 +104,9 @@ class Decoder:
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
     def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the left, and its mask [rows, width]."""
+        """Hidden states after each prompt [rows, hidden], the cache with all prompts padded on the
+        left, and its mask [rows, width].
+        """
         width, n = max(map(len, prompts)), len(prompts)
         mask = torch.zeros(n, width, dtype=torch.long)
         for i, prompt in enumerate(prompts):
@@ -110,7 +120,8 @@ class Decoder:
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
             return self._read(ids.to(self.device), mask, positions, cache), cache, mask
         hidden: list[Tensor] = [torch.empty(0)] * n
-        held: list[list[Tensor]] = [[torch.empty(0)] * n for _ in range(2 * len(cache.layers))]  # keys and values by layer, then by row
+        # keys and values by layer, then by row
+        held: list[list[Tensor]] = [[torch.empty(0)] * n for _ in range(2 * len(cache.layers))]
         trees = [(TokenPath((*prompt, 0), (False,) * len(prompt) + (True,)),) for prompt in prompts]
         for chosen in self.scorer.batches(trees):
             filled = roomy_cache(self.scorer.config, whole=True)

@@ -103,8 +103,11 @@ class Endpoints:
             self.answered, endpoint.failures = True, 0
             self._release(endpoint)
 
-    def lost(self, endpoint: Endpoint, begun: float, *, busy: bool = False, gone: bool = False, hold: float | None = None) -> bool:
-        """No answer came. busy: for want of room; gone: nobody was there; hold: seconds that the server wants to be left alone.
+    def lost(
+        self, endpoint: Endpoint, begun: float, *, busy: bool = False, gone: bool = False, hold: float | None = None
+    ) -> bool:
+        """No answer came. busy: for want of room; gone: nobody was there; hold: seconds that the
+        server wants to be left alone.
 
         Whether another address can be asked at once.
         """

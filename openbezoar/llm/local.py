@@ -40,20 +40,36 @@ class Local:
         del self.model, self.scorer, self.decoder
         free()
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Answers in the checkpoint's own prompt format, thoughts and all: with the mark of a thought that the prompt ended in."""
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """Answers in the checkpoint's own prompt format, thoughts and all: with the mark of a
+        thought that the prompt ended in.
+        """
         prompts = [self.formatter.prompt_ids(c) for c in conversations]
-        return self.generate(prompts, sampling, seeds, [thoughts.opening(self.formatter.prompt_text(c)) for c in conversations])
+        return self.generate(
+            prompts, sampling, seeds, [thoughts.opening(self.formatter.prompt_text(c)) for c in conversations]
+        )
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        """Continuations of plain texts, after the beginning-of-sequence token where the tokenizer adds one; thoughts as in ``chat``."""
-        return self.generate([self.frame.ids(self.tokenizer, p) for p in prompts], sampling, seeds, [thoughts.opening(p) for p in prompts])
+        """Continuations of plain texts, after the beginning-of-sequence token where the tokenizer
+        adds one; thoughts as in ``chat``.
+        """
+        return self.generate(
+            [self.frame.ids(self.tokenizer, p) for p in prompts],
+            sampling,
+            seeds,
+            [thoughts.opening(p) for p in prompts],
+        )
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         """Summed log-probability of each choice right after ``prefix`` in the answer, [conversations][choices].
 
         A choice that begins another one ('1' and '10') takes its probability in; close both with
-        the same text ('1]', '10]') to tell them apart. Of a conversation that fills the model's window the list is empty.
+        the same text ('1]', '10]') to tell them apart. Of a conversation that fills the model's
+        window the list is empty.
         """
         trees = []
         for conversation in conversations:
@@ -62,7 +78,10 @@ class Local:
             paths, longest = [], 0
             for choice in choices:
                 whole = self._ids(start + choice)
-                shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), min(len(given), len(whole)))
+                shared = next(
+                    (i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b),
+                    min(len(given), len(whole)),
+                )
                 paths.append(TokenPath.of(whole[:shared], whole[shared:]))
                 longest = max(longest, len(whole))
             trees.append(tuple(paths) if longest <= self.window else ())
@@ -72,8 +91,11 @@ class Local:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int], opened: Sequence[str] = ()) -> list[Completion]:
-        """Answers to prompts of token ids, all in one batch. A prompt that fills the model's window has none; an answer ends with the window.
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int], opened: Sequence[str] = ()
+    ) -> list[Completion]:
+        """Answers to prompts of token ids, all in one batch. A prompt that fills the model's window
+        has none; an answer ends with the window.
 
         opened: for each prompt, the mark of a thought that it ended in.
         """
@@ -90,13 +112,22 @@ class Local:
         return answers
 
     def answer(
-        self, conversation: Sequence[Turn], sampling: Sampling, seed: int, say: Callable[[str], None], think: Callable[[str], None] = lambda piece: None
+        self,
+        conversation: Sequence[Turn],
+        sampling: Sampling,
+        seed: int,
+        say: Callable[[str], None],
+        think: Callable[[str], None] = lambda piece: None,
     ) -> Completion:
-        """What ``chat`` answers to one conversation, piece by piece while it comes; an exception in between, such as an interrupt, ends it.
+        """What ``chat`` answers to one conversation, piece by piece while it comes; an exception in
+        between, such as an interrupt, ends it.
 
         ``think`` is told the pieces of thoughts, which are no part of the answer.
         """
-        prompt, opened = self.formatter.prompt_ids(conversation), thoughts.opening(self.formatter.prompt_text(conversation))
+        prompt, opened = (
+            self.formatter.prompt_ids(conversation),
+            thoughts.opening(self.formatter.prompt_text(conversation)),
+        )
         stream = Stream(self.decode, (*sampling.stop, *self.formatter.stop), say, opened, think)
         (row,) = self.sample([prompt], sampling, [seed], lambda row: stream.feed(row.said))
         (made,) = Spoken(self.name).of([self._completion(row, len(prompt), opened)])
@@ -109,15 +140,26 @@ class Local:
         return window_of(self.model, self.tokenizer)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], sampling: Samplings, seeds: Sequence[int], taken: Callable[[Sampled], None] = lambda row: None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Samplings,
+        seeds: Sequence[int],
+        taken: Callable[[Sampled], None] = lambda row: None,
     ) -> list[Sampled]:
-        """The token ids drawn after prompts of token ids, all in one batch; ``taken`` is told of each row after each of its tokens."""
-        rows = [Sampled.of(i, drawn, self._ends(drawn), seed) for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))]
+        """The token ids drawn after prompts of token ids, all in one batch; ``taken`` is told of
+        each row after each of its tokens.
+        """
+        rows = [
+            Sampled.of(i, drawn, self._ends(drawn), seed)
+            for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
+        ]
         self.decoder.draw(prompts, rows, self._stopped, taken)
         return rows
 
     def _ends(self, sampling: Sampling) -> tuple[int, ...]:
-        """Tokens that end an answer: the format's, the model's in its own format, and stop strings that are tokens, which decoding may leave out."""
+        """Tokens that end an answer: the format's, the model's in its own format, and stop strings
+        that are tokens, which decoding may leave out.
+        """
         added = self.tokenizer.get_added_vocab() if sampling.stop else {}
         return (*self.formatter.stop_ids(), *self.own_ends, *(added[stop] for stop in sampling.stop if stop in added))
 
@@ -135,10 +177,13 @@ class Local:
         cut = min((text.find(s) for s in stop if s in text), default=-1)
         if cut >= 0:
             text, row.finish = text[:cut], "stop"
-        return Completion((opened + text).strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids))
+        return Completion(
+            (opened + text).strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids)
+        )
 
 
 def _own_ends(model: Any) -> tuple[int, ...]:
     """The end tokens that a model's own generation settings list; some models end an answer in several ways."""
     settings = getattr(model, "generation_config", None)
-    return () if settings is None or settings._from_model_config else end_tokens(settings)  # a config's may be its class's default
+    # a config's may be its class's default
+    return () if settings is None or settings._from_model_config else end_tokens(settings)

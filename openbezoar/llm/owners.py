@@ -1,4 +1,6 @@
-"""Who asks: a process, known so well that another one can tell whether it still runs. Reads /proc where there is one."""
+"""Who asks: a process, known so well that another one can tell whether it still runs. Reads /proc
+where there is one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Process:
-    """A process of some machine. boot: of that machine since it was started; space: in which its number holds, as containers have their own."""
+    """A process of some machine. boot: of that machine since it was started; space: in which its
+    number holds, as containers have their own.
+    """
 
     host: str
     boot: str
@@ -39,7 +43,9 @@ class Process:
         return made if type(made.pid) is int else None
 
     def state(self) -> Literal["runs", "gone", "out of sight"]:
-        """Seen from this process. A process of another machine or container is out of sight: its heartbeat has to tell."""
+        """Seen from this process. A process of another machine or container is out of sight: its
+        heartbeat has to tell.
+        """
         here = Process.this()
         if self.host == here.host and self.boot and here.boot and self.boot != here.boot:
             return "gone"  # the machine was started anew since

@@ -28,24 +28,33 @@ Meaning = Literal["quota", "too long", "content", "every request", "wait", "requ
 
 _WINDOW = re.compile(
     r"context[ _-]?(?:length|window|size|limit)|context the overflows|exceeds? (?:the )?(?:model'?s )?context"
-    r"|(?:maximum|max) (?:prompt|model|sequence|input|total)[ _](?:length|tokens)|max_model_len|reduce (?:the length|your prompt)"
-    r"|too many (?:input )?tokens|too large for model with|inputs`? tokens \+ `?max_new_tokens|max_(?:completion_)?tokens must be at least 1, got -"
+    r"|(?:maximum|max) (?:prompt|model|sequence|input|total)[ _](?:length|tokens)|max_model_len|reduce (?:the"
+    r" length|your prompt)"
+    r"|too many (?:input )?tokens|too large for model with|inputs`? tokens \+"
+    r" `?max_new_tokens|max_(?:completion_)?tokens must be at least 1, got -"
     r"|exceed_context|string_above_max_length|ContextWindowExceeded|tokens_limit_reached|request_too_large"
-    r"|(?:prompt|inputs?|messages?|conversation|token count)\b[^.!?]{0,80}\b(?:too (?:long|large|big)|exceeds?|exceeded|longer than|must have less|larger than)"
+    r"|(?:prompt|inputs?|messages?|conversation|token count)\b[^.!?]{0,80}\b(?:too"
+    r" (?:long|large|big)|exceeds?|exceeded|longer than|must have less|larger than)"
     r"|(?:request|body|payload|entity)\b[^.!?]{0,30}\btoo (?:long|large|big)",
     re.IGNORECASE,
 )
 _CONTENT = re.compile(
-    r"content[ _-]?(?:filter|policy|moderation|management policy)|ResponsibleAI|usage polic|safety (?:system|filter|polic)|flagged|moderation"
-    r"|data_?inspection_?failed|content exists risk|inappropriate content|violat\w+ [^.]{0,40}polic|prohibited content|policy_violation|\binvalid_prompt\b",
+    r"content[ _-]?(?:filter|policy|moderation|management policy)|ResponsibleAI|usage polic|safety"
+    r" (?:system|filter|polic)|flagged|moderation"
+    r"|data_?inspection_?failed|content exists risk|inappropriate content|violat\w+ [^.]{0,40}polic|prohibited"
+    r" content|policy_violation|\binvalid_prompt\b",
     re.IGNORECASE,
 )
 _QUOTA = re.compile(
-    r"insufficient[ _](?:quota|balance|funds|credits?)|exceeded your current quota|billing|out of credits?|credit balance|(?:no|not enough|run out of) credits?"
-    r"|payment required|quota[ _](?:exceeded|exhausted)|spend(?:ing)? limit|account (?:is )?(?:not active|deactivated|suspended|overdue)|in arrears",
+    r"insufficient[ _](?:quota|balance|funds|credits?)|exceeded your current quota|billing|out of credits?|credit"
+    r" balance|(?:no|not enough|run out of) credits?"
+    r"|payment required|quota[ _](?:exceeded|exhausted)|spend(?:ing)? limit|account (?:is )?(?:not"
+    r" active|deactivated|suspended|overdue)|in arrears",
     re.IGNORECASE,
 )
-_PER_TIME = re.compile(r"per (?:second|minute|hour|day)|\b[RT]P[SMHD]\b|rate[ _-]?limit|try again in|retry (?:after|in)", re.IGNORECASE)
+_PER_TIME = re.compile(
+    r"per (?:second|minute|hour|day)|\b[RT]P[SMHD]\b|rate[ _-]?limit|try again in|retry (?:after|in)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,9 @@ def fault_of(status: int, body: bytes) -> Fault:
 
 
 def fault_beside(status: int, value: Any) -> Fault | None:
-    """The fault in a reply that HTTP calls good: in place of its choices, beside them, or in the first of them; None if it has none."""
+    """The fault in a reply that HTTP calls good: in place of its choices, beside them, or in the
+    first of them; None if it has none.
+    """
     if not isinstance(value, dict):
         return None
     choices = value.get("choices")
@@ -86,7 +97,9 @@ def fault_beside(status: int, value: Any) -> Fault | None:
 
 
 def fault_in(status: int, value: Any) -> Fault | None:
-    """The fault in a reply's JSON, in any of the forms in use; None if it has none. A status of the body's own counts where HTTP's says that all is well."""
+    """The fault in a reply's JSON, in any of the forms in use; None if it has none. A status of the
+    body's own counts where HTTP's says that all is well.
+    """
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = value[0]
     if isinstance(value, str):
@@ -96,12 +109,21 @@ def fault_in(status: int, value: Any) -> Fault | None:
     found = next((value[key] for key in ("error", "detail", "errors", "message") if value.get(key)), None)
     if found is None:
         return None
-    parts = [value, found] if isinstance(found, dict) else [value, *(part for part in found if isinstance(part, dict))] if isinstance(found, list) else [value]
+    parts = (
+        [value, found]
+        if isinstance(found, dict)
+        else [value, *(part for part in found if isinstance(part, dict))]
+        if isinstance(found, list)
+        else [value]
+    )
     message = "; ".join(dict.fromkeys(_texts(parts, ("message", "msg", "error", "detail")))) or "no reason given"
     code = " ".join(dict.fromkeys(_texts(parts, ("code", "type", "error_type", "status"))))
-    if isinstance(found, dict) and isinstance(found.get("metadata"), dict):  # of a gateway, what the server behind it said
+    # of a gateway, what the server behind it said
+    if isinstance(found, dict) and isinstance(found.get("metadata"), dict):
         message += "".join(f": {text}" for text in _texts([found["metadata"]], ("raw",)))
-    param = next(_texts(parts, ("param",)), "") or next((str(p["loc"][-1]) for p in parts if isinstance(p.get("loc"), list) and p["loc"]), "")
+    param = next(_texts(parts, ("param",)), "") or next(
+        (str(p["loc"][-1]) for p in parts if isinstance(p.get("loc"), list) and p["loc"]), ""
+    )
     own = next((int(n) for n in _texts(parts, ("code", "status", "status_code")) if re.fullmatch(r"[45]\d\d", n)), 0)
     return Fault(own if 200 <= status < 300 else status, message[:LONGEST], code[:LONGEST], param)
 
@@ -119,7 +141,11 @@ def meaning(fault: Fault) -> Meaning:
     """What a fault means; 'request' where it can only be told by what becomes of other requests."""
     status, words = fault.status, fault.words
     # A limit on a time's requests says where to pay for more, and passes by itself.
-    if status == 402 or (status in (0, 400, 403, 429) and _QUOTA.search(words) and ("insufficient" in fault.code or not _PER_TIME.search(fault.message))):
+    if status == 402 or (
+        status in (0, 400, 403, 429)
+        and _QUOTA.search(words)
+        and ("insufficient" in fault.code or not _PER_TIME.search(fault.message))
+    ):
         return "quota"
     if status == 413 or (status not in (401, 404) and _WINDOW.search(words)):
         return "too long"

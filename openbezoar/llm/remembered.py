@@ -93,9 +93,14 @@ class Remembered:
 
     # ------------------------------------------------------------------------ the protocol
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]
+    ) -> list[Completion]:
         """As the model's own ``chat``."""
-        calls = [Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)]
+        calls = [
+            Call("chat", tuple(c), s, seed)
+            for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)
+        ]
         answers = self.spoken.of(self._answers(calls))
         ruled = sum(bool(c) and c[0].role == "system" and bool(c[0].content) for c in conversations)
         if ruled and self._formatter is not None and self.formatter.folds_system:
@@ -104,11 +109,18 @@ class Remembered:
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """As the model's own ``complete``."""
-        calls = [Call("complete", p, s, seed) for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)]
+        calls = [
+            Call("complete", p, s, seed)
+            for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)
+        ]
         # A model of this process gives its thoughts with the mark that its prompt ended in.
-        return self.spoken.of(self._answers(calls), [thoughts.opening(p) for p in prompts] if self.unit == "call" else ())
+        return self.spoken.of(
+            self._answers(calls), [thoughts.opening(p) for p in prompts] if self.unit == "call" else ()
+        )
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         """As the model's own ``choice_logprobs``."""
         answers = self._answers([Call("choices", tuple(c), CHOICE, 0, prefix, tuple(choices)) for c in conversations])
         return [list(answer.logprobs or ()) for answer in answers]
@@ -133,12 +145,15 @@ class Remembered:
         keys = [digest([self._identity, plain(call)]) for call in calls]
         if self.unit == "batch" or (self.unit == "row" and calls[0].kind == "choices"):
             key = digest(keys)
-            known = self.store.find([key]) or self._shared([key], lambda _: self._batch(calls, lambda rows: {key: rows}))
+            known = self.store.find([key]) or self._shared(
+                [key], lambda _: self._batch(calls, lambda rows: {key: rows})
+            )
             self._tell(len(calls))
             self._refusals(known[key])
             return known[key]
         found = self.store.find(keys)
-        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}  # the same call twice is asked once
+        # the same call twice is asked once
+        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}
         missing = {keys[place]: calls[place] for place in sorted(places.values())}
         self._tell(len(calls) - len(missing))
         self._refusals([answers[0] for answers in found.values()])
@@ -147,7 +162,10 @@ class Remembered:
         elif missing:
             fresh = self._shared(
                 list(missing),
-                lambda asked: self._batch([missing[key] for key in asked], lambda rows: {key: [row] for key, row in zip(asked, rows, strict=True)}),
+                lambda asked: self._batch(
+                    [missing[key] for key in asked],
+                    lambda rows: {key: [row] for key, row in zip(asked, rows, strict=True)},
+                ),
             )
             self._tell(len(missing))
             self._refusals([answers[0] for answers in fresh.values()])
@@ -155,9 +173,15 @@ class Remembered:
         return [found[key][0] for key in keys]
 
     def _shared(
-        self, keys: Sequence[str], ask: Callable[[Sequence[str]], dict[str, list[Completion]]], cost: Spent = FREE, off: threading.Event = NOTHING
+        self,
+        keys: Sequence[str],
+        ask: Callable[[Sequence[str]], dict[str, list[Completion]]],
+        cost: Spent = FREE,
+        off: threading.Event = NOTHING,
     ) -> dict[str, list[Completion]]:
-        """Answers by key: what ``ask`` gives for those that nobody asks just now, and what another process is told of the others."""
+        """Answers by key: what ``ask`` gives for those that nobody asks just now, and what another
+        process is told of the others.
+        """
         found: dict[str, list[Completion]] = {}
         while missing := [key for key in keys if key not in found]:
             if not self.store.claim(missing, self.purse.spender, cost):
@@ -168,7 +192,9 @@ class Remembered:
                 found |= ask(missing)
             except BaseException as error:
                 # A refusal, or a budget, comes before an answer that costs; of all else nobody knows.
-                self.store.release(missing, sent=not isinstance(error, (ModelError, RecipeError, BudgetError, CalledOff)))
+                self.store.release(
+                    missing, sent=not isinstance(error, (ModelError, RecipeError, BudgetError, CalledOff))
+                )
                 raise
         return found
 
@@ -182,7 +208,9 @@ class Remembered:
         if self.heard is not None and answered:
             self.heard(answered)
 
-    def _batch(self, calls: Sequence[Call], by_key: Callable[[list[Completion]], dict[str, list[Completion]]]) -> dict[str, list[Completion]]:
+    def _batch(
+        self, calls: Sequence[Call], by_key: Callable[[list[Completion]], dict[str, list[Completion]]]
+    ) -> dict[str, list[Completion]]:
         """A local model's answers to a batch, kept."""
         with self.purse.reserved(calls):
             llm, begun = self._opened(), time.monotonic()
@@ -228,7 +256,9 @@ def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
     """Calls of one kind, asked of a model by its protocol."""
     first, seeds = calls[0], [call.seed for call in calls]
     prompts: list[Any] = [call.prompt for call in calls]
-    drawn: Samplings = first.sampling if all(call.sampling == first.sampling for call in calls) else [call.sampling for call in calls]
+    drawn: Samplings = (
+        first.sampling if all(call.sampling == first.sampling for call in calls) else [call.sampling for call in calls]
+    )
     if first.kind == "chat":
         return llm.chat(prompts, drawn, seeds)
     if first.kind == "complete":
@@ -236,7 +266,10 @@ def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
     formatter: Any = getattr(llm, "formatter", None)  # a local model's: what it read is counted by it
     read = [len(formatter.prompt_ids(prompt)) if formatter is not None else 0 for prompt in prompts]
     weighed = zip(read, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)
-    return [Completion("", "stop", n, 0, tuple(row)) if row else Completion("", "error", n, 0, refused="too long") for n, row in weighed]
+    return [
+        Completion("", "stop", n, 0, tuple(row)) if row else Completion("", "error", n, 0, refused="too long")
+        for n, row in weighed
+    ]
 
 
 def plain(call: Call) -> Any:

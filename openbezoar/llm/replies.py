@@ -1,4 +1,5 @@
-"""The one reading of what a server sends for an answer. Bytes in, a Completion or Malformed out; reads and writes nothing.
+"""The one reading of what a server sends for an answer. Bytes in, a Completion or Malformed out;
+reads and writes nothing.
 
 Nothing of a reply is used before its type is known: what does not fit is malformed, and the
 call is sent again. Two things are put right instead, since the text itself is there and may
@@ -23,7 +24,9 @@ CHARACTERS_A_TOKEN = 3  # of a text whose tokens are not counted yet: rather too
 TURN_TOKENS = 8  # a chat template's own, a turn
 CHOICE_TOKENS = 24  # that a server may write before its choice
 MOST_CHARACTERS = 32  # a token, on the average of a text; more means that tokens were left out of the count
-OVERHEAD = 16_384  # tokens that a server may put around a prompt without being asked: its own system message, its template
+# tokens that a server may put around a prompt without being asked: its own system message, its
+# template
+OVERHEAD = 16_384
 ESTIMATED = "tokens that the server cannot have counted right, estimated"
 HALVES = "half characters replaced"
 _HALF = re.compile("[\ud800-\udfff]")
@@ -179,8 +182,14 @@ def _texts(choice: _Choice) -> tuple[str, str]:
             raise Malformed("choices.0: neither a message nor a text")
         return choice.text or "", ""
     said, thought = _parts(message.content, "choices.0.message.content")
-    thought = thought or next((text for given in (message.reasoning_content, message.reasoning) if (text := _reasoning(given))), "")
-    if not (said or thought) and not message.refusal and (choice.finish_reason is None or not message.model_fields_set & {"content", "tool_calls"}):
+    thought = thought or next(
+        (text for given in (message.reasoning_content, message.reasoning) if (text := _reasoning(given))), ""
+    )
+    if (
+        not (said or thought)
+        and not message.refusal
+        and (choice.finish_reason is None or not message.model_fields_set & {"content", "tool_calls"})
+    ):
         raise Malformed("choices.0.message: no content")
     return said or message.refusal or "", thought
 
@@ -196,7 +205,11 @@ def _parts(content: str | Sequence[_Part] | None, where: str) -> tuple[str, str]
         if part.type in TEXT_PARTS and (text := part.text if part.type != "refusal" else part.refusal) is not None:
             said.append(text)
         elif part.type in THOUGHT_PARTS:
-            thought += [_reasoning(given) for given in (part.thinking, part.reasoning, part.summary, part.text) if given is not None]
+            thought += [
+                _reasoning(given)
+                for given in (part.thinking, part.reasoning, part.summary, part.text)
+                if given is not None
+            ]
         else:
             raise Malformed(f"{where}: a part of type '{part.type[:40]}' that holds no text")
     return "".join(said), "\n\n".join(text for text in thought if text)
@@ -209,7 +222,16 @@ def _reasoning(given: Any) -> str:
     if not isinstance(given, list):
         return ""
     texts = [
-        part if isinstance(part, str) else part.text if isinstance(part, _Part) else part.get("text") if isinstance(part, dict) else None for part in given
+        (
+            part
+            if isinstance(part, str)
+            else part.text
+            if isinstance(part, _Part)
+            else part.get("text")
+            if isinstance(part, dict)
+            else None
+        )
+        for part in given
     ]
     return "".join(text for text in texts if isinstance(text, str))
 
@@ -245,7 +267,9 @@ def _counted(usage: _Usage | None, call: Call, text: str) -> tuple[int, int, boo
     """
     told = usage or _Usage()
     prompt = "".join(_prompts(call))
-    read_, wrong = _believed(told.prompt_tokens, prompt, len(prompt.encode(errors="replace")) + OVERHEAD, prompt_tokens(call))
+    read_, wrong = _believed(
+        told.prompt_tokens, prompt, len(prompt.encode(errors="replace")) + OVERHEAD, prompt_tokens(call)
+    )
     most = 2 * max(asked_tokens(call), len(text.encode())) + TURN_TOKENS
     written, wrong_too = _believed(told.completion_tokens, text, most, math.ceil(len(text) / CHARACTERS_A_TOKEN))
     return read_, written, wrong or wrong_too
@@ -264,7 +288,8 @@ def _believed(told: float | None, text: str, most: int, estimate: int) -> tuple[
 
 
 def tokens_of(given: Any) -> list[Token]:
-    """The tokens of a choice's ``logprobs`` in either of the API's forms, chat or raw; empty if it tells nothing of them.
+    """The tokens of a choice's ``logprobs`` in either of the API's forms, chat or raw; empty if it
+    tells nothing of them.
 
     A likely token without a number is an impossible one, which some servers cannot write otherwise.
     """

@@ -67,14 +67,17 @@ class Server:
         count: Callable[[str], None] = lambda reason: None,
         lost: Callable[[Call], None] = lambda call: None,
     ) -> None:
-        """say: told in one line what is waited for, left out or refused. count: told of what is asked again, under its reason.
+        """say: told in one line what is waited for, left out or refused. count: told of what is
+        asked again, under its reason.
 
         lost: told of a call that was sent without an answer that could be used, and that may be on the bill.
         """
         self.name, self.spec = name, spec
         self.where = f"model '{name}' ({spec.model} at {', '.join(spec.servers)})"
         if spec.wrapper is not None and "{prompt}" not in spec.wrapper:
-            raise ModelError(f"model '{name}': its wrapper has no {{prompt}}; expected text such as '<human>: {{prompt}}\\n<bot>:'")
+            raise ModelError(
+                f"model '{name}': its wrapper has no {{prompt}}; expected text such as '<human>: {{prompt}}\\n<bot>:'"
+            )
         self._key = _key(name, spec)
         self._clock, self._say, self._count, self._on_the_bill = clock or Clock(), say, count, lost
         self._transport = Transport(self._key, spec.timeout, spec.concurrency)
@@ -92,15 +95,29 @@ class Server:
 
     # ------------------------------------------------------------------------ the protocol
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int]
+    ) -> list[Completion]:
         """Answers by the server's chat template; by ``spec.wrapper`` and raw completion if there is one."""
-        return self._all([Call("chat", tuple(c), s, seed) for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)])
+        return self._all(
+            [
+                Call("chat", tuple(c), s, seed)
+                for c, s, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True)
+            ]
+        )
 
     def complete(self, prompts: Sequence[str], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
         """Continuations of raw texts."""
-        return self._all([Call("complete", p, s, seed) for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)])
+        return self._all(
+            [
+                Call("complete", p, s, seed)
+                for p, s, seed in zip(prompts, each(sampling, len(prompts)), seeds, strict=True)
+            ]
+        )
 
-    def choice_logprobs(self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]) -> list[list[float]]:
+    def choice_logprobs(
+        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
+    ) -> list[list[float]]:
         """Log-probabilities by the likeliest tokens that the server tells; raises ModelError if it tells none."""
         answers = self._all([Call("choices", tuple(c), Sampling(1), 0, prefix, tuple(choices)) for c in conversations])
         return [list(answer.logprobs or ()) for answer in answers]
@@ -141,7 +158,9 @@ class Server:
             seconds = pause(tries, came.asked, call.seed)
             hold = seconds if came.busy or came.asked is not None else None
             elsewhere = self._endpoints.lost(endpoint, begun, busy=came.busy, gone=not came.kind, hold=hold)
-            if tries > self.spec.retries or (not self._endpoints.answered and tries >= FIRST_TRIES * len(self.spec.servers)):
+            if tries > self.spec.retries or (
+                not self._endpoints.answered and tries >= FIRST_TRIES * len(self.spec.servers)
+            ):
                 return self._given_up(call, came, tries, first)
             if not elsewhere:
                 self._waits(seconds, came, tries, first)
@@ -149,10 +168,14 @@ class Server:
                     raise CalledOff
 
     def _once(self, url: str, request: Request, call: Call, off: threading.Event) -> Completion | _Lost | None:
-        """An answer, a loss, or None where the call is to be sent in another way at once. Raises ModelError for what every request would get."""
+        """An answer, a loss, or None where the call is to be sent in another way at once. Raises
+        ModelError for what every request would get.
+        """
         try:
             with self._unheard():
-                reply = self._transport.post(url + request.path, request.body, largest(call, request.body, request.likeliest))
+                reply = self._transport.post(
+                    url + request.path, request.body, largest(call, request.body, request.likeliest)
+                )
             if not 200 <= reply.status < 300:
                 self._endpoints.answered = True
                 return self._refusal(url, request, call, fault_of(reply.status, reply.body), reply, off)
@@ -175,25 +198,38 @@ class Server:
         if not tells:
             raise self._no_logprobs()
         if "stop" in request.left_out:
-            text, cut = cut_at_stop(answer.text, (*call.sampling.stop, *(wrapper_stop(self.spec.wrapper) if self.spec.wrapper else ())))
+            text, cut = cut_at_stop(
+                answer.text, (*call.sampling.stop, *(wrapper_stop(self.spec.wrapper) if self.spec.wrapper else ()))
+            )
             answer = replace(answer, text=text, finish="stop" if cut and answer.finish == "length" else answer.finish)
         return replace(answer, left_out=request.left_out)
 
-    def _refusal(self, url: str, request: Request, call: Call, fault: Fault, reply: Reply, off: threading.Event) -> Completion | _Lost | None:
+    def _refusal(
+        self, url: str, request: Request, call: Call, fault: Fault, reply: Reply, off: threading.Event
+    ) -> Completion | _Lost | None:
         """What becomes of a call that was refused; as ``_once``."""
         if fault.status in MOVED:
             to = self._tidy(redirected(url + request.path, reply))
-            raise ModelError(f"{self.where}: it redirects to {to}, where nothing is sent; if that is the right server, write its address as 'server'")
+            raise ModelError(
+                f"{self.where}: it redirects to {to}, where nothing is sent; if that is the right server, write its"
+                " address as 'server'"
+            )
         said, means = f"{fault.status or 'an error in its reply'}: {self._tidy(fault.message)}", meaning(fault)
         if means == "quota":
-            raise ModelError(f"{self.where}: there is nothing left to pay with, it says {said}. Top up, then run again: every answer is kept")
+            raise ModelError(
+                f"{self.where}: there is nothing left to pay with, it says {said}. Top up, then run again: every answer"
+                " is kept"
+            )
         if means in ("request", "wait") and (name := self._settings.named(fault, request)) is not None:
             self._without(name, fault, request, call, said)
             return None
         if means == "wait":
             asked = retry_after(reply.headers.get("retry-after"))
             if asked is not None and asked > TOO_LONG_ASKED and len(self.spec.servers) == 1:
-                raise ModelError(f"{self.where}: it wants to be left alone for {duration(asked)}, it says {said}. Run again then: every answer is kept")
+                raise ModelError(
+                    f"{self.where}: it wants to be left alone for {duration(asked)}, it says {said}. Run again then:"
+                    " every answer is kept"
+                )
             return _Lost(said, "failed", asked, fault.status in (408, 429, 503))
         if means == "every request" or (means == "request" and self._refuses_all(off)):
             raise ModelError(f"{self.where}: it refuses the request with {said}{_remedy(fault.status, self.spec)}")
@@ -206,8 +242,13 @@ class Server:
             raise self._no_logprobs()
         if way is False:
             if self.spec.refused_settings == "stop":
-                raise ModelError(f"{self.where}: it refuses '{name}' with {said}; change it, or set refused_settings: leave_out")
-            self._once_said(f"without {name}", f"{self.where}: it refuses '{name}' ({said}); it is asked without from now on, and answers say so")
+                raise ModelError(
+                    f"{self.where}: it refuses '{name}' with {said}; change it, or set refused_settings: leave_out"
+                )
+            self._once_said(
+                f"without {name}",
+                f"{self.where}: it refuses '{name}' ({said}); it is asked without from now on, and answers say so",
+            )
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:
@@ -222,7 +263,8 @@ class Server:
                 del self._asked_at[mine]
 
     def _refuses_all(self, off: threading.Event) -> bool:
-        """Whether a refusal that may be one request's own cannot be: several came, and never an answer, not even to what is under way.
+        """Whether a refusal that may be one request's own cannot be: several came, and never an
+        answer, not even to what is under way.
 
         A refusal overtakes an answer that takes its time, so that is waited for.
         """
@@ -241,15 +283,22 @@ class Server:
         prompt = call.prompt if isinstance(call.prompt, str) else call.prompt[-1].content
         self.words[kind] = said
         end = visible(" ".join(prompt.split()))[-60:]
-        self._once_said(kind, f"{self.where}: one call goes without an answer, counted under '{REASONS[kind]}': {said} (its prompt ends in '{end}')")
+        self._once_said(
+            kind,
+            f"{self.where}: one call goes without an answer, counted under '{REASONS[kind]}': {said} (its prompt ends"
+            f" in '{end}')",
+        )
         return Completion("", "error", 0, 0, refused=kind)
 
     def _given_up(self, call: Call, lost: _Lost, tries: int, first: float) -> Completion:
-        """A call whose tries are used up: its own fault if others were answered meanwhile. Raises ModelError if none was."""
+        """A call whose tries are used up: its own fault if others were answered meanwhile. Raises
+        ModelError if none was.
+        """
         if lost.kind and self._endpoints.last_answer > first:
             return self._refused(call, lost.kind, f"no answer after {tries} tries, the last one: {lost.said}")
         raise ModelError(
-            f"{self.where}: no answer after {tries} tries; the last one: {lost.said}. Check that the server runs and is reachable, then run again: every answer is kept"
+            f"{self.where}: no answer after {tries} tries; the last one: {lost.said}. Check that the server runs and is"
+            " reachable, then run again: every answer is kept"
         )
 
     # ------------------------------------------------------------------------ words
@@ -261,7 +310,9 @@ class Server:
             if max(seconds, now - first) < WORTH_SAYING or now - self._said_at < SAID_EVERY:
                 return
             self._said_at = now
-        self._say(f"{self.where}: waiting {seconds:.0f} s to ask again, try {tries} of {1 + self.spec.retries}: {lost.said}")
+        self._say(
+            f"{self.where}: waiting {seconds:.0f} s to ask again, try {tries} of {1 + self.spec.retries}: {lost.said}"
+        )
 
     def _once_said(self, key: str, text: str) -> None:
         with self._lock:
@@ -271,7 +322,9 @@ class Server:
         self._say(text)
 
     def _no_logprobs(self) -> ModelError:
-        return ModelError(f"{self.where}: it tells no log-probabilities of its tokens; use mode: text, or a local model")
+        return ModelError(
+            f"{self.where}: it tells no log-probabilities of its tokens; use mode: text, or a local model"
+        )
 
     def _tidy(self, text: str) -> str:
         """A server's words on one line, without the key or any longer part of it."""
@@ -294,19 +347,31 @@ def _key(name: str, spec: ServerModel) -> str | None:
     if spec.key is None:
         return None
     # A name only: somebody may have put the key itself there.
-    named = f"${spec.key}" if re.fullmatch(r"[A-Z][A-Z0-9_]*", spec.key) else "that 'key' names (is it a name, such as OPENAI_API_KEY?)"
+    named = (
+        f"${spec.key}"
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*", spec.key)
+        else "that 'key' names (is it a name, such as OPENAI_API_KEY?)"
+    )
     if not (value := os.environ.get(spec.key, "").strip()):
         raise ModelError(
-            f"model '{name}': the environment variable {named} is not set; expected the key for {spec.servers[0]} in it: export it, then run again"
+            f"model '{name}': the environment variable {named} is not set; expected the key for {spec.servers[0]} in"
+            " it: export it, then run again"
         )
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise ModelError(f"model '{name}': the environment variable {named} holds what is no key: expected one line of ASCII without spaces; export it again")
+        raise ModelError(
+            f"model '{name}': the environment variable {named} holds what is no key: expected one line of ASCII without"
+            " spaces; export it again"
+        )
     return value
 
 
 def _remedy(status: int, spec: ServerModel) -> str:
     if status in (401, 403):
-        return f"; check the key in ${spec.key}" if spec.key else "; name the environment variable that holds a key, as 'key'"
+        return (
+            f"; check the key in ${spec.key}"
+            if spec.key
+            else "; name the environment variable that holds a key, as 'key'"
+        )
     return "; check the model's name and the base URL (it mostly ends with /v1)" if status in (404, 405) else ""
 
 

@@ -22,11 +22,16 @@ from openbezoar.rows.records import Turn
 
 LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
 LIMITS = ("max_tokens", "max_completion_tokens")
-SYSTEM = "system role"  # no setting, but refused like one, by models whose template has none; then the system message begins the first user turn
-NAMES = (SYSTEM, "top_logprobs", "logprobs", "top_p", "seed", "stop", "temperature", *LIMITS)  # of two that exclude each other the first goes
+# no setting, but refused like one, by models whose template has none; then the system message
+# begins the first user turn
+SYSTEM = "system role"
+# of two that exclude each other the first goes
+NAMES = (SYSTEM, "top_logprobs", "logprobs", "top_p", "seed", "stop", "temperature", *LIMITS)
 ENGLISH = ("stop", "seed", "temperature")  # words that a message may hold without meaning the setting
 _ABOUT_ROLES = re.compile(
-    r"system\W{0,3} (?:role|message|prompt)s?\b.{0,40}(?:support|allow|permit|invalid)|role\b.{0,40}(?:support|allow|permit).{0,20}\bsystem\b|roles must alternate",
+    r"system\W{0,3} (?:role|message|prompt)s?\b.{0,40}(?:support|allow|permit|invalid)"
+    r"|role\b.{0,40}(?:support|allow|permit).{0,20}\bsystem\b"
+    r"|roles must alternate",
     re.IGNORECASE,
 )
 _ABOUT_SETTINGS = re.compile(
@@ -37,7 +42,9 @@ _ABOUT_SETTINGS = re.compile(
 
 @dataclass(frozen=True)
 class Request:
-    """A call as it is sent. sent: the settings in it. left_out: those that it would have had. likeliest: tokens asked for at a place."""
+    """A call as it is sent. sent: the settings in it. left_out: those that it would have had.
+    likeliest: tokens asked for at a place.
+    """
 
     path: str
     body: bytes
@@ -57,13 +64,19 @@ class Settings:
         self._lock = threading.Lock()
 
     def request(self, call: Call) -> Request:
-        """A call as it is sent now. A conversation for a wrapped server is sent as text, and begins its answer with the call's prefix."""
+        """A call as it is sent now. A conversation for a wrapped server is sent as text, and begins
+        its answer with the call's prefix.
+        """
         with self._lock:
             limit, likeliest, left_out = LIMITS[self._limit], LIKELIEST[self._likeliest], set(self.left_out)
         sampling, prompt = call.sampling, call.prompt
         if call.kind == "choices":
             sampling = Sampling(asked_tokens(call), logprobs=True)
-        settings: dict[str, Any] = {limit: sampling.max_new_tokens, "temperature": sampling.temperature, "seed": call.seed % 2**31}
+        settings: dict[str, Any] = {
+            limit: sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "seed": call.seed % 2**31,
+        }
         if sampling.temperature > 0:
             settings["top_p"] = sampling.top_p
         stop = list(sampling.stop)
@@ -86,9 +99,12 @@ class Settings:
             asked = {"prompt": prompt}
         kept = {name: value for name, value in settings.items() if name not in left_out}
         # A half of a surrogate pair, which no server can read, would make the whole request unreadable.
-        body = mended(json.dumps({"model": self.model, **asked, **{name: value for name, value in kept.items() if name != SYSTEM}}, ensure_ascii=False))[
-            0
-        ].encode()
+        body = mended(
+            json.dumps(
+                {"model": self.model, **asked, **{name: value for name, value in kept.items() if name != SYSTEM}},
+                ensure_ascii=False,
+            )
+        )[0].encode()
         path = "/completions" if raw else "/chat/completions"
         return Request(path, body, kept, tuple(sorted(settings.keys() - kept.keys())), likeliest)
 
@@ -108,7 +124,9 @@ class Settings:
         return next((name for name in NAMES if name in open_ and _names(fault.message, name)), None)
 
     def adapt(self, name: str, fault: Fault, request: Request, needed: bool) -> bool | None:
-        """Another way to send what was refused: True if there is one that leaves nothing out, False if the setting is left out, None if it is needed."""
+        """Another way to send what was refused: True if there is one that leaves nothing out, False
+        if the setting is left out, None if it is needed.
+        """
         with self._lock:
             if name == "max_tokens" and LIMITS[1] in fault.message and request.path == "/chat/completions":
                 self._limit = 1
@@ -134,7 +152,9 @@ def _names(message: str, name: str) -> bool:
         return bool(_ABOUT_ROLES.search(message))
     if re.search(rf"['\"`\[(]{name}['\"`\])]", message):
         return True
-    return bool(re.search(rf"(?<![\w.-]){name}(?![\w-])", message) and (name not in ENGLISH or _ABOUT_SETTINGS.search(message)))
+    return bool(
+        re.search(rf"(?<![\w.-]){name}(?![\w-])", message) and (name not in ENGLISH or _ABOUT_SETTINGS.search(message))
+    )
 
 
 def folded(turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -148,7 +168,9 @@ def folded(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """A text up to the first of its stop strings, and whether there was one: for a server that would not be told of them."""
+    """A text up to the first of its stop strings, and whether there was one: for a server that
+    would not be told of them.
+    """
     cut = min((at for s in stop if s and (at := text.find(s)) >= 0), default=-1)
     return (text, False) if cut < 0 else (text[:cut], True)
 

@@ -16,7 +16,9 @@ class CalledOff(Exception):
     """This call was given up because another one failed."""
 
 
-def side_by_side(n: int, one: Callable[[int, threading.Event], T], width: int, name: str, heard: Callable[[], None] = lambda: None) -> list[T]:
+def side_by_side(
+    n: int, one: Callable[[int, threading.Event], T], width: int, name: str, heard: Callable[[], None] = lambda: None
+) -> list[T]:
     """What ``one(place, off)`` gives for each place from 0 to n - 1, at most ``width`` at a time.
 
     The first failure ends all: no further call is begun, ``off`` is set, those under way

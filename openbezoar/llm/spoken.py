@@ -1,4 +1,5 @@
-"""What of a model's answers is taken for its answer: thoughts are left out, or kept where a recipe wants them. Reads and writes nothing.
+"""What of a model's answers is taken for its answer: thoughts are left out, or kept where a recipe
+wants them. Reads and writes nothing.
 
 Applied behind the call cache, which keeps answers as they came: a recipe that changes its
 mind asks nothing again.
@@ -27,14 +28,20 @@ class Spoken:
     counts: Counts = field(default_factory=Counts)
 
     def of(self, answers: Sequence[Completion], opened: Sequence[str] = ()) -> list[Completion]:
-        """Answers without thoughts. opened: for each, the mark of a thought that its prompt ended in and that its text does not have."""
+        """Answers without thoughts. opened: for each, the mark of a thought that its prompt ended
+        in and that its text does not have.
+        """
         return [self._one(answer, mark) for answer, mark in zip(answers, opened or [""] * len(answers), strict=True)]
 
     def _one(self, answer: Completion, opened: str) -> Completion:
         if answer.finish == "error":
             return answer
         if self.keep == "keep":
-            return replace(answer, text=thoughts.shown(answer.thoughts, answer.text), thoughts="") if answer.thoughts else answer
+            return (
+                replace(answer, text=thoughts.shown(answer.thoughts, answer.text), thoughts="")
+                if answer.thoughts
+                else answer
+            )
         reply = thoughts.split(opened + answer.text)
         if not reply.thoughts and reply.whole and not answer.thoughts:
             return answer if reply.said == opened + answer.text else replace(answer, text=reply.said)

@@ -1,4 +1,6 @@
-"""What became of a step's calls to one model: what was turned down or put right is counted, and too many refusals stop the step."""
+"""What became of a step's calls to one model: what was turned down or put right is counted, and too
+many refusals stop the step.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from openbezoar.recipe.blocks import MAX_REFUSED
 from openbezoar.rows.records import Counts
 
 FEW = 10
-"""Refused calls that stop no step. Rows are often sorted by length or source, so the first ones say little about all."""
+"""Refused calls that stop no step. Rows are often sorted by length or source, so the first ones say
+little about all.
+"""
 
 
 class Tally:
@@ -41,8 +45,8 @@ class Tally:
             reasons = ", ".join(f"{k} because of {REASONS[kind]}" for kind, k in self._refused.most_common())
         last = f"; the last one: {said}" if said else ""
         raise ModelError(
-            f"model '{self.name}': {n} of {asked} calls have no answer ({reasons}){last}. Mend the cause, or let more go with "
-            f"{self.where} (now {self.most:g}), and run again: every answer is kept"
+            f"model '{self.name}': {n} of {asked} calls have no answer ({reasons}){last}. Mend the cause, or let more"
+            f" go with {self.where} (now {self.most:g}), and run again: every answer is kept"
         )
 
     def came(self, answers: Iterable[Completion]) -> None:
@@ -50,7 +54,9 @@ class Tally:
         with self._lock:
             for answer in answers:
                 if answer.refused:
-                    self.counts.add(f"calls of {self.name} without an answer: {REASONS.get(answer.refused, answer.refused)}")
+                    self.counts.add(
+                        f"calls of {self.name} without an answer: {REASONS.get(answer.refused, answer.refused)}"
+                    )
                 for setting in answer.left_out:
                     self.counts.add(f"calls of {self.name} without {setting}, which it refuses")
                 for note in answer.notes:

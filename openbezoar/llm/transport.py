@@ -1,4 +1,5 @@
-"""One request to a server over HTTP: within a deadline, with a reply of bounded size, to the address in the recipe and no other.
+"""One request to a server over HTTP: within a deadline, with a reply of bounded size, to the
+address in the recipe and no other.
 
 Reads and writes nothing but connections. A client's own time limits are between bytes, so a
 server that drips would hold a run for ever; here the deadline is of the whole request, from
@@ -65,7 +66,12 @@ class Transport:
 
         self._http: Any = httpx2
         self.timeout = timeout
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "openbezoar"}
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": "openbezoar",
+        }
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         self._client = httpx2.AsyncClient(
@@ -122,7 +128,10 @@ class Transport:
         except TimeoutError:
             raise Late(f"no whole answer within {self.timeout:g} s") from None
         except (http.HTTPError, http.InvalidURL, OSError) as error:
-            raise Gone(str(error.__cause__ or error) or type(error).__name__, not isinstance(error, (http.ConnectError, http.InvalidURL))) from None
+            raise Gone(
+                str(error.__cause__ or error) or type(error).__name__,
+                not isinstance(error, (http.ConnectError, http.InvalidURL)),
+            ) from None
 
     async def _once(self, url: Any, body: bytes, largest: int) -> Reply:
         async with self._client.stream("POST", url, content=body) as response:

@@ -48,13 +48,17 @@ CARDS = {
 
 
 def device_named(text: str) -> Device:
-    """A device by a card's name, or as ``cpu``, ``cpu:16GB``, ``cuda``, ``cuda:16GB``. Raises UserError for another text."""
+    """A device by a card's name, or as ``cpu``, ``cpu:16GB``, ``cuda``, ``cuda:16GB``. Raises
+    UserError for another text.
+    """
     key = text.strip().lower().replace(" ", "").replace("_", "-")
     if key in CARDS:
         return CARDS[key]
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+(?:\.\d+)?)(gb|gib)?)?", key)
     if match is None or (match[2] and float(match[2]) <= 0):
-        raise UserError(f"--device {text}: no such device; expected cpu, cpu:16GB, cuda:16GB or one of {', '.join(CARDS)}")
+        raise UserError(
+            f"--device {text}: no such device; expected cpu, cpu:16GB, cuda:16GB or one of {', '.join(CARDS)}"
+        )
     kind: Literal["cpu", "cuda"] = "cuda" if match[1] == "cuda" else "cpu"
     if match[2]:
         return Device(kind, f"{kind} with {match[2]} GB", int(float(match[2]) * (2**30 if match[3] == "gib" else 1e9)))
@@ -62,12 +66,17 @@ def device_named(text: str) -> Device:
         return _cpu()
     here = this_device()
     if here.kind == "cpu":
-        raise UserError(f"--device {text}: this machine has no GPU; say how much memory it has, such as cuda:16GB, or name one of {', '.join(CARDS)}")
+        raise UserError(
+            f"--device {text}: this machine has no GPU; say how much memory it has, such as cuda:16GB, or name one of"
+            f" {', '.join(CARDS)}"
+        )
     return here
 
 
 def this_device() -> Device:
-    """What this machine computes on: the first GPU that CUDA_VISIBLE_DEVICES leaves if there is one, else its CPU with the memory that is free now."""
+    """What this machine computes on: the first GPU that CUDA_VISIBLE_DEVICES leaves if there is
+    one, else its CPU with the memory that is free now.
+    """
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if not GPU.exists() or first in ("", "-1"):
         return _cpu()
@@ -81,7 +90,12 @@ def _cpu() -> Device:
 @cache
 def _gpu(which: str = "0") -> Device:
     """The GPU that the driver has under a number or UUID; without nvidia-smi one of unknown memory."""
-    query = ["nvidia-smi", f"--id={which}", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    query = [
+        "nvidia-smi",
+        f"--id={which}",
+        "--query-gpu=name,memory.total,compute_cap",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         name, mebibytes, capability = (part.strip() for part in done.stdout.splitlines()[0].split(","))

@@ -13,7 +13,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems keep no folder back, and refuse to be asked
+        # some file systems keep no folder back, and refuse to be asked
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
             raise
     finally:
         os.close(handle)
@@ -30,7 +31,9 @@ def sync_tree(folder: Path) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where a file is written before it gets its name; hidden, so that one that a kill left is taken for nobody's result."""
+    """Where a file is written before it gets its name; hidden, so that one that a kill left is
+    taken for nobody's result.
+    """
     return path.with_name(f".{path.name}.tmp")
 
 

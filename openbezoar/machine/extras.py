@@ -61,7 +61,10 @@ def missing(packages: Iterable[str]) -> UserError:
     names = [EXTRAS[package][0] for package in packages]
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     many = len(names) > 1
-    return UserError(f"{listed} {'are' if many else 'is'} not installed; this needs {'them' if many else 'it'}: pip install 'openbezoar[{extras}]'")
+    return UserError(
+        f"{listed} {'are' if many else 'is'} not installed; this needs {'them' if many else 'it'}: pip install"
+        f" 'openbezoar[{extras}]'"
+    )
 
 
 def told(error: BaseException) -> UserError | None:
@@ -75,14 +78,19 @@ def told(error: BaseException) -> UserError | None:
             return missing([package])
         if isinstance(cause, ImportError):
             package = _known(cause.name) or _in_words(cause) or _importing(cause.__traceback__)
-        else:  # a library of the system's that torch cannot load is an OSError, another version of numpy an AttributeError, ...
+        # a library of the system's that torch cannot load is an OSError, another version of numpy
+        # an AttributeError, ...
+        else:
             package = _importing(cause.__traceback__, "<module>")
         if package is None:
             continue
         if not installed(package):
             return missing([package])
         distribution, extra = EXTRAS[package]
-        return UserError(f"{distribution} {_version(distribution)} cannot be used ({brief(cause)}); pip install --upgrade 'openbezoar[{extra}]'")
+        return UserError(
+            f"{distribution} {_version(distribution)} cannot be used ({brief(cause)}); pip install --upgrade"
+            f" 'openbezoar[{extra}]'"
+        )
     return None
 
 
@@ -101,7 +109,11 @@ def _known(name: str | None) -> str | None:
     if not name:
         return None
     for package, (distribution, _) in EXTRAS.items():
-        if name == package or name.startswith(f"{package}.") or name.lower().replace("-", "_") == distribution.replace("-", "_"):
+        if (
+            name == package
+            or name.startswith(f"{package}.")
+            or name.lower().replace("-", "_") == distribution.replace("-", "_")
+        ):
             return package
     return "google.protobuf" if name == "google" else None
 
@@ -117,7 +129,9 @@ def _in_words(error: ImportError) -> str | None:
 
 
 def _importing(trace: TracebackType | None, function: str | None = None) -> str | None:
-    """The optional package whose import was under way: the outermost one with a frame in the traceback, of this function if one is named."""
+    """The optional package whose import was under way: the outermost one with a frame in the
+    traceback, of this function if one is named.
+    """
     while trace is not None:
         frame = trace.tb_frame
         if function in (None, frame.f_code.co_name) and (package := _known(frame.f_globals.get("__name__"))):

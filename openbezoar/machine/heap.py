@@ -14,11 +14,14 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_blocks() -> None:
-    """Keep freed memory for the next pass, which asks for the same again, rather than return it and have it mapped anew."""
+    """Keep freed memory for the next pass, which asks for the same again, rather than return it and
+    have it mapped anew.
+    """
     if (libc := _glibc()) is not None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 64 << 20)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes; setting one threshold stops it from raising this one by itself
+        # the most that it takes; setting one threshold stops it from raising this one by itself
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 def give_back_large_blocks(size: int = 1 << 20) -> None:

@@ -17,12 +17,21 @@ from pathlib import Path
 from openbezoar.errors import UserError, brief
 
 AGAIN = "give the same command again; what was finished is kept"
-MEMORY = f"end other programs or take a larger machine, or ask for less at a time (smaller batch, tokens or max_length, checkpointing: true); then {AGAIN}"
+MEMORY = (
+    "end other programs or take a larger machine, or ask for less at a time (smaller batch, tokens or max_length,"
+    f" checkpointing: true); then {AGAIN}"
+)
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"make room and {AGAIN}"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY), "name another path"),
-    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE), f"the disk or its connection fails: mend it, or use another one; then {AGAIN}"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY),
+        "name another path",
+    ),
+    **dict.fromkeys(
+        (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE),
+        f"the disk or its connection fails: mend it, or use another one; then {AGAIN}",
+    ),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"raise the limit of open files (ulimit -n) and {AGAIN}"),
     errno.ENOENT: f"it is not there, or was taken away meanwhile: put it back; then {AGAIN}",
     errno.EFBIG: f"raise the limit of a file's size (ulimit -f), or use another file system, and {AGAIN}",
@@ -41,13 +50,18 @@ _SQLITE = {
     "SQLITE_NOMEM": errno.ENOMEM,
 }
 _NO_MEMORY = re.compile(
-    r"can't allocate memory|cannot allocate memory|out of memory|not enough memory|bad[_ ]alloc|unable to allocate|ALLOC_FAILED|failed to map segment",
+    r"can't allocate memory|cannot allocate memory|out of memory|not enough memory|bad[_ ]alloc|unable to"
+    r" allocate|ALLOC_FAILED|failed to map segment",
     re.IGNORECASE,
 )
 _NO_THREAD = re.compile(r"can't start new thread|pthread_create|unable to create.*thread", re.IGNORECASE)
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # Rust's words, and Python's within another library's
+# Rust's words, and Python's within another library's
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 _SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's words, which leave the system's number out
-_SAID = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENOMEM)}
+_SAID = {
+    os.strerror(number): number
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENOMEM)
+}
 
 
 def told(error: BaseException, where: Path | None = None) -> UserError | None:
@@ -63,7 +77,9 @@ def told(error: BaseException, where: Path | None = None) -> UserError | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from. Of SQLite's also what came before: a roll-back that fails hides why it was tried."""
+    """An error and what it was raised from. Of SQLite's also what came before: a roll-back that
+    fails hides why it was tried.
+    """
     found: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in found:
@@ -75,7 +91,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _line(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return _of_number(error.errno, error.filename, error.strerror)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error))):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error))
+    ):
         return f"not enough memory ({brief(error)}); {MEMORY}"
     if isinstance(error, RuntimeError) and _NO_THREAD.search(str(error)):
         return f"no further thread or process can be started; {REMEDIES[errno.EAGAIN]}"
@@ -85,7 +103,8 @@ def _line(error: BaseException) -> str | None:
         name = getattr(error, "sqlite_errorname", "")
         number = next((number for begin, number in _SQLITE.items() if name.startswith(begin)), None)
         return None if number is None else f"SQLite: {error}; {REMEDIES[number]}"
-    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":  # pathlib's words for ~NOBODY
+    # pathlib's words for ~NOBODY
+    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
         return "a path begins with '~' and a name that is no user's; write the path out"
     return _of_words(error)
 

@@ -18,7 +18,9 @@ from typing import Any, TextIO
 
 
 class BestEffort:
-    """A text stream of which a write that fails is no error; its descriptor then leads nowhere, for other libraries' writes too."""
+    """A text stream of which a write that fails is no error; its descriptor then leads nowhere, for
+    other libraries' writes too.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -62,7 +64,9 @@ def lead_nowhere(stream: TextIO) -> None:
 
 
 def lead_nowhere_if_broken(stream: TextIO) -> None:
-    """After an error: a stream that takes nothing any more is given up, which at the interpreter's end would be another error."""
+    """After an error: a stream that takes nothing any more is given up, which at the interpreter's
+    end would be another error.
+    """
     try:
         stream.flush()
     except (OSError, ValueError):

@@ -1,4 +1,5 @@
-"""Text that a user brings: files of any kind as UTF-8, and JSON values that are safe to work with. Reads, writes nothing.
+"""Text that a user brings: files of any kind as UTF-8, and JSON values that are safe to work with.
+Reads, writes nothing.
 
 A byte-order mark is passed over wherever one may stand. What is no UTF-8 is said by what it is and in which line.
 """
@@ -43,7 +44,9 @@ def decoded(data: bytes, path: Path, kind: type[UserError] = DataError) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise kind(f"{path}: line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8") from None
+        raise kind(
+            f"{path}: line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -74,7 +77,12 @@ def loads(text: str) -> tuple[Any, bool]:
 def _deep(value: Any) -> bool:
     level = [value]
     for _ in range(DEEPEST):
-        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
         if not level:
             return False
     return True

@@ -1,4 +1,5 @@
-"""A saved LoRA adapter as the updates that it stands for: w + (alpha / r) · B A, on linear layers (arXiv 2106.09685, section 4.1).
+"""A saved LoRA adapter as the updates that it stands for: w + (alpha / r) · B A, on linear layers
+(arXiv 2106.09685, section 4.1).
 
 Merging computes this sum itself, so whatever of PEFT's settings would make it another sum is
 refused by name, the ones that do not exist yet too. Reads PEFT's folder (``adapter_file``).
@@ -18,9 +19,24 @@ from openbezoar.models.files.adapter_file import CONFIG, WEIGHTS, A, B, read_ada
 HEAD = "base_model.model."
 # Settings that say where an adapter is or how it was trained, not what its update is; any other one has to be off.
 _NO_PART = {
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha", "lora_dropout",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size", "init_lora_weights",
-}  # fmt: skip
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "qalora_group_size",
+    "init_lora_weights",
+}
 _OFF: tuple[object, ...] = (None, False, 0, "", "none", [], {})
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal")  # others (PiSSA, OLoRA, LoftQ, …) change the base's weights too
 
@@ -55,20 +71,31 @@ def adapter_deltas(folder: Path) -> dict[str, Update]:
         ):
             raise ModelError(f"{folder}: adapters with {key} cannot be merged here; merge with PEFT first")
     if others := [name for name in tensors if not name.endswith((A, B))]:
-        raise ModelError(f"{folder}: '{others[0]}' is no LoRA weight of a linear layer and cannot be merged here; merge with PEFT first")
+        raise ModelError(
+            f"{folder}: '{others[0]}' is no LoRA weight of a linear layer and cannot be merged here; merge with PEFT"
+            " first"
+        )
     scale = config["lora_alpha"] / config["r"]
     found = [name.removesuffix(A) for name in tensors if name.endswith(A)]
     if not found:
         raise ModelError(f"{folder}: no LoRA weights in {WEIGHTS}")
-    return {name.removeprefix(HEAD): Update(tensors[name + A].float(), tensors[name + B].float(), scale) for name in found}
+    return {
+        name.removeprefix(HEAD): Update(tensors[name + A].float(), tensors[name + B].float(), scale) for name in found
+    }
 
 
 def check_covered(folder: Path, layers: Iterable[str], deltas: dict[str, Update]) -> None:
-    """Raises ModelError unless a file has an update for every layer that carries the adapter, and for no other: PEFT leaves the rest as they begin."""
+    """Raises ModelError unless a file has an update for every layer that carries the adapter, and
+    for no other: PEFT leaves the rest as they begin.
+    """
     layers = set(layers)
     if absent := sorted(layers - set(deltas)):
-        raise ModelError(f"{folder}: {WEIGHTS} has no update of '{absent[0]}', which {CONFIG} names; it would be left untrained: run the step again")
+        raise ModelError(
+            f"{folder}: {WEIGHTS} has no update of '{absent[0]}', which {CONFIG} names; it would be left untrained: run"
+            " the step again"
+        )
     if beyond := sorted(set(deltas) - layers):
         raise ModelError(
-            f"{folder}: {WEIGHTS} has an update of '{beyond[0]}', which the model with {CONFIG} has no place for; the adapter belongs to another model"
+            f"{folder}: {WEIGHTS} has an update of '{beyond[0]}', which the model with {CONFIG} has no place for; the"
+            " adapter belongs to another model"
         )

@@ -13,7 +13,9 @@ ADAPTERS = "lora_dropout"
 
 
 def without_base_dropout(model: nn.Module) -> None:
-    """Set every probability of dropout outside of adapters to 0: modules, and the numbers that transformers' layers keep for dropout as a function."""
+    """Set every probability of dropout outside of adapters to 0: modules, and the numbers that
+    transformers' layers keep for dropout as a function.
+    """
     for name, module in model.named_modules():
         if ADAPTERS in name.split("."):
             continue

@@ -18,8 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
-# Class names in transformers, since each family defines its own copy. The value: what is added to the weight, in fp32 and before the result is cast.
-NORMS = {"LlamaRMSNorm": None, "MistralRMSNorm": None, "Qwen2RMSNorm": None, "Qwen3RMSNorm": None, "Gemma2RMSNorm": 1.0, "Gemma3RMSNorm": 1.0}
+# Class names in transformers, since each family defines its own copy. The value: what is added to
+# the weight, in fp32 and before the result is cast.
+NORMS = {
+    "LlamaRMSNorm": None,
+    "MistralRMSNorm": None,
+    "Qwen2RMSNorm": None,
+    "Qwen3RMSNorm": None,
+    "Gemma2RMSNorm": 1.0,
+    "Gemma3RMSNorm": 1.0,
+}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP"}
 ACTIVATIONS = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "tanh", "PytorchGELUTanh": "tanh"}
 
@@ -29,7 +37,13 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus: float | None) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = (
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+            .square_()
+            .div_(x.shape[-1])
+            .add_(eps)
+            .rsqrt_()
+        )
         ctx.save_for_backward(x, weight, scale)
         ctx.plus = plus
         normed: Tensor = x * scale

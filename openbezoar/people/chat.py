@@ -36,7 +36,9 @@ class Talk:
 
 
 class Session:
-    """A conversation with one model or several. ``write`` takes pieces of answers, ``tell`` lines of news, ``think`` pieces of thoughts, which are not sent back."""
+    """A conversation with one model or several. ``write`` takes pieces of answers, ``tell`` lines
+    of news, ``think`` pieces of thoughts, which are not sent back.
+    """
 
     def __init__(
         self,
@@ -102,7 +104,9 @@ class Session:
         return "(what its template says)" if text is None else text or "(none)"
 
     def send(self, text: str) -> None:
-        """One message to every model, one answer after another. An interrupt stops the answer that is being given; what was said of it stays."""
+        """One message to every model, one answer after another. An interrupt stops the answer that
+        is being given; what was said of it stays.
+        """
         from openbezoar.rows.records import Turn
 
         self.messages += 1
@@ -141,7 +145,11 @@ class Session:
         if self.stopped:
             self.tell("(stopped)")
         elif made.finish == "length":
-            where = "in a thought, before a word was said" if made.thoughts and not made.text else f"after {made.tokens} tokens"
+            where = (
+                "in a thought, before a word was said"
+                if made.thoughts and not made.text
+                else f"after {made.tokens} tokens"
+            )
             self.tell(f"(cut off {where}: --max-new-tokens)")
         elif not made.text:
             self.tell("(an empty answer)")
@@ -150,14 +158,19 @@ class Session:
         return "".join(said) if said else None
 
     def _fitted(self, talk: Talk) -> list[Turn]:
-        """The talk as it is sent; its oldest exchanges are dropped, and told, until an answer has room. Raises UserError if the last message alone is too long."""
+        """The talk as it is sent; its oldest exchanges are dropped, and told, until an answer has
+        room. Raises UserError if the last message alone is too long.
+        """
         from openbezoar.rows.records import Turn
 
         head = [] if self.system is None else [Turn("system", self.system)]
         room, dropped = talk.local.window - self.sampling.max_new_tokens, 0
         while (n := len(talk.local.formatter.prompt_ids([*head, *talk.turns]))) > room:
             if len(talk.turns) < 3:
-                raise UserError(f"{talk.name}: the message takes {n} tokens with the prompt, and there is room for {room} besides the answer; shorten it")
+                raise UserError(
+                    f"{talk.name}: the message takes {n} tokens with the prompt, and there is room for {room} besides"
+                    " the answer; shorten it"
+                )
             del talk.turns[:2]
             dropped += 2
         if dropped:
@@ -165,7 +178,9 @@ class Session:
         return [*head, *talk.turns]
 
     def save(self, path: Path) -> None:
-        """Write the conversation, a line a model. Raises UserError if the file is there already or cannot be written."""
+        """Write the conversation, a line a model. Raises UserError if the file is there already or
+        cannot be written.
+        """
         import json
         from dataclasses import asdict
 
@@ -173,8 +188,19 @@ class Session:
         for talk in self.talks:
             system = self.system if self.system is not None else talk.local.formatter.default_system
             head = [] if system is None else [{"role": "system", "content": system}]
-            drawn = {name: value for name, value in asdict(self.sampling).items() if name in ("temperature", "top_p", "max_new_tokens")}
-            rows.append({"model": talk.name, "messages": [*head, *(turn.as_dict() for turn in talk.turns)], "seed": self.seed, **drawn})
+            drawn = {
+                name: value
+                for name, value in asdict(self.sampling).items()
+                if name in ("temperature", "top_p", "max_new_tokens")
+            }
+            rows.append(
+                {
+                    "model": talk.name,
+                    "messages": [*head, *(turn.as_dict() for turn in talk.turns)],
+                    "seed": self.seed,
+                    **drawn,
+                }
+            )
         try:
             with path.open("x", encoding="utf-8") as out:
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,4 +1,6 @@
-"""What comes of votes: win rates with intervals, and preference pairs to train on. Takes votes and ballots, writes nothing."""
+"""What comes of votes: win rates with intervals, and preference pairs to train on. Takes votes and
+ballots, writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def votes_on(ballots: Sequence[Ballot], rows: Iterable[Row]) -> list[tuple[Ballo
 
 
 def numbers(models: Sequence[str], voted: Sequence[tuple[Ballot, Row]], seed: int) -> dict[str, Any]:
-    """{models, pairs, n, first, longer, …} of votes, as ``pairwise.pair_numbers`` gives them; ``first``: the answer shown on the left."""
+    """{models, pairs, n, first, longer, …} of votes, as ``pairwise.pair_numbers`` gives them;
+    ``first``: the answer shown on the left.
+    """
     rows = []
     for ballot, row in voted:
         winner = row["winner"] if row["winner"] in _VERDICT else "tie"
@@ -64,12 +68,18 @@ def tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
         )
         for p in found["pairs"]
     )
-    note = "A tie is half a win. In brackets: 95 % interval over questions. p: of the paired test that neither is better" + (
-        ", corrected for the number of pairs." if len(pairs) > 1 else "."
+    note = (
+        "A tie is half a win. In brackets: 95 % interval over questions. p: of the paired test that neither is better"
+        + (", corrected for the number of pairs." if len(pairs) > 1 else ".")
     )
     made = [Table(("pair", "won / tied / lost", "of the ties: both bad", "win rate", "p"), pairs, note)]
     if len(found["models"]) > 2:
-        made.append(Table(("model", "win rate", "votes"), tuple((m, _share(f["win_rate"]), str(f["win_rate"]["n"])) for m, f in found["models"].items())))
+        made.append(
+            Table(
+                ("model", "win rate", "votes"),
+                tuple((m, _share(f["win_rate"]), str(f["win_rate"]["n"])) for m, f in found["models"].items()),
+            )
+        )
     return made, order_sentences({name: found[name] for name in ("first", "longer")})
 
 
@@ -104,7 +114,15 @@ def preference_rows(voted: Sequence[tuple[Ballot, Row]], counts: Counts) -> list
                 else "texts that cannot be told apart in a dialogue"
             )
             continue
-        rows.append({"id": f"vote-{id_}", "subset": ballot.category, **made, "chosen_model": chosen.model, "rejected_model": rejected.model})
+        rows.append(
+            {
+                "id": f"vote-{id_}",
+                "subset": ballot.category,
+                **made,
+                "chosen_model": chosen.model,
+                "rejected_model": rejected.model,
+            }
+        )
     return rows
 
 
@@ -120,7 +138,12 @@ def _preference(ballot: Ballot, chosen: Sequence[str], rejected: Sequence[str]) 
     except DataError:
         return None
     said = [turn.content for turn in pair.prompt] + [pair.chosen, pair.rejected]
-    wanted = [ballot.questions[0], *([] if ballot.turn == 1 else [chosen[0], ballot.questions[1]]), chosen[-1], rejected[-1]]
+    wanted = [
+        ballot.questions[0],
+        *([] if ballot.turn == 1 else [chosen[0], ballot.questions[1]]),
+        chosen[-1],
+        rejected[-1],
+    ]
     return row if [text.strip() for text in said] == [text.strip() for text in wanted] else None
 
 

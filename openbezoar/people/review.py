@@ -69,8 +69,16 @@ def entries(run: RunFolder, step: str, shown: str = "all") -> list[Entry]:
     """The rows of a finished filter step. Raises RunError for another step, or for an unknown ``shown``."""
     manifest = run.manifest(step)
     if manifest is None or manifest.get("verb") != "filter":
-        filters = sorted(p.parent.name for p in run.path.glob("*/manifest.json") if (run.manifest(p.parent.name) or {}).get("verb") == "filter")
-        what = "no finished step" if manifest is None else f"a {manifest.get('verb')} step, and only rows of a filter are reviewed"
+        filters = sorted(
+            p.parent.name
+            for p in run.path.glob("*/manifest.json")
+            if (run.manifest(p.parent.name) or {}).get("verb") == "filter"
+        )
+        what = (
+            "no finished step"
+            if manifest is None
+            else f"a {manifest.get('verb')} step, and only rows of a filter are reviewed"
+        )
         raise RunError(f"{run.path}: '{step}' is {what}; filter steps: {', '.join(filters) or 'none'}")
     if shown not in get_args(Shown):
         raise RunError(f"--only {shown}: expected one of {', '.join(get_args(Shown))}")
@@ -150,7 +158,10 @@ class Session:
         return True
 
     def _find(self, wanted: str) -> None:
-        found = next((i for i, e in enumerate(self.entries) if wanted in (e.id, e.hash)), int(wanted) - 1 if wanted.isdecimal() else -1)
+        found = next(
+            (i for i, e in enumerate(self.entries) if wanted in (e.id, e.hash)),
+            int(wanted) - 1 if wanted.isdecimal() else -1,
+        )
         if 0 <= found < len(self.entries):
             self._go(found)
         else:
@@ -176,7 +187,11 @@ class Session:
 
 def texts_of(row: Row, decision: Decision | None = None) -> dict[str, str]:
     """A row's texts under the fields' names, as a decision leaves them."""
-    texts = {"instruction": row.get("instruction"), "context": row.get("context"), "response": row.get("response", row.get("output"))}
+    texts = {
+        "instruction": row.get("instruction"),
+        "context": row.get("context"),
+        "response": row.get("response", row.get("output")),
+    }
     return {name: str(text) for name, text in texts.items() if text} | (decision.texts if decision else {})
 
 
@@ -234,7 +249,9 @@ def with_editor(text: str) -> str:
 
 
 def undo(run: RunFolder, step: str, what: str) -> list[Decision]:
-    """Take back the last decision ('last'), all of them ('all'), or that on a row by its id or hash. Raises RunError if there is none."""
+    """Take back the last decision ('last'), all of them ('all'), or that on a row by its id or
+    hash. Raises RunError if there is none.
+    """
     reviews = Reviews(run.path, step)
     undone = []
     if what in ("last", "all"):
@@ -246,7 +263,10 @@ def undo(run: RunFolder, step: str, what: str) -> list[Decision]:
         rows = [d.row for d in reviews.in_force.values() if what in (d.id, d.row)]
         undone = [d for row in rows if (d := reviews.undo(row)) is not None]
     if not undone:
-        raise RunError(f"{reviews.path}: no decision to take back for '{what}'; expected last, all, or the id or hash of a reviewed row")
+        raise RunError(
+            f"{reviews.path}: no decision to take back for '{what}'; expected last, all, or the id or hash of a"
+            " reviewed row"
+        )
     return undone
 
 

@@ -25,9 +25,16 @@ from openbezoar.people.votes import Choice, Poll
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
-FILES = {"/": ("vote.html", "text/html"), "/vote.css": ("vote.css", "text/css"), "/vote.js": ("vote.js", "text/javascript")}
+FILES = {
+    "/": ("vote.html", "text/html"),
+    "/vote.css": ("vote.css", "text/css"),
+    "/vote.js": ("vote.js", "text/javascript"),
+}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -63,7 +70,11 @@ def listen(port: int) -> socket.socket:
 
 def make_server(poll: Poll, port: int, seed: int) -> uvicorn.Server:
     """A server of the page that is not running yet; ``run(sockets=[…])`` runs it until it is interrupted."""
-    return uvicorn.Server(uvicorn.Config(make_app(poll, port, seed), log_level="warning", server_header=False, timeout_graceful_shutdown=1))
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(poll, port, seed), log_level="warning", server_header=False, timeout_graceful_shutdown=1
+        )
+    )
 
 
 def make_app(poll: Poll, port: int, seed: int) -> FastAPI:
@@ -108,7 +119,11 @@ def result_of(poll: Poll, seed: int) -> dict[str, Any]:
     """This person's votes as tables of text: {votes, tables: [{headers, rows, note}], notes}."""
     voted = votes_on(poll.ballots, poll.given)
     made, notes = tables(numbers(poll.models, voted, seed))
-    return {"votes": len(voted), "tables": [{"headers": t.headers, "rows": t.rows, "note": t.note} for t in made], "notes": notes}
+    return {
+        "votes": len(voted),
+        "tables": [{"headers": t.headers, "rows": t.rows, "note": t.note} for t in made],
+        "notes": notes,
+    }
 
 
 def _file(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
@@ -119,7 +134,9 @@ def _file(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
 
 
 def _guard(app: FastAPI, hosts: set[str], token: str) -> None:
-    """Refuse requests by another name, from another origin, or that would change something without the token; add ``HEADERS`` to every answer."""
+    """Refuse requests by another name, from another origin, or that would change something without
+    the token; add ``HEADERS`` to every answer.
+    """
 
     @app.middleware("http")
     async def guarded(request: Request, go_on: Next) -> Response:
@@ -129,7 +146,9 @@ def _guard(app: FastAPI, hosts: set[str], token: str) -> None:
             answer = JSONResponse({"detail": "unknown host"}, 403)
         elif origin is not None and origin not in {f"http://{host}" for host in hosts}:
             answer = JSONResponse({"detail": "another origin"}, 403)
-        elif request.method not in ("GET", "HEAD") and not secrets.compare_digest(request.headers.get("x-vote-token", "").encode(), token.encode()):
+        elif request.method not in ("GET", "HEAD") and not secrets.compare_digest(
+            request.headers.get("x-vote-token", "").encode(), token.encode()
+        ):
             answer = JSONResponse({"detail": "no token"}, 403)
         else:
             answer = await go_on(request)

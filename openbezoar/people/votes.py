@@ -53,7 +53,9 @@ class VoteFile:
             self._read()
         except BlockingIOError:
             self._file.close()
-            raise RunError(f"{path}: another 'openbezoar vote' has it open; use that page, or --votes with another file") from None
+            raise RunError(
+                f"{path}: another 'openbezoar vote' has it open; use that page, or --votes with another file"
+            ) from None
         except BaseException:
             self._file.close()
             raise
@@ -71,10 +73,15 @@ class VoteFile:
             except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n") and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
                     return None if self.read_only else self._cut(place)
-                raise DataError(f"{self.path}: line {number} is not JSON ({error}); expected a vote, take the line out") from None
+                raise DataError(
+                    f"{self.path}: line {number} is not JSON ({error}); expected a vote, take the line out"
+                ) from None
             if row is not None:
                 if not isinstance(row, dict):
-                    raise DataError(f"{self.path}: line {number} is no vote; expected an object with question_id, turn, model_a, model_b, winner and judge")
+                    raise DataError(
+                        f"{self.path}: line {number} is no vote; expected an object with question_id, turn, model_a,"
+                        " model_b, winner and judge"
+                    )
                 vote(row, f"{self.path}: line {number}")
                 self.rows.append(row)
                 self._begins.append(place)
@@ -187,15 +194,17 @@ class Poll:
             "total": len(self.ballots),
             "skipped": len(self.skipped),
             "undo": self.undoable,
-            "ballot": None
-            if ballot is None
-            else {
-                "id": ballot.id,
-                "category": ballot.category,
-                "turn": ballot.turn,
-                "questions": ballot.questions,
-                "answers": [_shown(ballot.a), _shown(ballot.b)],
-            },
+            "ballot": (
+                None
+                if ballot is None
+                else {
+                    "id": ballot.id,
+                    "category": ballot.category,
+                    "turn": ballot.turn,
+                    "questions": ballot.questions,
+                    "answers": [_shown(ballot.a), _shown(ballot.b)],
+                }
+            ),
         }
 
 

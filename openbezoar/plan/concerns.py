@@ -47,7 +47,13 @@ def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to
     """Everything to be said before the steps that are not done, up to ``to``, are run."""
     todo = [node for node in graph.upto(to) if node.state != "done"]
     about_models = [*_packages(graph, todo), *_models_here(graph, todo)]
-    return [*about_models, *_memory(todo, estimates, device), *_arithmetic(todo, device), *_disk(graph, todo), *_budgets(graph, todo, estimates)]
+    return [
+        *about_models,
+        *_memory(todo, estimates, device),
+        *_arithmetic(todo, device),
+        *_disk(graph, todo),
+        *_budgets(graph, todo, estimates),
+    ]
 
 
 def _packages(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
@@ -61,7 +67,11 @@ def _memory(todo: list[Node], estimates: Mapping[str, Estimate], device: Device)
         if need is None or have is None or need <= SURE * have:
             continue
         room = f"{have / 1e9:.1f} GB{' free' if device.kind == 'cpu' else ''}"
-        verdict = f"does not fit: about {need / 1e9:.1f} GB, {device.name} has {room}" if need > have else f"may not fit: about {need / 1e9:.1f} GB of {room}"
+        verdict = (
+            f"does not fit: about {need / 1e9:.1f} GB, {device.name} has {room}"
+            if need > have
+            else f"may not fit: about {need / 1e9:.1f} GB of {room}"
+        )
         yield Concern("memory", node.name, f"{verdict}; {_remedy(node.step)}")
 
 
@@ -76,7 +86,11 @@ def _remedy(step: object) -> str:
 def _arithmetic(todo: list[Node], device: Device) -> Iterator[Concern]:
     slow = [node.name for node in todo if isinstance(node.step, Training) and node.step.dtype == "bfloat16"]
     if slow and not device.bfloat16:
-        yield Concern("device", None, f"{device.name} has no bfloat16 arithmetic, it is slow there: set dtype: float16 for {', '.join(slow)}")
+        yield Concern(
+            "device",
+            None,
+            f"{device.name} has no bfloat16 arithmetic, it is slow there: set dtype: float16 for {', '.join(slow)}",
+        )
 
 
 def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
@@ -84,7 +98,11 @@ def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
     place = graph.recipe_path.parent
     for name in {name: None for node in todo for name in _models(graph, node)}:
         spec = graph.recipe.models.get(name)
-        folder = folder_here(model_reference(spec.model, place, graph.recipe.data), place) if isinstance(spec, LocalModel) else None
+        folder = (
+            folder_here(model_reference(spec.model, place, graph.recipe.data), place)
+            if isinstance(spec, LocalModel)
+            else None
+        )
         for notice in check(folder) if folder is not None else ():
             yield Concern("model", None, f"models.{name}: {notice}")
 
@@ -106,7 +124,12 @@ def _disk(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
         need, free = sum(bytes_ for bytes_, _, _ in parts), shutil.disk_usage(parts[0][2]).free
         if need > SURE * free:
             what = " and ".join(f"{what} {bytes_ / 1e9:.1f} GB" for bytes_, what, _ in parts)
-            yield Concern("disk", None, f"{parts[0][2]}: {what}, {free / 1e9:.1f} GB are free; make room, or use --runs with a folder on another disk")
+            yield Concern(
+                "disk",
+                None,
+                f"{parts[0][2]}: {what}, {free / 1e9:.1f} GB are free; make room, or use --runs with a folder on"
+                " another disk",
+            )
 
 
 def _existing(path: Path) -> Path:
@@ -117,7 +140,9 @@ def _existing(path: Path) -> Path:
 
 
 def written_bytes(graph: Graph, todo: list[Node]) -> int:
-    """Bytes of weights that steps write, with the most that one of them holds for a while. Rows are small beside them."""
+    """Bytes of weights that steps write, with the most that one of them holds for a while. Rows are
+    small beside them.
+    """
     parts = [_written(graph, node) for node in todo]
     return sum(stays for stays, _ in parts) + max((passing for _, passing in parts), default=0)
 
@@ -150,7 +175,11 @@ def _fetched_bytes(graph: Graph, todo: list[Node]) -> int:
     """Bytes of models that are not on disk and whose shape the recipe tells."""
     named = {name for node in todo for name in _models(graph, node)}
     specs = {spec.model: spec for name in named if isinstance(spec := graph.recipe.models.get(name), LocalModel)}
-    return sum(2 * sum(parameters(spec.shape)) for spec in specs.values() if spec.shape is not None and not is_here(spec.model, graph.recipe_path.parent))
+    return sum(
+        2 * sum(parameters(spec.shape))
+        for spec in specs.values()
+        if spec.shape is not None and not is_here(spec.model, graph.recipe_path.parent)
+    )
 
 
 def _models(graph: Graph, node: Node) -> Collection[str]:
@@ -162,7 +191,9 @@ def _models(graph: Graph, node: Node) -> Collection[str]:
 
 def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) -> Iterator[Concern]:
     """Budgets that the estimates overshoot, what the run has already spent counted."""
-    limits: list[tuple[str | None, Budget]] = [(node.name, budget) for node in todo if (budget := getattr(node.step, "budget", None)) is not None]
+    limits: list[tuple[str | None, Budget]] = [
+        (node.name, budget) for node in todo if (budget := getattr(node.step, "budget", None)) is not None
+    ]
     if graph.recipe.budget is not None:
         limits.append((None, graph.recipe.budget))
     if not limits:
@@ -182,17 +213,23 @@ def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) 
             yield Concern(
                 "budget",
                 step,
-                f"about {tokens:,} tokens to ask for, {where} has {budget.tokens - gone:,} left: the run will stop there; raise it or ask for less",
+                f"about {tokens:,} tokens to ask for, {where} has {budget.tokens - gone:,} left: the run will stop"
+                " there; raise it or ask for less",
             )
         if budget.money is not None and paid + money > budget.money:
             yield Concern(
-                "budget", step, f"about {money:.2f} to pay, {where} has {budget.money - paid:.2f} left: the run will stop there; raise it or ask for less"
+                "budget",
+                step,
+                f"about {money:.2f} to pay, {where} has {budget.money - paid:.2f} left: the run will stop there; raise"
+                " it or ask for less",
             )
 
 
 def _asks(node: Node) -> bool:
     """Whether a step asks a model, on the budget's account."""
-    return node.verb in ("generate", "mt_bench", "agreement", "failures") or (isinstance(node.step, Filter) and node.step.judge is not None)
+    return node.verb in ("generate", "mt_bench", "agreement", "failures") or (
+        isinstance(node.step, Filter) and node.step.judge is not None
+    )
 
 
 def _spent(graph: Graph) -> dict[tuple[str, str], Spent]:
@@ -200,7 +237,9 @@ def _spent(graph: Graph) -> dict[tuple[str, str], Spent]:
     runs = graph.run.path.parent
     if not (runs / FILE).is_file():
         return {}
-    return {(step, model): cost for (run, step, model), cost in CallStore(runs).accounts().items() if run == graph.run.name}
+    return {
+        (step, model): cost for (run, step, model), cost in CallStore(runs).accounts().items() if run == graph.run.name
+    }
 
 
 def _money(graph: Graph, model: str, cost: Spent) -> float:

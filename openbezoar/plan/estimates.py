@@ -50,7 +50,9 @@ class Estimate:
 
 
 def estimate(graph: Graph, device: Device | None = None) -> dict[str, Estimate]:
-    """One estimate a step, in the graph's order; inputs' row counts are carried along. device: this machine's if none is given."""
+    """One estimate a step, in the graph's order; inputs' row counts are carried along. device: this
+    machine's if none is given.
+    """
     book = _Book(graph, device or this_device())
     for node in graph.nodes.values():
         book.estimates[node.name] = book.of(node)
@@ -88,7 +90,9 @@ class _Book:
     # ---- data
 
     def texts(self, ref: DataRef, rejected: bool = True) -> Iterator[Texts]:
-        """Rows by length: each of a file; those of a step that has not run as so many of one length. ``rejected``: of a pair's both dialogues."""
+        """Rows by length: each of a file; those of a step that has not run as so many of one
+        length. ``rejected``: of a pair's both dialogues.
+        """
         for spec in data_specs(ref):
             done = spec.data in self.graph.nodes and self.graph.nodes[spec.data].state == "done"
             if spec.data.startswith("hub:"):
@@ -105,7 +109,11 @@ class _Book:
 
     def file_of(self, spec: DataSpec) -> Path:
         """Where a step's rows lie or will lie, or a local file's."""
-        return self.graph.run.step(spec.data) / ROWS if spec.data in self.graph.nodes else resolve_path(spec.data, self.folder, self.recipe.data)
+        return (
+            self.graph.run.step(spec.data) / ROWS
+            if spec.data in self.graph.nodes
+            else resolve_path(spec.data, self.folder, self.recipe.data)
+        )
 
     def rows(self, ref: DataRef) -> tuple[int, float]:
         """(number of rows, mean characters of a row's texts)."""
@@ -125,14 +133,20 @@ class _Book:
         return rows * fmean(self.made(name)[0] for name in names) if names and step.rules.drop_unfinished else rows
 
     def made(self, name: str) -> tuple[float, float]:
-        """Of a step's rows the share that is finished, and the mean characters of those: as they are if it is done, else as estimated."""
+        """Of a step's rows the share that is finished, and the mean characters of those: as they
+        are if it is done, else as estimated.
+        """
         step = self.graph.nodes[name].step
         if self.graph.nodes[name].state == "done" and (rows := self.seed_rows(name)):
             whole = [row for row in rows if row.get("finish") != "length"] or rows
             return len(whole) / len(rows), fmean(texts_of(row, False).characters for row in whole)
         if isinstance(step, Generate):
             return rows_made(step, scheme_options(step, "plan"), self.seed_rows(step.seeds or []), self.text(step))
-        inner = [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes] if isinstance(step, Filter) else []
+        inner = (
+            [spec.data for spec in data_specs(step.filter) if spec.data in self.graph.nodes]
+            if isinstance(step, Filter)
+            else []
+        )
         return 1.0, self.made(inner[0])[1] if inner else 900.0
 
     def brings_system(self, name: str) -> bool:
@@ -167,7 +181,8 @@ class _Book:
         if shape is not None:
             made.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
             made.assumed = rate_name(self.device, verb) not in self.rates
-            if self.device.here and not (made.assumed and self.device.kind == "cuda"):  # of another machine nothing is known
+            # of another machine nothing is known
+            if self.device.here and not (made.assumed and self.device.kind == "cuda"):
                 made.seconds = made.flops / self.rates.get(rate_name(self.device, verb), ASSUMED_FLOPS)
         return made
 
@@ -176,16 +191,22 @@ class _Book:
     def _generate(self, step: Generate) -> Estimate:
         options = scheme_options(step, "plan")
         seeds = self.seed_rows(step.seeds or [])
-        tokens_in, tokens_out = generate_tokens(step, options, seeds, self.text(step), isinstance(self.spec(step.teacher), LocalModel))
+        tokens_in, tokens_out = generate_tokens(
+            step, options, seeds, self.text(step), isinstance(self.spec(step.teacher), LocalModel)
+        )
         ratio_in, ratio_out = (self.rates.get(f"{ratio_name(step, self.recipe)}.{side}", 1.0) for side in ("in", "out"))
-        return self._asked("generate", step.teacher, step.rows, step.batch, tokens_in * ratio_in, tokens_out * ratio_out)
+        return self._asked(
+            "generate", step.teacher, step.rows, step.batch, tokens_in * ratio_in, tokens_out * ratio_out
+        )
 
     def _filter(self, step: Filter) -> Estimate:
         rows, mean = self.rows(step.filter)
         if step.judge is None:
             return Estimate(rows)
         template = self.text(step)("judge_filter" if step.mode == "text" else "judge_filter_probability")
-        return self._asked("filter", step.judge, rows, step.batch, *filter_tokens(step, self.whole(step, rows), mean, template))
+        return self._asked(
+            "filter", step.judge, rows, step.batch, *filter_tokens(step, self.whole(step, rows), mean, template)
+        )
 
     def _asked(self, verb: str, model: str, rows: int, batch: int, tokens_in: float, tokens_out: float) -> Estimate:
         """Tokens as an estimate with money, memory and time. A model in this process reads faster than it writes."""
@@ -194,7 +215,9 @@ class _Book:
         made = Estimate(rows, int(tokens_in), int(tokens_out), money or None, self._resident(model))
         if shape is not None and made.memory_bytes is not None and verb == "generate":
             made.memory_bytes += cache_bytes(shape, batch * (tokens_in + tokens_out) / max(1, rows))
-        return self.timed(made, verb, model, tokens_in / 8 + tokens_out if verb == "generate" else tokens_in + 4 * tokens_out)
+        return self.timed(
+            made, verb, model, tokens_in / 8 + tokens_out if verb == "generate" else tokens_in + 4 * tokens_out
+        )
 
     def text(self, step: Generate | Filter) -> Callable[[str], str]:
         """The texts that a step sends, by name: the project's, or the recipe's own."""
@@ -214,20 +237,30 @@ class _Book:
         rows, length = trained(step, texts, self.system(step.model))
         steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
         tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
-        # backward with a frozen base costs about one more forward pass for the inputs' gradients; DPO adds the reference's.
+        # backward with a frozen base costs about one more forward pass for the inputs' gradients;
+        # DPO adds the reference's.
         shape = self.shape(step.model)
         made = Estimate(round(rows), int(tokens), 0, None, step_memory(shape, step, self.device) if shape else None)
-        return self.timed(made, verb_of(step), step.model, tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2))
+        return self.timed(
+            made,
+            verb_of(step),
+            step.model,
+            tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2),
+        )
 
     def _evaluate(self, step: Evaluate) -> Estimate:
         questions = sum(self._questions(step, t) for t in step.tasks)
-        shots = [t.fewshot if isinstance(t, TaskSpec) and t.fewshot is not None else step.fewshot or 0 for t in step.tasks]
+        shots = [
+            t.fewshot if isinstance(t, TaskSpec) and t.fewshot is not None else step.fewshot or 0 for t in step.tasks
+        ]
         work = sum(n * 60 + 80 for n in shots) / max(1, len(shots))
         tokens = questions * 4 * work * len(step.evaluate)
         for ref in (*step.losses.values(), *step.pairs.values()):
             asked = [(some.rows, sum(path_tokens(some, self.system(step.evaluate[0])))) for some in self.texts(ref)]
             rows = sum(n for n, _ in asked)
-            tokens += min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in asked) * len(step.evaluate)
+            tokens += (
+                min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in asked) * len(step.evaluate)
+            )
         made = Estimate(questions * len(step.evaluate), int(tokens), 0, None, self._resident(step.evaluate[0]))
         return self.timed(made, "evaluate", step.evaluate[0], tokens)
 
@@ -238,7 +271,11 @@ class _Book:
         folder = resolve_path(step.data, self.folder, self.recipe.data) if step.data else None
         try:
             file = (
-                task_file(spec, find_local(spec.task), folder, lambda name: resolve_path(name, self.folder, self.recipe.data)) if spec.file or folder else None
+                task_file(
+                    spec, find_local(spec.task), folder, lambda name: resolve_path(name, self.folder, self.recipe.data)
+                )
+                if spec.file or folder
+                else None
             )
         except UserError:
             file = None
@@ -258,7 +295,16 @@ class _Book:
         judged = questions * 2 * ((models if step.grading != "pairwise" else 0) + 2 * compared)
         judged_in = questions * 2 * (answer + 400) * ((models if step.grading != "pairwise" else 0) + 4 * compared)
         return self._judged(
-            step.judge, "mt_bench", made, step.mode, judged, judged_in, step.judge_max_new_tokens, made * 150, made * answer, *step.mt_bench[:1]
+            step.judge,
+            "mt_bench",
+            made,
+            step.mode,
+            judged,
+            judged_in,
+            step.judge_max_new_tokens,
+            made * 150,
+            made * answer,
+            *step.mt_bench[:1],
         )
 
     def _others(self, ref: DataRef) -> int:
@@ -268,15 +314,34 @@ class _Book:
     def _agreement(self, step: Agreement) -> Estimate:
         rows, mean = self.rows(step.pairs)
         asked = 2 * rows
-        return self._judged(step.agreement, "agreement", rows, step.mode, asked, asked * (mean / CHARACTERS_A_TOKEN + 250), step.judge_max_new_tokens)
+        return self._judged(
+            step.agreement,
+            "agreement",
+            rows,
+            step.mode,
+            asked,
+            asked * (mean / CHARACTERS_A_TOKEN + 250),
+            step.judge_max_new_tokens,
+        )
 
     def _failures(self, step: Failures) -> Estimate:
         checked = sum(min(step.rows, self.rows(ref)[0]) for ref in (step.harmless, step.grounded) if ref is not None)
-        made = (min(step.rows, self.rows(step.instructions)[0]) * (1 + len(step.systems)) + checked) * len(step.failures)
+        made = (min(step.rows, self.rows(step.instructions)[0]) * (1 + len(step.systems)) + checked) * len(
+            step.failures
+        )
         asked, answer = checked * len(step.failures), step.max_new_tokens * 0.6
         judge = step.judge or step.failures[0]
         return self._judged(
-            judge, "failures", made, step.mode, asked, asked * (answer + 400), step.judge_max_new_tokens, made * 150, made * answer, step.failures[0]
+            judge,
+            "failures",
+            made,
+            step.mode,
+            asked,
+            asked * (answer + 400),
+            step.judge_max_new_tokens,
+            made * 150,
+            made * answer,
+            step.failures[0],
         )
 
     def _judged(
@@ -297,7 +362,9 @@ class _Book:
         price = self.price(judge)
         money = (judged_in * price.input + judged_out * price.output) / 1e6
         timed = answering or judge  # of contestants the first stands for all
-        made = Estimate(rows, int(answers_in + judged_in), int(answers_out + judged_out), money or None, self._resident(timed))
+        made = Estimate(
+            rows, int(answers_in + judged_in), int(answers_out + judged_out), money or None, self._resident(timed)
+        )
         return self.timed(made, verb, timed, answers_out + judged_in)
 
     def _resident(self, name: str) -> int | None:

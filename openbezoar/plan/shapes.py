@@ -1,4 +1,5 @@
-"""Which of the recipe's models a name stands for, and how large that is: as the recipe says, or from a config.json that is here.
+"""Which of the recipe's models a name stands for, and how large that is: as the recipe says, or
+from a config.json that is here.
 
 Fetches nothing.
 """
@@ -37,6 +38,8 @@ def shape_of_model(graph: Graph, name: str) -> Shape | None:
 def _shape_on_disk(model: str, folder: Path) -> Shape | None:
     """The shape in a config.json that is already here, nothing fetched."""
     try:
-        return shape_of(text_config(json.loads((local_folder(model, folder) / "config.json").read_text(encoding="utf-8"))))
+        return shape_of(
+            text_config(json.loads((local_folder(model, folder) / "config.json").read_text(encoding="utf-8")))
+        )
     except (OSError, KeyError, ValueError):
         return None

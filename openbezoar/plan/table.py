@@ -1,4 +1,5 @@
-"""What ``plan`` says of a recipe: the steps with what they will cost, the sums, the warnings. As a table, or as plain data.
+"""What ``plan`` says of a recipe: the steps with what they will cost, the sums, the warnings. As a
+table, or as plain data.
 
 Reads the graph, its manifests and the estimates; writes nothing.
 """
@@ -44,8 +45,14 @@ def plan_of(graph: Graph, device: Device) -> Plan:
     """The plan of a recipe on a device."""
     estimates = safe_estimate(graph, device)
     manifests = {name: graph.run.manifest(name) for name, node in graph.nodes.items() if node.state == "done"}
-    took = {name: float(manifest["seconds"]) for name, manifest in manifests.items() if manifest and "seconds" in manifest}
-    rates = {name: rate for name, rate in learnt_rates().items() if name.startswith(("tokens.", f"{device.kind}."))} if device.here else {}
+    took = {
+        name: float(manifest["seconds"]) for name, manifest in manifests.items() if manifest and "seconds" in manifest
+    }
+    rates = (
+        {name: rate for name, rate in learnt_rates().items() if name.startswith(("tokens.", f"{device.kind}."))}
+        if device.here
+        else {}
+    )
     return Plan(graph, device, estimates, concerns(graph, estimates, device), took, rates)
 
 
@@ -122,7 +129,12 @@ def _widths(shown: Sequence[str], rows: Sequence[dict[str, str]], total: int) ->
     wide = {name: max(len(name), *(len(row[name]) for row in rows)) for name in shown}
     room = total - GAP * (len(shown) - 1) - sum(width for name, width in wide.items() if name not in ("step", "why"))
     step = max(min(wide["step"], room - min(WHY, wide["why"])), NAME)
-    return [*(step if name == "step" else min(wide["why"], max(room - step, NAME)) if name == "why" else width for name, width in wide.items())]
+    return [
+        *(
+            step if name == "step" else min(wide["why"], max(room - step, NAME)) if name == "why" else width
+            for name, width in wide.items()
+        )
+    ]
 
 
 COLUMNS = ("step", "verb", "state", "rows", "tokens", "money", "memory", "time", "why")
@@ -139,7 +151,13 @@ def _cells(plan: Plan, node: Node) -> dict[str, str]:
         "tokens": count((made.tokens_in or 0) + (made.tokens_out or 0)),
         "money": f"{made.money:.2f}" if made.money else "",
         "memory": f"{made.memory_bytes / 1e9:.1f} GB" if made.memory_bytes else "",
-        "time": duration(took) if took is not None else f"{'~' if made.assumed else ''}{duration(made.seconds)}" if made.seconds else "",
+        "time": (
+            duration(took)
+            if took is not None
+            else f"{'~' if made.assumed else ''}{duration(made.seconds)}"
+            if made.seconds
+            else ""
+        ),
         "why": node.why,
     }
 
@@ -155,7 +173,11 @@ def _words(plan: Plan) -> Sequence[str]:
     lines = [f"{len(open_steps)} of {len(plan.graph.nodes)} steps would run{': ' if parts else ''}{', '.join(parts)}"]
     lines.append(_about_memory(plan.device))
     if plan.rates:
-        speeds = [f"{name.partition('.')[2]} {rate / 1e9:.0f}" for name, rate in plan.rates.items() if not name.startswith("tokens.")]
+        speeds = [
+            f"{name.partition('.')[2]} {rate / 1e9:.0f}"
+            for name, rate in plan.rates.items()
+            if not name.startswith("tokens.")
+        ]
         lines += [f"Times by what runs on this machine reached, in GFLOP/s: {', '.join(speeds)}."] if speeds else []
     if any(plan.estimates[node.name].assumed and plan.estimates[node.name].seconds for node in open_steps):
         lines.append("Times with '~' are assumed; a finished run on this machine teaches better ones.")

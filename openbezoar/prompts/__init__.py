@@ -17,7 +17,9 @@ from openbezoar.machine.textfiles import read_text
 
 def names() -> tuple[str, ...]:
     """Names of all texts, sorted: the files' names without ``.txt``."""
-    return tuple(sorted(f.name.removesuffix(".txt") for f in resources.files(__name__).iterdir() if f.name.endswith(".txt")))
+    return tuple(
+        sorted(f.name.removesuffix(".txt") for f in resources.files(__name__).iterdir() if f.name.endswith(".txt"))
+    )
 
 
 def load(name: str, overrides: Mapping[str, Path] | None = None) -> str:

@@ -50,7 +50,9 @@ def _gemma(config: Any) -> Iterator[str]:
 
 
 def _windows(config: Any, every: int) -> Iterator[str]:
-    wanted = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(config.num_hidden_layers)]
+    wanted = [
+        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(config.num_hidden_layers)
+    ]
     if list(config.layer_types) != wanted:
         yield f"full attention elsewhere than on every layer of number {every}"
 
@@ -70,10 +72,15 @@ KNOWN = {
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The architecture of a transformers config. Raises ModelError, naming it and what about it has no GGUF form here."""
+    """The architecture of a transformers config. Raises ModelError, naming it and what about it has
+    no GGUF form here.
+    """
     found = KNOWN.get(config.model_type)
     if found is None:
-        raise ModelError(f"no GGUF for architecture '{config.model_type}': expected one of {', '.join(KNOWN)}; the safetensors are complete")
+        raise ModelError(
+            f"no GGUF for architecture '{config.model_type}': expected one of {', '.join(KNOWN)}; the safetensors are"
+            " complete"
+        )
     odd = list(found.check(config))
     if (activation := getattr(config, "hidden_activation", None) or config.hidden_act) != found.activation:
         odd.append(f"activation {activation}")
@@ -81,7 +88,10 @@ def architecture_of(config: Any) -> Architecture:
     if not found.biases and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
         odd.append("biases")
     if odd:
-        raise ModelError(f"no GGUF for this {config.model_type} model: it has {', '.join(odd)}, which the format's readers do not expect of it")
+        raise ModelError(
+            f"no GGUF for this {config.model_type} model: it has {', '.join(odd)}, which the format's readers do not"
+            " expect of it"
+        )
     return found
 
 

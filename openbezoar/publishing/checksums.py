@@ -39,13 +39,22 @@ def checked(folder: Path) -> list[File]:
     if not sums.is_file():
         raise RunError(f"{folder}: no {SUMS}; make the release again with 'openbezoar run RECIPE'")
     with foreign_file(sums, "a digest and a name a line", "make the release again", RunError):
-        stated = {name: digest for digest, _, name in (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())}
+        stated = {
+            name: digest
+            for digest, _, name in (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())
+        }
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {SUMS}
     if odd := sorted(there ^ set(stated)):
         raise RunError(
-            f"{folder / odd[0]}: {'not listed in' if odd[0] in there else 'listed in'} {SUMS}{'' if odd[0] in there else ', but not there'}; make the release again"
+            f"{folder / odd[0]}: {'not listed in' if odd[0] in there else 'listed in'}"
+            f" {SUMS}{'' if odd[0] in there else ', but not there'}; make the release again"
         )
     for name, digest in stated.items():
         if file_digest(folder / name) != digest:
-            raise RunError(f"{folder / name}: not the file that was released (its SHA-256 is another); make the release again")
-    return [*(File(n, (folder / n).stat().st_size, d) for n, d in stated.items()), File(SUMS, sums.stat().st_size, file_digest(sums))]
+            raise RunError(
+                f"{folder / name}: not the file that was released (its SHA-256 is another); make the release again"
+            )
+    return [
+        *(File(n, (folder / n).stat().st_size, d) for n, d in stated.items()),
+        File(SUMS, sums.stat().st_size, file_digest(sums)),
+    ]

@@ -47,7 +47,10 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str,
 
     names = tuple(dict.fromkeys((*COLUMNS, *(name for row in rows for name in row))))
     types = {name: _type([row.get(name) for row in rows], COLUMNS.get(name)) for name in names}
-    columns = {name: arrow.array([_value(row.get(name), types[name]) for row in rows], type=arrow.type_for_alias(types[name])) for name in names}
+    columns = {
+        name: arrow.array([_value(row.get(name), types[name]) for row in rows], type=arrow.type_for_alias(types[name]))
+        for name in names
+    }
     parquet.write_table(arrow.table(columns), folder / FILE)
     return names
 

@@ -85,10 +85,16 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
     for source in wanted:
         target = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if target is None or source not in files:
-            raise ModelError(f"no GGUF: the tensor '{source}' is {'not in the weights' if target else 'unknown to the gguf package'}")
+            raise ModelError(
+                f"no GGUF: the tensor '{source}' is {'not in the weights' if target else 'unknown to the gguf package'}"
+            )
         with safe_open(files[source], framework="pt") as stored:  # type: ignore[no-untyped-call]
             shape = tuple(stored.get_slice(source).get_shape())
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(source.split(".")[-2]) if architecture.paired_rope else None
+        heads = (
+            {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(source.split(".")[-2])
+            if architecture.paired_rope
+            else None
+        )
         offset = architecture.norm_offset if source.endswith("norm.weight") else 0.0
         found.append(Tensor(target, files[source], source, shape, heads, offset))
     return found
@@ -100,12 +106,16 @@ def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm, factors: 
 
     divisors = None if factors is None else np.array(factors, dtype=np.float32)
     if divisors is not None:
-        writer.add_tensor_info(FREQS, divisors.shape, divisors.dtype, divisors.nbytes, raw_dtype=GGMLQuantizationType.F32)
+        writer.add_tensor_info(
+            FREQS, divisors.shape, divisors.dtype, divisors.nbytes, raw_dtype=GGMLQuantizationType.F32
+        )
     for tensor in tensors:
         form = _form(tensor, kind)
         shape = _stored_shape(tensor, form)
         dtype = {"F32": np.float32, "F16": np.float16, "Q8_0": np.uint8}[form.name]
-        writer.add_tensor_info(tensor.name, shape, np.dtype(dtype), int(np.prod(shape)) * np.dtype(dtype).itemsize, raw_dtype=form)
+        writer.add_tensor_info(
+            tensor.name, shape, np.dtype(dtype), int(np.prod(shape)) * np.dtype(dtype).itemsize, raw_dtype=form
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -146,13 +156,18 @@ def _values(tensor: Tensor, form: Any) -> Any:
             piece = source[first : first + rows].to(torch.float32) + tensor.offset
             values = piece.to(torch.float16 if form.name == "F16" else torch.float32)
             if not torch.isfinite(values).all():
-                raise ModelError(f"no {form.name} GGUF: the tensor '{tensor.source}' holds a value that fp16 cannot; the safetensors are complete")
+                raise ModelError(
+                    f"no {form.name} GGUF: the tensor '{tensor.source}' holds a value that fp16 cannot; the safetensors"
+                    " are complete"
+                )
             out[first : first + rows] = Q8_0.quantize_rows(values.numpy()) if form.name == "Q8_0" else values.numpy()
     return out if tensor.heads is None else out[_paired(tensor.shape[0], tensor.heads)]
 
 
 def _paired(rows: int, heads: int) -> Any:
-    """Order of the rows of q or k in which the features that rotate together are neighbours; they are half a head apart in the model."""
+    """Order of the rows of q or k in which the features that rotate together are neighbours; they
+    are half a head apart in the model.
+    """
     import numpy as np
 
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)

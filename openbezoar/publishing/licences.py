@@ -98,9 +98,13 @@ def is_open(licence: str) -> bool:
 
 
 def strictest(*stated: str | None) -> str | None:
-    """Of several statements about one thing the strictest that is recognised; the first one if none is; None if there is none."""
+    """Of several statements about one thing the strictest that is recognised; the first one if none
+    is; None if there is none.
+    """
     recognised = [text for text in stated if text and _strictness(normal(text)) != 4]
-    return max(recognised, key=lambda text: _strictness(normal(text)), default=next((text for text in stated if text), None))
+    return max(
+        recognised, key=lambda text: _strictness(normal(text)), default=next((text for text in stated if text), None)
+    )
 
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-", "cc0-", "afl-3.0", "cc-by", "odc-by")
@@ -130,21 +134,36 @@ def derive(sources: Sequence[Source]) -> Licence:
     bound = sorted({s.licence for s in sources if _strictness(s.licence) == 3})
     restricted = sorted({s.licence for s in sources if non_commercial(s.licence)})
     if bound and restricted:
-        return Licence("other", "-and-".join([*bound, *restricted]), f"terms of the base are carried on and a source is non-commercial ({listed})")
+        return Licence(
+            "other",
+            "-and-".join([*bound, *restricted]),
+            f"terms of the base are carried on and a source is non-commercial ({listed})",
+        )
     if restricted:
         versioned = [r for r in restricted if re.search(r"\d$", r)]
-        return Licence(versioned[0] if versioned else "cc-by-nc-4.0", None, f"a source is non-commercial, so the release is ({listed})")
+        return Licence(
+            versioned[0] if versioned else "cc-by-nc-4.0",
+            None,
+            f"a source is non-commercial, so the release is ({listed})",
+        )
     if open_ := [s.name for s in sources if _strictness(s.licence) == 4] or (["any source"] if not sources else []):
         remedy = (
-            "find it out before you publish, and state it in the recipe as 'licence' of the model or beside the 'data', or in a README.md beside the data file"
+            "find it out before you publish, and state it in the recipe as 'licence' of the model or beside the 'data',"
+            " or in a README.md beside the data file"
         )
-        return Licence("other", UNKNOWN, f"no licence that is recognised is stated for {', '.join(open_)}; {remedy} ({listed})")
+        return Licence(
+            "other", UNKNOWN, f"no licence that is recognised is stated for {', '.join(open_)}; {remedy} ({listed})"
+        )
     if bound:
         name = None if len(bound) == 1 else "-and-".join(bound)
         return Licence("other" if name else bound[0], name, f"terms of the base are carried on ({listed})")
     strictest = max(sources, key=lambda s: _strictness(s.licence)).licence
     reason = f"the strictest of the sources' licences ({listed})"
-    return Licence(strictest, None, reason) if strictest not in ("cc-by", "cc-by-sa") else Licence("other", strictest, reason)
+    return (
+        Licence(strictest, None, reason)
+        if strictest not in ("cc-by", "cc-by-sa")
+        else Licence("other", strictest, reason)
+    )
 
 
 def for_use(sources: Sequence[Source]) -> list[str]:
@@ -159,12 +178,16 @@ def for_use(sources: Sequence[Source]) -> list[str]:
     if names := named(5):
         said.append(f"Not for commercial use: {names} forbids it, and what is made from it follows.")
     if names := named(4):
-        said.append(f"Whether it may be used or passed on is open: no licence that is recognised is stated for {names}.")
+        said.append(
+            f"Whether it may be used or passed on is open: no licence that is recognised is stated for {names}."
+        )
     if names := named(3):
         said.append(f"The terms of {names} hold for this too, with their restrictions of use; pass them on with it.")
     if names := named(2):
         said.append(f"What you make from it has to be passed on under the same licence: {names} asks for that.")
-    return said or ["It may be used, changed and passed on, also commercially; keep the licence and the notices with it."]
+    return said or [
+        "It may be used, changed and passed on, also commercially; keep the licence and the notices with it."
+    ]
 
 
 # ------------------------------------------------------------------- what sources state
@@ -182,7 +205,11 @@ def of_model_folder(folder: Path) -> str | None:
 
 def cached_licence(reference: str) -> str | None:
     """What a fetched model or a model's folder says of itself, if it is on disk; fetches nothing."""
-    folder = cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}" if reference.startswith("pypi:") else Path(reference).expanduser()
+    folder = (
+        cache_folder() / f"pypi-{reference.removeprefix('pypi:').replace('==', '-')}"
+        if reference.startswith("pypi:")
+        else Path(reference).expanduser()
+    )
     try:
         return of_model_folder(folder) or of_reference(reference)
     except (OSError, json.JSONDecodeError):
@@ -212,7 +239,9 @@ def _table_row(text: str, path: Path, folder: Path) -> str | None:
     column: int | None = None
     name = path.relative_to(folder).as_posix()
     for line in text.splitlines():
-        cells = [c.strip().strip("`") for c in line.strip().strip("|").split("|")] if line.strip().startswith("|") else []
+        cells = (
+            [c.strip().strip("`") for c in line.strip().strip("|").split("|")] if line.strip().startswith("|") else []
+        )
         if not cells:
             column = None
         elif column is None:
@@ -244,4 +273,8 @@ def _section(text: str) -> str | None:
 
 def terms_in(folder: Path) -> list[Path]:
     """Licence, terms and notice files in a model folder."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and TERMS.search(p.name) and p.suffix.lower() in ("", ".txt", ".md", ".pdf"))
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and TERMS.search(p.name) and p.suffix.lower() in ("", ".txt", ".md", ".pdf")
+    )

@@ -25,7 +25,10 @@ def licence_of_model(recipe: Recipe, name: str, folder: Path) -> str | None:
 def licence_of_data(recipe: Recipe, name: str, folder: Path) -> str | None:
     """What the recipe and the README beside a data file (or the list of known data sets) state, the strictest of it."""
     stated = [licence for data, licence in stated_for_data(recipe) if data == name]
-    return strictest(*stated, of_reference(name) if name.startswith("hub:") else of_data_file(resolve_path(name, folder, recipe.data)))
+    return strictest(
+        *stated,
+        of_reference(name) if name.startswith("hub:") else of_data_file(resolve_path(name, folder, recipe.data)),
+    )
 
 
 def stated_for_data(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -22,14 +22,22 @@ _S, _U, _A, _V = "\u2021sys\u2021", "\u2021ask\u2021", "\u2021say\u2021", "\u202
 CHECKED = (
     (Turn("user", "One?"),),
     (Turn("system", "Be brief."), Turn("user", "One?\n\nTwo?")),
-    (Turn("user", "One?"), Turn("assistant", "1"), Turn("user", "Two?"), Turn("assistant", "2\n3"), Turn("user", "Three?")),
+    (
+        Turn("user", "One?"),
+        Turn("assistant", "1"),
+        Turn("user", "Two?"),
+        Turn("assistant", "2\n3"),
+        Turn("user", "Three?"),
+    ),
     (Turn("system", 'Be "kind".'), Turn("user", "One?"), Turn("assistant", "1"), Turn("user", "Two?")),
 )
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a template writes before and after each role's text, in front of an answer, and the system text it adds by itself."""
+    """What a template writes before and after each role's text, in front of an answer, and the
+    system text it adds by itself.
+    """
 
     system: tuple[str, str]
     user: tuple[str, str]
@@ -37,7 +45,9 @@ class Pieces:
     default_system: str
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """The prompt of a conversation as the Go template gives it; an answer at the end is left open, to be gone on with."""
+        """The prompt of a conversation as the Go template gives it; an answer at the end is left
+        open, to be gone on with.
+        """
         if self.default_system and turns[0].role != "system":
             turns = (Turn("system", self.default_system), *turns)
         text = ""
@@ -85,7 +95,12 @@ def _probe(formatter: Formatter) -> Pieces | None:
     if added and not (added.startswith(system[0]) and added.endswith(system[1])):
         return None
     default = added[len(system[0]) : len(added) - len(system[1])] if added else ""
-    return Pieces(system, (user, tail[: len(tail) - len(answer)]), (answer, after_assistant[: len(after_assistant) - len(user)]), default)
+    return Pieces(
+        system,
+        (user, tail[: len(tail) - len(answer)]),
+        (answer, after_assistant[: len(after_assistant) - len(user)]),
+        default,
+    )
 
 
 def _common_end(a: str, b: str) -> str:
@@ -106,7 +121,8 @@ def go_template(pieces: Pieces) -> str:
         "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
         f'{{{{ if eq .Role "system" }}}}{{{{ if .Content }}}}{system[0]}{{{{ .Content }}}}{system[1]}{{{{ end }}}}'
         f'{{{{ else if eq .Role "user" }}}}{user[0]}{{{{ .Content }}}}{user[1]}'
-        f'{{{{ else if eq .Role "assistant" }}}}{answer[0]}{{{{ .Content }}}}{{{{ if not $last }}}}{answer[1]}{{{{ end }}}}{{{{ end }}}}'
+        f'{{{{ else if eq .Role "assistant" }}}}{answer[0]}{{{{ .Content }}}}{{{{ if not $last }}}}{answer[1]}{{{{ end'
+        " }}{{ end }}"
         f'{{{{ if and $last (ne .Role "assistant") }}}}{answer[0]}{{{{ end }}}}{{{{ end }}}}'
     )
 
@@ -117,12 +133,27 @@ def _literal(text: str) -> str:
 
 
 def modelfile(gguf: str, formatter: Formatter, pieces: Pieces | None, name: str, licence: str) -> str:
-    """The Modelfile's text. A part that cannot be quoted, because it holds three quotes, leaves the prompt to Ollama."""
+    """The Modelfile's text. A part that cannot be quoted, because it holds three quotes, leaves the
+    prompt to Ollama.
+    """
     lines = [f"# ollama create {name.lower()} -f Modelfile", f"FROM ./{gguf}"]
-    quoted = [] if pieces is None else [("TEMPLATE", go_template(pieces)), *([("SYSTEM", pieces.default_system)] if pieces.default_system else [])]
+    quoted = (
+        []
+        if pieces is None
+        else [
+            ("TEMPLATE", go_template(pieces)),
+            *([("SYSTEM", pieces.default_system)] if pieces.default_system else []),
+        ]
+    )
     if quoted and not any('"""' in text or text.endswith('"') for _, text in quoted):
         lines += [f'{key} """{text}"""' for key, text in quoted]
     else:
-        lines.append("# The trained template cannot be written as a Go template; Ollama takes what it makes of the GGUF's own.")
-    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(filter(None, (formatter.end_text.strip("\n"), *formatter.stop))) if '"' not in stop]
+        lines.append(
+            "# The trained template cannot be written as a Go template; Ollama takes what it makes of the GGUF's own."
+        )
+    lines += [
+        f'PARAMETER stop "{stop}"'
+        for stop in dict.fromkeys(filter(None, (formatter.end_text.strip("\n"), *formatter.stop)))
+        if '"' not in stop
+    ]
     return "\n".join([*lines, f'LICENSE """{licence}"""', ""])

@@ -19,7 +19,11 @@ YARN = {"beta_fast": 32.0, "beta_slow": 1.0}  # llama.cpp's; arXiv 2309.00071, s
 def ropes_of(config: Any) -> list[dict[str, Any]]:
     """The rotary embedding's parameters: of all layers, or of full attention first and sliding second."""
     stated = config.rope_parameters
-    return [dict(stated[kind]) for kind in ("full_attention", "sliding_attention")] if "full_attention" in stated else [dict(stated)]
+    return (
+        [dict(stated[kind]) for kind in ("full_attention", "sliding_attention")]
+        if "full_attention" in stated
+        else [dict(stated)]
+    )
 
 
 def kind_of(rope: Mapping[str, Any]) -> str:
@@ -36,11 +40,16 @@ def unwritable(config: Any, architecture: str) -> Iterator[str]:
     if kind == "llama3" and architecture != "llama":
         yield "a rotary embedding of type llama3, whose factors readers apply for architecture llama only"
     elif kind == "yarn":
-        odd = [f"{key} {first[key]:g}" for key, usual in YARN.items() if first.get(key) is not None and first[key] != usual]
+        odd = [
+            f"{key} {first[key]:g}" for key, usual in YARN.items() if first.get(key) is not None and first[key] != usual
+        ]
         odd += [f"{key} {first[key]}" for key in ("attention_factor", "mscale", "mscale_all_dim") if first.get(key)]
         odd += ["truncate false"] if first.get("truncate") is False else []
         if odd or architecture not in ("llama", "qwen2", "qwen3"):
-            yield f"a rotary embedding of type yarn {f'with {odd[0]}' if odd else 'in ' + architecture}, which readers compute otherwise"
+            yield (
+                f"a rotary embedding of type yarn {f'with {odd[0]}' if odd else 'in ' + architecture}, which readers"
+                " compute otherwise"
+            )
     elif kind == "dynamic":
         yield "a rotary embedding of type dynamic, whose base depends on the length of the text"
     elif kind not in ("default", "linear", "llama3"):
@@ -48,7 +57,9 @@ def unwritable(config: Any, architecture: str) -> Iterator[str]:
 
 
 def write_scaling(writer: Any, config: Any) -> None:
-    """Put the keys of a scaled rotary embedding into a ``gguf.GGUFWriter``; its tensor, if it has one, is ``frequency_factors``."""
+    """Put the keys of a scaled rotary embedding into a ``gguf.GGUFWriter``; its tensor, if it has
+    one, is ``frequency_factors``.
+    """
     from gguf import RopeScalingType
 
     rope = ropes_of(config)[0]

@@ -31,7 +31,9 @@ OLLAMA = f"{HOST}:11434"
 
 @dataclass(frozen=True)
 class Served:
-    """A model as servers find it. ``folder``: safetensors with the template inside; ``template``: its text; ``ends``: tokens that end an answer."""
+    """A model as servers find it. ``folder``: safetensors with the template inside; ``template``:
+    its text; ``ends``: tokens that end an answer.
+    """
 
     name: str
     folder: Path | None
@@ -72,7 +74,12 @@ class Server:
         """Where its program is: on the PATH, or beside this Python."""
         beside = Path(sys.executable).parent / self.executable
         found = shutil.which(self.executable) or (str(beside) if os.access(beside, os.X_OK) else None)
-        if found and self.executable == "transformers" and Path(found).parent == beside.parent and not (find_spec("fastapi") and find_spec("uvicorn")):
+        if (
+            found
+            and self.executable == "transformers"
+            and Path(found).parent == beside.parent
+            and not (find_spec("fastapi") and find_spec("uvicorn"))
+        ):
             return None  # the command is there, but could not serve
         return found
 
@@ -107,9 +114,19 @@ SERVERS: dict[str, Server] = {
         lambda program, s, port: [program, "serve", str(s.folder), "--served-model-name", s.name, *_at(port)],
     ),
     "llama.cpp": Server("llama-server", "llama.cpp's release page, or brew install llama.cpp", 8080, _no_gguf, _llama),
-    "ollama": Server("ollama", "ollama.com/download", 11434, _no_modelfile, lambda program, s, _: [program, "create", s.name.lower(), "-f", str(s.modelfile)]),
+    "ollama": Server(
+        "ollama",
+        "ollama.com/download",
+        11434,
+        _no_modelfile,
+        lambda program, s, _: [program, "create", s.name.lower(), "-f", str(s.modelfile)],
+    ),
     "transformers": Server(
-        "transformers", "pip install 'openbezoar[train,web]'", 8000, _no_folder, lambda program, s, port: [program, "serve", str(s.folder), *_at(port)]
+        "transformers",
+        "pip install 'openbezoar[train,web]'",
+        8000,
+        _no_folder,
+        lambda program, s, port: [program, "serve", str(s.folder), *_at(port)],
     ),
 }
 """In the order in which one is chosen: the faster ones first."""
@@ -119,11 +136,17 @@ SERVERS: dict[str, Server] = {
 
 
 def open_served(reference: str) -> Served:
-    """The model behind a reference. Raises ModelError if it lacks a chat template, or is a step that was not released."""
+    """The model behind a reference. Raises ModelError if it lacks a chat template, or is a step
+    that was not released.
+    """
     path = Path(reference).expanduser()
     if (path / MODEL_FILE).is_file():
         released = path.resolve().parent / "release" / path.resolve().name
-        hint = f"serve {released}" if released.is_dir() else "release it (openbezoar release RUN) and serve RUN/release/NAME"
+        hint = (
+            f"serve {released}"
+            if released.is_dir()
+            else "release it (openbezoar release RUN) and serve RUN/release/NAME"
+        )
         raise ModelError(f"{path}: a step's folder, without the template that servers need inside; {hint}")
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -133,20 +156,36 @@ def open_served(reference: str) -> Served:
     else:
         served = _of_folder(fetch(reference), reference)
     if not served.template:
-        raise ModelError(f"{reference}: no chat template inside; serve a release, which has one, or add chat_template.jinja to the folder")
+        raise ModelError(
+            f"{reference}: no chat template inside; serve a release, which has one, or add chat_template.jinja to the"
+            " folder"
+        )
     return served
 
 
 def _of_folder(folder: Path, reference: str) -> Served:
     folder = folder.resolve()
-    ggufs = [file for place in (folder, folder / "gguf", folder.with_name(f"{folder.name}-GGUF")) for file in sorted(place.glob("*.gguf"))]
+    ggufs = [
+        file
+        for place in (folder, folder / "gguf", folder.with_name(f"{folder.name}-GGUF"))
+        for file in sorted(place.glob("*.gguf"))
+    ]
     # The most exact one; which is smaller, a user says by naming it.
     gguf = next((f for kind in ("f32", "bf16", "f16", "") for f in ggufs if kind in f.stem.lower()), None)
     modelfile = _beside(folder, "Modelfile") or (gguf and _beside(gguf.parent, "Modelfile"))
     template, file = _template_of(folder)
     settings = _json(folder / "generation_config.json")
     name = folder.name if Path(reference).expanduser().exists() else reference
-    return Served(_plain(name), folder, gguf, modelfile, template, file, _ends_of(folder, settings), bool(settings.get("do_sample")))
+    return Served(
+        _plain(name),
+        folder,
+        gguf,
+        modelfile,
+        template,
+        file,
+        _ends_of(folder, settings),
+        bool(settings.get("do_sample")),
+    )
 
 
 def _plain(name: str) -> str:
@@ -179,7 +218,11 @@ def _ends_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Texts of the tokens at which servers end an answer, by the folder's generation settings."""
     ids = settings.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
     added = _json(folder / "tokenizer.json").get("added_tokens")
-    known = [token for token in (added if isinstance(added, list) else []) if isinstance(token, dict) and isinstance(token.get("content"), str)]
+    known = [
+        token
+        for token in (added if isinstance(added, list) else [])
+        if isinstance(token, dict) and isinstance(token.get("content"), str)
+    ]
     texts = {token.get("id"): token["content"] for token in known}
     return tuple(texts.get(i, f"token {i}") for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
 
@@ -189,7 +232,9 @@ def _gguf_facts(path: Path | None) -> tuple[str | None, tuple[str, ...]]:
     if path is None:
         return None, ()
     fields = read_header(path).fields
-    template, end, tokens = (fields.get(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id", "ggml.tokens"))
+    template, end, tokens = (
+        fields.get(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id", "ggml.tokens")
+    )
     ends = (str(tokens[end]),) if isinstance(end, int) and isinstance(tokens, list) and 0 <= end < len(tokens) else ()
     return (template if isinstance(template, str) else None), ends
 
@@ -198,7 +243,9 @@ def _gguf_facts(path: Path | None) -> tuple[str | None, tuple[str, ...]]:
 
 
 def choose(served: Served, name: str | None) -> tuple[str, str]:
-    """(name, program) of the server: the one named, or the first that is installed and can serve the model. Raises UserError."""
+    """(name, program) of the server: the one named, or the first that is installed and can serve
+    the model. Raises UserError.
+    """
     if name is not None and name not in SERVERS:
         raise UserError(f"--with {name}: expected one of {', '.join(SERVERS)}")
     reasons = []
@@ -209,11 +256,15 @@ def choose(served: Served, name: str | None) -> tuple[str, str]:
         if program and not lacks:
             return each, program
         reasons.append(f"{each}: {lacks}" if program else f"{each}: not installed; get it by {server.install}")
-    raise UserError(f"--with {reasons[0]}" if name else f"{served.name}: no server here can serve it; {'; '.join(reasons)}")
+    raise UserError(
+        f"--with {reasons[0]}" if name else f"{served.name}: no server here can serve it; {'; '.join(reasons)}"
+    )
 
 
 def launch(name: str, program: str, served: Served, port: int | None, extra: list[str]) -> Launch:
-    """How a server is started on a model. Raises UserError if its port is taken, or (Ollama) if nothing answers there."""
+    """How a server is started on a model. Raises UserError if its port is taken, or (Ollama) if
+    nothing answers there.
+    """
     server = SERVERS[name]
     if name == "ollama":
         url = f"http://{HOST}:{port}" if port else _ollama_url(os.environ.get("OLLAMA_HOST", "").strip())
@@ -225,7 +276,9 @@ def launch(name: str, program: str, served: Served, port: int | None, extra: lis
 
 
 def _ollama_url(host: str) -> str:
-    """Where $OLLAMA_HOST points, read as Ollama reads it: a port that is left out is 11434, but 80 after http:// and 443 after https://."""
+    """Where $OLLAMA_HOST points, read as Ollama reads it: a port that is left out is 11434, but 80
+    after http:// and 443 after https://.
+    """
     parts = urlsplit(host if "://" in host else f"//{host}", scheme="http")
     try:
         port = parts.port or ({"http": 80, "https": 443}.get(parts.scheme) if "://" in host else None) or 11434
@@ -245,6 +298,9 @@ def check_port(name: str, url: str) -> None:
     except OSError:  # a name that is not known, too
         answers = False
     if name == "ollama" and not answers:
-        raise UserError(f"ollama is installed, but nothing answers at {host}:{port}; start it with 'ollama serve' in another terminal")
+        raise UserError(
+            f"ollama is installed, but nothing answers at {host}:{port}; start it with 'ollama serve' in another"
+            " terminal"
+        )
     if name != "ollama" and answers:
         raise UserError(f"--port {port}: another program answers there; choose another port")

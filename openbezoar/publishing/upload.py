@@ -44,7 +44,10 @@ def planned(folder: Path, manifest: Mapping[str, Any], target: str, only: Iterab
     if not TARGET.fullmatch(target):
         raise RunError(f"--push {target}: expected ORG/NAME, the repository's name on the hub")
     numbers = manifest["numbers"]
-    kinds: tuple[tuple[Literal["model", "dataset"], Mapping[str, Any]], ...] = (("model", numbers["models"]), ("dataset", numbers["data"]))
+    kinds: tuple[tuple[Literal["model", "dataset"], Mapping[str, Any]], ...] = (
+        ("model", numbers["models"]),
+        ("dataset", numbers["data"]),
+    )
     there = {name: (kind, about) for kind, group in kinds for name, about in group.items()}
     chosen = list(dict.fromkeys(only)) or list(there)
     if unknown := [name for name in chosen if name not in there]:
@@ -59,14 +62,17 @@ def planned(folder: Path, manifest: Mapping[str, Any], target: str, only: Iterab
 
 
 def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
-    """Make each repository that is not there, have the hub check the card, upload the files; yields each commit's address.
+    """Make each repository that is not there, have the hub check the card, upload the files; yields
+    each commit's address.
 
     Raises RunError where the hub cannot be reached or refuses.
     """
     from huggingface_hub import DatasetCard, HfApi, ModelCard, get_token
 
     if get_token() is None:
-        raise RunError("--push: not logged in to the hub; run 'hf auth login', or put a token into the environment as HF_TOKEN")
+        raise RunError(
+            "--push: not logged in to the hub; run 'hf auth login', or put a token into the environment as HF_TOKEN"
+        )
     api = HfApi()
     for upload in uploads:
         try:
@@ -83,6 +89,7 @@ def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
         except Exception as error:  # the hub's client has many kinds, and its transport's too
             said = " ".join(str(error).split())[:300]
             raise RunError(
-                f"{upload.repository}: the hub did not take it ({type(error).__name__}: {said}); what was uploaded before stays, and is not sent again"
+                f"{upload.repository}: the hub did not take it ({type(error).__name__}: {said}); what was uploaded"
+                " before stays, and is not sent again"
             ) from None
         yield str(commit.commit_url)

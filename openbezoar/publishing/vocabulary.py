@@ -21,8 +21,13 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 # What the named pre-tokenizers split by: https://github.com/ggml-org/llama.cpp, src/llama-vocab.cpp.
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
 
 
@@ -130,7 +135,12 @@ def _byte_level(stored: Mapping[str, Any]) -> tuple[bool, str | None]:
             name = "gpt-2"
         if last["use_regex"] and len(before) == 1 and before[0] == {"type": "Digits", "individual_digits": True}:
             name = "smollm"
-        if not last["use_regex"] and len(before) == 1 and before[0]["type"] == "Split" and before[0]["behavior"] == "Isolated":
+        if (
+            not last["use_regex"]
+            and len(before) == 1
+            and before[0]["type"] == "Split"
+            and before[0]["behavior"] == "Isolated"
+        ):
             name = _SPLITS.get(before[0]["pattern"].get("Regex", ""))
     if name is not None:
         return True, name

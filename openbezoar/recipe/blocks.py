@@ -5,11 +5,21 @@ from __future__ import annotations
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from openbezoar.recipe.addresses import checked
 
-LARGEST = 1e30  # of a setting: its square and its quotients with other settings still fit into 32-bit floats or Python's own
+# of a setting: its square and its quotients with other settings still fit into 32-bit floats or
+# Python's own
+LARGEST = 1e30
 
 
 class Plain(BaseModel):
@@ -29,7 +39,11 @@ class Plain(BaseModel):
 
 def _kinds(annotation: Any) -> set[Any]:
     """The types that a value of a field may have, without those inside of lists and mappings."""
-    return set().union(*map(_kinds, get_args(annotation))) if get_origin(annotation) in (Union, UnionType) else {annotation}
+    return (
+        set().union(*map(_kinds, get_args(annotation)))
+        if get_origin(annotation) in (Union, UnionType)
+        else {annotation}
+    )
 
 
 class Strict(Plain):
@@ -59,13 +73,18 @@ class PromptSpec(Strict):
 
     template: str = Field(
         "openbezoar",
-        description="'openbezoar': '### System / ### Instruction / ### Response' [card]; 'own': the model's own chat template; "
-        "or the path of a Jinja chat template.",
+        description=(
+            "'openbezoar': '### System / ### Instruction / ### Response' [card]; 'own': the model's own chat template; "
+            "or the path of a Jinja chat template."
+        ),
     )
     system: str | None = Field(None, description="System message when a row brings none; default: the template's own.")
     append_eos: bool = Field(
         True,
-        description="Train the end-of-sequence token after the answer. Without it a model never learns to stop. (Whether the paper's targets had it is not known.)",
+        description=(
+            "Train the end-of-sequence token after the answer. Without it a model never learns to stop. (Whether the"
+            " paper's targets had it is not known.)"
+        ),
     )
 
 
@@ -82,8 +101,10 @@ class LocalModel(Strict):
     licence: str | None = Field(None, description="Licence name to carry on when the source states none.")
     thoughts: Thoughts = Field(
         "drop",
-        description="What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of their text. "
-        "The call cache holds it in either case, so that nothing is asked again.",
+        description=(
+            "What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of"
+            " their text. The call cache holds it in either case, so that nothing is asked again."
+        ),
     )
 
 
@@ -97,29 +118,54 @@ class Price(Strict):
 class ServerModel(Strict):
     """A model behind an OpenAI-compatible server, or behind several that serve the same one."""
 
-    server: str | list[str] = Field(min_length=1, description="Base URL, such as http://localhost:8000/v1; or a list of them, used side by side.")
+    server: str | list[str] = Field(
+        min_length=1, description="Base URL, such as http://localhost:8000/v1; or a list of them, used side by side."
+    )
     model: str = Field(description="The name the server knows it by.")
     revision: str | None = Field(
-        None, description="Any text; another one makes it another model for keys and the call cache, as when a server has new weights under an old name."
+        None,
+        description=(
+            "Any text; another one makes it another model for keys and the call cache, as when a server has new weights"
+            " under an old name."
+        ),
     )
-    key: str | None = Field(None, description="Name of the environment variable that holds the key. Never the key itself.")
+    key: str | None = Field(
+        None, description="Name of the environment variable that holds the key. Never the key itself."
+    )
     price: Price = Price()
-    concurrency: int = Field(32, ge=1, description="Most requests under way at once at each server; how many are is found by its 429s and latency.")
-    timeout: float = Field(600.0, gt=0, description="Seconds before a request counts as lost, from its connection to the last byte of its reply.")
+    concurrency: int = Field(
+        32,
+        ge=1,
+        description="Most requests under way at once at each server; how many are is found by its 429s and latency.",
+    )
+    timeout: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds before a request counts as lost, from its connection to the last byte of its reply.",
+    )
     retries: int = Field(8, ge=0, description="Further tries after 429, 5xx or a broken connection.")
     refused_settings: Literal["leave_out", "stop"] = Field(
         "leave_out",
-        description="What becomes of a setting that the server refuses by its name, as judges that take temperature 1 only refuse 0: 'leave_out': the "
-        "server is asked without it, which is said once and recorded with each answer; 'stop': the step ends.",
+        description=(
+            "What becomes of a setting that the server refuses by its name, as judges that take temperature 1 only"
+            " refuse 0: 'leave_out': the server is asked without it, which is said once and recorded with each answer;"
+            " 'stop': the step ends."
+        ),
     )
     wrapper: str | None = Field(
-        None, description="For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>: {prompt}\\n<bot>:'."
+        None,
+        description=(
+            "For servers with raw completions only: text around a prompt, with {prompt}, such as '<human>:"
+            " {prompt}\\n<bot>:'."
+        ),
     )
     licence: str | None = Field(None, description="Terms of the model's outputs, for the data card.")
     thoughts: Thoughts = Field(
         "drop",
-        description="What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of their text. "
-        "The call cache holds it in either case, so that nothing is asked again.",
+        description=(
+            "What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of"
+            " their text. The call cache holds it in either case, so that nothing is asked again."
+        ),
     )
 
     @field_validator("server")
@@ -140,7 +186,9 @@ class ServerModel(Strict):
 
 
 class Budget(Strict):
-    """What may be spent on models, answers from the call cache not counted; a run that reaches it stops and can be continued with more."""
+    """What may be spent on models, answers from the call cache not counted; a run that reaches it
+    stops and can be continued with more.
+    """
 
     tokens: int | None = Field(None, gt=0, description="Tokens of prompts and answers together.")
     money: float | None = Field(None, gt=0, description="By the models' prices.")
@@ -153,7 +201,14 @@ class Budget(Strict):
 
 
 def _judge_temperature() -> Any:
-    return Field(0.0, ge=0, description="Of the judge's replies, by text; 0 is greedy. Some judges take 1 only; they are asked without it if it is another.")
+    return Field(
+        0.0,
+        ge=0,
+        description=(
+            "Of the judge's replies, by text; 0 is greedy. Some judges take 1 only; they are asked without it if it is"
+            " another."
+        ),
+    )
 
 
 def _judge_top_p() -> Any:
@@ -168,8 +223,11 @@ def _max_refused() -> Any:
         MAX_REFUSED,
         ge=0,
         le=1,
-        description="Share of a model's calls in this step that may be refused one by one (a prompt over the window, refused content); more stop the step, once "
-        "there are more than 10. 0: none may. This project's: a judge or teacher that cannot answer one row in ten is the wrong one for these rows.",
+        description=(
+            "Share of a model's calls in this step that may be refused one by one (a prompt over the window, refused"
+            " content); more stop the step, once there are more than 10. 0: none may. This project's: a judge or"
+            " teacher that cannot answer one row in ten is the wrong one for these rows."
+        ),
     )
 
 
@@ -177,11 +235,16 @@ class DataSpec(Strict):
     """Rows of a step, a file or a hub data set, perhaps only some of them."""
 
     data: str = Field(
-        description="A step's name, a .jsonl or .jsonl.gz file, or 'hub:org/name/config[split]@revision', of which config, split and revision may be left out."
+        description=(
+            "A step's name, a .jsonl or .jsonl.gz file, or 'hub:org/name/config[split]@revision', of which config,"
+            " split and revision may be left out."
+        )
     )
     rename: dict[str, str] = Field(default={}, description="Fields under another name: {theirs: ours}.")
     add: dict[str, str] = Field(default={}, description="Fields that every row gets, such as {submix: cot}.")
-    where: dict[str, str | int | bool | list[str]] = Field(default={}, description="Keep rows whose field has this value (or one of these).")
+    where: dict[str, str | int | bool | list[str]] = Field(
+        default={}, description="Keep rows whose field has this value (or one of these)."
+    )
     shuffle: bool = Field(False, description="Shuffle by the recipe's seed before offset and limit.")
     offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)

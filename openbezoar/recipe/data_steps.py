@@ -18,14 +18,21 @@ class Generate(Plain):
     teacher: str = Field(description="Name of a model.")
     seeds: DataRef | None = Field(
         None,
-        description="Seed rows: instructions (lamini, evol_instruct) or tasks with a 'submix' (orca); a scheme that needs none (magpie) only avoids repeating them.",
+        description=(
+            "Seed rows: instructions (lamini, evol_instruct) or tasks with a 'submix' (orca); a scheme that needs none"
+            " (magpie) only avoids repeating them."
+        ),
     )
     rows: int = Field(gt=0, description="How many rows to make.")
     max_new_tokens: int = Field(512, gt=0, description="Most tokens of an answer.")
     temperature: float = Field(0.8, ge=0, description="0.8 is the co-author's setting for Evol-Instruct.")
     top_p: float = Field(0.95, gt=0, le=1)
-    batch: int = Field(32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows.")
-    prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the scheme's own, by prompt name.")
+    batch: int = Field(
+        32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows."
+    )
+    prompts: dict[str, str] = Field(
+        default={}, description="Files with texts to use instead of the scheme's own, by prompt name."
+    )
     budget: Budget | None = Field(None, description="What this step may spend on models.")
     max_refused: float = _max_refused()
 
@@ -35,16 +42,31 @@ class Generate(Plain):
         return dict(self.model_extra or {})
 
 
-CleanerName = Literal["line_ends", "control_characters", "unicode_form", "thoughts", "run_on", "markers", "quotes", "whitespace", "unclosed_fence"]
+CleanerName = Literal[
+    "line_ends",
+    "control_characters",
+    "unicode_form",
+    "thoughts",
+    "run_on",
+    "markers",
+    "quotes",
+    "whitespace",
+    "unclosed_fence",
+]
 
 
 class Rules(Strict):
     """Cheap rules before the judge; each drop is counted under the rule's name."""
 
     language: Literal["en", "any"] = Field(
-        "en", description="'en': drop rows that are not English, unless the instruction speaks of a language, as translations do."
+        "en",
+        description=(
+            "'en': drop rows that are not English, unless the instruction speaks of a language, as translations do."
+        ),
     )
-    min_instruction_words: int = Field(2, ge=0, description="In scripts without spaces characters count as parts of words; docs/cleaning.md.")
+    min_instruction_words: int = Field(
+        2, ge=0, description="In scripts without spaces characters count as parts of words; docs/cleaning.md."
+    )
     max_instruction_words: int = Field(600, ge=1)
     min_response_words: int = Field(2, ge=0)
     max_response_words: int = Field(1200, ge=1)
@@ -52,32 +74,58 @@ class Rules(Strict):
     drop_refusals: bool = Field(True, description="Drop short apologies ('sorry' in under 80 words).")
     drop_echoes: bool = Field(True, description="Drop answers that repeat their instruction.")
     drop_repetition: float = Field(
-        0.5, ge=0, le=1, description="Drop answers whose share of repeated 4-grams is above this, or whose end repeats one stretch again and again; 1: none."
+        0.5,
+        ge=0,
+        le=1,
+        description=(
+            "Drop answers whose share of repeated 4-grams is above this, or whose end repeats one stretch again and"
+            " again; 1: none."
+        ),
     )
     decontaminate: bool = Field(
         False,
-        description="Drop rows that share a run of words with the local rows of the recipe's evaluate and mt_bench steps. "
-        "The filter then depends on those rows, and runs again when they change.",
+        description=(
+            "Drop rows that share a run of words with the local rows of the recipe's evaluate and mt_bench steps. "
+            "The filter then depends on those rows, and runs again when they change."
+        ),
     )
-    decontaminate_words: int = Field(13, ge=4, description="Length of that run. GPT-3, appendix C: 13; shorter texts count whole from 8 words on.")
-    drop_duplicates: bool = Field(True, description="Drop rows whose instruction equals an earlier one, case and spaces aside.")
+    decontaminate_words: int = Field(
+        13, ge=4, description="Length of that run. GPT-3, appendix C: 13; shorter texts count whole from 8 words on."
+    )
+    drop_duplicates: bool = Field(
+        True, description="Drop rows whose instruction equals an earlier one, case and spaces aside."
+    )
     near_duplicates: float | None = Field(
-        0.7, gt=0, le=1, description="Drop rows whose instruction is at least this like an earlier one (Jaccard index of word 3-grams); null: none."
+        0.7,
+        gt=0,
+        le=1,
+        description=(
+            "Drop rows whose instruction is at least this like an earlier one (Jaccard index of word 3-grams); null:"
+            " none."
+        ),
     )
 
 
 class Filter(Strict):
-    """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason, and 'openbezoar review' has the last word."""
+    """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason,
+    and 'openbezoar review' has the last word.
+    """
 
     filter: DataRef
     clean: list[CleanerName] = Field(
         list(get_args(CleanerName)),
-        description="What is put right in a row's texts before the rules; counted under these names. A recipe that keeps thoughts leaves 'thoughts' out.",
+        description=(
+            "What is put right in a row's texts before the rules; counted under these names. A recipe that keeps"
+            " thoughts leaves 'thoughts' out."
+        ),
     )
     judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
     mode: Literal["text", "probability"] = Field(
         "text",
-        description="'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities of the rating tokens (local judges, and servers that tell them).",
+        description=(
+            "'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities"
+            " of the rating tokens (local judges, and servers that tell them)."
+        ),
     )
     min_rating: float = Field(5.0, ge=1, le=10)
     retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
@@ -86,6 +134,8 @@ class Filter(Strict):
     judge_top_p: float = _judge_top_p()
     batch: int = Field(32, ge=1)
     rules: Rules = Rules()
-    prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the project's own, by prompt name.")
+    prompts: dict[str, str] = Field(
+        default={}, description="Files with texts to use instead of the project's own, by prompt name."
+    )
     budget: Budget | None = Field(None, description="What this step may spend on models.")
     max_refused: float = _max_refused()

@@ -1,4 +1,6 @@
-"""A recipe's file → a ``Recipe``: YAML, defaults of a verb, ``--set`` overrides, and one-line errors that name the key."""
+"""A recipe's file → a ``Recipe``: YAML, defaults of a verb, ``--set`` overrides, and one-line
+errors that name the key.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from openbezoar.recipe.measure_steps import TaskSpec
 from openbezoar.recipe.schema import VERBS, Recipe, verb_of
 from openbezoar.recipe.train_steps import Lora
 
-MOST = 100_000  # values of a recipe, each alias counted as all that it stands for; the largest one here has some hundreds
+# values of a recipe, each alias counted as all that it stands for; the largest one here has some
+# hundreds
+MOST = 100_000
 LONGEST = 600  # characters of what YAML or the schema says about a mistake
 
 
@@ -39,13 +43,19 @@ class _Loader(yaml.SafeLoader):
         try:  # JSON writes a character as a pair of surrogates, which YAML's loader leaves apart
             node.value = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
-            raise _Unfit(f"line {node.start_mark.line + 1}: half a character (a lone surrogate) in a text; write the whole character") from None
+            raise _Unfit(
+                f"line {node.start_mark.line + 1}: half a character (a lone surrogate) in a text; write the whole"
+                " character"
+            ) from None
         return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = int(super().construct_yaml_int(node))
         if abs(value) >= LARGEST:
-            raise _Unfit(f"line {node.start_mark.line + 1}: a whole number of hundreds of digits; expected one that a setting can have")
+            raise _Unfit(
+                f"line {node.start_mark.line + 1}: a whole number of hundreds of digits; expected one that a setting"
+                " can have"
+            )
         return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -56,7 +66,10 @@ class _Loader(yaml.SafeLoader):
                 continue
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise _Unfit(f"line {line}: '{named(key.value)}' is there already, in line {lines[key.value]}; rename one or take it out")
+                raise _Unfit(
+                    f"line {line}: '{named(key.value)}' is there already, in line {lines[key.value]}; rename one or"
+                    " take it out"
+                )
             lines[key.value] = line
         return node
 
@@ -79,18 +92,26 @@ def _checked(loader: _Loader, root: yaml.Node) -> Any:
     stack = [root]
     while stack:
         node = stack[-1]
-        children = [inner for pair in node.value for inner in pair] if isinstance(node, yaml.MappingNode) else node.value
+        children = (
+            [inner for pair in node.value for inner in pair] if isinstance(node, yaml.MappingNode) else node.value
+        )
         inner = children if isinstance(node, yaml.CollectionNode) else []
         if id(node) not in sizes:
             sizes[id(node)] = 0
             if any(sizes.get(id(child)) == 0 for child in inner):
-                raise _Unfit(f"line {node.start_mark.line + 1}: an alias stands inside of what it stands for; write the value out")
+                raise _Unfit(
+                    f"line {node.start_mark.line + 1}: an alias stands inside of what it stands for; write the"
+                    " value out"
+                )
             stack += [child for child in inner if id(child) not in sizes]
             continue
         stack.pop()
         sizes[id(node)] = 1 + sum(sizes[id(child)] for child in inner)
         if sizes[id(node)] > MOST:
-            raise _Unfit(f"line {node.start_mark.line + 1}: aliases (*NAME) make over {MOST:,} values of it; write out what is meant")
+            raise _Unfit(
+                f"line {node.start_mark.line + 1}: aliases (*NAME) make over {MOST:,} values of it; write out what is"
+                " meant"
+            )
     return loader.construct_document(root)
 
 
@@ -145,13 +166,19 @@ def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
     if name in ("reviews", "votes"):
-        raise RecipeError(f"{where}: steps: a run keeps what people decide in its folder '{name}'; give the step another name")
+        raise RecipeError(
+            f"{where}: steps: a run keeps what people decide in its folder '{name}'; give the step another name"
+        )
     if not isinstance(step, dict):
         raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
     verb = verb_of(step)
     if not verb:
         found = [v for v in VERBS if v in step]
-        hint = f"two verbs ({', '.join(found)}); a step has one" if found else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
+        hint = (
+            f"two verbs ({', '.join(found)}); a step has one"
+            if found
+            else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
+        )
         raise RecipeError(f"{where}: steps.{name}: {hint}")
     kind = VERBS[verb]
     common = defaults.get(verb, {}) if isinstance(defaults, dict) else {}
@@ -168,12 +195,18 @@ def _check_defaults(defaults: Any, where: str) -> None:
         raise RecipeError(f"{where}: defaults: expected a mapping from verbs to settings")
     for verb, settings in defaults.items():
         if verb not in VERBS:
-            raise RecipeError(f"{where}: defaults.{verb}: not a verb{_suggest([verb], VERBS)}; expected one of {', '.join(VERBS)}")
+            raise RecipeError(
+                f"{where}: defaults.{verb}: not a verb{_suggest([verb], VERBS)}; expected one of {', '.join(VERBS)}"
+            )
         if not isinstance(settings, dict):
-            raise RecipeError(f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {shown(settings)})")
+            raise RecipeError(
+                f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {shown(settings)})"
+            )
         for key in settings:
             if key not in VERBS[verb].model_fields:
-                raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}")
+                raise RecipeError(
+                    f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}"
+                )
 
 
 def _suggest(given: Any, known: Any) -> str:
@@ -192,7 +225,9 @@ def _is_branch(part: int | str) -> bool:
 
 
 def _meant(errors: list[Any]) -> Any:
-    """The first error; where a value may have several forms, and each says why it is none of it, that of the form that was meant."""
+    """The first error; where a value may have several forms, and each says why it is none of it,
+    that of the form that was meant.
+    """
     first = errors[0]
     at = next((i for i, part in enumerate(first["loc"]) if _is_branch(part)), None)
     if at is None:
@@ -208,7 +243,9 @@ def _misspelt(errors: list[Any], first: Any) -> Any:
     """The error of an unknown key, where that is what a missing one was meant to be; else the error given."""
     if first["type"] != "missing":
         return first
-    unknown = {str(e["loc"][-1]): e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]}
+    unknown = {
+        str(e["loc"][-1]): e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]
+    }
     close = difflib.get_close_matches(str(first["loc"][-1]), list(unknown), n=1)
     return unknown[close[0]] if close else first
 
@@ -223,14 +260,18 @@ def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
         forms = {form.__name__: form for form in (DataSpec, TaskSpec, LocalModel, ServerModel)}
         branch = next((forms[part] for part in reversed(first["loc"]) if part in forms), None)
         fields = {str(e["loc"][-1]) for e in errors if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]}
-        for block in (branch,) if branch else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel):
+        for block in (
+            (branch,) if branch else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel)
+        ):
             fields |= {field for field in block.model_fields if field != key}
         return f"{where}: {place}: unknown key{_suggest([key], fields)}; see docs/recipe-reference.md or remove it"
     if first["type"] == "missing":
         return f"{where}: {place}: missing; add it"
     message = "expected a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
     secret = {"server", "key"} & set(first["loc"])  # where passwords are put by mistake
-    given = "" if secret or isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
+    given = (
+        "" if secret or isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
+    )
     return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
 
 

@@ -13,7 +13,9 @@ class TaskSpec(Strict):
     """A benchmark whose rows or shots differ from the usual."""
 
     task: str = Field(description="An lm-eval task: its prompts and metrics are used.")
-    name: str | None = Field(None, description="The name to report under; give one when the rows are not the task's own.")
+    name: str | None = Field(
+        None, description="The name to report under; give one when the rows are not the task's own."
+    )
     file: str | None = Field(None, description="Rows in the plain schema of docs/data.md; default: DATA/TASK.jsonl.gz.")
     fewshot: int | None = Field(None, ge=0, description="Default: the step's 'fewshot'.")
     limit: int | None = Field(None, ge=1)
@@ -23,11 +25,18 @@ class Gate(Strict):
     """What must not get worse: the run fails, or warns, where it is sure that it did."""
 
     measure: str = Field(description="A task, loss or set of pairs of the step, by the name it is reported under.")
-    fall: float = Field(ge=0, description="By how much it may get worse: points (hundredths) of a task or pairs, nats of a loss.")
+    fall: float = Field(
+        ge=0, description="By how much it may get worse: points (hundredths) of a task or pairs, nats of a loss."
+    )
     before: str | None = Field(None, description="The checkpoint it is compared with; default: the first of the list.")
     after: str | None = Field(None, description="The checkpoint it is asked of; default: the last of the list.")
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="Of the paired interval. The gate is broken if all of the interval is beyond 'fall', and open if some is."
+        0.95,
+        gt=0.5,
+        lt=1,
+        description=(
+            "Of the paired interval. The gate is broken if all of the interval is beyond 'fall', and open if some is."
+        ),
     )
     broken: Literal["fail", "warn"] = Field("fail", description="What a broken gate does; an open one warns.")
 
@@ -36,18 +45,29 @@ class Evaluate(Strict):
     """LM-Eval tasks, held-out losses and preference accuracies of several checkpoints."""
 
     evaluate: list[str] = Field(min_length=1, description="Names of models and steps, in the order of the table.")
-    tasks: list[str | TaskSpec] = Field(default=[], description="LM-Eval tasks, by name or with rows and shots of their own.")
+    tasks: list[str | TaskSpec] = Field(
+        default=[], description="LM-Eval tasks, by name or with rows and shots of their own."
+    )
     data: str | None = Field(None, description="Folder of local task rows; default: the hub.")
     fewshot: int | None = Field(None, ge=0, description="Default: 0.")
     limit: int | None = Field(None, ge=1, description="Questions a task.")
     losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
-    pairs: dict[str, DataRef] = Field(default={}, description="Share of these pairs in which the chosen answer is the likelier one.")
+    pairs: dict[str, DataRef] = Field(
+        default={}, description="Share of these pairs in which the chosen answer is the likelier one."
+    )
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
     reference: str | None = Field(
         None,
-        description="A checkpoint of the list, such as the one that DPO began with: on each pair set the others get implicit rewards and a KL divergence from it.",
+        description=(
+            "A checkpoint of the list, such as the one that DPO began with: on each pair set the others get implicit"
+            " rewards and a KL divergence from it."
+        ),
     )
-    kl_rows: int = Field(16, ge=0, description="Prompts of each pair set that a checkpoint answers for its KL divergence from the reference.")
+    kl_rows: int = Field(
+        16,
+        ge=0,
+        description="Prompts of each pair set that a checkpoint answers for its KL divergence from the reference.",
+    )
     kl_tokens: int = Field(64, ge=1, description="Most new tokens of such an answer.")
     gate: list[Gate] = Field(default=[], description="What must hold before the run goes on.")
     tokens: int = Field(2048, ge=64)
@@ -68,23 +88,36 @@ class MtBench(Strict):
     questions: DataRef
     judge: str
     answers: DataRef | None = Field(
-        None, description="Published answers of other models to set beside: rows with question_id, model_id and turns (docs/data.md)."
+        None,
+        description=(
+            "Published answers of other models to set beside: rows with question_id, model_id and turns (docs/data.md)."
+        ),
     )
     grading: Literal["single", "pairwise", "both"] = Field(
         "single", description="A rating for each answer, a verdict on each two (asked in both orders), or both."
     )
     against: str | None = Field(None, description="Compare every model with this one only; default: every two models.")
     mode: Literal["text", "probability"] = Field(
-        "text", description="'text': the judge writes and is parsed; 'probability': ratings or verdicts are weighed (local judges)."
+        "text",
+        description=(
+            "'text': the judge writes and is parsed; 'probability': ratings or verdicts are weighed (local judges)."
+        ),
     )
     max_new_tokens: int = Field(1024, gt=0, description="FastChat: 1024.")
     judge_max_new_tokens: int = Field(512, gt=0)
     judge_temperature: float = _judge_temperature()
     judge_top_p: float = _judge_top_p()
-    judge_prompts: DataRef | None = Field(None, description="Rows of FastChat's judge_prompts.jsonl, used word for word; default: the project's own texts.")
-    judge_check: str | None = Field(None, description="An agreement step that the judge must have passed before it grades.")
+    judge_prompts: DataRef | None = Field(
+        None,
+        description="Rows of FastChat's judge_prompts.jsonl, used word for word; default: the project's own texts.",
+    )
+    judge_check: str | None = Field(
+        None, description="An agreement step that the judge must have passed before it grades."
+    )
     batch: int = Field(16, ge=1)
-    prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the project's own, by prompt name.")
+    prompts: dict[str, str] = Field(
+        default={}, description="Files with texts to use instead of the project's own, by prompt name."
+    )
     budget: Budget | None = Field(None, description="What this step may spend on models.")
     max_refused: float = _max_refused()
 
@@ -100,34 +133,49 @@ class MtBench(Strict):
 
 
 class Agreement(Strict):
-    """A judge on pairs of answers that people have compared, in both orders, so that it earns its number before it grades."""
+    """A judge on pairs of answers that people have compared, in both orders, so that it earns its
+    number before it grades.
+    """
 
     agreement: str = Field(description="The judge: name of a model or a step.")
-    pairs: DataRef = Field(description="Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie (docs/data.md).")
+    pairs: DataRef = Field(
+        description="Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie (docs/data.md)."
+    )
     mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
     min_agreement: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="The run stops if the judge and the people agree on a smaller share of the pairs (ties count, a verdict that changed on swapped order is one).",
+        description=(
+            "The run stops if the judge and the people agree on a smaller share of the pairs (ties count, a verdict"
+            " that changed on swapped order is one)."
+        ),
     )
     judge_max_new_tokens: int = Field(512, gt=0)
     judge_temperature: float = _judge_temperature()
     judge_top_p: float = _judge_top_p()
     judge_prompts: DataRef | None = Field(None, description="As in mt_bench.")
     batch: int = Field(16, ge=1)
-    prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the project's own, by prompt name.")
+    prompts: dict[str, str] = Field(
+        default={}, description="Files with texts to use instead of the project's own, by prompt name."
+    )
     budget: Budget | None = Field(None, description="What this step may spend on models.")
     max_refused: float = _max_refused()
 
 
 class Failures(Strict):
-    """What checkpoints get wrong: loops, empty and endless answers, refusals, what the system prompt changes, unsafe and unsupported answers."""
+    """What checkpoints get wrong: loops, empty and endless answers, refusals, what the system
+    prompt changes, unsafe and unsupported answers.
+    """
 
     failures: list[str] = Field(min_length=1, description="Names of models and steps.")
     instructions: DataRef = Field(description="Rows whose prompts every checkpoint answers, greedily.")
-    harmless: DataRef | None = Field(None, description="Prompts whose answers the judge checks for harm, such as HH-RLHF's harmless-base.")
-    grounded: DataRef | None = Field(None, description="Rows with instruction and context; the judge checks whether the context supports the answer.")
+    harmless: DataRef | None = Field(
+        None, description="Prompts whose answers the judge checks for harm, such as HH-RLHF's harmless-base."
+    )
+    grounded: DataRef | None = Field(
+        None, description="Rows with instruction and context; the judge checks whether the context supports the answer."
+    )
     judge: str | None = Field(None, description="Needed with 'harmless' and 'grounded'.")
     mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
     systems: dict[str, str] = Field(
@@ -140,7 +188,9 @@ class Failures(Strict):
     judge_temperature: float = _judge_temperature()
     judge_top_p: float = _judge_top_p()
     batch: int = Field(16, ge=1)
-    prompts: dict[str, str] = Field(default={}, description="Files with texts to use instead of the project's own, by prompt name.")
+    prompts: dict[str, str] = Field(
+        default={}, description="Files with texts to use instead of the project's own, by prompt name."
+    )
     budget: Budget | None = Field(None, description="What this step may spend on models.")
     max_refused: float = _max_refused()
 

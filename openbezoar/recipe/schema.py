@@ -49,15 +49,25 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run folder's name.")
     description: str = ""
-    data: str | None = Field(None, description="A folder of data; paths that begin with $data/ lie in it. Relative to the recipe's own file.")
+    data: str | None = Field(
+        None, description="A folder of data; paths that begin with $data/ lie in it. Relative to the recipe's own file."
+    )
     seed: int = Field(0, ge=0, description="All randomness comes from it and the step's name.")
     policy: Literal["any", "open"] = Field(
-        "any", description="'open': teachers, judges, seeds and training rows must have an open licence that is stated and is not non-commercial."
+        "any",
+        description=(
+            "'open': teachers, judges, seeds and training rows must have an open licence that is stated and is not"
+            " non-commercial."
+        ),
     )
     prompt: PromptSpec = PromptSpec()
-    budget: Budget | None = Field(None, description="What all steps together may spend on models, over all tries of the run.")
+    budget: Budget | None = Field(
+        None, description="What all steps together may spend on models, over all tries of the run."
+    )
     models: dict[str, Annotated[ServerModel | LocalModel, Field(union_mode="left_to_right")]]
-    defaults: dict[str, dict[str, Any]] = Field(default={}, description="Settings by verb, for all steps of that verb that do not set them.")
+    defaults: dict[str, dict[str, Any]] = Field(
+        default={}, description="Settings by verb, for all steps of that verb that do not set them."
+    )
     steps: dict[str, Step]
 
     @field_validator("models", mode="before")
@@ -83,7 +93,11 @@ def verb_of(step: BaseModel | Mapping[str, Any]) -> str:
 
 def references(step: Step) -> Iterator[tuple[str, str, str]]:
     """What a step names: (key, kind, name) with kind 'model' (a model or a step), 'data' or 'step'."""
-    for key, value in (("teacher", getattr(step, "teacher", None)), ("judge", getattr(step, "judge", None)), ("model", getattr(step, "model", None))):
+    for key, value in (
+        ("teacher", getattr(step, "teacher", None)),
+        ("judge", getattr(step, "judge", None)),
+        ("model", getattr(step, "model", None)),
+    ):
         if isinstance(value, str):
             yield key, "model", value
     for key in ("merge", "agreement"):
@@ -94,7 +108,20 @@ def references(step: Step) -> Iterator[tuple[str, str, str]]:
     for key in ("evaluate", "mt_bench", "failures", "release"):
         for name in getattr(step, key, None) or []:
             yield key, "model", name
-    for key in ("filter", "sft", "dpo", "seeds", "heldout", "drift", "questions", "answers", "judge_prompts", "instructions", "harmless", "grounded"):
+    for key in (
+        "filter",
+        "sft",
+        "dpo",
+        "seeds",
+        "heldout",
+        "drift",
+        "questions",
+        "answers",
+        "judge_prompts",
+        "instructions",
+        "harmless",
+        "grounded",
+    ):
         if (ref := getattr(step, key, None)) is not None:
             for spec in data_specs(ref):
                 yield key, "data", spec.data

@@ -24,6 +24,9 @@ class Release(Strict):
     release: list[str] = Field(min_length=1, description="Names of merge steps.")
     gguf: list[GgufForm] = Field(
         ["q8_0"],
-        description="Forms of GGUF to make of each model, for llama.cpp and Ollama: f16 is as large as the safetensors, q8_0 about half; [] makes none.",
+        description=(
+            "Forms of GGUF to make of each model, for llama.cpp and Ollama: f16 is as large as the safetensors, q8_0"
+            " about half; [] makes none."
+        ),
     )
     title: str | None = Field(None, description="Family name on the cards; default: the recipe's name.")

@@ -36,33 +36,57 @@ class Training(Strict):
     weight_decay: float = Field(0.0, ge=0)
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
         "adamw",
-        description="'adamw8bit' keeps its state in 8 bits, 'paged_adamw8bit' may also move it out of a GPU's memory. (QLoRA's scripts page a state of 32 bits.)",
+        description=(
+            "'adamw8bit' keeps its state in 8 bits, 'paged_adamw8bit' may also move it out of a GPU's memory. (QLoRA's"
+            " scripts page a state of 32 bits.)"
+        ),
     )
     lora: Lora = Lora()
-    quantize: Literal["nf4", "none"] = Field("nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none.")
+    quantize: Literal["nf4", "none"] = Field(
+        "nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none."
+    )
     nf4: Literal["auto", "packed", "unpacked"] = Field(
         "auto",
-        description="How NF4's values are held: packed in 4 bits, or unpacked to the arithmetic's dtype, which are the same numbers, faster on a CPU and four "
-        "times the memory. 'auto' unpacks on a CPU where that takes at most a quarter of its free memory.",
+        description=(
+            "How NF4's values are held: packed in 4 bits, or unpacked to the arithmetic's dtype, which are the same"
+            " numbers, faster on a CPU and four times the memory. 'auto' unpacks on a CPU where that takes at most a"
+            " quarter of its free memory."
+        ),
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Of the arithmetic; adapters are kept in fp32.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Of the arithmetic; adapters are kept in fp32."
+    )
     max_length: int = Field(1024, ge=8, description="Most tokens of prompt and answer.")
     too_long: Literal["drop", "truncate"] = Field(
         "drop", description="What happens to longer rows; counted either way. Truncation drops the oldest turns first."
     )
-    heldout: DataRef | None = Field(None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data.")
+    heldout: DataRef | None = Field(
+        None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data."
+    )
     heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
     heldout_rows: int = Field(64, ge=1, description="Most rows held out.")
     evaluate_every: int | None = Field(
         None,
         ge=1,
-        description="Optimiser steps between held-out measurements; default: only before and after. With it the adapter with the lowest held-out loss is kept.",
+        description=(
+            "Optimiser steps between held-out measurements; default: only before and after. With it the adapter with"
+            " the lowest held-out loss is kept."
+        ),
     )
-    patience: int | None = Field(None, ge=1, description="Stop after this many measurements without a better held-out loss. Needs evaluate_every.")
-    tokens: int = Field(1024, ge=64, description="Token budget of one forward pass; a longer row or pair is a pass by itself.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many measurements without a better held-out loss. Needs evaluate_every.",
+    )
+    tokens: int = Field(
+        1024, ge=64, description="Token budget of one forward pass; a longer row or pair is a pass by itself."
+    )
     checkpointing: Literal["auto"] | bool = Field(
         "auto",
-        description="Recompute activations in the backward pass: less memory, a third more arithmetic, the same bits. auto: where keeping them takes over 7.5 GB.",
+        description=(
+            "Recompute activations in the backward pass: less memory, a third more arithmetic, the same bits. auto:"
+            " where keeping them takes over 7.5 GB."
+        ),
     )
     save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
 
@@ -78,7 +102,11 @@ class Sft(Training):
 
     sft: DataRef
     adapter: Literal["continue", "new"] = Field(
-        "continue", description="On top of an sft step: continue its adapter, with the lora settings that it has, or merge it and start a new one."
+        "continue",
+        description=(
+            "On top of an sft step: continue its adapter, with the lora settings that it has, or merge it and start a"
+            " new one."
+        ),
     )
 
 
@@ -88,22 +116,31 @@ class Merge(Strict):
     merge: str = Field(description="The step whose adapters are merged.")
     onto: Literal["best", "original", "dequantized"] = Field(
         "best",
-        description="The base the adapter is added to: the original 16-bit weights, what NF4 made of them (which is what the adapter saw), "
-        "or whichever of the two has the lower loss on the drift rows.",
+        description=(
+            "The base the adapter is added to: the original 16-bit weights, what NF4 made of them (which is what the"
+            " adapter saw), or whichever of the two has the lower loss on the drift rows."
+        ),
     )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    drift: DataRef | None = Field(None, description="Rows on which the drift is measured; default: the training step's held-out rows.")
+    drift: DataRef | None = Field(
+        None, description="Rows on which the drift is measured; default: the training step's held-out rows."
+    )
     drift_rows: int = Field(16, ge=1)
     max_drift: float | None = Field(
         1.0,
         gt=0,
-        description="The run stops if the merged model lies further from the unmerged one, in nats a token of those rows: by KL divergence, or by a higher loss. "
-        "1.0: rounding and NF4's error stay below 0.3 on a 135M model, weights that were misread make 10 or more. null: no limit.",
+        description=(
+            "The run stops if the merged model lies further from the unmerged one, in nats a token of those rows: by KL"
+            " divergence, or by a higher loss. 1.0: rounding and NF4's error stay below 0.3 on a 135M model, weights"
+            " that were misread make 10 or more. null: no limit."
+        ),
     )
 
 
-# What each preference loss uses, with its default. Sources: [DPO] for sigmoid (and TRL's default for the losses beside it),
-# arXiv 2411.15124 for sigmoid_norm, 2402.13228 section 5 for dpop, the authors' code of 2405.14734 (beta 2, gamma / beta 0.5)
+# What each preference loss uses, with its default. Sources: [DPO] for sigmoid (and TRL's default
+# for the losses beside it),
+# arXiv 2411.15124 for sigmoid_norm, 2402.13228 section 5 for dpop, the authors' code of 2405.14734
+# (beta 2, gamma / beta 0.5)
 # for simpo, 2403.07691 for orpo.
 LOSS_SETTINGS: dict[str, dict[str, float]] = {
     "sigmoid": {"beta": 0.1, "label_smoothing": 0.0},
@@ -121,28 +158,52 @@ WITHOUT_REFERENCE = ("simpo", "orpo")
 
 
 class Dpo(Training):
-    """Preference training with a new adapter; the reference is the model as given, the adapter off. Losses: docs/preference-losses.md."""
+    """Preference training with a new adapter; the reference is the model as given, the adapter off.
+    Losses: docs/preference-losses.md.
+    """
 
     dpo: DataRef
     loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "dpop", "kto_pair", "simpo", "orpo"] = Field(
-        "sigmoid", description="The preference loss; 'sigmoid' is DPO [DPO] equation 7, with label_smoothing conservative DPO."
+        "sigmoid",
+        description="The preference loss; 'sigmoid' is DPO [DPO] equation 7, with label_smoothing conservative DPO.",
     )
     beta: float | None = Field(
         None,
         gt=0,
-        description="Strength of the pull to the reference, or the scale of SimPO's rewards. Default by loss: 0.1 ([DPO] 0.1 to 0.5; 0.1 in the reference's example), "
-        "dpop 0.3, simpo 2, sigmoid_norm 5; orpo has none.",
+        description=(
+            "Strength of the pull to the reference, or the scale of SimPO's rewards. Default by loss: 0.1 ([DPO] 0.1 to"
+            " 0.5; 0.1 in the reference's example), dpop 0.3, simpo 2, sigmoid_norm 5; orpo has none."
+        ),
     )
     label_smoothing: float | None = Field(
-        None, ge=0, lt=0.5, description="Share of labels taken as flipped, 0 by default; for sigmoid (conservative DPO), sigmoid_norm and simpo."
+        None,
+        ge=0,
+        lt=0.5,
+        description=(
+            "Share of labels taken as flipped, 0 by default; for sigmoid (conservative DPO), sigmoid_norm and simpo."
+        ),
     )
-    simpo_gamma: float | None = Field(None, ge=0, description="SimPO's target margin; 1 by default (gamma / beta = 0.5 is the authors' starting point).")
-    dpop_lambda: float | None = Field(None, ge=0, description="DPO-positive's weight on a chosen answer that lost likelihood; 50 by default, as in its paper.")
-    orpo_lambda: float | None = Field(None, gt=0, description="ORPO's weight of the odds ratio beside the likelihood of the chosen answer; 0.1 by default.")
+    simpo_gamma: float | None = Field(
+        None,
+        ge=0,
+        description="SimPO's target margin; 1 by default (gamma / beta = 0.5 is the authors' starting point).",
+    )
+    dpop_lambda: float | None = Field(
+        None,
+        ge=0,
+        description="DPO-positive's weight on a chosen answer that lost likelihood; 50 by default, as in its paper.",
+    )
+    orpo_lambda: float | None = Field(
+        None,
+        gt=0,
+        description="ORPO's weight of the odds ratio beside the likelihood of the chosen answer; 0.1 by default.",
+    )
     reference: Literal["same pass", "cached"] = Field(
         "same pass",
-        description="'same pass': the reference is computed beside the policy, adapter off; 'cached': once before training, and kept in the step's folder "
-        "(worth it for more than one epoch, or for several losses on the same pairs).",
+        description=(
+            "'same pass': the reference is computed beside the policy, adapter off; 'cached': once before training, and"
+            " kept in the step's folder (worth it for more than one epoch, or for several losses on the same pairs)."
+        ),
     )
     learning_rate: float = Field(1e-5, gt=0, description="About 1e-5 is advised for adapters by TRL's documentation.")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -160,7 +221,10 @@ class Dpo(Training):
         for name in {name: None for settings in LOSS_SETTINGS.values() for name in settings}:
             if name not in used and data.get(name) is not None:
                 others = ", ".join(other for other, settings in LOSS_SETTINGS.items() if name in settings)
-                raise ValueError(f"{name}: the loss '{loss}' does not use it ({others} {'do' if ',' in others else 'does'}); remove it or name another loss")
+                raise ValueError(
+                    f"{name}: the loss '{loss}' does not use it ({others} {'do' if ',' in others else 'does'}); remove"
+                    " it or name another loss"
+                )
         if loss in WITHOUT_REFERENCE and data.get("reference") is not None:
             raise ValueError(f"reference: the loss '{loss}' has none; remove it or name another loss")
         return {**data, **{name: default for name, default in used.items() if data.get(name) is None}}

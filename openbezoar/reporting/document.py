@@ -21,7 +21,15 @@ from openbezoar.reporting.wording import code, fenced, markdown_text, slug
 from openbezoar.store.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-TONES = {"better": "Better", "worse": "Worse", "changed": "Changed", "noise": "No clear difference", "missing": "Not known", "made": "Made", "cost": "Cost"}
+TONES = {
+    "better": "Better",
+    "worse": "Worse",
+    "changed": "Changed",
+    "noise": "No clear difference",
+    "missing": "Not known",
+    "made": "Made",
+    "cost": "Cost",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,9 @@ class Points:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table with a name. One to ``stack`` has few columns of long texts, which a narrow screen shows below one another."""
+    """A table with a name. One to ``stack`` has few columns of long texts, which a narrow screen
+    shows below one another.
+    """
 
     table: Table
     name: str = "Table"
@@ -169,7 +179,10 @@ def template(name: str, **values: Any) -> str:
 def write_page(page: Page, out: Path, name: str) -> None:
     """Write ``name``.md with its pictures beside it, and ``name``.html as one file."""
     style, script = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none';"
+        " form-action 'none'"
+    )
     html = template("page.html.j2", page=page, style=style, script=script, policy=policy)
     write_text(out / f"{name}.html", html)
     write_text(out / f"{name}.md", template("page.md.j2", page=page))

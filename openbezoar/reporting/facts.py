@@ -150,7 +150,9 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recip
 
 
 def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:
-    """Inputs first, otherwise as the recipe has them; steps of older versions, which did not say, before, by the time of their end."""
+    """Inputs first, otherwise as the recipe has them; steps of older versions, which did not say,
+    before, by the time of their end.
+    """
     ordered: dict[str, StepFacts] = {}
 
     def visit(step: StepFacts, trail: tuple[str, ...]) -> None:

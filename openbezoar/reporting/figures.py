@@ -49,7 +49,11 @@ def standalone(svg: str) -> str:
 
 def line_chart(series: Sequence[Series], title: str, x_label: str) -> str:
     """Lines in one frame with the range of both axes written out; '' without a finite point."""
-    drawn = [s for s in (Series(s.label, tuple(p for p in s.points if math.isfinite(p[1])), s.marks) for s in series) if s.points]
+    drawn = [
+        s
+        for s in (Series(s.label, tuple(p for p in s.points if math.isfinite(p[1])), s.marks) for s in series)
+        if s.points
+    ]
     if not drawn:
         return ""
     xs = [x for s in drawn for x, _ in s.points]
@@ -71,7 +75,9 @@ def line_chart(series: Sequence[Series], title: str, x_label: str) -> str:
     return _with_legend(parts, [s.label for s in drawn], _TOP + _HIGH + 22, title)
 
 
-def bar_chart(series: Mapping[str, Sequence[float]], bins: Sequence[str], title: str, x_label: str, y_label: str) -> str:
+def bar_chart(
+    series: Mapping[str, Sequence[float]], bins: Sequence[str], title: str, x_label: str, y_label: str
+) -> str:
     """Bars by bin, those of several series side by side; '' without a bar."""
     drawn = {label: values for label, values in series.items() if any(values)}
     if not drawn:
@@ -85,10 +91,19 @@ def bar_chart(series: Mapping[str, Sequence[float]], bins: Sequence[str], title:
             high = _HIGH * value / top
             x = _LEFT + place * width + width * 0.08 + number * bar
             if value:
-                parts.append(f'<rect x="{x:.1f}" y="{_TOP + _HIGH - high:.1f}" width="{bar:.1f}" height="{high:.1f}" fill="{colour(number)}"/>')
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{_TOP + _HIGH - high:.1f}" width="{bar:.1f}" height="{high:.1f}"'
+                    f' fill="{colour(number)}"/>'
+                )
     every = max(1, math.ceil(max(map(len, bins)) * 11 * _CHARACTER / (width - 2)))
-    parts += [svg_text(_LEFT + (i + 0.5) * width, _TOP + _HIGH + 15, label, "middle") for i, label in enumerate(bins) if i % every == 0]
-    parts.append(svg_text(_LEFT + (WIDTH - _LEFT - _RIGHT) / 2, _TOP + _HIGH + 30, f"{x_label}; height: {y_label}", "middle"))
+    parts += [
+        svg_text(_LEFT + (i + 0.5) * width, _TOP + _HIGH + 15, label, "middle")
+        for i, label in enumerate(bins)
+        if i % every == 0
+    ]
+    parts.append(
+        svg_text(_LEFT + (WIDTH - _LEFT - _RIGHT) / 2, _TOP + _HIGH + 30, f"{x_label}; height: {y_label}", "middle")
+    )
     return _with_legend(parts, list(drawn) if len(drawn) > 1 else [], _TOP + _HIGH + 36, title, filled=True)
 
 
@@ -107,15 +122,22 @@ def interval_chart(rows: Sequence[Interval], title: str) -> str:
     bottom = top + step * len(rows)
     parts = [frame_text(title)]
     parts.append(
-        f'<line x1="{at(rows[0].value):.1f}" x2="{at(rows[0].value):.1f}" y1="{top}" y2="{bottom}" stroke="currentColor" stroke-dasharray="2 3" stroke-opacity=".6"/>'
+        f'<line x1="{at(rows[0].value):.1f}" x2="{at(rows[0].value):.1f}" y1="{top}" y2="{bottom}"'
+        ' stroke="currentColor" stroke-dasharray="2 3" stroke-opacity=".6"/>'
     )
     for number, row in enumerate(rows):
         y = top + step * (number + 0.5)
         parts.append(svg_text(left, y + 4, fitted(row.label, left - 2, 11), "end"))
         if row.low is not None and row.high is not None:
-            parts.append(f'<line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y}" y2="{y}" stroke="{colour(0)}" stroke-width="2"/>')
+            parts.append(
+                f'<line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y}" y2="{y}" stroke="{colour(0)}"'
+                ' stroke-width="2"/>'
+            )
         parts.append(f'<circle cx="{at(row.value):.1f}" cy="{y}" r="4.5" fill="{colour(0)}"/>')
-    parts.append(f'<line x1="{left + 10}" x2="{WIDTH - 12}" y1="{bottom}" y2="{bottom}" stroke="currentColor" stroke-opacity=".3"/>')
+    parts.append(
+        f'<line x1="{left + 10}" x2="{WIDTH - 12}" y1="{bottom}" y2="{bottom}" stroke="currentColor"'
+        ' stroke-opacity=".3"/>'
+    )
     parts += [svg_text(at(v), bottom + 15, amount(v), anchor) for v, anchor in ((low, "start"), (high, "end"))]
     return svg_open(WIDTH, bottom + 22, title) + "".join(parts) + "</svg>"
 
@@ -131,13 +153,16 @@ def funnel_chart(stages: Sequence[tuple[str, int]], title: str) -> str:
         y = top + step * number
         parts.append(svg_text(left, y + 13, fitted(name, left - 2, 11), "end"))
         parts.append(
-            f'<rect x="{left + 8}" y="{y + 2}" width="{max(1.0, width * n / stages[0][1]):.1f}" height="{step - 6}" fill="{colour(0)}" fill-opacity=".8"/>'
+            f'<rect x="{left + 8}" y="{y + 2}" width="{max(1.0, width * n / stages[0][1]):.1f}" height="{step - 6}"'
+            f' fill="{colour(0)}" fill-opacity=".8"/>'
         )
         parts.append(svg_text(left + 13 + width * n / stages[0][1], y + 13, f"{n:,}", "start"))
     return svg_open(WIDTH, top + step * len(stages) + 8, title) + "".join(parts) + "</svg>"
 
 
-def radar_chart(series: Mapping[str, Mapping[str, float]], axes: Sequence[str], low: float, high: float, title: str) -> str:
+def radar_chart(
+    series: Mapping[str, Mapping[str, float]], axes: Sequence[str], low: float, high: float, title: str
+) -> str:
     """A polygon a series over three axes or more, from ``low`` in the middle to ``high`` at the rim; '' otherwise.
 
     An axis on which a series has no value is passed over by its line.
@@ -191,8 +216,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def svg_open(width: float, height: float, title: str) -> str:
     """The beginning of a picture that a screen reader calls by its title."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'aria-label="{escaped(title)}" font-family="system-ui,sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f}'
+        f' {height:.0f}" role="img" aria-label="{escaped(title)}" font-family="system-ui,sans-serif" font-size="11">'
     )
 
 
@@ -208,7 +233,10 @@ def svg_text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
 
 def frame_text(title: str) -> str:
     """A chart's title above its frame, on two lines at most."""
-    return "".join(svg_text(2, 12 + 14 * i, line, "start", ' font-weight="600"') for i, line in enumerate(wrapped(title, WIDTH - 4, 11.5)))
+    return "".join(
+        svg_text(2, 12 + 14 * i, line, "start", ' font-weight="600"')
+        for i, line in enumerate(wrapped(title, WIDTH - 4, 11.5))
+    )
 
 
 def _length(text: str, size: float) -> float:
@@ -237,7 +265,10 @@ def _grid(lines: Sequence[tuple[float, str]]) -> list[str]:
     """Horizontal lines with their values at the left."""
     parts = []
     for y, label in lines:
-        parts.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-opacity=".2"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor"'
+            ' stroke-opacity=".2"/>'
+        )
         parts.append(svg_text(_LEFT - 5, y + 4, label, "end"))
     return parts
 
@@ -250,6 +281,8 @@ def _with_legend(parts: Sequence[str], labels: Sequence[str], bottom: float, tit
         if x > 4 and x + 26 + _length(shown, 11) > WIDTH:
             x, y = 4.0, y + 16
         line = f'stroke="{colour(number)}" stroke-width="9"' if filled else _stroke(number).replace("1.8", "3")
-        legend.append(f'<line x1="{x}" x2="{x + 20}" y1="{y - 4}" y2="{y - 4}" {line}/>' + svg_text(x + 25, y, shown, "start"))
+        legend.append(
+            f'<line x1="{x}" x2="{x + 20}" y1="{y - 4}" y2="{y - 4}" {line}/>' + svg_text(x + 25, y, shown, "start")
+        )
         x += 25 + _length(shown, 11) + 14
     return svg_open(WIDTH, y + 8 if labels else bottom, title) + "".join([*parts, *legend]) + "</svg>"

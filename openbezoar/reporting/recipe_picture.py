@@ -26,7 +26,9 @@ def mermaid(boxes: Sequence[Box]) -> str:
     """A flow chart in Mermaid's text form."""
     ids = {box.name: f"s{number}" for number, box in enumerate(boxes)}
     lines = ["flowchart TD"]
-    lines += [f'  {ids[b.name]}["{"<br/>".join(_mermaid_text(t) for t in (b.name, b.kind, b.outcome) if t)}"]' for b in boxes]
+    lines += [
+        f'  {ids[b.name]}["{"<br/>".join(_mermaid_text(t) for t in (b.name, b.kind, b.outcome) if t)}"]' for b in boxes
+    ]
     lines += [f"  {ids[i]} --> {ids[b.name]}" for b in boxes for i in b.inputs if i in ids]
     return "\n".join(lines)
 
@@ -61,7 +63,11 @@ def recipe_picture(boxes: Sequence[Box], title: str) -> str:
             places[box.name] = _Place(2 + start + column * (width + _GAP), 4 + level * (_HIGH + _DOWN), width)
     edges, lanes = _edges(boxes, depth, places, inner + 6)
     height = 8 + len(rows) * (_HIGH + _DOWN) - _DOWN
-    return svg_open(inner + 8 + lanes * _LANE, height, title) + "".join([*edges, *(_box(places[b.name], b) for b in boxes)]) + "</svg>"
+    return (
+        svg_open(inner + 8 + lanes * _LANE, height, title)
+        + "".join([*edges, *(_box(places[b.name], b) for b in boxes)])
+        + "</svg>"
+    )
 
 
 def _depths(boxes: Sequence[Box]) -> dict[str, int]:
@@ -76,7 +82,9 @@ def _depths(boxes: Sequence[Box]) -> dict[str, int]:
     return depth
 
 
-def _edges(boxes: Sequence[Box], depth: Mapping[str, int], places: Mapping[str, _Place], right: float) -> tuple[list[str], int]:
+def _edges(
+    boxes: Sequence[Box], depth: Mapping[str, int], places: Mapping[str, _Place], right: float
+) -> tuple[list[str], int]:
     """Edges as paths, drawn before the boxes, and the number of lanes they take."""
     paths: list[str] = []
     lanes: dict[str, int] = {}
@@ -93,7 +101,8 @@ def _edges(boxes: Sequence[Box], depth: Mapping[str, int], places: Mapping[str, 
             else:
                 number = lanes.setdefault(source, len(lanes))
                 shift = 5 + 3 * (number % 4)  # lines that turn between the same rows stay apart
-                paths.append(_path(f"M{x0 + 8:.1f},{y0:.1f}v{shift}H{right + number * _LANE:.1f}V{y1 - 6:.1f}H{x1 + 8:.1f}V{y1:.1f}"))
+                lane = right + number * _LANE
+                paths.append(_path(f"M{x0 + 8:.1f},{y0:.1f}v{shift}H{lane:.1f}V{y1 - 6:.1f}H{x1 + 8:.1f}V{y1:.1f}"))
     return paths, len(lanes)
 
 
@@ -105,11 +114,19 @@ def _box(place: _Place, box: Box) -> str:
     name = wrapped(box.name, place.width - 8, 14.5)  # bold is wider
     lines = [(line, 12.0, ' font-weight="600" font-size="12"') for line in name]
     lines += [(box.kind, 10.5, ' fill-opacity=".75" font-size="10.5"')] if len(name) == 1 else []
-    lines += [(line, 10.5, ' font-size="10.5"') for line in wrapped(box.outcome, place.width - 8, 10.5)] if box.outcome else []
+    lines += (
+        [(line, 10.5, ' font-size="10.5"') for line in wrapped(box.outcome, place.width - 8, 10.5)]
+        if box.outcome
+        else []
+    )
     top = place.y + (_HIGH - 14 * len(lines[:4])) / 2 + 10.5
     return (
         f"<g><title>{escaped(f'{box.name}: {box.kind}. {box.outcome}')}</title>"
-        f'<rect class="box" x="{place.x:.1f}" y="{place.y:.1f}" width="{place.width:.1f}" height="{_HIGH:.0f}" rx="6" fill="none" stroke="currentColor" stroke-opacity=".6"/>'
-        + "".join(svg_text(place.middle, top + 14 * i, fitted(t, place.width - 4, s), "middle", m) for i, (t, s, m) in enumerate(lines[:4]))
+        f'<rect class="box" x="{place.x:.1f}" y="{place.y:.1f}" width="{place.width:.1f}" height="{_HIGH:.0f}" rx="6"'
+        ' fill="none" stroke="currentColor" stroke-opacity=".6"/>'
+        + "".join(
+            svg_text(place.middle, top + 14 * i, fitted(t, place.width - 4, s), "middle", m)
+            for i, (t, s, m) in enumerate(lines[:4])
+        )
         + "</g>"
     )

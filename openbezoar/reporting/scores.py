@@ -87,7 +87,14 @@ def _evaluated(checkpoint: str, content: Mapping[str, Any]) -> Iterator[Measured
         if score := score_of(mapping(task.get("metrics")).get(metric), task.get("n")):
             shots = f", {task['fewshot']}-shot" if task.get("fewshot") is not None else ""
             lower = lower_is_better(task)
-            yield Measured(checkpoint, "task", name, f"{name}: {metric}{shots}{', lower is better' if lower else ''}", score, lower=lower)
+            yield Measured(
+                checkpoint,
+                "task",
+                name,
+                f"{name}: {metric}{shots}{', lower is better' if lower else ''}",
+                score,
+                lower=lower,
+            )
     for name, loss in mapping(content.get("losses")).items():
         if score := score_of(loss):
             yield Measured(checkpoint, "loss", name, f"{name}: held-out loss", score, lower=True)
@@ -98,7 +105,9 @@ def _evaluated(checkpoint: str, content: Mapping[str, Any]) -> Iterator[Measured
 
 
 def lower_is_better(task: Mapping[str, Any]) -> bool:
-    """Whether lower values of a task's main metric are better; results of older versions do not say, and then higher ones are."""
+    """Whether lower values of a task's main metric are better; results of older versions do not
+    say, and then higher ones are.
+    """
     return task.get("higher_is_better") is False
 
 
@@ -126,7 +135,10 @@ def graded(step: StepFacts) -> list[Grades]:
         answers = mapping(content.get("answers"))
         came = int(answers.get("turns") or 0) - int(answers.get("errors") or 0)
         empty = answers.get("empty")
-        groups = [{str(k): s for k, v in mapping(content.get(by)).items() if (s := score_of(v, key="mean"))} for by in ("by_category", "by_turn")]
+        groups = [
+            {str(k): s for k, v in mapping(content.get(by)).items() if (s := score_of(v, key="mean"))}
+            for by in ("by_category", "by_turn")
+        ]
         found.append(
             Grades(
                 checkpoint=name,
@@ -192,9 +204,13 @@ class Difference:
 
     @property
     def gain(self) -> float:
-        """How much better ``after`` is: the difference with the sign of what is measured, 0 where there is no better."""
+        """How much better ``after`` is: the difference with the sign of what is measured, 0 where
+        there is no better.
+        """
         measure = "loss" if self.kind == "loss" else self.what
-        return 0.0 if measure in NO_DIRECTION else -self.value if self.lower or measure in LOWER_IS_BETTER else self.value
+        return (
+            0.0 if measure in NO_DIRECTION else -self.value if self.lower or measure in LOWER_IS_BETTER else self.value
+        )
 
     @property
     def worse(self) -> bool:
@@ -210,13 +226,17 @@ class Difference:
 
     @property
     def outside_noise(self) -> bool:
-        """Whether the corrected test rejects that there is none; without a test, whether the 95 % interval excludes 0."""
+        """Whether the corrected test rejects that there is none; without a test, whether the 95 %
+        interval excludes 0.
+        """
         return self.p < ALPHA if self.p is not None else self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
         n = "" if self.n is None else f" n={self.n}"
         p = "" if self.p is None else f", p={self.p:.2g}"
-        return f"{self.before} → {self.after}, {self.label}: {estimate(self.value, self.low, self.high, sign=True)}{n}{p}"
+        return (
+            f"{self.before} → {self.after}, {self.label}: {estimate(self.value, self.low, self.high, sign=True)}{n}{p}"
+        )
 
 
 def told_apart(facts: RunFacts, step: StepFacts) -> str:
@@ -241,24 +261,53 @@ def differences(facts: RunFacts) -> list[Difference]:
 def stop_differences(facts: RunFacts) -> list[Difference]:
     """Paired differences in the share of answers that stop by themselves, over the questions of each mt_bench step.
 
-    A question's value is the share that ended of the turns that both answered; p values are corrected for the pairs of checkpoints.
+    A question's value is the share that ended of the turns that both answered; p values are
+    corrected for the pairs of checkpoints.
     """
     found = []
     for step in facts.of("mt_bench"):
         values = stopped(step)
         rows = every_pair(
-            {c: values[c] for c in checkpoints_of(step) if c in values}, step_seed(facts.seed or 0, step.name, "ended"), {"what": "ended"}, question_of
+            {c: values[c] for c in checkpoints_of(step) if c in values},
+            step_seed(facts.seed or 0, step.name, "ended"),
+            {"what": "ended"},
+            question_of,
         )
         correct(rows)
         what = "MT-Bench: answers that stop"
-        found += [Difference(d["a"], d["b"], what, d["difference"], d["low"], d["high"], d["n"], "ended", d["p_holm"], told_apart(facts, step)) for d in rows]
+        found += [
+            Difference(
+                d["a"],
+                d["b"],
+                what,
+                d["difference"],
+                d["low"],
+                d["high"],
+                d["n"],
+                "ended",
+                d["p_holm"],
+                told_apart(facts, step),
+            )
+            for d in rows
+        ]
     return found
 
 
 def failure_differences(facts: RunFacts) -> list[Difference]:
     """Paired differences in what goes wrong, between every two checkpoints of each failures step."""
     return [
-        Difference(str(d["a"]), str(d["b"]), str(d["what"]), d["difference"], d["low"], d["high"], d["n"], "failures", d.get("p_holm"), told_apart(facts, step))
+        Difference(
+            str(d["a"]),
+            str(d["b"]),
+            str(d["what"]),
+            d["difference"],
+            d["low"],
+            d["high"],
+            d["n"],
+            "failures",
+            d.get("p_holm"),
+            told_apart(facts, step),
+        )
         for step in facts.of("failures")
         for d in step.read_json(SCORES).get("differences") or []
     ]

@@ -23,15 +23,24 @@ def scores_section(facts: RunFacts) -> Section | None:
     table = scores_table(facts)
     if not table.rows:
         return None
-    about = "One row a checkpoint, in the order in which they were made. In the pictures the dot is the score, the line its 95 % interval, the dashed line the first checkpoint."
-    blocks: list[Block] = [Paragraph(about), Grid(table, "Scores of every checkpoint", stack=True), Gallery(tuple(_pictures(facts)))]
+    about = (
+        "One row a checkpoint, in the order in which they were made. In the pictures the dot is the score, the line its"
+        " 95 % interval, the dashed line the first checkpoint."
+    )
+    blocks: list[Block] = [
+        Paragraph(about),
+        Grid(table, "Scores of every checkpoint", stack=True),
+        Gallery(tuple(_pictures(facts))),
+    ]
     for step in facts.of("evaluate"):
         blocks += reference_blocks(step)
     return Section("Scores", (*blocks, *difference_blocks([*differences(facts), *stop_differences(facts)])))
 
 
 def reference_blocks(step: StepFacts) -> list[Block]:
-    """Implicit rewards on pairs, by subset, and the divergence, where an evaluate step named a reference; nothing without one."""
+    """Implicit rewards on pairs, by subset, and the divergence, where an evaluate step named a
+    reference; nothing without one.
+    """
     scores, rows = step.read_json(SCORES), []
     for checkpoint, content in mapping(scores.get("checkpoints")).items():
         for name, rewards in mapping(content.get("rewards")).items():
@@ -39,12 +48,23 @@ def reference_blocks(step: StepFacts) -> list[Block]:
             kl = score_of(moved)
             drift = NOTHING if kl is None else f"{kl.text()}, {moved['per_token']:.4f} a token"
             rows.append((checkpoint, name, *_rewards(rewards), drift))
-            rows += [(checkpoint, f"{name}: {subset}", *_rewards(part), NOTHING) for subset, part in mapping(rewards.get("subsets")).items()]
+            rows += [
+                (checkpoint, f"{name}: {subset}", *_rewards(part), NOTHING)
+                for subset, part in mapping(rewards.get("subsets")).items()
+            ]
     if not rows:
         return []
     headers = ("checkpoint", "pairs", "reward accuracy", "margin, nats", "KL divergence of whole answers, nats")
-    note = f"Seen from '{scores.get('reference')}': how much likelier an answer has become than it was there. KL: over answers that the checkpoint itself gave."
-    return [Part(f"Against the reference ({step.name})", (Grid(Table(headers, tuple(rows), note), "Implicit rewards and divergence", stack=True),))]
+    note = (
+        f"Seen from '{scores.get('reference')}': how much likelier an answer has become than it was there. KL: over"
+        " answers that the checkpoint itself gave."
+    )
+    return [
+        Part(
+            f"Against the reference ({step.name})",
+            (Grid(Table(headers, tuple(rows), note), "Implicit rewards and divergence", stack=True),),
+        )
+    ]
 
 
 def _rewards(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -68,16 +88,34 @@ def difference_blocks(found: Sequence[Difference]) -> list[Block]:
     outside = [d for d in found if d.outside_noise]
     points = tuple(Point(f"{d}.", d.verdict) for d in outside)
     blocks: list[Block] = [Paragraph(noise_sentence(found)), *([Points(points)] if points else [])]
-    return [*blocks, Fold(f"All paired differences ({len(found)})", (Grid(differences_table(found), "Paired differences", stack=True),))]
+    return [
+        *blocks,
+        Fold(
+            f"All paired differences ({len(found)})",
+            (Grid(differences_table(found), "Paired differences", stack=True),),
+        ),
+    ]
 
 
 def noise_sentence(found: Sequence[Difference]) -> str:
     """How many of the differences are more than noise, and by what test."""
     outside = sum(d.outside_noise for d in found)
-    tested, untested = "p below 0.05, corrected for the number of comparisons by Holm's method", "the 95 % interval excludes 0"
+    tested, untested = (
+        "p below 0.05, corrected for the number of comparisons by Holm's method",
+        "the 95 % interval excludes 0",
+    )
     without = sum(d.p is None for d in found)
-    how = tested if not without else untested if without == len(found) else f"{tested}; {untested} where this run has no p"
-    count = f"Of {plural(len(found), 'paired difference')} between two checkpoints on the same items, {outside} {'is' if outside == 1 else 'are'} outside noise ({how})."
+    how = (
+        tested
+        if not without
+        else untested
+        if without == len(found)
+        else f"{tested}; {untested} where this run has no p"
+    )
+    count = (
+        f"Of {plural(len(found), 'paired difference')} between two checkpoints on the same items, {outside}"
+        f" {'is' if outside == 1 else 'are'} outside noise ({how})."
+    )
     return f"{count} The 95 % intervals are each by itself, not corrected."
 
 
@@ -94,4 +132,6 @@ def differences_table(found: Sequence[Difference]) -> Table:
         )
         for d in sorted(found, key=lambda d: not d.outside_noise)
     )
-    return Table(("measured", "from → to", "difference [95 % interval]", "n", "p, corrected", "verdict on the later one"), rows)
+    return Table(
+        ("measured", "from → to", "difference [95 % interval]", "n", "p, corrected", "verdict on the later one"), rows
+    )

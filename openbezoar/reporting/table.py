@@ -28,7 +28,9 @@ class Table:
     note: str = ""
 
     def text(self, width: int | None = None) -> str:
-        """Aligned columns for a terminal; headers wrap onto lines of their own. Columns beyond ``width`` go into further tables below."""
+        """Aligned columns for a terminal; headers wrap onto lines of their own. Columns beyond
+        ``width`` go into further tables below.
+        """
         table = self._aligned() if width is None or len(self.headers) < 2 else "\n\n".join(self._within(width))
         return f"{table}\n{self.note}" if self.note else table
 
@@ -38,7 +40,9 @@ class Table:
         while first < len(self.headers):
             upto = len(self.headers)
             while True:
-                part = Table((self.headers[0], *self.headers[first:upto]), tuple((row[0], *row[first:upto]) for row in self.rows))._aligned()
+                part = Table(
+                    (self.headers[0], *self.headers[first:upto]), tuple((row[0], *row[first:upto]) for row in self.rows)
+                )._aligned()
                 if upto == first + 1 or max(map(len, part.splitlines())) <= width:
                     break
                 upto -= 1
@@ -52,7 +56,9 @@ class Table:
         lines = [[h[level] if level < len(h) else "" for h in heads] for level in range(depth)]
         widths = [max(len(line[i]) for line in [*lines, *self.rows]) for i in range(len(self.headers))]
         body = [*lines, ["-" * w for w in widths], *self.rows]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body
+        )
 
     def markdown(self) -> str:
         """A Markdown table; cells are escaped."""
@@ -99,7 +105,11 @@ class Column:
         score = self.scores.get(checkpoint)
         if score is None:
             return NOTHING
-        return score.text(self.digits) if self.same_n is None else estimate(score.value, score.low, score.high, self.digits)
+        return (
+            score.text(self.digits)
+            if self.same_n is None
+            else estimate(score.value, score.low, score.high, self.digits)
+        )
 
 
 def columns(facts: RunFacts) -> list[Column]:
@@ -109,7 +119,9 @@ def columns(facts: RunFacts) -> list[Column]:
         apart = told_apart(facts, step)
         for m in measured(step):
             title = f"{m.title}, {apart}" if apart else m.title
-            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits, m.kind, step=apart)).scores[m.checkpoint] = m.score
+            found.setdefault((ORDER[m.kind], step.name, m.name), Column(title, m.digits, m.kind, step=apart)).scores[
+                m.checkpoint
+            ] = m.score
     return [found[place] for place in sorted(found, key=lambda place: place[0])]
 
 
@@ -143,8 +155,9 @@ def _seen_from(facts: RunFacts) -> str:
     if not steps:
         return ""
     return (
-        f"Reward accuracy: share of pairs whose chosen answer has gained more log-probability over the reference ({references}) than the rejected one; "
-        "chance is 0.5, and the reference itself has none. Likelihood accuracy takes the log-probability alone, which longer answers lower."
+        "Reward accuracy: share of pairs whose chosen answer has gained more log-probability over the reference"
+        f" ({references}) than the rejected one; chance is 0.5, and the reference itself has none. Likelihood accuracy"
+        " takes the log-probability alone, which longer answers lower."
     )
 
 

@@ -64,7 +64,9 @@ _LINK = re.compile(r"\](?=[(\[:])")
 
 
 def slug(text: str) -> str:
-    """A name for a file or an anchor: letters, digits and hyphens, with a few digits of a digest where something was lost."""
+    """A name for a file or an anchor: letters, digits and hyphens, with a few digits of a digest
+    where something was lost.
+    """
     plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
     return plain if plain.replace("-", "") == re.sub(r"[ _.-]", "", text) else f"{plain}-{digest(text)[:6]}".strip("-")
 

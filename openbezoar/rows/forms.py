@@ -26,7 +26,9 @@ BESIDE: dict[str, str] = {
     "system_message": "add rename: {%s: system}",
     "context": _NOTE,
     "input": "add rename: {input: context}",
-    **dict.fromkeys(("history", "chat_history", "messages", "conversations", "conversation", "tools", "functions"), _NOTE),
+    **dict.fromkeys(
+        ("history", "chat_history", "messages", "conversations", "conversation", "tools", "functions"), _NOTE
+    ),
 }
 """Fields with a known meaning beside a prompt, and the remedy where a form has no use for one."""
 
@@ -79,11 +81,16 @@ def form_of(row: Fields, where: str) -> Form:
         if form.known_by[0] in row:
             text_in(row, form.known_by[:1], where)
     check_read(row, where)
-    raise DataError(f"{where}: no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has {fields_of(row)}")
+    raise DataError(
+        f"{where}: no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has"
+        f" {fields_of(row)}"
+    )
 
 
 def check_read(row: Fields, where: str, renamed: bool = True) -> None:
-    """Raises DataError for a row of a form that is known and not read. renamed: so too where other names are all that it takes."""
+    """Raises DataError for a row of a form that is known and not read. renamed: so too where other
+    names are all that it takes.
+    """
     for fields, name, remedy in UNREAD:
         if all(field in row for field in fields) and (renamed or "rename" not in remedy):
             raise DataError(f"{where}: {name} ({', '.join(fields)}) are not read; {remedy}")
@@ -97,7 +104,9 @@ def text_in(row: Fields, names: tuple[str, ...], where: str) -> str:
     found = next((row[name] for name in names if isinstance(row.get(name), str)), None)
     if found is not None:
         return str(found)
-    present = next((name for name in names if row.get(name) is not None), next((name for name in names if name in row), None))
+    present = next(
+        (name for name in names if row.get(name) is not None), next((name for name in names if name in row), None)
+    )
     if present is None:
         if names[0] in ("instruction", "response", "chosen"):
             check_read(row, where, renamed=names[0] != "chosen")
@@ -134,7 +143,9 @@ def check_beside(row: Fields, where: str, uses: frozenset[str], said: str) -> No
             continue
         if isinstance(value, str) and value.strip() in said:  # an empty one, or one that stands in the prompt already
             continue
-        raise DataError(f"{where}: the field '{name}' belongs to the prompt and would be left out; {remedy.replace('%s', name)}")
+        raise DataError(
+            f"{where}: the field '{name}' belongs to the prompt and would be left out; {remedy.replace('%s', name)}"
+        )
 
 
 # ------------------------------------------------------------------------- instructions
@@ -164,12 +175,17 @@ def asked_text(row: Fields) -> str:
 
 
 def judged_text(row: Fields, asked: tuple[str, ...], where: str) -> str:
-    """``asked_text`` of a row that people have judged: its prompt may have other names, and ``input`` counts as its context.
+    """``asked_text`` of a row that people have judged: its prompt may have other names, and
+    ``input`` counts as its context.
 
     Raises DataError if it has none, or says more than can be shown.
     """
     context = "context" if beside(row, "context", where).strip() or not beside(row, "input", where) else "input"
-    given = {"instruction": text_in(row, asked, where), "context": beside(row, context, where), "system": beside(row, "system", where)}
+    given = {
+        "instruction": text_in(row, asked, where),
+        "context": beside(row, context, where),
+        "system": beside(row, "system", where),
+    }
     check_beside(row, where, frozenset({"system", context}), asked_text(given))
     return asked_text(given)
 
@@ -229,7 +245,8 @@ def to_pair(row: Fields, where: str) -> Pair:
     first, second = parse_dialogue(chosen, where), parse_dialogue(rejected, where)
     if first[:-1] != second[:-1]:
         raise RowError(
-            f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only", "chosen and rejected have different prompts"
+            f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only",
+            "chosen and rejected have different prompts",
         )
     check_beside(row, where, frozenset({"system"}), chosen)
     return Pair(id_, _under_system(row, where, first[:-1]), first[-1].content, second[-1].content, subset)
@@ -259,7 +276,9 @@ def is_dialogue(prompt: str) -> bool:
     """Whether a text is a dialogue of HH-RLHF's form, with its markers in it."""
     body = "\n\n" + prompt.strip("\n")
     answers = "\n\nAssistant:" in body
-    return prompt.startswith(_BEGINS) or (answers and (body.startswith(_BEGINS) or (_BEGINS in body and body.rstrip().endswith("\n\nAssistant:"))))
+    return prompt.startswith(_BEGINS) or (
+        answers and (body.startswith(_BEGINS) or (_BEGINS in body and body.rstrip().endswith("\n\nAssistant:")))
+    )
 
 
 def parse_dialogue(text: str, where: str) -> tuple[Turn, ...]:
@@ -270,19 +289,23 @@ def parse_dialogue(text: str, where: str) -> tuple[Turn, ...]:
     parts = _speeches(text)
     if parts is None or len(parts) < 2 or parts[-1][0] != "Assistant":
         raise RowError(
-            f"{where}: not a dialogue that begins with '\\n\\nHuman:' and ends with an '\\n\\nAssistant:' turn", "not a dialogue that ends with an answer"
+            f"{where}: not a dialogue that begins with '\\n\\nHuman:' and ends with an '\\n\\nAssistant:' turn",
+            "not a dialogue that ends with an answer",
         )
     return _turns(parts)
 
 
 def parse_prompt(text: str, where: str) -> tuple[Turn, ...]:
-    """A dialogue whose answers are apart, as turns that end with the user's: "\\n\\nHuman: …\\n\\nAssistant:". Raises RowError for any other text."""
+    """A dialogue whose answers are apart, as turns that end with the user's: "\\n\\nHuman:
+    …\\n\\nAssistant:". Raises RowError for any other text.
+    """
     parts = _speeches(text)
     if parts and parts[-1][0] == "Assistant" and not parts[-1][1].strip():
         parts.pop()
     if not parts or parts[-1][0] != "Human":
         raise RowError(
-            f"{where}: the prompt is not a dialogue that begins with '\\n\\nHuman:' and ends with an empty '\\n\\nAssistant:' turn",
+            f"{where}: the prompt is not a dialogue that begins with '\\n\\nHuman:' and ends with an empty"
+            " '\\n\\nAssistant:' turn",
             "not a dialogue that ends where an answer begins",
         )
     return _turns(parts)

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from openbezoar.errors import DataError, brief
 
 FORM = "hub:org/name/config[split]@revision (config, split and revision may be left out)"
-_REF = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/\[\]@]+))?(?:\[(?P<split>\w+(?:[.-]\w+)*)\])?(?:@(?P<revision>[\w./-]+))?")
+_REF = re.compile(
+    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/\[\]@]+))?(?:\[(?P<split>\w+(?:[.-]\w+)*)\])?(?:@(?P<revision>[\w./-]+))?"
+)
 
 
 class DataSetRef(NamedTuple):
@@ -36,7 +38,9 @@ class DataSetRef(NamedTuple):
 
 
 def load_rows(ref: str) -> Any:
-    """The data set of a reference, as the hub's client gives it. Raises DataError saying why it cannot be had, OSError for a disk that is full."""
+    """The data set of a reference, as the hub's client gives it. Raises DataError saying why it
+    cannot be had, OSError for a disk that is full.
+    """
     found = DataSetRef.of(ref)
     from datasets import load_dataset
 
@@ -53,12 +57,20 @@ def load_rows(ref: str) -> Any:
 def raise_if_of_the_machine(error: Exception) -> None:
     """Raise what the machine refused, such as a full disk, as it is: its line is written where the command ends."""
     for link in _chain(error):
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(link, OSError) and link.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+        ):
             raise link
 
 
 def cause(error: BaseException, what: str, ref: DataSetRef | None = None) -> str:
-    """Why the hub did not give a ``what`` ('model', 'data set'), and what to do: the first in an exception's chain that is known."""
+    """Why the hub did not give a ``what`` ('model', 'data set'), and what to do: the first in an
+    exception's chain that is known.
+    """
     for link in _chain(error):
         if known := _of_data_set(link, ref) if ref else None:
             return known
@@ -66,18 +78,45 @@ def cause(error: BaseException, what: str, ref: DataSetRef | None = None) -> str
     said = " ".join(str(link) for link in _chain(error))
     here = f"name a local {'.jsonl file' if ref else 'folder'} instead"
     if "GatedRepoError" in kinds or "is a gated" in said:
-        return f"the {what} is gated: ask for access on its page on the hub, then log in (hf auth login, or a token in HF_TOKEN)"
+        return (
+            f"the {what} is gated: ask for access on its page on the hub, then log in (hf auth login, or a token in"
+            " HF_TOKEN)"
+        )
     if "RevisionNotFoundError" in kinds or "Revision '" in said:
-        return f"the {what} has no such revision; name a branch, a tag or a commit of it after the '@', or none for the newest"
+        return (
+            f"the {what} has no such revision; name a branch, a tag or a commit of it after the '@', or none for the"
+            " newest"
+        )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return f"the hub has no such {what}, or it is private; check the name, or log in (hf auth login, or a token in HF_TOKEN)"
+        return (
+            f"the hub has no such {what}, or it is private; check the name, or log in (hf auth login, or a token in"
+            " HF_TOKEN)"
+        )
     if kinds & {"OfflineModeIsEnabled"} or _offline():
-        return f"it is not in the hub's cache on this machine, and the client is offline (HF_HUB_OFFLINE); go online once, or {here}"
-    status = next((link.response.status_code for link in _chain(error) if getattr(link, "response", None) is not None), None)  # type: ignore[attr-defined]
+        return (
+            "it is not in the hub's cache on this machine, and the client is offline (HF_HUB_OFFLINE); go online once,"
+            f" or {here}"
+        )
+    replies = (getattr(link, "response", None) for link in _chain(error))
+    status = next((reply.status_code for reply in replies if reply is not None), None)
     if status is not None:
-        wait = "it asks for a pause: wait, or log in (hf auth login)" if status == 429 else "try again later" if status >= 500 else "log in (hf auth login)"
+        wait = (
+            "it asks for a pause: wait, or log in (hf auth login)"
+            if status == 429
+            else "try again later"
+            if status >= 500
+            else "log in (hf auth login)"
+        )
         return f"the hub answered {status} {_reason(status)}; {wait}, or {here}"
-    if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "TimeoutError", "TransportError", "LocalEntryNotFoundError"}:
+    if kinds & {
+        "ConnectionError",
+        "ConnectError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "TimeoutError",
+        "TransportError",
+        "LocalEntryNotFoundError",
+    }:
         return f"the hub cannot be reached ({brief(_chain(error)[-1])}); check the network, or {here}"
     return f"the {what} cannot be had ({brief(error)}); {here}"
 
@@ -91,9 +130,15 @@ def _of_data_set(error: BaseException, ref: DataSetRef | None) -> str | None:
     if text.startswith("BuilderConfig") and "not found" in text:
         return f"the data set has no configuration '{ref.config}'; it has {_listed(text)}"
     if "Unknown split" in text or "Bad split" in text:
-        return f"the data set has no split '{ref.split}'; it has {_listed(text)}: name one in brackets, as in hub:{ref.name}[SPLIT]"
+        return (
+            f"the data set has no split '{ref.split}'; it has {_listed(text)}: name one in brackets, as in"
+            f" hub:{ref.name}[SPLIT]"
+        )
     if "Dataset scripts are no longer supported" in text:
-        return f"the data set is a script, and no code from the hub is run; try its converted files: hub:{ref.name}[{ref.split}]@refs/convert/parquet"
+        return (
+            "the data set is a script, and no code from the hub is run; try its converted files:"
+            f" hub:{ref.name}[{ref.split}]@refs/convert/parquet"
+        )
     if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return "the data set has no files of rows that its client can read; download one and name it as a .jsonl file"
     return None

@@ -1,4 +1,6 @@
-"""How many tokens the rows of a recipe's data will have, before any tokenizer is loaded. Reads rows, computes plain numbers."""
+"""How many tokens the rows of a recipe's data will have, before any tokenizer is loaded. Reads
+rows, computes plain numbers.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,20 @@ def texts_of(row: Row, rejected: bool = True) -> Texts:
     """Of one row; ``rejected``: of a pair's both dialogues."""
     if "chosen" in row and "rejected" in row:
         shared = len(row["prompt"]) if isinstance(row.get("prompt"), str) else 0
-        return Texts(1, tuple(shared + len(str(row[name])) for name in (("chosen", "rejected") if rejected else ("chosen",))))
-    return Texts(1, (sum(len(v) for k, v in row.items() if isinstance(v, str) and k in FIELDS),), isinstance(row.get("system"), str))
+        return Texts(
+            1, tuple(shared + len(str(row[name])) for name in (("chosen", "rejected") if rejected else ("chosen",)))
+        )
+    return Texts(
+        1,
+        (sum(len(v) for k, v in row.items() if isinstance(v, str) and k in FIELDS),),
+        isinstance(row.get("system"), str),
+    )
 
 
 def path_tokens(texts: Texts, system: str | None) -> list[float]:
-    """Tokens of each path, with its prompt's headings and ``system``, or the project's own message, where the rows bring none."""
+    """Tokens of each path, with its prompt's headings and ``system``, or the project's own message,
+    where the rows bring none.
+    """
     shown = 0.0 if texts.own_system else SYSTEM_TOKENS if system is None else len(system) / CHARACTERS_A_TOKEN
     return [characters / CHARACTERS_A_TOKEN + MARKERS + shown for characters in texts.paths]
 

@@ -104,7 +104,9 @@ class JsonLines:
         return self._counted(_parsed(self.path, lines()))
 
     def shuffled(self, seed: int) -> Iterator[Row]:
-        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them; all are checked before the first one comes."""
+        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them; all are
+        checked before the first one comes.
+        """
         with ExitStack() as stack:
             raw: list[IO[bytes]] = []
             begin = end = 0
@@ -153,7 +155,9 @@ class JsonLines:
 
 
 def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[Row, bool]]:
-    """The rows of a file's lines, as ``textfiles.loads``; blank ones are passed over. Nothing is asked of ``lines`` unless the file is there."""
+    """The rows of a file's lines, as ``textfiles.loads``; blank ones are passed over. Nothing is
+    asked of ``lines`` unless the file is there.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected JSON lines (.jsonl or .jsonl.gz)")
     number, line = 0, ""
@@ -165,13 +169,20 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[Row, bool]]:
                 continue
             row, mended = loads(line)
             if not isinstance(row, dict):
-                hint = "; of a file that is one JSON list, 'jq -c .[]' makes such lines" if isinstance(row, list) else ""
+                hint = (
+                    "; of a file that is one JSON list, 'jq -c .[]' makes such lines" if isinstance(row, list) else ""
+                )
                 raise DataError(f"{path}: line {number} is not a JSON object; expected one {{...}} a line{hint}")
             yield row, mended
-    except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, and of brackets thousands deep, too
+    # of numbers with thousands of digits, and of brackets thousands deep, too
+    except (ValueError, RecursionError) as error:
         _check_whole(path)
         number = _undecodable(path) if isinstance(error, UnicodeDecodeError) else number
-        hint = "; of a file that is one JSON list, 'jq -c .[]' makes such lines" if number == 1 and line.strip() in ("[", "[{") else ""
+        hint = (
+            "; of a file that is one JSON list, 'jq -c .[]' makes such lines"
+            if number == 1 and line.strip() in ("[", "[{")
+            else ""
+        )
         raise DataError(f"{path}: line {number} is not JSON ({error}); expected one object a line{hint}") from None
     except DAMAGE as error:
         raise _damaged(path, error) from None
@@ -195,7 +206,9 @@ def _check_whole(path: Path) -> None:
 
 
 def _undecodable(path: Path) -> int:
-    """Number of the first line that is not UTF-8. Text is decoded many lines at a time, so the reader itself does not know."""
+    """Number of the first line that is not UTF-8. Text is decoded many lines at a time, so the
+    reader itself does not know.
+    """
     with _open(path) as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -206,7 +219,9 @@ def _undecodable(path: Path) -> int:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether a file is to be unpacked: by its name, unless it begins as a line of JSON does, because it was unpacked on its way."""
+    """Whether a file is to be unpacked: by its name, unless it begins as a line of JSON does,
+    because it was unpacked on its way.
+    """
     if path.suffix != ".gz":
         return False
     with path.open("rb") as begun:

@@ -43,7 +43,8 @@ class Table(Protocol):
 
 
 def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
-    """The rows that ``shuffle``, ``where``, ``offset`` and ``limit`` leave, in that order, fields renamed and added first.
+    """The rows that ``shuffle``, ``where``, ``offset`` and ``limit`` leave, in that order, fields
+    renamed and added first.
 
     Shuffling first gives two references to one file the same order, whatever each keeps of it.
     Rows are read one by one, and none after the limit unless they are shuffled.
@@ -54,11 +55,19 @@ def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
     if spec.where:
         allowed = {field: wanted if isinstance(wanted, list) else [wanted] for field, wanted in spec.where.items()}
         rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
-    return islice(rows, *(None if place is None else min(place, sys.maxsize) for place in (spec.offset, spec.limit and spec.offset + spec.limit)))
+    return islice(
+        rows,
+        *(
+            None if place is None else min(place, sys.maxsize)
+            for place in (spec.offset, spec.limit and spec.offset + spec.limit)
+        ),
+    )
 
 
 def _fitted(row: Row, spec: DataSpec) -> Row:
-    """The row with fields renamed and added. A field that is renamed takes the place of one that has the name already."""
+    """The row with fields renamed and added. A field that is renamed takes the place of one that
+    has the name already.
+    """
     kept = {key: value for key, value in row.items() if key not in spec.rename}
     return {**kept, **{ours: row[theirs] for theirs, ours in spec.rename.items() if theirs in row}, **spec.add}
 
@@ -92,14 +101,21 @@ def read(
             continue
         rows = sum(1 for _ in table)
         if rows:
-            raise DataError(f"{name}: none of {rows} rows is left by where={spec.where}, offset={spec.offset}, limit={spec.limit}; loosen them")
+            raise DataError(
+                f"{name}: none of {rows} rows is left by where={spec.where}, offset={spec.offset}, limit={spec.limit};"
+                " loosen them"
+            )
         if spec.data in step_folder:
-            raise DataError(f"step {spec.data}: it kept no row; look at its counts with 'openbezoar show' and loosen its rules")
+            raise DataError(
+                f"step {spec.data}: it kept no row; look at its counts with 'openbezoar show' and loosen its rules"
+            )
         raise DataError(f"{name}: the file is empty; expected at least one row")
 
 
 class HubRows:
-    """Rows of a data set of the hub (``hub.DataSetRef``), which the hub's client keeps on disk. Raises DataError saying why it cannot be had."""
+    """Rows of a data set of the hub (``hub.DataSetRef``), which the hub's client keeps on disk.
+    Raises DataError saying why it cannot be had.
+    """
 
     def __init__(self, ref: str) -> None:
         self.data: Any = load_rows(ref)

@@ -44,18 +44,27 @@ class Options(Strict):
     rounds: int = Field(1, ge=1, description="How often an instruction is evolved at most; WizardLM: 4.")
     draw: Literal["item", "epoch_category"] = Field(
         "item",
-        description="'item': one of all prompts uniformly for every instruction [WizardLM's code]; 'epoch_category': depth or breadth, "
-        "then the operation, once a round and category [a co-author's rewrite].",
+        description=(
+            "'item': one of all prompts uniformly for every instruction [WizardLM's code]; 'epoch_category': depth or"
+            " breadth, then the operation, once a round and category [a co-author's rewrite]."
+        ),
     )
     complicate_input: bool = Field(False, description="Add the operation of WizardLM's paper that its code leaves out.")
     equality_judge: str | None = Field(
         None,
-        description="Model, not the teacher, that is asked whether an evolution is equal to its source; none: rule 1 is skipped.",
+        description=(
+            "Model, not the teacher, that is asked whether an evolution is equal to its source; none: rule 1 is"
+            " skipped."
+        ),
         json_schema_extra={"refers_to": "model"},
     )
-    seed_tokens: int = Field(1024, ge=16, description="Seeds are cut to this many teacher tokens [a co-author's rewrite].")
+    seed_tokens: int = Field(
+        1024, ge=16, description="Seeds are cut to this many teacher tokens [a co-author's rewrite]."
+    )
     evolved_tokens: int = Field(512, ge=16, description="Most tokens of an evolved instruction. This project's.")
-    retry_rounds: int = Field(3, ge=0, description="Further rounds over seeds not yet evolved, when too few rows were kept. This project's.")
+    retry_rounds: int = Field(
+        3, ge=0, description="Further rounds over seeds not yet evolved, when too few rows were kept. This project's."
+    )
 
 
 # A co-author's rewrite ends its prompts so that the teacher's reply begins after these.
@@ -101,18 +110,26 @@ def make(options: Options, work: Work) -> list[Row]:
         if number <= options.rounds:
             ready = pool[:begun]
         else:  # seeds never tried first (the sort is stable), then failed ones
-            ready = sorted((item for item in pool if item.depth < options.rounds), key=lambda item: (item.number < begun, item.depth))
+            ready = sorted(
+                (item for item in pool if item.depth < options.rounds),
+                key=lambda item: (item.number < begun, item.depth),
+            )
         if not ready or len(rows) >= work.rows:
             break
         missing = work.rows - len(rows)
         # A retry evolves more than it needs, by what rounds so far kept, so that few small batches follow.
-        asked = ready[: missing if number <= options.rounds else math.ceil(missing * min(4.0, tried / max(1, len(rows))))]
+        asked = ready[
+            : missing if number <= options.rounds else math.ceil(missing * min(4.0, tried / max(1, len(rows))))
+        ]
         begun = max([begun, *(item.number + 1 for item in asked)])
         rows += _round(number, asked, missing, options, work, len(rows))
         done, tried = number, tried + len(asked)
     if missing := work.rows - len(rows):
         work.counts.add("short of the rows wanted", missing)
-        work.say(f"{len(rows)} rows after {done} rounds, {missing} fewer than wanted; add seeds, or raise rounds or retry_rounds")
+        work.say(
+            f"{len(rows)} rows after {done} rounds, {missing} fewer than wanted; add seeds, or raise rounds or"
+            " retry_rounds"
+        )
     return rows
 
 
@@ -126,19 +143,27 @@ def _item(number: int, seed: Row, options: Options, work: Work) -> _Item:
 
 
 def _round(number: int, items: Sequence[_Item], wanted: int, options: Options, work: Work, made: int) -> list[Row]:
-    """One round over some items: evolve, the cheap rules, answer ``wanted`` at most, the answer's rules, and only then the judge."""
+    """One round over some items: evolve, the cheap rules, answer ``wanted`` at most, the answer's
+    rules, and only then the judge.
+    """
     tries = [_Try(item, _operation(number, item, options, work)) for item in items]
     _evolve(number, tries, options, work)
     tries = _without(tries, "refused by the server", lambda t: t.finish == "error", work)
     tries = _without(tries, "no text", lambda t: not any(c.isalnum() for c in t.text), work)
     tries = _without(tries, "not finished", lambda t: t.finish == "length", work)
-    tries = _without(tries, f"more than {LONGER} characters added", lambda t: len(t.text) > len(t.item.text) + LONGER, work)
+    tries = _without(
+        tries, f"more than {LONGER} characters added", lambda t: len(t.text) > len(t.item.text) + LONGER, work
+    )
     tries = _without(tries, "same as the source", lambda t: rules.same_as_source(t.item.text, t.text), work)
     tries = _without(tries, "rule 4, leaks the prompt's words", lambda t: rules.leaks_prompt(t.text), work)
     if len(tries) > wanted:
         work.counts.add("evolutions not needed", len(tries) - wanted)
         tries = tries[:wanted]
-    replies = work.chat(f"answers-{number}", [[Turn("user", t.text)] for t in tries], [work.seed("answer", number, t.item.number) for t in tries])
+    replies = work.chat(
+        f"answers-{number}",
+        [[Turn("user", t.text)] for t in tries],
+        [work.seed("answer", number, t.item.number) for t in tries],
+    )
     for attempt, reply in zip(tries, replies, strict=True):
         attempt.answer, attempt.finish, attempt.how = reply.text, reply.finish, recorded(reply)
     tries = _without(tries, "answer refused by the server", lambda t: t.finish == "error", work)
@@ -203,7 +228,11 @@ def _gaining(number: int, tries: Sequence[_Try], judge: str, work: Work) -> list
         sampling = Sampling(30, 0.0 if ask == 0 else max(work.sampling.temperature, 0.7))
         questions = [work.text("evol_equality", first=t.item.text, second=t.text) for t in open_]
         seeds = [work.seed("equality", number, t.item.number, ask) for t in open_]
-        for attempt, reply in zip(open_, work.begun(f"equality-{number}", questions, [start] * len(questions), seeds, sampling, judge), strict=True):
+        for attempt, reply in zip(
+            open_,
+            work.begun(f"equality-{number}", questions, [start] * len(questions), seeds, sampling, judge),
+            strict=True,
+        ):
             verdict[attempt.item.number] = rules.gains_information(reply.text)
             if reply.refused:
                 refused.add(attempt.item.number)

@@ -19,7 +19,9 @@ LONGEST = 4000  # characters; what is longer is no instruction but a reply that 
 
 
 class Found:
-    """New instructions with their sources, none of them a seed's and none twice; what is dropped is counted by reason."""
+    """New instructions with their sources, none of them a seed's and none twice; what is dropped is
+    counted by reason.
+    """
 
     def __init__(self, work: Work, unusable: Callable[[str], str | None] = lambda text: None) -> None:
         """unusable: a scheme's further reasons why a text is no instruction."""
@@ -29,7 +31,11 @@ class Found:
 
     def add(self, text: str, source: str) -> None:
         """Take a text in, or count why not."""
-        if reason := _no_instruction(text) or self.unusable(text) or ("repeats a seed or an earlier one" if normal(text) in self.seen else None):
+        if (
+            reason := _no_instruction(text)
+            or self.unusable(text)
+            or ("repeats a seed or an earlier one" if normal(text) in self.seen else None)
+        ):
             self.work.counts.add(f"instruction dropped: {reason}")
             return
         self.seen.add(normal(text))
@@ -39,7 +45,15 @@ class Found:
         """The wanted number of rows, or as many as there are, still without answers."""
         scheme = self.work.scheme
         return [
-            {"id": row_id(scheme, n), "scheme": scheme, "system": None, "instruction": text, "response": "", "finish": "", "source": source}
+            {
+                "id": row_id(scheme, n),
+                "scheme": scheme,
+                "system": None,
+                "instruction": text,
+                "response": "",
+                "finish": "",
+                "source": source,
+            }
             for n, (text, source) in enumerate(self.texts[: self.work.rows], 1)
         ]
 
@@ -61,10 +75,15 @@ def gather(found: Found, limit: int, a_prompt: float, ask: Callable[[range], Non
             bar.advance(min(len(found.texts), work.rows) - before)
     if not found.texts:
         dropped = "; ".join(f"{reason}: {n}" for reason, n in work.counts.by_reason.items())
-        raise ModelError(f"teacher '{work.teacher}': none of {asked} replies held a new instruction ({dropped}); {remedy}")
+        raise ModelError(
+            f"teacher '{work.teacher}': none of {asked} replies held a new instruction ({dropped}); {remedy}"
+        )
     if missing > 0:
         work.counts.add("short of the rows wanted", missing)
-        work.say(f"{len(found.texts)} instructions after {asked} prompts, {missing} fewer than wanted; raise max_prompts or use a stronger teacher")
+        work.say(
+            f"{len(found.texts)} instructions after {asked} prompts, {missing} fewer than wanted; raise max_prompts or"
+            " use a stronger teacher"
+        )
     work.counts.add("prompts for instructions", asked)
 
 

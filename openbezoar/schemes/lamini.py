@@ -36,19 +36,29 @@ class Options(Strict):
     """The scheme's own keys. Numbers without a note are LaMini-LM's, as third-party notes give them."""
 
     topics: DataRef | None = Field(
-        None, description="Topic rows with a 'title'; without them every prompt is example-guided.", json_schema_extra={"refers_to": "data"}
+        None,
+        description="Topic rows with a 'title'; without them every prompt is example-guided.",
+        json_schema_extra={"refers_to": "data"},
     )
     examples_per_prompt: int = Field(3, ge=1, description="Seed instructions shown in a prompt.")
     instructions_per_prompt: int = Field(20, ge=1, description="New instructions asked for in a prompt.")
     topics_per_prompt: int = Field(3, ge=1, description="Topics named in a topic-guided prompt.")
     topic_share: float = Field(0.5, ge=0, le=1, description="Share of prompts that are topic-guided. This project's.")
-    instruction_tokens: int = Field(1024, ge=16, description="Most tokens of a reply that holds instructions. This project's.")
+    instruction_tokens: int = Field(
+        1024, ge=16, description="Most tokens of a reply that holds instructions. This project's."
+    )
     begun: bool = Field(
         True,
-        description="Let the reply begin with <example> where the teacher's prompt can be written out (in this process, or by 'wrapper'); weak ones keep the format "
-        "better. This project's.",
+        description=(
+            "Let the reply begin with <example> where the teacher's prompt can be written out (in this process, or by"
+            " 'wrapper'); weak ones keep the format better. This project's."
+        ),
     )
-    max_prompts: int | None = Field(None, ge=1, description="Give up after this many prompts; default: as many as rows, but at least 20. This project's.")
+    max_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Give up after this many prompts; default: as many as rows, but at least 20. This project's.",
+    )
 
 
 def make(options: Options, work: Work) -> list[Row]:
@@ -63,7 +73,9 @@ def make(options: Options, work: Work) -> list[Row]:
 
     def ask(numbers: range) -> None:
         drawn = [_prompt(options, work, n, shown, topics) for n in numbers]
-        replies = _ask(options, work, [text for text, _ in drawn], [work.seed("instructions", 0, n) for n in numbers], sampling)
+        replies = _ask(
+            options, work, [text for text, _ in drawn], [work.seed("instructions", 0, n) for n in numbers], sampling
+        )
         for (_, source), reply in zip(drawn, replies, strict=True):
             _take(reply, source, found)
 
@@ -72,7 +84,11 @@ def make(options: Options, work: Work) -> list[Row]:
     gather(found, options.max_prompts or max(20, work.rows), options.instructions_per_prompt / 2, ask, remedy)
     system = Turn("system", work.text("lamini_answer_system"))
     rows = found.rows()
-    replies = work.chat("answers", [[system, Turn("user", row["instruction"])] for row in rows], [work.seed("answer", 0, n) for n in range(len(rows))])
+    replies = work.chat(
+        "answers",
+        [[system, Turn("user", row["instruction"])] for row in rows],
+        [work.seed("answer", 0, n) for n in range(len(rows))],
+    )
     return answered(work, rows, replies)
 
 
@@ -99,7 +115,10 @@ def _prompt(options: Options, work: Work, number: int, shown: list[str], topics:
     # Spread evenly rather than drawn, so that few prompts hold the share too.
     guided = topics and math.floor((number + 1) * options.topic_share) > math.floor(number * options.topic_share)
     if guided:
-        return work.text("lamini_topics", topics=", ".join(draw.sample(topics, options.topics_per_prompt)), **values), TOPICS
+        return (
+            work.text("lamini_topics", topics=", ".join(draw.sample(topics, options.topics_per_prompt)), **values),
+            TOPICS,
+        )
     return work.text("lamini_examples", **values), EXAMPLES
 
 
@@ -116,12 +135,16 @@ def _shown(options: Options, work: Work) -> list[str]:
     else:
         bare = list(work.seeds)
     if len(bare) < options.examples_per_prompt:
-        raise DataError(f"seeds: {len(bare)} rows, but examples_per_prompt is {options.examples_per_prompt}; add seeds or lower it")
+        raise DataError(
+            f"seeds: {len(bare)} rows, but examples_per_prompt is {options.examples_per_prompt}; add seeds or lower it"
+        )
     return [_TAG.sub("", instruction_text(seed)).strip() for seed in bare]
 
 
 def _topics(options: Options, work: Work) -> list[str]:
-    """Topics by LaMini-LM's rule: fewer than three words, and where the rows have the counts, more than 10 sub-categories and more than 50 pages."""
+    """Topics by LaMini-LM's rule: fewer than three words, and where the rows have the counts, more
+    than 10 sub-categories and more than 50 pages.
+    """
     if options.topics is None:
         return []
     kept: dict[str, None] = {}
@@ -139,7 +162,10 @@ def _topics(options: Options, work: Work) -> list[str]:
         else:
             kept[" ".join(title.split())] = None
     if len(kept) < options.topics_per_prompt:
-        raise DataError(f"topics: {len(kept)} topics of fewer than three words, but topics_per_prompt is {options.topics_per_prompt}; add topics or lower it")
+        raise DataError(
+            f"topics: {len(kept)} topics of fewer than three words, but topics_per_prompt is"
+            f" {options.topics_per_prompt}; add topics or lower it"
+        )
     return list(kept)
 
 
@@ -149,7 +175,9 @@ def _at_most(row: Row, name: str, number: int, where: str) -> bool:
     try:
         return float(row[name]) <= number
     except (TypeError, ValueError, OverflowError):  # a whole number may be too large for float
-        raise DataError(f"{where}: the field '{name}' is {shown(row[name])}; expected a count, or no such field") from None
+        raise DataError(
+            f"{where}: the field '{name}' is {shown(row[name])}; expected a count, or no such field"
+        ) from None
 
 
 # ------------------------------------------------------------------------------- parsing
@@ -159,7 +187,10 @@ _TAG = re.compile(r"(?:<|&lt;)/?\s*example(?:\s*\d{1,3})?\s*(?:>|&gt;)", re.IGNO
 _LABEL = r"(?:example|instruction|question|task|command)[ \t]*\d{0,3}[ \t]*:"
 _LISTED = re.compile(rf"[ \t]*(?:\*\*)?(?:\(?\d{{1,3}}[.):]|[-*•]|{_LABEL})(?:\*\*)?[ \t]+(\S.*)", re.IGNORECASE)
 _HEAD = re.compile(rf"(?:\*\*)?(?:{_LABEL}|\(?\d{{1,3}}[.)])(?:\*\*)?[ \t]*", re.IGNORECASE)
-_ANSWER = re.compile(r"^[ \t]*(?:\*\*)?(?:the[ \t]+)?(?:answer|response|output|solution)(?:[ \t]+is)?[ \t]*\d{0,3}[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(
+    r"^[ \t]*(?:\*\*)?(?:the[ \t]+)?(?:answer|response|output|solution)(?:[ \t]+is)?[ \t]*\d{0,3}[ \t]*:",
+    re.IGNORECASE | re.MULTILINE,
+)
 _MARKUP = re.compile(r"(?:<|&lt;)/?\s*examples?\b", re.IGNORECASE)
 
 
@@ -173,7 +204,9 @@ def parse_instructions(reply: str, whole: bool) -> tuple[list[str], Literal["tag
     """
     tags = list(_TAG.finditer(reply))
     if tags:
-        found = [text for a, b in pairwise(tags) if "/" not in a[0] for text in _one_or_list(reply[a.end() : b.start()])]
+        found = [
+            text for a, b in pairwise(tags) if "/" not in a[0] for text in _one_or_list(reply[a.end() : b.start()])
+        ]
         return found, "tags"
     lines = reply.splitlines() if whole else reply.splitlines()[:-1]
     listed = [text for line in lines if (match := _LISTED.match(line)) and (text := _tidy(match[1]))]

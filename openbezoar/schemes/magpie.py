@@ -25,22 +25,45 @@ PROBE = "\u2021user\u2021"  # stands for the user's words in a rendered template
 
 
 class Options(Strict):
-    """The scheme's own keys. The published scripts draw instructions at temperature 1 and top-p 1, and answer greedily (``temperature: 0``)."""
+    """The scheme's own keys. The published scripts draw instructions at temperature 1 and top-p 1,
+    and answer greedily (``temperature: 0``).
+    """
 
     instruction_temperature: float = Field(1.0, gt=0, description="Of the user's turn. Magpie: 1 to 1.25.")
     instruction_top_p: float = Field(1.0, gt=0, le=1, description="Of the user's turn. Magpie: 0.99 to 1.")
-    instruction_tokens: int = Field(256, ge=16, description="Most tokens of a user's turn; one that is not over by then is dropped. This project's.")
+    instruction_tokens: int = Field(
+        256, ge=16, description="Most tokens of a user's turn; one that is not over by then is dropped. This project's."
+    )
     lines: Literal["all", "first"] = Field(
-        "all", description="'all': the whole turn is the instruction; 'first': its first line, for weak teachers that do not find the end. This project's."
+        "all",
+        description=(
+            "'all': the whole turn is the instruction; 'first': its first line, for weak teachers that do not find the"
+            " end. This project's."
+        ),
     )
     system: str | None = Field(
-        None, description="System message before the user's turn, to steer what it is about (mathematics, code). Answers come without it."
+        None,
+        description=(
+            "System message before the user's turn, to steer what it is about (mathematics, code). Answers come"
+            " without it."
+        ),
     )
     pre_query: str | None = Field(
-        None, description="Text up to where a user's turn begins, such as '<|im_start|>user\\n'; needed for chat servers, which do not tell their template."
+        None,
+        description=(
+            "Text up to where a user's turn begins, such as '<|im_start|>user\\n'; needed for chat servers, which do"
+            " not tell their template."
+        ),
     )
-    end: str | None = Field(None, description="Text that ends a user's turn; default: what the template writes after it, or the model's own end.")
-    max_prompts: int | None = Field(None, ge=1, description="Give up after this many draws; default: four times the rows, but at least 20. This project's.")
+    end: str | None = Field(
+        None,
+        description="Text that ends a user's turn; default: what the template writes after it, or the model's own end.",
+    )
+    max_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Give up after this many draws; default: four times the rows, but at least 20. This project's.",
+    )
 
     @model_validator(mode="after")
     def _one_system(self) -> Options:
@@ -71,10 +94,17 @@ def make(options: Options, work: Work) -> list[Row]:
         for reply in replies:
             _take(reply, options, found)
 
-    remedy = "expected a chat-tuned teacher in its own template: set its prompt to {template: own}, raise instruction_tokens, or set lines: first"
+    remedy = (
+        "expected a chat-tuned teacher in its own template: set its prompt to {template: own}, raise"
+        " instruction_tokens, or set lines: first"
+    )
     gather(found, options.max_prompts or max(20, 4 * work.rows), 0.8, ask, remedy)
     rows = found.rows()
-    replies = work.chat("answers", [[Turn("user", row["instruction"])] for row in rows], [work.seed("answer", n) for n in range(len(rows))])
+    replies = work.chat(
+        "answers",
+        [[Turn("user", row["instruction"])] for row in rows],
+        [work.seed("answer", n) for n in range(len(rows))],
+    )
     return answered(work, rows, replies)
 
 
@@ -89,14 +119,20 @@ def user_turn(options: Options, work: Work) -> tuple[str, str]:
     text = work.written([*turns, Turn("user", PROBE)], work.teacher)
     if text is None:
         raise ModelError(
-            f"teacher '{work.teacher}': a chat server does not tell its template, and magpie has to begin the user's turn in it; "
-            "set pre_query (such as '<|im_start|>user\\n'), the model's 'wrapper', or name a model that runs in this process"
+            f"teacher '{work.teacher}': a chat server does not tell its template, and magpie has to begin the user's"
+            " turn in it; set pre_query (such as '<|im_start|>user\\n'), the model's 'wrapper', or name a model that"
+            " runs in this process"
         )
     before, found, after = text.partition(PROBE)
     if not found:
-        raise ModelError(f"teacher '{work.teacher}': its chat template does not show a user's words as they are; set pre_query and end")
+        raise ModelError(
+            f"teacher '{work.teacher}': its chat template does not show a user's words as they are; set pre_query"
+            " and end"
+        )
     # A space at the end would split off from the first word, unlike in any text that the teacher was tuned on.
-    return before.rstrip(" "), options.end if options.end is not None else _end(after, getattr(work.llm(work.teacher), "tokenizer", None))
+    return before.rstrip(" "), (
+        options.end if options.end is not None else _end(after, getattr(work.llm(work.teacher), "tokenizer", None))
+    )
 
 
 def _end(after: str, tokenizer: Any) -> str:

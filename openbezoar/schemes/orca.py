@@ -41,10 +41,15 @@ class Options(Strict):
 
     submixes: dict[Submix, float] = Field(
         default={"cot": 0.15, "niv2": 0.44, "t0": 2.0, "flan2021": 2.5},
-        description="Weights of the FLAN sub-collections. Default: millions of rows in Orca; a sub-collection that the seeds lack is left out.",
+        description=(
+            "Weights of the FLAN sub-collections. Default: millions of rows in Orca; a sub-collection that the seeds"
+            " lack is left out."
+        ),
     )
     niv2_per_task: int = Field(300, ge=1, description="Most queries of one NIV2 task. Orca: 300.")
-    query_tokens: int = Field(1024, ge=16, description="Longer queries are not drawn, four characters counting as a token. This project's.")
+    query_tokens: int = Field(
+        1024, ge=16, description="Longer queries are not drawn, four characters counting as a token. This project's."
+    )
 
     @field_validator("submixes")
     @classmethod
@@ -64,7 +69,10 @@ def make(options: Options, work: Work) -> list[Row]:
     chosen = _queries(options, work)
     if missing := work.rows - len(chosen):
         work.counts.add("short of the rows wanted", missing)
-        work.say(f"the seeds hold {len(chosen)} queries of the weighted sub-collections, {missing} fewer than the rows wanted; add seeds")
+        work.say(
+            f"the seeds hold {len(chosen)} queries of the weighted sub-collections, {missing} fewer than the rows"
+            " wanted; add seeds"
+        )
     rows = [_row(n, seed, messages, work) for n, seed in enumerate(chosen, 1)]
     conversations = [[Turn("system", row["system"]), Turn("user", row["instruction"])] for row in rows]
     replies = work.chat("answers", conversations, [work.seed("answer", 0, n) for n in range(len(rows))])
@@ -111,10 +119,13 @@ def _queries(options: Options, work: Work) -> list[Row]:
         else:
             seen.add(normal(seed["input"]))
             tasks.setdefault(submix, {}).setdefault(seed["task"], []).append(seed)
-    weights = {name: weight for name, weight in given.items() if name in tasks or "submixes" in options.model_fields_set}
+    weights = {
+        name: weight for name, weight in given.items() if name in tasks or "submixes" in options.model_fields_set
+    }
     if absent := [name for name in weights if name not in tasks]:
         raise DataError(
-            f"seeds: no row of submix '{absent[0]}', which submixes gives a weight; they have {', '.join(tasks) or 'none of the four'}; add rows or drop the weight"
+            f"seeds: no row of submix '{absent[0]}', which submixes gives a weight; they have"
+            f" {', '.join(tasks) or 'none of the four'}; add rows or drop the weight"
         )
     if not weights:
         raise DataError(f"seeds: no row whose submix is one of {', '.join(get_args(Submix))}; expected FLAN rows")
@@ -139,7 +150,8 @@ def _unfit(seed: Row, submix: str, weights: Mapping[str, float], seen: set[str],
     """Why a seed is not drawn from, or None."""
     if submix not in weights:
         return f"seeds of a sub-collection without weight: {submix if submix in MESSAGES else 'unknown'}"
-    # FLAN's own mark of a query with examples in it; Orca's queries are zero-shot. Rows without the field are taken as such.
+    # FLAN's own mark of a query with examples in it; Orca's queries are zero-shot. Rows without the
+    # field are taken as such.
     if str(seed.get("template_type", "")).lower().startswith("fs"):
         return "seeds with few-shot examples"
     if len(seed["input"]) > options.query_tokens * CHARACTERS_A_TOKEN:
@@ -148,7 +160,9 @@ def _unfit(seed: Row, submix: str, weights: Mapping[str, float], seen: set[str],
 
 
 def draw_queries(tasks: Mapping[str, Sequence[Row]], wanted: int, draw: random.Random) -> list[Row]:
-    """Again and again a task drawn uniformly, then one of its queries without replacement; a used-up task is dropped."""
+    """Again and again a task drawn uniformly, then one of its queries without replacement; a
+    used-up task is dropped.
+    """
     left = {task: draw.sample(queries, len(queries)) for task, queries in tasks.items()}
     names = list(left)
     chosen: list[Row] = []
@@ -188,5 +202,8 @@ def parse_messages(text: str) -> dict[int, str]:
     messages = {int(number): body.strip() for number, body in zip(parts[1::2], parts[2::2], strict=True)}
     needed = {n for allowed in (*MESSAGES.values(), *FOR_MULTIPLE_CHOICE.values()) for n in allowed}
     if absent := sorted(needed - set(messages)):
-        raise RecipeError(f"prompts.orca_system_messages: no message {absent[0]}; expected 16, each under a line such as '[{absent[0]}]'")
+        raise RecipeError(
+            f"prompts.orca_system_messages: no message {absent[0]}; expected 16, each under a line such as"
+            f" '[{absent[0]}]'"
+        )
     return messages

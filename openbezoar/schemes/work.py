@@ -116,13 +116,22 @@ class Work:
         model: str | None = None,
         bar: bool = True,
     ) -> list[Completion]:
-        """Cleaned replies to conversations, in order; what happens to them is counted under ``name``. model: default the teacher."""
+        """Cleaned replies to conversations, in order; what happens to them is counted under
+        ``name``. model: default the teacher.
+        """
         drawn = sampling or self.sampling
         llm = self.llm(model or self.teacher)
         return self._replies(name, conversations, seeds, bar, llm, lambda part, s: llm.chat(part, drawn, s))
 
     def complete(
-        self, name: str, texts: Sequence[str], seeds: Sequence[int], *, sampling: Sampling | None = None, model: str | None = None, bar: bool = True
+        self,
+        name: str,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        model: str | None = None,
+        bar: bool = True,
     ) -> list[Completion]:
         """Cleaned continuations of raw texts; otherwise as ``chat``."""
         drawn = sampling or self.sampling
@@ -130,7 +139,9 @@ class Work:
         return self._replies(name, texts, seeds, bar, llm, lambda part, s: llm.complete(part, drawn, s))
 
     def written(self, turns: Sequence[Turn], model: str) -> str | None:
-        """A conversation as the text that the model is sent, for ``complete``; None where only the server knows its format."""
+        """A conversation as the text that the model is sent, for ``complete``; None where only the
+        server knows its format.
+        """
         spec = self.context.model_spec(model)
         if isinstance(spec, ServerModel):
             return wrapped(spec.wrapper, turns) if spec.wrapper is not None else None
@@ -141,37 +152,65 @@ class Work:
         return str(formatter.prompt_text(turns)).removeprefix(llm.tokenizer.bos_token if formatter.adds_bos else "")
 
     def begun(
-        self, name: str, questions: Sequence[str], starts: Sequence[str], seeds: Sequence[int], sampling: Sampling, model: str, bar: bool = True
+        self,
+        name: str,
+        questions: Sequence[str],
+        starts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        model: str,
+        bar: bool = True,
     ) -> list[Completion]:
         """Replies that go on after ``starts`` (one a question), as if the model had begun its answer so.
 
         Where a model's prompt cannot be written out (a chat server), the question itself has
         to ask for that start; a reply that repeats it has it taken off.
         """
-        texts = [(self.written([Turn("user", question)], model), start) for question, start in zip(questions, starts, strict=True)]
-        lead = getattr(getattr(self.llm(model), "formatter", None), "lead", "")  # such as an empty thought, after which an answer begins
+        texts = [
+            (self.written([Turn("user", question)], model), start)
+            for question, start in zip(questions, starts, strict=True)
+        ]
+        # such as an empty thought, after which an answer begins
+        lead = getattr(getattr(self.llm(model), "formatter", None), "lead", "")
         begun = [text + lead + start for text, start in texts if text is not None]
         if len(begun) == len(texts):
             spec = self.context.model_spec(model)
             ends = wrapper_stop(spec.wrapper) if isinstance(spec, ServerModel) and spec.wrapper else ()
-            return self.complete(name, begun, seeds, sampling=replace(sampling, stop=(*sampling.stop, *ends)), model=model, bar=bar)
-        replies = self.chat(name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model, bar=bar)
+            return self.complete(
+                name, begun, seeds, sampling=replace(sampling, stop=(*sampling.stop, *ends)), model=model, bar=bar
+            )
+        replies = self.chat(
+            name, [[Turn("user", question)] for question in questions], seeds, sampling=sampling, model=model, bar=bar
+        )
         heads = [re.compile(r"[\s\"'*]*" + re.escape(start), re.IGNORECASE) for start in starts]
-        return [replace(r, text=head.sub("", r.text, count=1) if head.match(r.text) else r.text) for head, r in zip(heads, replies, strict=True)]
+        return [
+            replace(r, text=head.sub("", r.text, count=1) if head.match(r.text) else r.text)
+            for head, r in zip(heads, replies, strict=True)
+        ]
 
     def _replies(
-        self, name: str, items: Sequence[T], seeds: Sequence[int], bar: bool, llm: LLM, ask: Callable[[Sequence[T], Sequence[int]], list[Completion]]
+        self,
+        name: str,
+        items: Sequence[T],
+        seeds: Sequence[int],
+        bar: bool,
+        llm: LLM,
+        ask: Callable[[Sequence[T], Sequence[int]], list[Completion]],
     ) -> list[Completion]:
         # Calls to a server are kept one by one, so nothing is gained by waiting for the slowest of a batch.
         alone = isinstance(llm, Remembered) and llm.unit == "call"
         size = max(1, len(items)) if alone else self.batch
         replies: list[Completion] = []
-        shown: AbstractContextManager[Any] = self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
+        shown: AbstractContextManager[Any] = (
+            self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
+        )
         with shown as line:
             if isinstance(llm, Remembered):
                 llm.heard = _shown_on(line, llm) if line is not None else None
             for first in range(0, len(items), size):
-                replies += [self._reply(name, reply) for reply in ask(items[first : first + size], seeds[first : first + size])]
+                replies += [
+                    self._reply(name, reply) for reply in ask(items[first : first + size], seeds[first : first + size])
+                ]
         assert len(replies) == len(items), "one reply a prompt"
         return replies
 
@@ -200,7 +239,9 @@ def _shown_on(line: Bar, llm: Remembered) -> Callable[[int], None]:
 
 # Special tokens that servers and de-tokenisers let through. The bare <s>, </s> is also HTML,
 # so it goes only at the ends.
-_SPECIAL = re.compile(r"<\|[A-Za-z_][\w ]{0,30}\|>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<<?/?SYS>>?")
+_SPECIAL = re.compile(
+    r"<\|[A-Za-z_][\w ]{0,30}\|>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<<?/?SYS>>?"
+)
 _ENDS = re.compile(r"\A(?:</?s>\s*)+|(?<!\s)(?:\s*</?s>)+\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 _LINE_ENDS = re.compile(r"\r\n?")
@@ -234,7 +275,9 @@ def row_id(scheme: str, number: int) -> str:
 
 
 def normal(text: str) -> str:
-    """A text as it is compared with others: without regard to case, white space and how it ends (full stop or question mark)."""
+    """A text as it is compared with others: without regard to case, white space and how it ends
+    (full stop or question mark).
+    """
     return " ".join(text.casefold().split()).rstrip(" .!?。．！？｡।။")
 
 

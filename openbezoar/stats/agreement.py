@@ -36,7 +36,9 @@ Key = tuple[str, int, str, str]
 
 @dataclass(frozen=True)
 class Vote:
-    """Who won on a question and turn. ``key``: (question, turn, first model, second model), models in the order of their names."""
+    """Who won on a question and turn. ``key``: (question, turn, first model, second model), models
+    in the order of their names.
+    """
 
     key: Key
     label: int  # an index of LABELS
@@ -65,12 +67,20 @@ def vote(row: Mapping[str, Any], where: str) -> Vote | None:
     """The vote in a row; None if it says that there is no verdict. Raises DataError for a row that is none."""
     missing = [name for name in ("question_id", "turn", "model_a", "model_b", "winner") if name not in row]
     if missing:
-        raise DataError(f"{where}: no field '{missing[0]}'; a vote has question_id, turn, model_a, model_b, winner and judge")
+        raise DataError(
+            f"{where}: no field '{missing[0]}'; a vote has question_id, turn, model_a, model_b, winner and judge"
+        )
     a, b, winner = row["model_a"], row["model_b"], row["winner"]
     if not isinstance(a, str) or not isinstance(b, str) or not isinstance(row["question_id"], (str, int)):
-        raise DataError(f"{where}: model_a and model_b are names, question_id a number or name; it has {shown(a)}, {shown(b)} and {shown(row['question_id'])}")
+        raise DataError(
+            f"{where}: model_a and model_b are names, question_id a number or name; it has {shown(a)}, {shown(b)} and"
+            f" {shown(row['question_id'])}"
+        )
     if row["turn"] not in (1, 2) or a == b:
-        raise DataError(f"{where}: a vote is on turn 1 or 2 and two different models; it has turn {shown(row['turn'])}, {named(a)} and {named(b)}")
+        raise DataError(
+            f"{where}: a vote is on turn 1 or 2 and two different models; it has turn {shown(row['turn'])}, {named(a)}"
+            f" and {named(b)}"
+        )
     if winner is None or winner == "error":
         return None
     if winner == "inconsistent" or str(winner).startswith("tie"):
@@ -78,7 +88,9 @@ def vote(row: Mapping[str, Any], where: str) -> Vote | None:
     elif winner in ("model_a", "model_b"):
         label = int((winner == "model_a") != (a < b))
     else:
-        raise DataError(f"{where}: winner is {shown(winner)}; expected model_a, model_b, tie, 'tie (inconsistent)', or null")
+        raise DataError(
+            f"{where}: winner is {shown(winner)}; expected model_a, model_b, tie, 'tie (inconsistent)', or null"
+        )
     return Vote((str(row["question_id"]), int(row["turn"]), *sorted((a, b))), label, judge_of(row, where))  # type: ignore[arg-type]
 
 
@@ -93,17 +105,33 @@ def agreement_table(judge: Sequence[Vote], people: Sequence[Vote], seed: int = 0
     """
     compared = {
         "judge-human": _matched(judge, people),
-        "human-human": [(a.question, a.turn, a.label, b.label) for group in _by_key(people).values() for a, b in combinations(group, 2)],
+        "human-human": [
+            (a.question, a.turn, a.label, b.label)
+            for group in _by_key(people).values()
+            for a, b in combinations(group, 2)
+        ],
         "judge-majority": _matched(judge, _majority(people)[0]),
     }
     rows = []
     for setup in SETUPS:
         for turn in sorted({v.turn for v in (*judge, *people)}):
             for pair, votes in compared.items():
-                n, tables = _tables([(q, a, b) for q, t, a, b in votes if t == turn and (setup == "S1" or TIE not in (a, b))], symmetric=pair == "human-human")
+                n, tables = _tables(
+                    [(q, a, b) for q, t, a, b in votes if t == turn and (setup == "S1" or TIE not in (a, b))],
+                    symmetric=pair == "human-human",
+                )
                 agreement, kappa = grouped_intervals(tables, (agreement_of, kappa_of), seed)
                 agreement = agreement and widened(agreement, len(tables))
-                rows.append({"setup": setup, "turn": turn, "pair": pair, "n": n, **_numbers("agreement", "", agreement), **_numbers("kappa", "kappa_", kappa)})
+                rows.append(
+                    {
+                        "setup": setup,
+                        "turn": turn,
+                        "pair": pair,
+                        "n": n,
+                        **_numbers("agreement", "", agreement),
+                        **_numbers("kappa", "kappa_", kappa),
+                    }
+                )
     return rows
 
 

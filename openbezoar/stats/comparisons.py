@@ -12,9 +12,13 @@ from openbezoar.stats.seeds import step_seed
 
 
 def every_pair(
-    values: Mapping[str, Mapping[Any, float]], seed: int, what: Mapping[str, str], unit: Callable[[Any], Hashable] = lambda item: item
+    values: Mapping[str, Mapping[Any, float]],
+    seed: int,
+    what: Mapping[str, str],
+    unit: Callable[[Any], Hashable] = lambda item: item,
 ) -> list[dict[str, Any]]:
-    """{a, b, …what, n, difference, low, high, p} for every two names: b's values less a's over the items that both have.
+    """{a, b, …what, n, difference, low, high, p} for every two names: b's values less a's over the
+    items that both have.
 
     b stands later. unit: what is independent, where items are not: the question of a turn.
     Values of a unit are averaged over the items that both have, so that a turn which one
@@ -24,13 +28,28 @@ def every_pair(
     """
     rows = []
     for a, b in combinations(values, 2):
-        shared = [item for item in values[a] if item in values[b] and math.isfinite(values[a][item]) and math.isfinite(values[b][item])]
+        shared = [
+            item
+            for item in values[a]
+            if item in values[b] and math.isfinite(values[a][item]) and math.isfinite(values[b][item])
+        ]
         if not shared:
             continue
         later, earlier = (_means({item: values[name][item] for item in shared}, unit) for name in (b, a))
         own = step_seed(seed, "difference", a, b, *what.values())
         difference, low, high = paired_difference(later, earlier, own)
-        rows.append({"a": a, "b": b, **what, "n": len(later), "difference": difference, "low": low, "high": high, "p": paired_p(later, earlier, own)})
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                **what,
+                "n": len(later),
+                "difference": difference,
+                "low": low,
+                "high": high,
+                "p": paired_p(later, earlier, own),
+            }
+        )
     return rows
 
 

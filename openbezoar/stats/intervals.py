@@ -53,7 +53,9 @@ def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, level:
     return float(data.mean()), float(low), float(high)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], seed: int, draws: int = DRAWS, level: float = LEVEL) -> Interval:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], seed: int, draws: int = DRAWS, level: float = LEVEL
+) -> Interval:
     """Mean of a[i] - b[i] over the same items with its interval: (difference, low, high).
 
     Raises ValueError if the two differ in length or are empty.
@@ -67,7 +69,9 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def grouped_intervals(groups: Any, statistics: Sequence[Callable[[Array], Array]], seed: int, draws: int = DRAWS) -> list[Interval | None]:
+def grouped_intervals(
+    groups: Any, statistics: Sequence[Callable[[Array], Array]], seed: int, draws: int = DRAWS
+) -> list[Interval | None]:
     """Statistics of summed tables, with bootstrap intervals over whole groups.
 
     groups: [groups, …], each group's own table (questions, each with the counts of its
@@ -103,7 +107,12 @@ def _tails(n: int, level: float) -> list[float]:
     if n < 2:
         return [tail, 1 - tail]
     z, v = _NORMAL.inv_cdf(1 - tail), n - 1
-    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    t = (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
     tail = _NORMAL.cdf(-math.sqrt(n / v) * t)
     return [tail, 1 - tail]
 
@@ -122,7 +131,8 @@ def proportion_interval(k: int, n: int) -> tuple[float, float]:
 
 
 def widened(found: Interval, groups: int) -> Interval:
-    """The interval of a mean of values from 0 to 1 over groups; where all groups have the same one, drawing again shows no spread.
+    """The interval of a mean of values from 0 to 1 over groups; where all groups have the same one,
+    drawing again shows no spread.
 
     Then as large a share of groups may be otherwise as Wilson's interval allows for 0 of so
     many, and those may lie at either end; for a share of 0 or 1 that is Wilson's interval.
@@ -134,8 +144,11 @@ def widened(found: Interval, groups: int) -> Interval:
     return value, value - other * value, value + other * (1 - value)
 
 
-def auc(scores: Sequence[float], good: Sequence[bool], groups: Sequence[Any], seed: int, draws: int = DRAWS) -> Interval | None:
-    """Chance that a good item scores higher than a bad one, ties counting half: the area under the ROC curve (Hanley & McNeil 1982).
+def auc(
+    scores: Sequence[float], good: Sequence[bool], groups: Sequence[Any], seed: int, draws: int = DRAWS
+) -> Interval | None:
+    """Chance that a good item scores higher than a bad one, ties counting half: the area under the
+    ROC curve (Hanley & McNeil 1982).
 
     groups: what each item belongs to; whole groups are drawn again for the interval. None
     without a good or without a bad item.
@@ -160,7 +173,10 @@ def auc(scores: Sequence[float], good: Sequence[bool], groups: Sequence[Any], se
         return None
     generator, n, step = np.random.default_rng(seed), len(numbers), max(1, _CHUNK // values.size)
     again = np.concatenate(
-        [areas(generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - first)).astype(np.float64)) for first in range(0, draws, step)]
+        [
+            areas(generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - first)).astype(np.float64))
+            for first in range(0, draws, step)
+        ]
     )
     low, high = np.quantile(again[np.isfinite(again)], _tails(n, LEVEL))
     return widened((value, float(low), float(high)), n)
@@ -176,7 +192,9 @@ def agreement_of(tables: Array) -> Array:
 
 
 def kappa_of(tables: Array) -> Array:
-    """Cohen's kappa (1960) of tables [draws, labels, labels]: (p_o - p_e) / (1 - p_e); NaN where both raters only ever gave one and the same label."""
+    """Cohen's kappa (1960) of tables [draws, labels, labels]: (p_o - p_e) / (1 - p_e); NaN where
+    both raters only ever gave one and the same label.
+    """
     total = tables.sum(axis=(1, 2))
     chance = ratio((tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1), total**2)
     # Exactly 1 only if one label has all counts; rounding must not make a kappa of it.
@@ -224,7 +242,9 @@ def random_signs(a: Sequence[float], b: Sequence[float], seed: int, draws: int =
     generator = np.random.default_rng(seed)
     step, extreme = max(1, _CHUNK // differences.size), 1
     for first in range(0, draws - 1, step):
-        signs = generator.integers(0, 2, size=(min(step, draws - 1 - first), differences.size), dtype=np.int8) * 2.0 - 1.0
+        signs = (
+            generator.integers(0, 2, size=(min(step, draws - 1 - first), differences.size), dtype=np.int8) * 2.0 - 1.0
+        )
         extreme += int((np.abs(signs @ differences) >= observed).sum())
     bound = 2 * math.exp(-(float(differences.sum()) ** 2) / (2 * float((differences**2).sum())))
     return min(extreme / draws, bound)
@@ -238,7 +258,9 @@ def paired_p(a: Sequence[float], b: Sequence[float], seed: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in the same order (Holm 1979): the smallest times n, the next times n - 1, never falling, at most 1."""
+    """p values corrected for their number, in the same order (Holm 1979): the smallest times n, the
+    next times n - 1, never falling, at most 1.
+    """
     corrected, least = [0.0] * len(ps), 0.0
     for place, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         least = max(least, min(1.0, ps[index] * (len(ps) - place)))

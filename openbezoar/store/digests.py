@@ -23,7 +23,9 @@ _hashed: dict[tuple[Any, ...], str] = {}
 
 
 def file_digest(path: Path, wholly: bool = False) -> str:
-    """SHA-256 (hex) of a file's bytes, remembered while size and modification time stay; ``wholly``: the file is read in any case."""
+    """SHA-256 (hex) of a file's bytes, remembered while size and modification time stay;
+    ``wholly``: the file is read in any case.
+    """
     stat = path.stat()
     by_name = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     # A released weight is a hard link to the merged one, and need not be read again.
@@ -37,8 +39,14 @@ def file_digest(path: Path, wholly: bool = False) -> str:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """The files that a step made: all in its folder but the manifest, and what a killed run goes on from (names that begin with a dot)."""
-    return [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST and not any(p.startswith(".") for p in f.relative_to(folder).parts)]
+    """The files that a step made: all in its folder but the manifest, and what a killed run goes on
+    from (names that begin with a dot).
+    """
+    return [
+        f
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != MANIFEST and not any(p.startswith(".") for p in f.relative_to(folder).parts)
+    ]
 
 
 def marks_of(folder: Path) -> Marks:
@@ -79,7 +87,9 @@ def moved(folder: Path, marks: Marks) -> bool:
 
 
 def result_digest(manifest: Mapping[str, Any]) -> str:
-    """One digest of a finished step's files and of those of the steps it used, since a model is read through several folders; "" if there are none."""
+    """One digest of a finished step's files and of those of the steps it used, since a model is
+    read through several folders; "" if there are none.
+    """
     own = {name: mark[-1] for name, mark in marks_in(manifest).items() if name not in WITH_TIMES}
     used = manifest.get("used") or manifest.get("used_weights") or {}
     return digest([own, used]) if own or used else ""

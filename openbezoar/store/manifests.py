@@ -1,4 +1,5 @@
-"""What a finished step says about itself, read with distrust: a manifest may be damaged, made by hand, or from another version.
+"""What a finished step says about itself, read with distrust: a manifest may be damaged, made by
+hand, or from another version.
 
 A manifest carries the version of its schema and a digest of all else that it says. Older ones
 have neither; of them only the types of what they say are checked.
@@ -64,7 +65,10 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
     schema = content.get("schema", 1)
     if type(schema) is int and schema > SCHEMA:
-        raise RunError(f"{path}: written by a newer openbezoar (schema {schema}, this one reads up to {SCHEMA}); update openbezoar, or name another --runs")
+        raise RunError(
+            f"{path}: written by a newer openbezoar (schema {schema}, this one reads up to {SCHEMA}); update"
+            " openbezoar, or name another --runs"
+        )
     if wrong := _mistyped(content):
         raise RunError(f"{path}: no manifest of a step, '{wrong}' has another type; {remedy}")
     new = schema > 1 or "digest" in content or "files" in content  # whichever of these words was spoilt

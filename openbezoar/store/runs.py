@@ -43,14 +43,21 @@ class RunFolder:
         return self.path / ".work" / name
 
     def manifest(self, name: str) -> Manifest | None:
-        """What a finished step wrote about itself, or None. Raises RunError for a damaged one, or one of a newer version."""
+        """What a finished step wrote about itself, or None. Raises RunError for a damaged one, or
+        one of a newer version.
+        """
         return read_manifest(self.step(name) / MANIFEST)
 
     def checked(self, name: str, wholly: bool = False) -> Manifest | None:
-        """The manifest of a step whose files are about to be read. Raises RunError for a file that is not what the step made."""
+        """The manifest of a step whose files are about to be read. Raises RunError for a file that
+        is not what the step made.
+        """
         manifest = self.manifest(name)
         for wrong in differences(self.step(name), marks_in(manifest or {}), wholly):
-            raise RunError(f"{self.step(name)}: {wrong}; put the file back, or 'openbezoar run' the recipe, which makes the step again")
+            raise RunError(
+                f"{self.step(name)}: {wrong}; put the file back, or 'openbezoar run' the recipe, which makes the step"
+                " again"
+            )
         return manifest
 
     def vouch(self, name: str) -> None:
@@ -67,7 +74,10 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(f"{self.path}: another run is at work in this folder; wait for it, or use --runs with another folder") from None
+                raise RunError(
+                    f"{self.path}: another run is at work in this folder; wait for it, or use --runs with another"
+                    " folder"
+                ) from None
             yield
 
     def begin(self, name: str, key: str) -> Path:
@@ -84,7 +94,8 @@ class RunFolder:
         return work
 
     def publish(self, name: str, manifest: Manifest) -> Manifest:
-        """Make a step's work its result: files on the disk, then the manifest that vouches for them, old result aside, one rename, old result away.
+        """Make a step's work its result: files on the disk, then the manifest that vouches for
+        them, old result aside, one rename, old result away.
 
         Gives the manifest as it was written, with the marks of the files.
         """

@@ -35,9 +35,12 @@ def apply(model: Any, step: Training) -> bool:
     if not base.supports_gradient_checkpointing:
         if step.checkpointing == "auto":
             return False
-        raise ModelError(f"{type(base).__name__} has no activation checkpointing; set checkpointing to off and lower tokens")
+        raise ModelError(
+            f"{type(base).__name__} has no activation checkpointing; set checkpointing to off and lower tokens"
+        )
     # Not the reentrant kind: it needs an input that requires gradients, and a frozen embedding's does not.
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # its older name
+    # its older name
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     base.disable_input_require_grads()  # switched on for the reentrant kind; it would carry gradients to the embeddings
     give_back_large_blocks()

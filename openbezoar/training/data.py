@@ -16,7 +16,9 @@ T = TypeVar("T", Example, Pair)
 class Renderer:
     """Rows into trees under one length limit."""
 
-    def __init__(self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts) -> None:
+    def __init__(
+        self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts
+    ) -> None:
         self.formatter, self.counts = formatter, counts
         self.encoder = Encoder(formatter, max_length, too_long, counts)
 

@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Processes meet and add up gradients within minutes of one another, but before a training step process 0 may generate data
+# Processes meet and add up gradients within minutes of one another, but before a training step
+# process 0 may generate data
 # for days. One that dies is noticed at once by its closed connection.
 IN_STEP = timedelta(minutes=30)
 WAITING = timedelta(days=30)
-NOT_HERE = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+NOT_HERE = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
 
 _patient: list[Any] = []  # the group in which the others wait for process 0
 
@@ -71,13 +76,15 @@ def start() -> None:
     for variable, name in NOT_HERE.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise RunError(
-                f"{name}: the frozen base is not split over processes here, each holds it whole; launch without {name}, and use quantize: nf4 if memory is short"
+                f"{name}: the frozen base is not split over processes here, each holds it whole; launch without {name},"
+                " and use quantize: nf4 if memory is short"
             )
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", rank()))
         if local >= torch.cuda.device_count():
             raise RunError(
-                f"process {rank()} has no GPU of its own ({torch.cuda.device_count()} on this machine); start one process a GPU with --nproc-per-node"
+                f"process {rank()} has no GPU of its own ({torch.cuda.device_count()} on this machine); start one"
+                " process a GPU with --nproc-per-node"
             )
         torch.cuda.set_device(local)
     with _together():
@@ -102,7 +109,8 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"another process of this run ended ({str(error).splitlines()[0][:120]}); its own message says why, and the same command goes on from the last checkpoint"
+            f"another process of this run ended ({str(error).splitlines()[0][:120]}); its own message says why, and the"
+            " same command goes on from the last checkpoint"
         ) from error
 
 
@@ -125,7 +133,9 @@ def announce(step: str | None) -> None:
 
 
 def announced() -> str | None:
-    """The other processes: wait for the next training step; None when there are no more, or process 0 is gone and has said why."""
+    """The other processes: wait for the next training step; None when there are no more, or process
+    0 is gone and has said why.
+    """
     try:
         return from_first(lambda: None)
     except RunError:
@@ -150,12 +160,15 @@ def agree(**values: Any) -> None:
     for name, value in everyone[0].items():
         if any(other[name] != value for other in everyone):
             raise RunError(
-                f"the processes differ in {name.replace('_', ' ')} ({', '.join(str(o[name]) for o in everyone)}); they must see the same recipe, data and run folder"
+                f"the processes differ in {name.replace('_', ' ')} ({', '.join(str(o[name]) for o in everyone)}); they"
+                " must see the same recipe, data and run folder"
             )
 
 
 def sum_scalars(values: dict[str, float]) -> dict[str, float]:
-    """Numbers by name, added up over the processes in the order of their ranks; a name that one lacks counts as 0 there."""
+    """Numbers by name, added up over the processes in the order of their ranks; a name that one
+    lacks counts as 0 there.
+    """
     if world() == 1:
         return values
     total: dict[str, float] = {}

@@ -32,11 +32,15 @@ Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair]
 class Encoder:
     """Examples and pairs into token ids under one length limit."""
 
-    def __init__(self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts) -> None:
+    def __init__(
+        self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts
+    ) -> None:
         self.formatter, self.max_length, self.too_long, self.counts = formatter, max_length, too_long, counts
 
     def encode(self, row: Example | Pair) -> Ids | None:
-        """Ids of the prompt and of the answer, or of chosen and rejected; None (and a count) if the row is of no use."""
+        """Ids of the prompt and of the answer, or of chosen and rejected; None (and a count) if the
+        row is of no use.
+        """
         if isinstance(row, Example):
             answers = [row.answer]
         elif row.chosen == row.rejected:
@@ -68,7 +72,10 @@ class Encoder:
             self.counts.add(FOLDED)
         end = self.formatter.end_ids
         if end and any(tail[-1:] != end[-1:] for tail in tails):
-            raise DataError("the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the prompt template")
+            raise DataError(
+                "the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the"
+                " prompt template"
+            )
         return head, *tails
 
 
@@ -96,7 +103,11 @@ class Outcome(NamedTuple):
 
 
 def encode_rows(
-    encoder: Encoder, convert: Convert, rows: Iterable[tuple[str, Row]], processes: int | None = None, say: Callable[[str], None] | None = None
+    encoder: Encoder,
+    convert: Convert,
+    rows: Iterable[tuple[str, Row]],
+    processes: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Outcome]:
     """What became of each row, in order; ``rows`` come with where each is from.
 
@@ -125,7 +136,9 @@ def _outcome(encoder: Encoder, convert: Convert, where: str, row: Row) -> Outcom
     except RowError as error:
         return Outcome(error.reason, {}, None)
     ids = encoder.encode(made)
-    return Outcome(None, encoder.counts.by_reason, None if ids is None else tuple(array("i", part).tobytes() for part in ids))
+    return Outcome(
+        None, encoder.counts.by_reason, None if ids is None else tuple(array("i", part).tobytes() for part in ids)
+    )
 
 
 def cores() -> int:
@@ -134,8 +147,12 @@ def cores() -> int:
     return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _on_all_cores(encoder: Encoder, convert: Convert, rows: Iterator[tuple[str, Row]], processes: int) -> Iterator[Outcome]:
-    """Chunks of rows to spawned processes (a fork would copy locks that this process's threads hold), answers in order."""
+def _on_all_cores(
+    encoder: Encoder, convert: Convert, rows: Iterator[tuple[str, Row]], processes: int
+) -> Iterator[Outcome]:
+    """Chunks of rows to spawned processes (a fork would copy locks that this process's threads
+    hold), answers in order.
+    """
 
     def collect(future: Future[tuple[list[Outcome], int]]) -> list[Outcome]:
         outcomes, shifts = future.result()
@@ -153,7 +170,8 @@ def _on_all_cores(encoder: Encoder, convert: Convert, rows: Iterator[tuple[str, 
             yield from collect(waiting.popleft())
     except BrokenProcessPool:
         raise DataError(
-            f"one of {processes} processes that encode rows was killed, perhaps for want of memory; free some, or use fewer cores ('taskset -c 0 openbezoar run ...')"
+            f"one of {processes} processes that encode rows was killed, perhaps for want of memory; free some, or use"
+            " fewer cores ('taskset -c 0 openbezoar run ...')"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

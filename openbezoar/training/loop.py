@@ -71,7 +71,9 @@ def batch_of(step: int, rows: int, settings: Training, seed: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def order_of(epoch: int, rows: int, seed: int) -> array[int]:
-    """Row numbers in the order of an epoch; kept until the next epoch, since a shuffle costs as much as there are rows."""
+    """Row numbers in the order of an epoch; kept until the next epoch, since a shuffle costs as
+    much as there are rows.
+    """
     order = array("q", range(rows))
     random.Random(step_seed(seed, "order", epoch)).shuffle(order)
     return order
@@ -116,16 +118,27 @@ class _Job:
 
 
 def train(
-    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, out: Path, progress: Progress, seed: int
+    model: Any,
+    scorer: Scorer,
+    trees: Sequence[Tree],
+    objective: Objective,
+    settings: Training,
+    out: Path,
+    progress: Progress,
+    seed: int,
 ) -> dict[str, Any]:
-    """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained values, with ``evaluate_every`` the best ones."""
+    """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained
+    values, with ``evaluate_every`` the best ones.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     scaler = torch.amp.GradScaler(scorer.device.type, enabled=settings.dtype == "float16")
     state = State(parameters, make_optimizer(settings, parameters.values()), scaler)
     job = _Job(model, scorer, objective, settings, out, seed, plan_steps(len(trees), settings), work(scorer))
     state.restore(out / RESUME)
     distributed.agree(steps_done=state.step, rows=len(trees), sum_of_the_adapter=state.checksum())
-    log, heldout = distributed.from_first(lambda: (_truncated(out / "metrics.jsonl", state.step), _truncated(out / "heldout.jsonl", state.step)))
+    log, heldout = distributed.from_first(
+        lambda: (_truncated(out / "metrics.jsonl", state.step), _truncated(out / "heldout.jsonl", state.step))
+    )
     if settings.evaluate_every and best_of(heldout) == state.step:  # measured after the checkpoint was written
         state.keep()
     pace = _loop(job, state, trees, log, heldout, progress)
@@ -134,7 +147,10 @@ def train(
         state.take_best()
         last = next(line for line in heldout if line["step"] == best_of(heldout))
     if not math.isfinite(last["loss"]):
-        raise ModelError(f"the held-out loss after step {last['step']} is not finite; lower learning_rate or weight_decay, or use dtype float32")
+        raise ModelError(
+            f"the held-out loss after step {last['step']} is not finite; lower learning_rate or weight_decay, or use"
+            " dtype float32"
+        )
     return {
         "rows": len(trees),
         "steps": state.step,
@@ -151,8 +167,17 @@ def train(
     }
 
 
-def _loop(job: _Job, state: State, trees: Sequence[Tree], log: list[dict[str, Any]], heldout: list[dict[str, Any]], progress: Progress) -> Pace:
-    """Optimiser steps, held-out measurements and checkpoints, until the end or until patience is out. Extends ``log`` and ``heldout``."""
+def _loop(
+    job: _Job,
+    state: State,
+    trees: Sequence[Tree],
+    log: list[dict[str, Any]],
+    heldout: list[dict[str, Any]],
+    progress: Progress,
+) -> Pace:
+    """Optimiser steps, held-out measurements and checkpoints, until the end or until patience is
+    out. Extends ``log`` and ``heldout``.
+    """
     settings, steps = job.settings, job.steps
     pace = Pace(distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"])
     with progress.bar("training", steps, "steps", state.step) as bar, finishing_the_step(progress.warn) as wish:
@@ -178,11 +203,20 @@ def _loop(job: _Job, state: State, trees: Sequence[Tree], log: list[dict[str, An
                 state.save(job.out / RESUME, [job.out / "metrics.jsonl", job.out / "heldout.jsonl"])
             if wish.made:
                 raise KeyboardInterrupt
-            bar.advance(1, **{"loss": metrics["loss"], "tokens/s": pace.tokens_per_second or 0.0, "of matmul rate": pace.fraction or 0.0})
+            bar.advance(
+                1,
+                **{
+                    "loss": metrics["loss"],
+                    "tokens/s": pace.tokens_per_second or 0.0,
+                    "of matmul rate": pace.fraction or 0.0,
+                },
+            )
 
 
 def _step(job: _Job, state: State, chosen: list[Tree]) -> tuple[dict[str, float], float]:
-    """One optimiser step over all passes of a batch: (its metrics, floating-point operations), of all processes together."""
+    """One optimiser step over all passes of a batch: (its metrics, floating-point operations), of
+    all processes together.
+    """
     rank = distributed.rank()
     job.model.train()
     torch.manual_seed(step_seed(job.seed, "dropout", state.step, *([rank] if rank else [])))
@@ -200,7 +234,8 @@ def _step(job: _Job, state: State, chosen: list[Tree]) -> tuple[dict[str, float]
     without = [name for name, p in state.parameters.items() if p.grad is None]
     if mine and without:
         raise ModelError(
-            f"{len(without)} of {len(state.parameters)} trainable tensors have no gradient, '{without[0]}' first; the layer's backward does not work on this device"
+            f"{len(without)} of {len(state.parameters)} trainable tensors have no gradient, '{without[0]}' first; the"
+            " layer's backward does not work on this device"
         )
     distributed.sum_gradients(state.parameters.values())
     totals = distributed.sum_scalars({**totals, "": done})
@@ -222,7 +257,9 @@ def _update(job: _Job, state: State) -> dict[str, float]:
     scaler.unscale_(state.optimizer)
     norm = float(nn.utils.clip_grad_norm_(state.parameters.values(), job.settings.clip))
     if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < LEAST_SCALE):
-        raise ModelError(f"the gradient of step {state.step + 1} is not finite; lower learning_rate, or use dtype float32")
+        raise ModelError(
+            f"the gradient of step {state.step + 1} is not finite; lower learning_rate, or use dtype float32"
+        )
     scale = {"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {}
     scaler.step(state.optimizer)
     scaler.update()
@@ -237,7 +274,9 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _truncated(path: Path, done: int) -> list[dict[str, Any]]:
-    """The lines up to step ``done``; later ones, of steps that will be made again, and those that a kill or a power cut spoilt are dropped from the file too."""
+    """The lines up to step ``done``; later ones, of steps that will be made again, and those that a
+    kill or a power cut spoilt are dropped from the file too.
+    """
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -247,7 +286,9 @@ def _truncated(path: Path, done: int) -> list[dict[str, Any]]:
 
 
 def _whole(text: str) -> dict[str, Any] | None:
-    """A line of a log, None if it is not whole. Those that a checkpoint vouches for are: ``State.restore`` saw to it."""
+    """A line of a log, None if it is not whole. Those that a checkpoint vouches for are:
+    ``State.restore`` saw to it.
+    """
     try:
         line = json.loads(text) if text.endswith("\n") else None
     except ValueError:

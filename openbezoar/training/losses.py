@@ -61,7 +61,12 @@ class PairScores:
     def detached(self) -> PairScores:
         """The same numbers without gradients."""
         return PairScores(
-            self.chosen.detach(), self.rejected.detach(), self.chosen_tokens, self.rejected_tokens, self.reference_chosen, self.reference_rejected
+            self.chosen.detach(),
+            self.rejected.detach(),
+            self.chosen_tokens,
+            self.rejected_tokens,
+            self.reference_chosen,
+            self.reference_rejected,
         )
 
 
@@ -78,7 +83,13 @@ class LossSettings:
     @classmethod
     def of(cls, step: Dpo) -> LossSettings:
         """The constants of a step, which the recipe has filled in by its loss."""
-        return cls(step.beta or 0.0, step.label_smoothing or 0.0, step.simpo_gamma or 0.0, step.dpop_lambda or 0.0, step.orpo_lambda or 0.0)
+        return cls(
+            step.beta or 0.0,
+            step.label_smoothing or 0.0,
+            step.simpo_gamma or 0.0,
+            step.dpop_lambda or 0.0,
+            step.orpo_lambda or 0.0,
+        )
 
     @property
     def reward_scale(self) -> float:
@@ -105,10 +116,13 @@ def sigmoid(scores: PairScores, settings: LossSettings) -> Tensor:
 def sigmoid_norm(scores: PairScores, settings: LossSettings) -> Tensor:
     """Length-normalised DPO: as sigmoid with x = b (l_c / n_c - l_r / n_r).
 
-    The DPO objective of Tülu 3, arXiv 2411.15124 ('dpo_norm' in its code, 'sigmoid_norm' in TRL). ln 2 where policy = reference.
+    The DPO objective of Tülu 3, arXiv 2411.15124 ('dpo_norm' in its code, 'sigmoid_norm' in TRL).
+    ln 2 where policy = reference.
     """
     chosen, rejected = scores.ratios()
-    return _smoothed(settings.beta * (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens), settings.label_smoothing)
+    return _smoothed(
+        settings.beta * (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens), settings.label_smoothing
+    )
 
 
 def ipo(scores: PairScores, settings: LossSettings) -> Tensor:
@@ -153,7 +167,9 @@ def kto_pair(scores: PairScores, settings: LossSettings) -> Tensor:
     """
     chosen, rejected = scores.ratios()
     chosen_kl, rejected_kl = chosen.detach().mean().clamp(min=0), rejected.detach().mean().clamp(min=0)
-    return 0.5 * (torch.sigmoid(-settings.beta * (chosen - rejected_kl)) + torch.sigmoid(-settings.beta * (chosen_kl - rejected)))
+    return 0.5 * (
+        torch.sigmoid(-settings.beta * (chosen - rejected_kl)) + torch.sigmoid(-settings.beta * (chosen_kl - rejected))
+    )
 
 
 def simpo(scores: PairScores, settings: LossSettings) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor
 from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.training.loop import Objective
-from openbezoar.training.losses import LossSettings, PairScores, PreferenceLoss, answer_sums, answer_tokens, reward_metrics
+from openbezoar.training.losses import (
+    LossSettings,
+    PairScores,
+    PreferenceLoss,
+    answer_sums,
+    answer_tokens,
+    reward_metrics,
+)
 
 Reference = Callable[[Sequence[Tree]], Tensor]
 """Pairs → summed reference log-probabilities [pairs, 2]."""
@@ -51,8 +58,8 @@ def checked_first_loss(expected: float, tolerance: float = 1e-3) -> Callable[[di
     def check(metrics: dict[str, float]) -> None:
         if abs(metrics["loss"] - expected) > tolerance:
             raise ModelError(
-                f"the loss before the first update is {metrics['loss']:.6f}, where policy and reference are the same model and it must be {expected:.6f}; "
-                "the reference is not the model as given (please report this)"
+                f"the loss before the first update is {metrics['loss']:.6f}, where policy and reference are the same"
+                f" model and it must be {expected:.6f}; the reference is not the model as given (please report this)"
             )
 
     return check
@@ -75,7 +82,9 @@ def same_pass_reference(scorer: Scorer) -> Reference:
     return reference
 
 
-def preference_objective(row: PreferenceLoss, settings: LossSettings, scorer: Scorer, heldout: Sequence[Tree], reference: Reference | None) -> Objective:
+def preference_objective(
+    row: PreferenceLoss, settings: LossSettings, scorer: Scorer, heldout: Sequence[Tree], reference: Reference | None
+) -> Objective:
     """The mean loss of an optimiser step's pairs; ``reference`` is None for the losses without one."""
 
     def scored(trees: Sequence[Tree]) -> PairScores:
@@ -94,7 +103,11 @@ def preference_objective(row: PreferenceLoss, settings: LossSettings, scorer: Sc
         parts = [scored([heldout[i] for i in group]) for group in scorer.batches(heldout)]
         scores = PairScores.joined(parts)
         metrics = reward_metrics(scores, settings)
-        sums = {"loss": float(row.function(scores, settings).sum()), "margin": metrics["rewards/margins"], "accuracy": metrics["rewards/accuracies"]}
+        sums = {
+            "loss": float(row.function(scores, settings).sum()),
+            "margin": metrics["rewards/margins"],
+            "accuracy": metrics["rewards/accuracies"],
+        }
         return {name: value / len(heldout) for name, value in sums.items()}
 
     return Objective(one, loss, measure, _first_check(row, settings))

@@ -48,7 +48,13 @@ def tree_digest(tree: Tree) -> bytes:
 
 
 def reference_key(
-    checkpoint: Checkpoint, formatter: Formatter, step: Training, device: torch.device, seed: int, trees: Sequence[Tree], heldout: Sequence[Tree]
+    checkpoint: Checkpoint,
+    formatter: Formatter,
+    step: Training,
+    device: torch.device,
+    seed: int,
+    trees: Sequence[Tree],
+    heldout: Sequence[Tree],
 ) -> dict[str, str]:
     """What reference log-probabilities depend on, by name; each value is a digest.
 
@@ -56,9 +62,20 @@ def reference_key(
     a pass, and with it the last bits.
     """
     folder = checkpoint.folder()
-    files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")}
-    weights = {name: value for name, value in files.items() if name.endswith(".safetensors") or name in ("config.json", "generation_config.json")}
-    adapters = [{f.name: file_digest(f) for f in sorted(a.iterdir()) if f.suffix in (".safetensors", ".json")} for a in checkpoint.adapters]
+    files = {
+        f.name: file_digest(f)
+        for f in sorted(folder.iterdir())
+        if f.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
+    }
+    weights = {
+        name: value
+        for name, value in files.items()
+        if name.endswith(".safetensors") or name in ("config.json", "generation_config.json")
+    }
+    adapters = [
+        {f.name: file_digest(f) for f in sorted(a.iterdir()) if f.suffix in (".safetensors", ".json")}
+        for a in checkpoint.adapters
+    ]
     rows = hashlib.sha256()
     for tree in (*trees, *heldout):
         rows.update(tree_digest(tree))
@@ -96,7 +113,10 @@ class ReferenceCache:
             return
         self.stale = [name for name in {**found, **self.key} if found.get(name) != self.key.get(name)]
         if not self.stale:
-            self.values = {bytes(pair): (chosen, rejected) for pair, (chosen, rejected) in zip(pairs.tolist(), logps.tolist(), strict=True)}
+            self.values = {
+                bytes(pair): (chosen, rejected)
+                for pair, (chosen, rejected) in zip(pairs.tolist(), logps.tolist(), strict=True)
+            }
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
@@ -104,7 +124,13 @@ class ReferenceCache:
         logps = torch.tensor(list(self.values.values()), dtype=torch.float32).reshape(-1, 2)
         save_sealed(self.file, {"pairs": pairs, "logps": logps}, {"key": json.dumps(self.key)})
 
-    def fill(self, passes: Sequence[Sequence[Tree]], compute: Callable[[Sequence[Tree]], Tensor], save_every: int, progress: Progress) -> int:
+    def fill(
+        self,
+        passes: Sequence[Sequence[Tree]],
+        compute: Callable[[Sequence[Tree]], Tensor],
+        save_every: int,
+        progress: Progress,
+    ) -> int:
         """Compute the passes in which a pair is missing; returns how many pairs were computed."""
         made = 0
         with progress.bar("reference", len(passes), "passes") as bar:
@@ -126,8 +152,12 @@ class ReferenceCache:
         return torch.tensor([self.values[tree_digest(tree)] for tree in trees], dtype=torch.float32, device=device)
 
 
-def passes_of(trees: Sequence[Tree], heldout: Sequence[Tree], scorer: Scorer, step: Training, seed: int) -> Iterator[list[Tree]]:
-    """Every pass, of all processes, in which training first meets a pair, in order, then those of the held-out pairs."""
+def passes_of(
+    trees: Sequence[Tree], heldout: Sequence[Tree], scorer: Scorer, step: Training, seed: int
+) -> Iterator[list[Tree]]:
+    """Every pass, of all processes, in which training first meets a pair, in order, then those of
+    the held-out pairs.
+    """
     met: set[int] = set()
     for number in range(plan_steps(len(trees), step)):
         rows = batch_of(number, len(trees), step, seed)

@@ -32,15 +32,22 @@ def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> to
     import bitsandbytes
 
     if settings.optimizer == "paged_adamw8bit" and given[0].device.type == "cpu":
-        raise ModelError("optimizer: paged_adamw8bit moves its state between GPU and main memory and there is no GPU; choose adamw or adamw8bit")
-    kind = {"adamw8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw8bit": bitsandbytes.optim.PagedAdamW8bit}[settings.optimizer]
+        raise ModelError(
+            "optimizer: paged_adamw8bit moves its state between GPU and main memory and there is no GPU; choose adamw"
+            " or adamw8bit"
+        )
+    kind = {"adamw8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw8bit": bitsandbytes.optim.PagedAdamW8bit}[
+        settings.optimizer
+    ]
     made: torch.optim.Optimizer = kind(given, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return made
 
 
 @dataclass
 class State:
-    """Where a training stands: ``step`` optimiser steps are done, ``best`` has copies of the best values so far, if any."""
+    """Where a training stands: ``step`` optimiser steps are done, ``best`` has copies of the best
+    values so far, if any.
+    """
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -68,7 +75,8 @@ class State:
         for name, parameter in self.parameters.items():
             tensors[f"value:{name}"] = parameter.detach().cpu().contiguous()
             for key, value in self.optimizer.state[parameter].items():
-                # Optimisers of bitsandbytes share their tables between parameters, which safetensors takes for a mistake.
+                # Optimisers of bitsandbytes share their tables between parameters, which
+                # safetensors takes for a mistake.
                 tensors[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
         for log in logs:
             disk.sync(log)
@@ -78,7 +86,9 @@ class State:
 
     @torch.no_grad()
     def restore(self, path: Path) -> None:
-        """Take up what ``save`` wrote; without a file nothing changes. Raises RunError for a damaged one, or for logs that are."""
+        """Take up what ``save`` wrote; without a file nothing changes. Raises RunError for a
+        damaged one, or for logs that are.
+        """
         if not path.is_file():
             return
         again = "delete it and run again: the training begins anew"
@@ -86,7 +96,10 @@ class State:
         for log, (size, then) in json.loads(metadata.get("logs", "{}")).items():
             beside = path.with_name(log)
             if not beside.is_file() or hashlib.sha256(beside.read_bytes()[:size]).hexdigest() != then:
-                raise RunError(f"{beside}: not the log that belongs to {path.name}; delete the folder and run again: the training begins anew")
+                raise RunError(
+                    f"{beside}: not the log that belongs to {path.name}; delete the folder and run again: the training"
+                    " begins anew"
+                )
         found: dict[str, dict[str, Tensor]] = {}
         for full, tensor in tensors.items():
             key, _, name = full.partition(":")
@@ -122,7 +135,11 @@ def save_sealed(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, s
     """Write tensors and words about them as safetensors with a digest of both, whole or not at all."""
     temporary = disk.temporary_of(path)
     # One word only: safetensors writes several in no fixed order, and equal results shall be equal files.
-    save_file(tensors, temporary, metadata={"sealed": json.dumps({**metadata, "digest": _digest(tensors, metadata)}, sort_keys=True)})
+    save_file(
+        tensors,
+        temporary,
+        metadata={"sealed": json.dumps({**metadata, "digest": _digest(tensors, metadata)}, sort_keys=True)},
+    )
     disk.replace(temporary, path)
 
 

@@ -18,7 +18,8 @@ ENOUGH = 0.01  # seconds of a product; one of the next size takes eight times as
 
 @dataclass
 class Pace:
-    """What a training has got through in this process's life: tokens written out, operations, and seconds of optimiser steps.
+    """What a training has got through in this process's life: tokens written out, operations, and
+    seconds of optimiser steps.
 
     rate: operations per second that the machine is measured to be capable of.
     """
@@ -87,5 +88,9 @@ def work(scorer: Scorer) -> tuple[float, float]:
 
 def work_of(trees: Sequence[Tree], scorer: Scorer, each: tuple[float, float]) -> float:
     """Floating-point operations of one training pass over some trees; ``each`` from ``work``."""
-    forwarded = sum(len(path.ids) for tree in trees for path in tree) if scorer.plain else sum(cost for _, cost in in_order(trees))
+    forwarded = (
+        sum(len(path.ids) for tree in trees for path in tree)
+        if scorer.plain
+        else sum(cost for _, cost in in_order(trees))
+    )
     return each[0] * forwarded + each[1] * sum(path.n_scored for tree in trees for path in tree)

@@ -77,4 +77,7 @@ class TreeStore(Sequence[Tree]):
             self._flushed = True
 
     def _full(self, error: OSError) -> RunError:
-        return RunError(f"{self._folder}: the rows' tokens cannot be written ({error.strerror}); they take {self._end / 1e9:.1f} GB so far, free disk space")
+        return RunError(
+            f"{self._folder}: the rows' tokens cannot be written ({error.strerror}); they take {self._end / 1e9:.1f} GB"
+            " so far, free disk space"
+        )

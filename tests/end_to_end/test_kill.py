@@ -15,14 +15,28 @@ from conftest import FAST
 from warm import Commands, Done, killing
 
 STEPS: dict[str, Any] = {
-    "made": {"generate": "orca", "teacher": "base", "seeds": "flan.jsonl", "rows": 12, "batch": 4, "max_new_tokens": 12, "submixes": {"cot": 1}},
-    "kept": {"filter": "made", "judge": "base", "mode": "probability", "min_rating": 1, "batch": 3,
-             "rules": {"min_response_words": 0, "drop_unfinished": False, "drop_repetition": 1.0, "drop_echoes": False}},
+    "made": {
+        "generate": "orca",
+        "teacher": "base",
+        "seeds": "flan.jsonl",
+        "rows": 12,
+        "batch": 4,
+        "max_new_tokens": 12,
+        "submixes": {"cot": 1},
+    },
+    "kept": {
+        "filter": "made",
+        "judge": "base",
+        "mode": "probability",
+        "min_rating": 1,
+        "batch": 3,
+        "rules": {"min_response_words": 0, "drop_unfinished": False, "drop_repetition": 1.0, "drop_echoes": False},
+    },
     "sft": {"sft": ["rows.jsonl", "kept"], "model": "base", "epochs": 2, "save_every": 2, **FAST},
     "SFT": {"merge": "sft"},
     "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "save_every": 2, **FAST},
     "DPO": {"merge": "dpo"},
-}  # fmt: skip
+}
 
 # (step, module, function, which call, before or after it)
 MOMENTS = [
@@ -41,7 +55,10 @@ MOMENTS = [
 @pytest.fixture
 def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     path = write_recipe(STEPS)
-    tasks = [{"id": f"f{i}", "submix": "cot", "task": f"t{i % 3}", "input": f"What comes after {i}?", "target": f"{i + 1}"} for i in range(20)]
+    tasks = [
+        {"id": f"f{i}", "submix": "cot", "task": f"t{i % 3}", "input": f"What comes after {i}?", "target": f"{i + 1}"}
+        for i in range(20)
+    ]
     (tmp_path / "flan.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
     return path
 
@@ -66,7 +83,9 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in names}
 
 
-def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(recipe: Path, tmp_path: Path, commands: tuple[Commands, Commands]) -> None:
+def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(
+    recipe: Path, tmp_path: Path, commands: tuple[Commands, Commands]
+) -> None:
     whole = tmp_path / "whole" / "t"
     done = command(commands[0], recipe, whole.parent)
     assert done.code == 0, done.err

@@ -1,4 +1,6 @@
-"""Runs that are ended at random moments, by kills and power cuts, end as one that was never ended. ``make test-kill`` does the same over all verbs."""
+"""Runs that are ended at random moments, by kills and power cuts, end as one that was never ended.
+``make test-kill`` does the same over all verbs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ SCRIPT = Path(__file__).parent.parent / "moments.py"
 
 def test_forty_moments_of_kill_power_cut_and_damage_end_with_the_same_bytes() -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--rows-only", "--moments", "40", "--damage", "0.2"], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, str(SCRIPT), "--rows-only", "--moments", "40", "--damage", "0.2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)

@@ -1,4 +1,6 @@
-"""``openbezoar serve`` with a real ``transformers serve``: it answers to the trained prompt. ``make test-serve``; a minute."""
+"""``openbezoar serve`` with a real ``transformers serve``: it answers to the trained prompt. ``make
+test-serve``; a minute.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from openbezoar.verbs.release.work import write_tokenizer
 
 
 def ask(url: str, body: Any = None) -> Any:
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=300) as reply:
         return json.load(reply)
 
@@ -40,7 +44,20 @@ def test_a_release_answers_through_transformers_serve_with_the_trained_prompt(tm
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [sys.executable, "-m", "openbezoar", "serve", str(release), "--with", "transformers", "--port", str(port), "--", "--device", "cpu"]
+    started = [
+        sys.executable,
+        "-m",
+        "openbezoar",
+        "serve",
+        str(release),
+        "--with",
+        "transformers",
+        "--port",
+        str(port),
+        "--",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline().rstrip().endswith("--device cpu")
@@ -53,10 +70,15 @@ def test_a_release_answers_through_transformers_serve_with_the_trained_prompt(tm
             except OSError:
                 time.sleep(0.2)
         messages = [{"role": "user", "content": "Name a colour."}]
-        made = ask(f"{url}/v1/chat/completions", {"model": str(release), "messages": messages, "max_tokens": 16, "stop": list(STOP)})
+        made = ask(
+            f"{url}/v1/chat/completions",
+            {"model": str(release), "messages": messages, "max_tokens": 16, "stop": list(STOP)},
+        )
     finally:
         process.kill()
         process.wait()
-    wanted = Formatter(load_tokenizer(model), PromptSpec()).prompt_ids([Turn("system", SYSTEM), Turn("user", "Name a colour.")])
+    wanted = Formatter(load_tokenizer(model), PromptSpec()).prompt_ids(
+        [Turn("system", SYSTEM), Turn("user", "Name a colour.")]
+    )
     assert made["usage"]["prompt_tokens"] == len(wanted)
     assert made["choices"][0]["message"]["content"].strip()

@@ -1,4 +1,6 @@
-"""Whole generate and filter steps through a proxy that spoils requests: nothing is lost, nothing answered is asked twice."""
+"""Whole generate and filter steps through a proxy that spoils requests: nothing is lost, nothing
+answered is asked twice.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     def recipe(*urls: str, rows: int = 12, **far: Any) -> Path:
         models = {"far": {"server": list(urls), "model": "m", "retries": 60, **far}}
-        (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "t", "seed": 3, "models": models, "steps": steps(rows)}))
+        (tmp_path / "recipe.yaml").write_text(
+            json.dumps({"name": "t", "seed": 3, "models": models, "steps": steps(rows)})
+        )
         return tmp_path / "recipe.yaml"
 
     return recipe
@@ -90,18 +94,28 @@ def rows_of(runs: Path) -> dict[str, bytes]:
     return {f.parent.name: f.read_bytes() for f in runs.glob("t/*/rows.jsonl")}
 
 
-def test_all_schemes_and_the_judge_come_through_a_spoiling_proxy_whole(write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path) -> None:
+def test_all_schemes_and_the_judge_come_through_a_spoiling_proxy_whole(
+    write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path
+) -> None:
     plain = run(write(f"http://127.0.0.1:{upstream.port}/v1"), tmp_path / "plain")
-    assert plain.keys() == {"lamini", "evol", "orca", "kept"} and all(plain[s].count(b"\n") == 12 for s in ("lamini", "evol", "orca"))
+    assert plain.keys() == {"lamini", "evol", "orca", "kept"} and all(
+        plain[s].count(b"\n") == 12 for s in ("lamini", "evol", "orca")
+    )
     spoilt = run(write(proxy.url), tmp_path / "spoilt")
     assert spoilt == plain
     assert min(proxy.done[what] for what in ("429", "500", "delay", "cut")) >= 2
     assert proxy.twice == {}
-    numbers = [json.loads((tmp_path / runs / "t/lamini/manifest.json").read_text())["numbers"] for runs in ("plain", "spoilt")]
-    assert numbers[0]["tokens"] == numbers[1]["tokens"] > 0 and numbers[0]["prompt_tokens"] == numbers[1]["prompt_tokens"]
+    numbers = [
+        json.loads((tmp_path / runs / "t/lamini/manifest.json").read_text())["numbers"] for runs in ("plain", "spoilt")
+    ]
+    assert (
+        numbers[0]["tokens"] == numbers[1]["tokens"] > 0 and numbers[0]["prompt_tokens"] == numbers[1]["prompt_tokens"]
+    )
 
 
-def test_a_server_that_dies_and_comes_back_in_mid_run_costs_no_row(write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_server_that_dies_and_comes_back_in_mid_run_costs_no_row(
+    write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path
+) -> None:
     plain = run(write(f"http://127.0.0.1:{upstream.port}/v1"), tmp_path / "plain")
     recipe, served = write(proxy.url), upstream.served
     again: list[Upstream] = []
@@ -121,7 +135,9 @@ def test_a_server_that_dies_and_comes_back_in_mid_run_costs_no_row(write: Callab
     again[0].close()
 
 
-def test_work_goes_on_at_one_address_while_another_is_down(write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path) -> None:
+def test_work_goes_on_at_one_address_while_another_is_down(
+    write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path
+) -> None:
     down = Proxy(1)  # nobody listens there
     try:
         recipe = write(down.url, proxy.url)
@@ -145,13 +161,22 @@ def test_a_killed_run_asks_again_for_nothing_that_was_kept(
 ) -> None:
     plain = run(write(f"http://127.0.0.1:{upstream.port}/v1"), tmp_path / "plain")
     recipe, runs = write(proxy.url, concurrency=1), tmp_path / "killed"
-    killed = commands("run", str(recipe), "--runs", str(runs), "--quiet", first=killing("openbezoar.llm.calls", "CallStore.keep", moment, "after"))
+    killed = commands(
+        "run",
+        str(recipe),
+        "--runs",
+        str(runs),
+        "--quiet",
+        first=killing("openbezoar.llm.calls", "CallStore.keep", moment, "after"),
+    )
     assert killed.code == -signal.SIGKILL, killed.err
     assert sum(n for _, n, _ in CallStore(runs).size()) == moment
     assert run(recipe, runs) == plain and proxy.twice == {}
 
 
-def test_two_runs_side_by_side_pay_for_each_call_once(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
+def test_two_runs_side_by_side_pay_for_each_call_once(
+    write: Callable[..., Path], upstream: Upstream, tmp_path: Path
+) -> None:
     recipe = write(f"http://127.0.0.1:{upstream.port}/v1")
     alone = run(recipe, tmp_path / "alone", "orca")
     served = upstream.served
@@ -170,7 +195,9 @@ def test_two_runs_side_by_side_pay_for_each_call_once(write: Callable[..., Path]
     assert sum(cost.calls for cost in spent.values()) == served and not any(cost.unanswered for cost in spent.values())
 
 
-def test_a_second_recipe_and_an_edited_filter_pay_for_nothing_again(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
+def test_a_second_recipe_and_an_edited_filter_pay_for_nothing_again(
+    write: Callable[..., Path], upstream: Upstream, tmp_path: Path
+) -> None:
     recipe = write(f"http://127.0.0.1:{upstream.port}/v1")
     first = run(recipe, tmp_path / "runs")
     served = upstream.served
@@ -183,20 +210,26 @@ def test_a_second_recipe_and_an_edited_filter_pay_for_nothing_again(write: Calla
     assert {run for run, _, _ in CallStore(tmp_path / "runs").accounts()} == {"t"}
 
 
-def test_a_budget_in_money_without_prices_is_refused(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
+def test_a_budget_in_money_without_prices_is_refused(
+    write: Callable[..., Path], upstream: Upstream, tmp_path: Path
+) -> None:
     recipe = write(f"http://127.0.0.1:{upstream.port}/v1")
     with pytest.raises(RecipeError, match=r"models\.far: no price, but a budget in money"):
         run(recipe, tmp_path / "runs", overrides=("steps.lamini.budget={money: 1}",))
     assert upstream.served == 0
 
 
-def test_a_budget_stops_a_run_which_goes_on_with_more_to_the_same_rows(write: Callable[..., Path], upstream: Upstream, tmp_path: Path) -> None:
+def test_a_budget_stops_a_run_which_goes_on_with_more_to_the_same_rows(
+    write: Callable[..., Path], upstream: Upstream, tmp_path: Path
+) -> None:
     recipe = write(f"http://127.0.0.1:{upstream.port}/v1")
     plain = run(recipe, tmp_path / "plain")
     runs = tmp_path / "runs"
     longest = 400  # no call of this teacher takes more words
     for budget in (1000, 3000):
-        with pytest.raises(BudgetError, match=rf"step \w+: the budget of {budget:,} tokens is used up: .* raise budget and run again"):
+        with pytest.raises(
+            BudgetError, match=rf"step \w+: the budget of {budget:,} tokens is used up: .* raise budget and run again"
+        ):
             run(recipe, runs, overrides=(f"budget={{tokens: {budget}}}",))
         spent = sum(cost.prompt_tokens + cost.tokens for cost in CallStore(runs).accounts().values())
         assert budget <= spent < budget + longest

@@ -1,4 +1,5 @@
-"""Every scheme through a real OpenAI-compatible server, a spoiling proxy between, the server killed and started again in mid-run.
+"""Every scheme through a real OpenAI-compatible server, a spoiling proxy between, the server killed
+and started again in mid-run.
 
 ``make test-serve``; minutes. The server is ``transformers serve`` with the demo's model.
 """
@@ -28,16 +29,37 @@ DEMO = Path(__file__).parent.parent.parent / "recipes" / "demo"
 COMMON: dict[str, Any] = {"teacher": "far", "rows": 20, "max_new_tokens": 32}
 STEPS: dict[str, dict[str, Any]] = {
     "lamini": {
-        "generate": "lamini", "seeds": str(DEMO / "instructions.jsonl"), "topics": str(DEMO / "topics.jsonl"), **COMMON,
-        "instructions_per_prompt": 4, "instruction_tokens": 96, "max_prompts": 200,
+        "generate": "lamini",
+        "seeds": str(DEMO / "instructions.jsonl"),
+        "topics": str(DEMO / "topics.jsonl"),
+        **COMMON,
+        "instructions_per_prompt": 4,
+        "instruction_tokens": 96,
+        "max_prompts": 200,
     },
-    "evol_instruct": {"generate": "evol_instruct", "seeds": str(DEMO / "instructions.jsonl"), **COMMON, "evolved_tokens": 56, "retry_rounds": 20},
-    "orca": {"generate": "orca", "seeds": str(DEMO / "flan.jsonl"), **COMMON, "submixes": {"cot": 1, "niv2": 1, "t0": 1, "flan2021": 1}},
+    "evol_instruct": {
+        "generate": "evol_instruct",
+        "seeds": str(DEMO / "instructions.jsonl"),
+        **COMMON,
+        "evolved_tokens": 56,
+        "retry_rounds": 20,
+    },
+    "orca": {
+        "generate": "orca",
+        "seeds": str(DEMO / "flan.jsonl"),
+        **COMMON,
+        "submixes": {"cot": 1, "niv2": 1, "t0": 1, "flan2021": 1},
+    },
     "magpie": {
-        "generate": "magpie", **COMMON, "instruction_tokens": 64, "lines": "first", "max_prompts": 200,
-        "pre_query": "<|im_start|>user\n", "end": "<|im_end|>",
+        "generate": "magpie",
+        **COMMON,
+        "instruction_tokens": 64,
+        "lines": "first",
+        "max_prompts": 200,
+        "pre_query": "<|im_start|>user\n",
+        "end": "<|im_end|>",
     },
-}  # fmt: skip
+}
 
 
 class Serve:
@@ -54,7 +76,9 @@ class Serve:
     def start(self) -> None:
         code = "from transformers.cli.transformers import main; main()"
         arguments = ["serve", str(self.model), "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
-        self.process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.starts += 1
 
     def wait(self) -> None:
@@ -79,7 +103,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         (folder / file.name).symlink_to(file)
     settings = json.loads((model / "generation_config.json").read_text())
     (folder / "generation_config.json").unlink()
-    (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True, "_from_model_config": False}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({**settings, "do_sample": True, "_from_model_config": False})
+    )
     serve = Serve(folder)
     serve.wait()
     yield serve
@@ -88,7 +114,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 @pytest.mark.serve
 @pytest.mark.parametrize("scheme", STEPS)
-def test_a_scheme_makes_20_rows_through_a_real_server_that_is_spoilt_and_killed(serve: Serve, scheme: str, tmp_path: Path) -> None:
+def test_a_scheme_makes_20_rows_through_a_real_server_that_is_spoilt_and_killed(
+    serve: Serve, scheme: str, tmp_path: Path
+) -> None:
     proxy = Proxy(serve.port)
     models = {"far": {"server": proxy.url, "model": str(serve.model), "concurrency": 4, "retries": 100}}
     recipe, starts = tmp_path / "recipe.yaml", serve.starts
@@ -109,5 +137,7 @@ def test_a_scheme_makes_20_rows_through_a_real_server_that_is_spoilt_and_killed(
         proxy.close()
     rows = [json.loads(line) for line in (tmp_path / "runs/t/made/rows.jsonl").read_text().splitlines()]
     assert len(rows) == 20 and all(row["instruction"] and row["response"] for row in rows)
-    assert serve.starts == starts + 1 and all(proxy.done[what] for what in ("429", "500", "delay", "cut", "server gone"))
+    assert serve.starts == starts + 1 and all(
+        proxy.done[what] for what in ("429", "500", "delay", "cut", "server gone")
+    )
     assert proxy.twice == {}

@@ -1,4 +1,6 @@
-"""Any file of a finished run damaged at random: ``verify`` finds it, and every command that looks at the run says what it can, or one line."""
+"""Any file of a finished run damaged at random: ``verify`` finds it, and every command that looks
+at the run says what it can, or one line.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +59,30 @@ def without_a_line(content: bytes, draw: random.Random) -> bytes:
 
 
 def other_types(content: bytes, draw: random.Random) -> bytes:
-    return draw.choice([b"[]", b"{}", b"null", b"7", b'"x"', b"[" * 100_000, b'{"key": ' + b"9" * 5000 + b"}", b"\xff\xfe{}", b'{"\xed\xa0\x80": 1}'])
+    return draw.choice(
+        [
+            b"[]",
+            b"{}",
+            b"null",
+            b"7",
+            b'"x"',
+            b"[" * 100_000,
+            b'{"key": ' + b"9" * 5000 + b"}",
+            b"\xff\xfe{}",
+            b'{"\xed\xa0\x80": 1}',
+        ]
+    )
 
 
-KINDS: list[Callable[[bytes, random.Random], bytes]] = [flip, flip, cut, grow, without_a_line, other_types, lambda content, draw: b""]
+KINDS: list[Callable[[bytes, random.Random], bytes]] = [
+    flip,
+    flip,
+    cut,
+    grow,
+    without_a_line,
+    other_types,
+    lambda content, draw: b"",
+]
 
 
 def told(done: Done, what: str) -> None:
@@ -72,13 +94,19 @@ def told(done: Done, what: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(DAMAGES))
-def test_a_damaged_file_is_found_and_every_command_that_looks_ends_in_words(number: int, commands: Commands, finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_found_and_every_command_that_looks_ends_in_words(
+    number: int, commands: Commands, finished: Path, tmp_path: Path
+) -> None:
     draw = random.Random(number)
     runs = tmp_path / "runs"
     shutil.copytree(finished / "runs", runs)
     run = runs / "t"
     in_cache = draw.random() < SHARE_OF_CACHE
-    target = runs / FILE if in_cache else draw.choice(sorted(file for file in run.rglob("*") if file.is_file() and not file.name.startswith(".")))
+    target = (
+        runs / FILE
+        if in_cache
+        else draw.choice(sorted(file for file in run.rglob("*") if file.is_file() and not file.name.startswith(".")))
+    )
     kind, before = draw.choice(KINDS), target.read_bytes()
     target.write_bytes(kind(before, draw))
     what = f"{getattr(kind, '__name__', kind)} of {target.relative_to(runs)}"

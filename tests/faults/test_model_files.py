@@ -1,4 +1,6 @@
-"""A model folder of which a file is damaged: an answer as from the whole one, or one line; never a traceback, an endless wait or all of the memory."""
+"""A model folder of which a file is damaged: an answer as from the whole one, or one line; never a
+traceback, an endless wait or all of the memory.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from openbezoar.errors import ModelError
 from openbezoar.models.files import stored
 
 DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "3"))
-LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"  # of address space; a whole model takes less
+# of address space; a whole model takes less
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"
 SECONDS = 60
 
 
@@ -38,7 +41,9 @@ def model(tiny: Path, tmp_path: Path) -> Path:
 
 def opened(commands: Commands, model: Path, what: str) -> int:
     """The exit code of a command that reads the whole folder."""
-    done = commands("chat", str(model), "--prompt", "Hi", "--max-new-tokens", "3", "--seed", "1", first=LIMITED, seconds=SECONDS)
+    done = commands(
+        "chat", str(model), "--prompt", "Hi", "--max-new-tokens", "3", "--seed", "1", first=LIMITED, seconds=SECONDS
+    )
     told(done, what)
     return done.code
 
@@ -90,7 +95,9 @@ WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
     "no dtype": with_header(lambda stated: first(stated).pop("dtype") and None),
     "a pickle": lambda content: b"\x80\x04\x95" + content[3:],
     "a page of HTML": lambda content: b"<!DOCTYPE html><html>not found</html>",
-    "a pointer of Git LFS": lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n",
+    "a pointer of Git LFS": lambda content: (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+    ),
 }
 
 
@@ -103,7 +110,15 @@ def test_damaged_weights_are_one_line(kind: str, commands: Commands, model: Path
     assert opened(commands, model, kind) == 2
 
 
-NO_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim")
+NO_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "head_dim",
+)
 CONFIGS: dict[str, dict[str, Any]] = {
     **{f"{name} {value}": {name: value} for name in NO_SIZES for value in (0, -2, 1 << 40, 1.5, "8", [8])},
     "an unknown activation": {"hidden_act": "swoosh"},
@@ -148,7 +163,9 @@ TEXTS = {
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_json_file_of_nonsense_is_one_line_or_does_not_matter(name: str, kind: str, commands: Commands, model: Path) -> None:
+def test_a_json_file_of_nonsense_is_one_line_or_does_not_matter(
+    name: str, kind: str, commands: Commands, model: Path
+) -> None:
     (model / name).write_text(TEXTS[kind])
     opened(commands, model, f"{name}: {kind}")
 

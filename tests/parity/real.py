@@ -1,4 +1,6 @@
-"""What the parity tests work on: a real model, real pairs and questions, named by environment variables (``make test-parity``)."""
+"""What the parity tests work on: a real model, real pairs and questions, named by environment
+variables (``make test-parity``).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,18 @@ def questions() -> str:
 def pairs_job() -> Job:
     """Six of HH-RLHF's pairs where they are, else of the demo's; in fp32, dropout off."""
     given = DATA / "hh_rlhf_train.jsonl.gz"
-    return Job("check", "ours", model(), str(given if given.is_file() else DEMO_PAIRS), 6, 6, 256, "none", "float32", {"micro": 6})
+    return Job(
+        "check",
+        "ours",
+        model(),
+        str(given if given.is_file() else DEMO_PAIRS),
+        6,
+        6,
+        256,
+        "none",
+        "float32",
+        {"micro": 6},
+    )
 
 
 @cache
@@ -61,7 +74,9 @@ def gradients(model: Any) -> dict[str, Any]:
 
 
 def relative(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float]:
-    """Norm of the difference over the norm: (of the adapter's gradient as a whole, of the tensor where it is greatest)."""
+    """Norm of the difference over the norm: (of the adapter's gradient as a whole, of the tensor
+    where it is greatest).
+    """
     assert ours.keys() == theirs.keys()
     norms = torch.stack([g.norm() for g in theirs.values()])
     gaps = torch.stack([(ours[name] - theirs[name]).norm() for name in theirs])

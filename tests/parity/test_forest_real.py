@@ -1,4 +1,5 @@
-"""Forests of real pairs and real questions against plain passes, a row a path: log-probabilities and the adapter's gradients in fp32.
+"""Forests of real pairs and real questions against plain passes, a row a path: log-probabilities
+and the adapter's gradients in fp32.
 
 Every token of a question is asked for. Of an answer's one letter alone the gradient says little in fp32: with
 SmolLM2-135M and two MMLU questions plain passes were 5.2e-4 from fp64's, the forest 4.3e-4.
@@ -30,13 +31,18 @@ def assert_equal(made: Any, trees: list[Tree]) -> None:
         # The plain oracle runs each path alone, so padding cannot help it.
         for group in [trees] if scorer is forest else [[(path,)] for tree in trees for path in tree]:
             paths = [path for tree in scorer.score(group) for path in tree]
-            torch.stack([(path * torch.linspace(0.5, 1.5, len(path), device=path.device)).sum() for path in paths]).sum().backward()
+            torch.stack(
+                [(path * torch.linspace(0.5, 1.5, len(path), device=path.device)).sum() for path in paths]
+            ).sum().backward()
             scores += [path.detach() for path in paths]
         found.append((torch.cat(scores), gradients(made)))
     (ours, our_gradients), (theirs, their_gradients) = found
     gap = float((ours - theirs).abs().max())
     whole, worst = relative(our_gradients, their_gradients)
-    print(f"\n{len(trees)} trees, {len(ours)} log-probabilities: differ by {gap:.1e} at most, the gradient by {whole:.1e}, in a tensor by {worst:.1e}")
+    print(
+        f"\n{len(trees)} trees, {len(ours)} log-probabilities: differ by {gap:.1e} at most, the gradient by"
+        f" {whole:.1e}, in a tensor by {worst:.1e}"
+    )
     assert gap <= 1e-4
     assert max(whole, worst) <= 1e-4
 
@@ -50,4 +56,6 @@ def test_questions_score_and_learn_as_their_paths_do_one_by_one(task: str, n: in
     job, made = score.Job("work", "ours", model(), questions(), n, "float32", [task], {}), adapted()
     tokenizer = training.load_tokenizer(training.checkpoint(model()).folder())
     asked = score.asked(job, made, tokenizer)[task][:n]
-    assert_equal(made, [tuple(TokenPath(path.ids, (False,) + (True,) * (len(path.ids) - 1)) for path in tree) for tree in asked])
+    assert_equal(
+        made, [tuple(TokenPath(path.ids, (False,) + (True,) * (len(path.ids) - 1)) for path in tree) for tree in asked]
+    )

@@ -1,4 +1,6 @@
-"""Benchmark questions against lm-eval's own model in fp32: official prompts, official draws of examples, each question's likeliest choice."""
+"""Benchmark questions against lm-eval's own model in fp32: official prompts, official draws of
+examples, each question's likeliest choice.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def _lead(values: Sequence[float]) -> float:
 def test_every_question_s_likeliest_choice_is_lm_eval_s(task: str) -> None:
     job = score.Job("time", "ours", model(), questions(), ITEMS, "float32", [task], {task: BATCH})
     found = score.agreement(score.ours(job), score.hflm(job))
-    print(f"\n{task}: {found['questions']} questions, log-probabilities differ by {found['largest_difference']:.1e} at most")
+    print(
+        f"\n{task}: {found['questions']} questions, log-probabilities differ by {found['largest_difference']:.1e} at"
+        " most"
+    )
     for difference in found["differences"]:
         print(f"  {'tie' if is_tie(difference) else 'DIFFERENCE'}: {difference}")
     assert found["questions"] >= ITEMS

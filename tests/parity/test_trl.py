@@ -1,4 +1,6 @@
-"""Preference training against TRL's own trainer on the same pairs: loss, rewards and the adapter's gradients in fp32."""
+"""Preference training against TRL's own trainer on the same pairs: loss, rewards and the adapter's
+gradients in fp32.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def theirs(job: Job, trees: list[Tree], settings: Dpo, folder: Path) -> tuple[fl
     trainer = dpo.trainer_of(job, trees, settings, str(folder))
     training.fill_adapter(trainer.model)
     trainer.model.train()
-    batch = {name: value.to(trainer.model.device) for name, value in trainer.data_collator([dpo.row(tree) for tree in trees]).items()}
+    batch = {
+        name: value.to(trainer.model.device)
+        for name, value in trainer.data_collator([dpo.row(tree) for tree in trees]).items()
+    }
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     trainer.log({})
@@ -40,7 +45,9 @@ def test_loss_rewards_and_gradients_are_trl_s(loss: str, tmp_path: Path) -> None
     settings = job.settings(Dpo, dpo="pairs", loss=loss)
     peer_loss, peer_metrics, peer_gradients = theirs(job, trees, settings, tmp_path)
     scorer = Scorer(model.train())
-    objective = preference_objective(PREFERENCE_LOSSES[loss], LossSettings.of(settings), scorer, [], same_pass_reference(scorer))
+    objective = preference_objective(
+        PREFERENCE_LOSSES[loss], LossSettings.of(settings), scorer, [], same_pass_reference(scorer)
+    )
     value, metrics = objective.loss(trees, float(len(trees)))
     value.backward()
     whole, worst = relative(gradients(model), peer_gradients)

@@ -38,7 +38,9 @@ from openbezoar.schemes import elimination, evol_instruct
         (lambda t: elimination.gains_information(t) is None, "hard to compare, unequalled", "equal"),
     ],
 )
-def test_an_elimination_rule_catches_what_it_must_and_lets_the_rest_pass(rule: Callable[[str], bool], caught: str, passed: str) -> None:
+def test_an_elimination_rule_catches_what_it_must_and_lets_the_rest_pass(
+    rule: Callable[[str], bool], caught: str, passed: str
+) -> None:
     assert rule(caught) is True
     assert rule(passed) is False
 
@@ -59,7 +61,9 @@ def test_an_evolution_loses_its_label_and_quotation_marks_around_the_whole(reply
 
 
 def test_evol_instruct_keeps_provenance_and_no_operation_in_breadth(bench: Bench) -> None:
-    rows = bench.run(Scripted(evol_teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=16, rounds=4)
+    rows = bench.run(
+        Scripted(evol_teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=16, rounds=4
+    )
     assert len(rows) == 16 and [r["id"] for r in rows][-1] == "evol_instruct-00016"
     assert {r["source"] for r in rows} == {"in-depth", "in-breadth"}
     assert all((r["operation"] is None) == (r["source"] == "in-breadth") for r in rows)
@@ -70,20 +74,44 @@ def test_evol_instruct_keeps_provenance_and_no_operation_in_breadth(bench: Bench
             assert row["parent"] == row["seed_id"]
         else:
             parent = by_id[row["parent"]]
-            assert parent["depth"] == row["depth"] - 1 and parent["seed_id"] == row["seed_id"] and row["instruction"].startswith(parent["instruction"])
+            assert (
+                parent["depth"] == row["depth"] - 1
+                and parent["seed_id"] == row["seed_id"]
+                and row["instruction"].startswith(parent["instruction"])
+            )
     assert not any("Rewritten" in r["instruction"] for r in rows)
 
 
 def test_evol_instruct_draws_all_operations_per_item_and_one_per_epoch_and_category(bench: Bench) -> None:
-    seeds = bench.seeds([{**s, "id": f"{i}-{s['id']}", "instruction": f"{s['instruction']} ({i})"} for i in range(10) for s in INSTRUCTIONS])
-    per_item = Counter(r["operation"] for r in bench.run(Scripted(evol_teacher), generate="evol_instruct", seeds=seeds, rows=80, batch=32))
+    seeds = bench.seeds(
+        [
+            {**s, "id": f"{i}-{s['id']}", "instruction": f"{s['instruction']} ({i})"}
+            for i in range(10)
+            for s in INSTRUCTIONS
+        ]
+    )
+    per_item = Counter(
+        r["operation"]
+        for r in bench.run(Scripted(evol_teacher), generate="evol_instruct", seeds=seeds, rows=80, batch=32)
+    )
     assert set(per_item) == {*evol_instruct.OPERATIONS, None} and min(per_item.values()) >= 5
-    rows = bench.run(Scripted(evol_teacher), "other", generate="evol_instruct", seeds=seeds, rows=160, rounds=2, draw="epoch_category", batch=32)
+    rows = bench.run(
+        Scripted(evol_teacher),
+        "other",
+        generate="evol_instruct",
+        seeds=seeds,
+        rows=160,
+        rounds=2,
+        draw="epoch_category",
+        batch=32,
+    )
     drawn: dict[tuple[int, str], set[str | None]] = {}
     for row in rows:
         drawn.setdefault((row["round"], row["category"]), set()).add(row["operation"])
     assert len(drawn) == 4 and all(len(operations) == 1 for operations in drawn.values())
-    rows = bench.run(Scripted(evol_teacher), "third", generate="evol_instruct", seeds=seeds, rows=80, complicate_input=True, batch=32)
+    rows = bench.run(
+        Scripted(evol_teacher), "third", generate="evol_instruct", seeds=seeds, rows=80, complicate_input=True, batch=32
+    )
     assert "complicate-input" in {r["operation"] for r in rows}
 
 
@@ -105,7 +133,14 @@ def test_evol_instruct_counts_failures_by_rule_and_tries_their_originals_again(b
         tries[given] += 1
         if tries[given] > 1:
             return given + " Why so?"
-        bad = {"0": given.upper(), "1": "the given prompt is fine", "2": "", "3": given + " ap", "4": given + " st", "5": given + " em"}
+        bad = {
+            "0": given.upper(),
+            "1": "the given prompt is fine",
+            "2": "",
+            "3": given + " ap",
+            "4": given + " st",
+            "5": given + " em",
+        }
         if given[5] == "6":
             return Completion(given + " and", "length", 1, 1)
         return bad.get(given[5], given + " Why so?")
@@ -129,13 +164,23 @@ LONG = "Name 0 rivers of Europe. " + "x" * evol_instruct.LONGER
 @pytest.mark.parametrize(
     ("rule", "evolved", "answer", "passing"),
     [
-        ("refused by the server", Completion("Name two.", "error", 1, 0), "Rhine.", Completion("Name two.", "stop", 1, 1)),
+        (
+            "refused by the server",
+            Completion("Name two.", "error", 1, 0),
+            "Rhine.",
+            Completion("Name two.", "stop", 1, 1),
+        ),
         ("no text", "?! ...", "Rhine.", "¿Qué?"),
         ("not finished", Completion("Name two", "length", 1, 1), "Rhine.", Completion("Name two", "stop", 1, 1)),
         ("more than 4000 characters added", LONG, "Rhine.", LONG[:4000]),
         ("same as the source", "name 0 RIVERS of Europe!", "Rhine.", "Name 0 rivers of Asia."),
         ("rule 4, leaks the prompt's words", "Rewritten prompt: name two.", "Rhine.", "Rewrite the prompt: name two."),
-        ("answer refused by the server", "Name two.", Completion("", "error", 1, 0), Completion("Rhine.", "stop", 1, 0)),
+        (
+            "answer refused by the server",
+            "Name two.",
+            Completion("", "error", 1, 0),
+            Completion("Rhine.", "stop", 1, 0),
+        ),
         ("rule 2, a short apology", "Name two.", "Sorry.", "Sorrow."),
         ("rule 3, the answer says nothing", "Name two.", "It is that.", "It is Rhine."),
     ],
@@ -149,9 +194,18 @@ def test_each_rule_takes_out_the_row_it_must_and_not_its_like(
     def teacher(bad: bool) -> Scripted:
         first = passing if not bad and not about_answers else evolved
         second = passing if not bad and about_answers else answer
-        return Scripted(lambda system, user, seed: first if "#Given Prompt#:" in user and "Name 0" in user else second if "Rhine" not in user else "")
+        return Scripted(
+            lambda system, user, seed: (
+                first if "#Given Prompt#:" in user and "Name 0" in user else second if "Rhine" not in user else ""
+            )
+        )
 
-    settings: dict[str, Any] = {"generate": "evol_instruct", "seeds": bench.seeds(INSTRUCTIONS[:1]), "rows": 1, "retry_rounds": 0}
+    settings: dict[str, Any] = {
+        "generate": "evol_instruct",
+        "seeds": bench.seeds(INSTRUCTIONS[:1]),
+        "rows": 1,
+        "retry_rounds": 0,
+    }
     with pytest.raises(ModelError, match=f"evolution failed: {re.escape(rule)}: 1"):
         bench.run(teacher(True), "bad", **settings)
     assert len(bench.run(teacher(False), "good", **settings)) == 1
@@ -191,7 +245,14 @@ def test_the_equality_judge_is_asked_up_to_six_times_and_only_about_what_passed_
     teacher = Scripted(lambda system, user, seed: "" if "Name 3" in user else evol_teacher(system, user, seed))
     judged = Scripted(judge)
     rows = bench.run(
-        teacher, judge=judged, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:5]), rows=5, retry_rounds=0, temperature=0, equality_judge="judge"
+        teacher,
+        judge=judged,
+        generate="evol_instruct",
+        seeds=bench.seeds(INSTRUCTIONS[:5]),
+        rows=5,
+        retry_rounds=0,
+        temperature=0,
+        equality_judge="judge",
     )
     assert judged.temperatures == [0.0] + [0.7] * 5  # greedy again would bring the same reply again
     assert asked == {"0": 1, "1": 6, "2": 6, "4": 1}
@@ -209,18 +270,29 @@ def test_a_local_judge_is_made_to_begin_with_the_sentence(bench: Bench) -> None:
 
     judge = Scripted(lambda system, user, seed: " not equal")
     judge.formatter, judge.tokenizer = Formatter(), type("T", (), {"bos_token": "<s>"})()  # type: ignore[attr-defined]
-    bench.run(Scripted(evol_teacher), judge=judge, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=2, equality_judge="judge")
+    bench.run(
+        Scripted(evol_teacher),
+        judge=judge,
+        generate="evol_instruct",
+        seeds=bench.seeds(INSTRUCTIONS),
+        rows=2,
+        equality_judge="judge",
+    )
     text = judge.asked[0][0].content
     assert text.startswith("[user]Here are two prompts") and text.endswith("[assistant]The two prompts are")
 
 
-def test_a_raw_completion_server_begins_its_reply_too_by_its_wrapper(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raw_completion_server_begins_its_reply_too_by_its_wrapper(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: ")
     monkeypatch.setattr(StepContext, "model_spec", lambda self, name: spec)
     teacher = Scripted(evol_teacher)
     bench.run(teacher, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=1)
     text = teacher.asked[0][0].content
-    assert text.startswith("<human>: Your job is") and text.endswith(("<bot>: #Rewritten Prompt#:", "<bot>: #Created Prompt#:"))
+    assert text.startswith("<human>: Your job is") and text.endswith(
+        ("<bot>: #Rewritten Prompt#:", "<bot>: #Created Prompt#:")
+    )
 
 
 def test_long_seeds_are_cut_and_counted(bench: Bench) -> None:

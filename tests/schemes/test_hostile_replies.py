@@ -41,10 +41,14 @@ class Struck(Scripted):
         super().__init__(say)
         self.at, self.reply, self.seen = at, reply, 0
 
-    def chat(self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    def chat(
+        self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
         replies = super().chat(conversations, sampling, seeds)
         if self.at is not None and self.seen <= self.at < self.seen + len(replies):
-            replies[self.at - self.seen] = self.reply if isinstance(self.reply, Completion) else Completion(self.reply, "stop", 5, 9)
+            replies[self.at - self.seen] = (
+                self.reply if isinstance(self.reply, Completion) else Completion(self.reply, "stop", 5, 9)
+            )
         self.seen += len(replies)
         return replies
 
@@ -55,7 +59,12 @@ def _not_equal(system: str, user: str, seed: int) -> str:
 
 def _rows(bench: Bench, scheme: str, teacher: Scripted, out: str, judge: Scripted | None = None) -> list[Row]:
     seeds = bench.seeds(FLAN if scheme == "orca" else INSTRUCTIONS)
-    return bench.run(teacher, out, judge or Scripted(_not_equal), **{**SETTINGS[scheme], "generate": scheme, "seeds": seeds, "rows": 6})
+    return bench.run(
+        teacher,
+        out,
+        judge or Scripted(_not_equal),
+        **{**SETTINGS[scheme], "generate": scheme, "seeds": seeds, "rows": 6},
+    )
 
 
 def _origin(row: Row) -> str:
@@ -89,7 +98,8 @@ def test_a_hostile_reply_costs_no_row_but_its_own(bench: Bench, scheme: str, rep
 def test_a_hostile_reply_of_the_equality_judge_costs_no_row_but_its_own(bench: Bench, reply: str) -> None:
     clean = Struck(None, "", _not_equal)
     expected = _rows(bench, "evol_instruct", Scripted(good_teacher), "clean", clean)
-    lost = "equal" in str(HOSTILE[reply]) or "too long" in str(HOSTILE[reply])  # what a judge turned down once is not asked again
+    # what a judge turned down once is not asked again
+    lost = "equal" in str(HOSTILE[reply]) or "too long" in str(HOSTILE[reply])
     for at in range(clean.seen):
         rows = _rows(bench, "evol_instruct", Scripted(good_teacher), f"at-{at}", Struck(at, HOSTILE[reply], _not_equal))
         assert len(_lost(expected, rows)) == lost and len(rows) == 6  # any other reply is asked for again

@@ -24,7 +24,12 @@ from openbezoar.schemes import lamini
         ("<example>Write a poem\nabout rain.</example>", True, ["Write a poem\nabout rain."], "tags"),
         ('<example>Instruction: "Sing."</example>', True, ["Sing."], "tags"),
         ("<example></example><example>  </example>", True, [], "tags"),
-        ("Here you go:\n1. Name a fish.\n2) Name a bird.\n- Name a tree.", True, ["Name a fish.", "Name a bird.", "Name a tree."], "list"),
+        (
+            "Here you go:\n1. Name a fish.\n2) Name a bird.\n- Name a tree.",
+            True,
+            ["Name a fish.", "Name a bird.", "Name a tree."],
+            "list",
+        ),
         ("1. Name a fish.\n2. Name a bi", False, ["Name a fish."], "list"),
         ("**Example 1:** Name a fish.\n\nExample 2: Name a bird.", True, ["Name a fish.", "Name a bird."], "list"),
         ("&lt;example&gt;Name a fish.&lt;/example&gt;", True, ["Name a fish."], "tags"),
@@ -35,7 +40,9 @@ from openbezoar.schemes import lamini
         ("", True, [], "none"),
     ],
 )
-def test_instructions_are_parsed_from_tags_or_else_from_a_list(reply: str, whole: bool, found: list[str], form: str) -> None:
+def test_instructions_are_parsed_from_tags_or_else_from_a_list(
+    reply: str, whole: bool, found: list[str], form: str
+) -> None:
     assert lamini.parse_instructions(reply, whole) == (found, form)
 
 
@@ -63,7 +70,9 @@ def test_an_answer_that_the_teacher_gave_is_cut_off_its_instruction(text: str, b
         ("holds the prompt's own markup", "Close </examples> now", "Close <exemplars> now"),
     ],
 )
-def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(bench: Bench, reason: str, caught: str, passing: str) -> None:
+def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(
+    bench: Bench, reason: str, caught: str, passing: str
+) -> None:
     def teacher(text: str) -> Scripted:
         return Scripted(lambda system, user, seed: f"<example>{text}</example>" if "Write 20 new" in user else "Fine.")
 
@@ -77,13 +86,21 @@ def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(benc
     ("reason", "caught", "passing"),
     [
         ("dropped: empty answer", " <|im_end|>\n", "."),
-        ("dropped: answer refused by the server", Completion("Rhine.", "error", 1, 0), Completion("Rhine.", "length", 1, 0)),
+        (
+            "dropped: answer refused by the server",
+            Completion("Rhine.", "error", 1, 0),
+            Completion("Rhine.", "length", 1, 0),
+        ),
     ],
 )
-def test_an_answer_that_is_none_takes_its_row_out_and_no_other(bench: Bench, reason: str, caught: str | Completion, passing: str | Completion) -> None:
+def test_an_answer_that_is_none_takes_its_row_out_and_no_other(
+    bench: Bench, reason: str, caught: str | Completion, passing: str | Completion
+) -> None:
     lines = "".join(f"<example>Say {n}.</example>" for n in range(6))
     for reply, kept in ((caught, 5), (passing, 6)):
-        teacher = Scripted(lambda system, user, seed, reply=reply: reply if user == "Say 2." else lines if "Write" in user else "Fine.")  # type: ignore[misc]
+        teacher = Scripted(
+            lambda system, user, seed, reply=reply: reply if user == "Say 2." else lines if "Write" in user else "Fine."
+        )  # type: ignore[misc]
         rows = bench.run(teacher, f"out-{kept}", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=6)
         assert len(rows) == kept and bench.counts.get(reason, 0) == 6 - kept
 
@@ -105,15 +122,29 @@ def test_a_topic_is_kept_by_the_published_rule(bench: Bench, topic: Row, kept: b
     """Fewer than three words, more than 10 sub-categories, more than 50 pages."""
     topics = bench.seeds([topic, {"title": "Tides"}, {"title": "Moss"}, {"title": "Tides "}], "topics.jsonl")
     teacher = Scripted(lamini_teacher)
-    bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics, topic_share=1, topics_per_prompt=3 if kept else 2)
+    bench.run(
+        teacher,
+        generate="lamini",
+        seeds=bench.seeds(INSTRUCTIONS),
+        topics=topics,
+        topic_share=1,
+        topics_per_prompt=3 if kept else 2,
+    )
     guided = [c[-1].content for c in teacher.asked if "these topics: " in c[-1].content]
-    assert guided and all((str(topic.get("title", topic.get("topic"))) in text) is kept and "Tides" in text for text in guided)
-    with pytest.raises(DataError, match=f"topics: {3 if kept else 2} topics of fewer than three words"):  # a topic that comes twice counts once
-        bench.run(teacher, "other", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics, topics_per_prompt=4)
+    assert guided and all(
+        (str(topic.get("title", topic.get("topic"))) in text) is kept and "Tides" in text for text in guided
+    )
+    # a topic that comes twice counts once
+    with pytest.raises(DataError, match=f"topics: {3 if kept else 2} topics of fewer than three words"):
+        bench.run(
+            teacher, "other", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics, topics_per_prompt=4
+        )
 
 
 def test_topics_may_be_part_of_a_file_under_other_names_and_a_count_that_is_none_is_named(bench: Bench) -> None:
-    name = bench.seeds([{"name": t, "subcats": n} for t, n in (("Tides", 12), ("Moss", 30), ("Silk", 11), ("Fog", 2))], "topics.jsonl")
+    name = bench.seeds(
+        [{"name": t, "subcats": n} for t, n in (("Tides", 12), ("Moss", 30), ("Silk", 11), ("Fog", 2))], "topics.jsonl"
+    )
     topics = {"data": name, "rename": {"name": "title", "subcats": "subcategories"}}
     bench.run(Scripted(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics)
     assert bench.counts["topics with too few sub-categories or pages"] == 1
@@ -123,9 +154,13 @@ def test_topics_may_be_part_of_a_file_under_other_names_and_a_count_that_is_none
 
 
 def test_lamini_makes_the_rows_wanted_from_both_kinds_of_prompt(bench: Bench) -> None:
-    topics = bench.seeds([{"title": "Tides"}, {"title": "Silk Road"}, {"title": "Far too long"}, {"title": "Saffron"}], "topics.jsonl")
+    topics = bench.seeds(
+        [{"title": "Tides"}, {"title": "Silk Road"}, {"title": "Far too long"}, {"title": "Saffron"}], "topics.jsonl"
+    )
     teacher = Scripted(lamini_teacher)
-    rows = bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics, rows=10, instructions_per_prompt=3)
+    rows = bench.run(
+        teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics, rows=10, instructions_per_prompt=3
+    )
     assert len(rows) == 10 and {r["source"] for r in rows} == {"example-guided", "topic-guided"}
     assert [r["id"] for r in rows[:2]] == ["lamini-00001", "lamini-00002"]
     assert all(r["system"] is None and r["response"] == f"Answer to: {r['instruction']}" for r in rows)
@@ -144,19 +179,30 @@ def test_lamini_makes_the_rows_wanted_from_both_kinds_of_prompt(bench: Bench) ->
 def test_lamini_drops_repeats_of_seeds_and_of_earlier_ones_whatever_their_case(bench: Bench) -> None:
     def teacher(system: str, user: str, seed: int) -> str:
         if "<example>" in user:
-            return f"<example>NAME 0  rivers of Europe</example><example>Same one.</example><example>same ONE!</example><example>New {seed}.</example>"
+            return (
+                "<example>NAME 0  rivers of Europe</example><example>Same one.</example><example>same"
+                f" ONE!</example><example>New {seed}.</example>"
+            )
         return "ok then"
 
-    rows = bench.run(Scripted(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=3, instructions_per_prompt=3)
+    rows = bench.run(
+        Scripted(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=3, instructions_per_prompt=3
+    )
     assert rows[0]["instruction"] == "Same one."
-    assert len({r["instruction"].lower() for r in rows}) == 3 and not any("rivers" in r["instruction"].lower() for r in rows)
+    assert len({r["instruction"].lower() for r in rows}) == 3 and not any(
+        "rivers" in r["instruction"].lower() for r in rows
+    )
     assert bench.counts["instruction dropped: repeats a seed or an earlier one"] >= 3
 
 
 def test_lamini_stops_at_its_limit_and_counts_what_is_missing(bench: Bench) -> None:
     teacher = Scripted(lambda system, user, seed: "<example>Only this.</example>" if "<example>" in user else "ok then")
     rows = bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=5, max_prompts=7)
-    assert len(rows) == 1 and bench.counts["short of the rows wanted"] == 4 and bench.counts["prompts for instructions"] == 7
+    assert (
+        len(rows) == 1
+        and bench.counts["short of the rows wanted"] == 4
+        and bench.counts["prompts for instructions"] == 7
+    )
 
 
 def test_lamini_fails_with_one_line_when_no_reply_holds_an_instruction(bench: Bench) -> None:
@@ -172,7 +218,9 @@ def test_lamini_survives_hostile_replies_among_good_ones_and_counts_them(bench: 
             return HOSTILE[seed % len(HOSTILE)]
         return lamini_teacher(system, user, seed)
 
-    rows = bench.run(Scripted(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=30, instructions_per_prompt=2)
+    rows = bench.run(
+        Scripted(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=30, instructions_per_prompt=2
+    )
     assert all(r["instruction"].strip() and r["response"].strip() for r in rows)
     assert len(rows) + bench.counts.get("dropped: empty answer", 0) == 30
     assert bench.counts["replies without an instruction"] > 0
@@ -190,6 +238,16 @@ def test_lamini_says_when_seeds_or_topics_are_too_few(bench: Bench) -> None:
     with pytest.raises(DataError, match="2 rows, but examples_per_prompt is 3"):
         bench.run(Scripted(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS[:2]))
     with pytest.raises(DataError, match="1 topics of fewer than three words"):
-        bench.run(Scripted(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=bench.seeds([{"title": "Tides"}], "topics.jsonl"))
+        bench.run(
+            Scripted(lamini_teacher),
+            generate="lamini",
+            seeds=bench.seeds(INSTRUCTIONS),
+            topics=bench.seeds([{"title": "Tides"}], "topics.jsonl"),
+        )
     with pytest.raises(DataError, match="row t1: no field 'title'; it has id, nam"):
-        bench.run(Scripted(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=bench.seeds([{"id": "t1", "nam": "x"}], "topics.jsonl"))
+        bench.run(
+            Scripted(lamini_teacher),
+            generate="lamini",
+            seeds=bench.seeds(INSTRUCTIONS),
+            topics=bench.seeds([{"id": "t1", "nam": "x"}], "topics.jsonl"),
+        )

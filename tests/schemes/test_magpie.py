@@ -57,8 +57,13 @@ def local(template: Any = Template) -> Listening:
 
 def test_magpie_makes_the_rows_wanted_without_seeds(bench: Bench) -> None:
     rows = bench.run(Scripted(magpie_teacher), **SETTINGS)
-    assert [r["id"] for r in rows] == [f"magpie-{n:05d}" for n in range(1, 6)] and len({r["instruction"] for r in rows}) == 5
-    assert all(r["response"] == f"Answer to: {r['instruction']}" and r["source"] == "pre-query" and r["system"] is None for r in rows)
+    assert [r["id"] for r in rows] == [f"magpie-{n:05d}" for n in range(1, 6)] and len(
+        {r["instruction"] for r in rows}
+    ) == 5
+    assert all(
+        r["response"] == f"Answer to: {r['instruction']}" and r["source"] == "pre-query" and r["system"] is None
+        for r in rows
+    )
 
 
 def test_the_user_s_turn_begins_as_the_teacher_s_own_template_says_and_ends_at_its_token(bench: Bench) -> None:
@@ -87,13 +92,19 @@ def test_a_template_without_a_token_of_its_own_ends_the_turn_with_its_next_line(
 
 def test_a_server_s_wrapper_tells_where_the_user_s_turn_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = Listening(lambda system, user, seed: f"What is {seed}?")
-    monkeypatch.setattr(StepContext, "model_spec", lambda self, name: ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: "))
+    monkeypatch.setattr(
+        StepContext,
+        "model_spec",
+        lambda self, name: ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: "),
+    )
     bench.run(teacher, generate="magpie", rows=1)
     assert teacher.raw[0] == "<human>:" and teacher.raw[1].stop == ("<bot>:",)
 
 
 def test_a_chat_server_without_pre_query_is_refused_with_one_line_that_says_what_to_set(bench: Bench) -> None:
-    with pytest.raises(ModelError, match=r"teacher 'fake': a chat server does not tell its template.* set pre_query") as caught:
+    with pytest.raises(
+        ModelError, match=r"teacher 'fake': a chat server does not tell its template.* set pre_query"
+    ) as caught:
         bench.run(Scripted(magpie_teacher), generate="magpie", rows=1)
     assert "\n" not in str(caught.value)
 
@@ -103,7 +114,9 @@ def test_a_server_without_raw_completions_fails_with_one_line_that_says_so(bench
         def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
             raise ModelError("model 'fake' (m at http://x/v1): it refuses the request with 404: Not Found")
 
-    with pytest.raises(ModelError, match=r"404: Not Found; magpie needs raw completions .*completions of a server") as caught:
+    with pytest.raises(
+        ModelError, match=r"404: Not Found; magpie needs raw completions .*completions of a server"
+    ) as caught:
         bench.run(ChatOnly(magpie_teacher), **SETTINGS)
     assert "\n" not in str(caught.value)
 
@@ -137,18 +150,26 @@ def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(
         if kept:
             assert len(bench.run(teacher, "kept", **settings)) == 1
         else:
-            with pytest.raises(ModelError, match=f"none of 1 replies held a new instruction .instruction dropped: {reason}: 1"):
+            with pytest.raises(
+                ModelError, match=f"none of 1 replies held a new instruction .instruction dropped: {reason}: 1"
+            ):
                 bench.run(teacher, "dropped", **settings)
 
 
-@pytest.mark.parametrize(("lines", "instruction"), [("all", "Sum this up:\n\nA river is long."), ("first", "Sum this up:")])
+@pytest.mark.parametrize(
+    ("lines", "instruction"), [("all", "Sum this up:\n\nA river is long."), ("first", "Sum this up:")]
+)
 def test_a_turn_of_several_lines_is_kept_whole_or_cut_to_its_first(bench: Bench, lines: str, instruction: str) -> None:
-    teacher = Scripted(lambda system, user, seed: "\n Sum this up:\n\nA river is long.\n" if user == PRE_QUERY else "Fine.")
+    teacher = Scripted(
+        lambda system, user, seed: "\n Sum this up:\n\nA river is long.\n" if user == PRE_QUERY else "Fine."
+    )
     assert [r["instruction"] for r in bench.run(teacher, **{**SETTINGS, "rows": 1, "lines": lines})] == [instruction]
 
 
 def test_the_first_line_of_a_turn_without_end_serves_where_lines_is_first(bench: Bench) -> None:
-    teacher = Scripted(lambda system, user, seed: Completion("Name a fish.\nCod is", "length", 1, 1) if user == PRE_QUERY else "Fine.")
+    teacher = Scripted(
+        lambda system, user, seed: Completion("Name a fish.\nCod is", "length", 1, 1) if user == PRE_QUERY else "Fine."
+    )
     assert len(bench.run(teacher, **{**SETTINGS, "rows": 1, "lines": "first"})) == 1
     with pytest.raises(ModelError, match="not over by instruction_tokens: 20"):
         bench.run(teacher, "other", **{**SETTINGS, "rows": 1})

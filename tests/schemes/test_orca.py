@@ -19,10 +19,19 @@ from openbezoar.schemes.work import shares
 
 def test_orca_pairs_messages_with_sub_collections_as_in_the_table(bench: Bench) -> None:
     seeds = bench.seeds(
-        [{**row, "id": f"{i}-{row['id']}", "task": f"{row['task']}{i % 2}", "input": f"{i}: {row['input']}"} for i in range(20) for row in FLAN]
+        [
+            {**row, "id": f"{i}-{row['id']}", "task": f"{row['task']}{i % 2}", "input": f"{i}: {row['input']}"}
+            for i in range(20)
+            for row in FLAN
+        ]
     )
     rows = bench.run(
-        Scripted(lambda s, u, _: "Because."), generate="orca", seeds=seeds, rows=600, batch=64, submixes={"cot": 1, "niv2": 1, "t0": 1, "flan2021": 2}
+        Scripted(lambda s, u, _: "Because."),
+        generate="orca",
+        seeds=seeds,
+        rows=600,
+        batch=64,
+        submixes={"cot": 1, "niv2": 1, "t0": 1, "flan2021": 2},
     )
     used: dict[tuple[str, bool], set[int]] = {}
     for row in rows:
@@ -40,7 +49,9 @@ def test_orca_sends_the_system_message_it_keeps_and_an_empty_one_stays_empty(ben
     teacher = Scripted(lambda system, user, seed: f"[{system}] {user}")
     rows = bench.run(teacher, generate="orca", seeds=bench.seeds(flan("niv2", "lists", 60)), rows=60, batch=16)
     messages = orca.parse_messages(prompts.load("orca_system_messages"))
-    assert all(r["system"] == messages[r["message"]] and r["response"] == f"[{r['system']}] {r['instruction']}" for r in rows)
+    assert all(
+        r["system"] == messages[r["message"]] and r["response"] == f"[{r['system']}] {r['instruction']}" for r in rows
+    )
     empty = [r for r in rows if r["message"] == 1]
     assert empty and all(r["system"] == "" for r in empty)
     assert to_example(empty[0], "row").prompt[0] == Turn("system", "")
@@ -67,9 +78,23 @@ def test_orca_draws_tasks_uniformly_and_queries_without_replacement() -> None:
 
 def test_orca_draws_cot_and_niv2_query_by_query_but_t0_and_flan2021_task_by_task(bench: Bench) -> None:
     """Of CoT Orca takes everything and of NIV2 at most 300 a task, so that a part of them keeps the tasks' sizes."""
-    seeds = bench.seeds([row for submix in orca.MESSAGES for row in (*flan(submix, f"{submix}-big", 190), *flan(submix, f"{submix}-small", 10))])
+    seeds = bench.seeds(
+        [
+            row
+            for submix in orca.MESSAGES
+            for row in (*flan(submix, f"{submix}-big", 190), *flan(submix, f"{submix}-small", 10))
+        ]
+    )
     weights = dict.fromkeys(orca.MESSAGES, 1)
-    rows = bench.run(Scripted(lambda s, u, _: "Fine."), generate="orca", seeds=seeds, rows=80, batch=64, submixes=weights, niv2_per_task=150)
+    rows = bench.run(
+        Scripted(lambda s, u, _: "Fine."),
+        generate="orca",
+        seeds=seeds,
+        rows=80,
+        batch=64,
+        submixes=weights,
+        niv2_per_task=150,
+    )
     small = Counter(row["submix"] for row in rows if row["task"].endswith("small"))
     assert small["cot"] <= 4 and small["niv2"] <= 5 and small["t0"] >= 6 and small["flan2021"] >= 6
     assert bench.counts["queries beyond niv2_per_task"] == 40
@@ -87,18 +112,26 @@ def test_orca_draws_cot_and_niv2_query_by_query_but_t0_and_flan2021_task_by_task
         ({"submix": "NIV2"}, None),
     ],
 )
-def test_orca_draws_zero_shot_queries_of_its_sub_collections_once_each(bench: Bench, row: Row, reason: str | None) -> None:
+def test_orca_draws_zero_shot_queries_of_its_sub_collections_once_each(
+    bench: Bench, row: Row, reason: str | None
+) -> None:
     seeds = [*flan("niv2", "lists", 3), {"id": "odd", "submix": "niv2", "task": "odd", "input": "What?", **row}]
-    rows = bench.run(Scripted(lambda s, u, _: "Fine."), generate="orca", seeds=bench.seeds(seeds), rows=9, query_tokens=16)
+    rows = bench.run(
+        Scripted(lambda s, u, _: "Fine."), generate="orca", seeds=bench.seeds(seeds), rows=9, query_tokens=16
+    )
     assert ("odd" in {r["seed_id"] for r in rows}) is (reason is None) and len(rows) == 3 + (reason is None)
     assert reason is None or bench.counts[reason] == 1
 
 
 def test_orca_splits_rows_by_weight_and_fills_up_from_the_others(bench: Bench) -> None:
-    assert shares(10, {"a": 1, "b": 3}, {"a": 99, "b": 99}) == {"a": 2, "b": 8} or shares(10, {"a": 1, "b": 3}, {"a": 99, "b": 99}) == {"a": 3, "b": 7}
+    assert shares(10, {"a": 1, "b": 3}, {"a": 99, "b": 99}) == {"a": 2, "b": 8} or shares(
+        10, {"a": 1, "b": 3}, {"a": 99, "b": 99}
+    ) == {"a": 3, "b": 7}
     assert shares(10, {"a": 1, "b": 1, "c": 0}, {"a": 2, "b": 99, "c": 9}) == {"a": 2, "b": 8, "c": 0}
     assert shares(10, {"a": 1, "b": 1}, {"a": 2, "b": 3}) == {"a": 2, "b": 3}
-    rows = bench.run(Scripted(lambda s, u, _: "Yes, fine."), generate="orca", seeds=bench.seeds(FLAN), rows=100, batch=64)
+    rows = bench.run(
+        Scripted(lambda s, u, _: "Yes, fine."), generate="orca", seeds=bench.seeds(FLAN), rows=100, batch=64
+    )
     assert len(rows) == len(FLAN) and bench.counts["short of the rows wanted"] == 100 - len(FLAN)
 
 

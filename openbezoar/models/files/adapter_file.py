@@ -1,4 +1,6 @@
-"""An adapter in PEFT's format, held against its own description before it is used. Reads ``adapter_config.json`` and the weights beside it."""
+"""An adapter in PEFT's format, held against its own description before it is used. Reads
+``adapter_config.json`` and the weights beside it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ REMEDY = "run the step that trained it again, or take the adapter's two files fr
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(what the config says, tensors by name): for each module an A [rank, in] and a B [out, rank], of the rank that the config states.
+    """(what the config says, tensors by name): for each module an A [rank, in] and a B [out, rank],
+    of the rank that the config states.
 
     Raises ModelError for files that cannot be read, that hold something else, or do not belong together.
     """
@@ -27,13 +30,21 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         rank, alpha = config["r"], config["lora_alpha"]
         if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):
-            raise ModelError(f"{folder / CONFIG}: r {rank!r} and lora_alpha {alpha!r}, expected a whole number from 1 and a number; {REMEDY}")
+            raise ModelError(
+                f"{folder / CONFIG}: r {rank!r} and lora_alpha {alpha!r}, expected a whole number from 1 and a number;"
+                f" {REMEDY}"
+            )
     with foreign_file(folder / WEIGHTS, "an adapter's weights", REMEDY):
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
     for name, tensor in tensors.items():
         if name.endswith((A, B)):
             if name.removesuffix(A if name.endswith(A) else B) + (B if name.endswith(A) else A) not in tensors:
                 raise ModelError(f"{folder / WEIGHTS}: '{name}' has no other half; {REMEDY}")
-            if tensor.dim() != 2 or (not config.get("rank_pattern") and tensor.shape[0 if name.endswith(A) else 1] != rank):
-                raise ModelError(f"{folder / WEIGHTS}: '{name}' is {list(tensor.shape)}, but {CONFIG} beside it says rank {rank}; {REMEDY}")
+            if tensor.dim() != 2 or (
+                not config.get("rank_pattern") and tensor.shape[0 if name.endswith(A) else 1] != rank
+            ):
+                raise ModelError(
+                    f"{folder / WEIGHTS}: '{name}' is {list(tensor.shape)}, but {CONFIG} beside it says rank {rank};"
+                    f" {REMEDY}"
+                )
     return config, tensors

@@ -27,25 +27,50 @@ UNIFORM = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text
 """Kinds whose layers all have the same matrices, under Llama's names."""
 ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "su", "mrope")
 SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *(
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ),
     *("vocab_size", "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_positions"),
 )
-BY_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # of which some kinds have a list, one for each layer
+# of which some kinds have a list, one for each layer
+BY_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 LAYER_KINDS = ("layer_types", "layers_block_type", "block_types")
-STATES = ("mamba_", "ssm_", "lru_", "rwkv_", "linear_conv_", "linear_num_", "conv_kernel", "conv_L_cache", "state_size", "attention_hidden_size")
-"""How the settings of recurrent layers begin, in the configs of Mamba, Jamba, RecurrentGemma, RWKV, Qwen3-Next, LFM2 and their kin."""
+STATES = (
+    "mamba_",
+    "ssm_",
+    "lru_",
+    "rwkv_",
+    "linear_conv_",
+    "linear_num_",
+    "conv_kernel",
+    "conv_L_cache",
+    "state_size",
+    "attention_hidden_size",
+)
+"""How the settings of recurrent layers begin, in the configs of Mamba, Jamba, RecurrentGemma, RWKV,
+Qwen3-Next, LFM2 and their kin.
+"""
 LARGEST = 1 << 32  # of any size; more than any model has
 _WRAPPED = re.compile(
     r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|base_model\.model|pretrained_model)\."
 )  # torch.compile, DDP, Lightning, FSDP, PEFT, TRL
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.self_attn\.q_proj\.")
-_ADAPTED = re.compile(r"\.(?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|base_layer|modules_to_save|ia3_l)(?:\.|$)")
+_ADAPTED = re.compile(
+    r"\.(?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|base_layer|modules_to_save|ia3_l)(?:\.|$)"
+)
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a folder says. tensors: of the text model, by the names that it has alone; others: how many belong to other parts."""
+    """What a folder says. tensors: of the text model, by the names that it has alone; others: how
+    many belong to other parts.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -79,10 +104,14 @@ class Model:
 def read(folder: Path) -> Model:
     """A folder's parts. Raises ModelError where one cannot be read, or is of a kind that is not."""
     if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: it holds an adapter (adapter_config.json), not a model by itself; merge it into its base with PEFT, and name that folder")
+        raise ModelError(
+            f"{folder}: it holds an adapter (adapter_config.json), not a model by itself; merge it into its base with"
+            " PEFT, and name that folder"
+        )
     config = read_json(folder / "config.json")
     check_kind(str(folder), config)
-    tensors = tensors_of(folder) if any(folder.glob("*.safetensors")) else {}  # old .bin weights have no header; they are converted first
+    # old .bin weights have no header; they are converted first
+    tensors = tensors_of(folder) if any(folder.glob("*.safetensors")) else {}
     packed = packed_weights(str(folder), config, tensors)
     if not is_wrapper(config):
         return Model(folder, config, config, tensors, packed, 0)
@@ -102,7 +131,10 @@ def _names(model: Model) -> Iterator[str]:
     """Tensors under the names that they have in a model that something is wrapped around."""
     for name in model.tensors:
         if match := _WRAPPED.match(name):
-            yield f"its tensors' names begin with '{match[0]}' ('{name}'), as of a model that was saved with what is wrapped around it; save the model itself"
+            yield (
+                f"its tensors' names begin with '{match[0]}' ('{name}'), as of a model that was saved with what is"
+                " wrapped around it; save the model itself"
+            )
             return
     if inner := next((name for name in model.tensors if _ADAPTED.search(name)), None):
         yield f"its tensors have an adapter among them ('{inner}'); merge it with PEFT (merge_and_unload) and save that"
@@ -111,11 +143,20 @@ def _names(model: Model) -> Iterator[str]:
 def _shapes(model: Model) -> Iterator[str]:
     """The config's sizes against each other and against the tensors, for families that are known well enough."""
     config = model.text
-    heads, kv = config.get("num_attention_heads"), config.get("num_key_value_heads") or config.get("num_attention_heads")
+    heads, kv = (
+        config.get("num_attention_heads"),
+        config.get("num_key_value_heads") or config.get("num_attention_heads"),
+    )
     hidden, layers = config.get("hidden_size"), config.get("num_hidden_layers")
     if isinstance(heads, int) and isinstance(kv, int) and kv > 0 and heads % kv:
         yield f"its config has {heads} attention heads on {kv} key/value heads; expected a multiple"
-    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and not config.get("head_dim") and hidden % heads:
+    if (
+        isinstance(hidden, int)
+        and isinstance(heads, int)
+        and heads > 0
+        and not config.get("head_dim")
+        and hidden % heads
+    ):
         yield f"its config has a hidden size of {hidden} with {heads} heads and no head_dim; expected a multiple"
     if not model.tensors or config.get("model_type") not in UNIFORM or not isinstance(layers, int):
         return
@@ -125,23 +166,42 @@ def _shapes(model: Model) -> Iterator[str]:
         for part, shape in wanted.items():
             name = f"{prefix}layers.{number}.{part}.weight"
             if name not in model.tensors:
-                yield f"its tensors lack '{name}', which a {config['model_type']} model of {layers} layers has; it would be drawn at random: fetch the weights again"
+                yield (
+                    f"its tensors lack '{name}', which a {config['model_type']} model of {layers} layers has; it would"
+                    " be drawn at random: fetch the weights again"
+                )
                 return
             found = model.tensors[name].shape
             if shape and model.kind_of(name) != "bnb4" and found != shape:
-                yield f"'{name}' has the shape {list(found)}, its config makes it {list(shape)}; config.json and weights are of different models"
+                yield (
+                    f"'{name}' has the shape {list(found)}, its config makes it {list(shape)}; config.json and weights"
+                    " are of different models"
+                )
                 return
     beyond = [name for name in model.tensors if (match := _LAYER.search(name)) and int(match[1]) >= layers]
     if beyond and not config.get("num_nextn_predict_layers"):
-        yield f"its config says {layers} layers, its tensors have more ('{beyond[0]}'), which would be left out; config.json and weights are of different models"
+        yield (
+            f"its config says {layers} layers, its tensors have more ('{beyond[0]}'), which would be left out;"
+            " config.json and weights are of different models"
+        )
     embeddings = next((name for name in model.tensors if name.endswith("embed_tokens.weight")), None)
     if embeddings is None:
         yield f"its tensors lack the embeddings ('{prefix}embed_tokens.weight'): fetch the weights again"
-    elif (wide := (config.get("vocab_size"), hidden)) != model.tensors[embeddings].shape and None not in wide and model.kind_of(embeddings) != "bnb4":
-        yield f"'{embeddings}' has the shape {list(model.tensors[embeddings].shape)}, its config makes it {list(wide)}; config.json and weights are of different models"
+    elif (
+        (wide := (config.get("vocab_size"), hidden)) != model.tensors[embeddings].shape
+        and None not in wide
+        and model.kind_of(embeddings) != "bnb4"
+    ):
+        yield (
+            f"'{embeddings}' has the shape {list(model.tensors[embeddings].shape)}, its config makes it {list(wide)};"
+            " config.json and weights are of different models"
+        )
     head, sizes = model.tensors.get("lm_head.weight"), (config.get("vocab_size"), hidden)
     if head is not None and None not in sizes and head.shape != sizes and model.kind_of("lm_head.weight") != "bnb4":
-        yield f"'lm_head.weight' has the shape {list(head.shape)}, its config makes it {list(sizes)}; config.json and weights are of different models"
+        yield (
+            f"'lm_head.weight' has the shape {list(head.shape)}, its config makes it {list(sizes)}; config.json and"
+            " weights are of different models"
+        )
 
 
 def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
@@ -149,7 +209,8 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
     sizes = [config.get(key) for key in ("hidden_size", "intermediate_size", "num_attention_heads")]
     hidden, wide, heads = (size if isinstance(size, int) and size > 0 else None for size in sizes)
     head, kv = config.get("head_dim"), config.get("num_key_value_heads")
-    if head is None and hidden and heads and not str(config.get("model_type")).startswith(("gemma", "qwen3")):  # those have a default of their own
+    # those have a default of their own
+    if head is None and hidden and heads and not str(config.get("model_type")).startswith(("gemma", "qwen3")):
         head = hidden // heads
     q_size = heads * head if heads and head else None
     kv_size = kv * head if isinstance(kv, int) and head else None
@@ -157,7 +218,11 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
     def shape(out: int | None, in_: int | None) -> tuple[int, ...] | None:
         return (out, in_) if out and in_ else None
 
-    found = {"self_attn.q_proj": shape(q_size, hidden), "self_attn.o_proj": shape(hidden, q_size), "mlp.down_proj": shape(hidden, wide)}
+    found = {
+        "self_attn.q_proj": shape(q_size, hidden),
+        "self_attn.o_proj": shape(hidden, q_size),
+        "mlp.down_proj": shape(hidden, wide),
+    }
     return (
         found
         | dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), shape(kv_size, hidden))
@@ -174,7 +239,11 @@ def _ropes(model: Model) -> Iterator[str]:
         if kind not in ROPES:
             yield f"its config has a rotary embedding of type '{kind}'; expected one of {', '.join(ROPES)}"
         if kind == "llama3" and (
-            absent := [k for k in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings") if one.get(k) is None]
+            absent := [
+                k
+                for k in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+                if one.get(k) is None
+            ]
         ):
             yield f"its config's rotary embedding of type llama3 lacks '{absent[0]}'"
 
@@ -185,13 +254,18 @@ def _tokens(model: Model) -> Iterator[str]:
     if rows is None:
         return
     if (most := tokenizer.most()) is not None and most >= rows:
-        yield _too_many(most, next((repr(token) for token, number in tokenizer.added.items() if number == most), "its last"), rows)
+        yield _too_many(
+            most, next((repr(token) for token, number in tokenizer.added.items() if number == most), "its last"), rows
+        )
     for file, settings in (("config.json", model.text), ("generation_config.json", model.generation)):
         for key in SPECIAL:
             stated = settings.get(key)
             for number in stated if isinstance(stated, list) else [stated]:
                 if number is not None and (not isinstance(number, int) or number >= rows):
-                    yield f"{file} has {key}: {json.dumps(stated)}, the model {rows} embeddings; expected the id of one of its tokens"
+                    yield (
+                        f"{file} has {key}: {json.dumps(stated)}, the model {rows} embeddings; expected the id of one"
+                        " of its tokens"
+                    )
                     break
 
 
@@ -224,15 +298,29 @@ def _sizes(model: Model) -> Iterator[str]:
 
 
 def _running_state(model: Model) -> Iterator[str]:
-    """Layers that carry a state from token to token: rows that lie in one pass would leak into one another, and shared beginnings could not branch."""
-    kinds = [kind for key in LAYER_KINDS if isinstance(model.text.get(key), list) for kind in model.text[key] if isinstance(kind, str)]
-    odd = [kind for kind in kinds if "linear" in kind or not any(word in kind for word in ("attention", "sliding", "dense", "sparse", "moe", "mlp"))]
+    """Layers that carry a state from token to token: rows that lie in one pass would leak into one
+    another, and shared beginnings could not branch.
+    """
+    kinds = [
+        kind
+        for key in LAYER_KINDS
+        if isinstance(model.text.get(key), list)
+        for kind in model.text[key]
+        if isinstance(kind, str)
+    ]
+    odd = [
+        kind
+        for kind in kinds
+        if "linear" in kind
+        or not any(word in kind for word in ("attention", "sliding", "dense", "sparse", "moe", "mlp"))
+    ]
     odd += [key for key, value in model.text.items() if key.startswith(STATES) and value not in (None, False)]
     odd += ["xLSTM"] if model.text.get("model_type") == "xlstm" else []
     if odd:
         yield (
-            f"a model of kind '{model.config.get('model_type')}' has layers that carry a state from token to token ({odd[0]}), "
-            "which rows that are read in one pass would share; expected attention in all layers, such as Llama, Qwen 3 or Gemma have"
+            f"a model of kind '{model.config.get('model_type')}' has layers that carry a state from token to token"
+            f" ({odd[0]}), which rows that are read in one pass would share; expected attention in all layers, such as"
+            " Llama, Qwen 3 or Gemma have"
         )
 
 
@@ -242,31 +330,51 @@ FAULTS: tuple[Callable[[Model], Iterator[str]], ...] = (_running_state, _names, 
 def _stored_otherwise(model: Model) -> Iterator[str]:
     kinds = sorted({METHODS[one.kind] for one in model.packed.values()})
     if kinds:
-        yield f"its weights are stored in {' and '.join(kinds)}; they are de-quantised once, and what is trained, merged and released is that model in 16 bits"
+        yield (
+            f"its weights are stored in {' and '.join(kinds)}; they are de-quantised once, and what is trained, merged"
+            " and released is that model in 16 bits"
+        )
     elif model.tensors and (method := settings_of(model.config).get("quant_method")):
         yield f"its config says that it is quantised ({method}), its tensors are plain; the tensors count"
     if model.others:
-        yield f"it is a '{model.config['model_type']}' with parts beside its text model: the text model alone is used and released ({model.others} other tensors left out)"
+        yield (
+            f"it is a '{model.config['model_type']}' with parts beside its text model: the text model alone is used and"
+            f" released ({model.others} other tensors left out)"
+        )
 
 
 def _generation_settings(model: Model) -> Iterator[str]:
     if (odd := sampling_without_do_sample(model.generation)) is not None:
-        yield f"its generation settings have {odd} without do_sample, which transformers refuses to save; a merge and a release set do_sample: true"
+        yield (
+            f"its generation settings have {odd} without do_sample, which transformers refuses to save; a merge and a"
+            " release set do_sample: true"
+        )
 
 
 def _template(model: Model) -> Iterator[str]:
     """End and role marks that a chat template writes and the tokenizer does not know as one token."""
     unknown = [mark for mark in model.tokenizer.marks_of_template() if mark not in model.tokenizer.words]
     if unknown and model.tokenizer.words:
-        yield f"its chat template writes {', '.join(map(repr, unknown[:3]))}, which its tokenizer does not know as one token: a model cannot stop at it by itself"
+        yield (
+            f"its chat template writes {', '.join(map(repr, unknown[:3]))}, which its tokenizer does not know as one"
+            " token: a model cannot stop at it by itself"
+        )
 
 
 def _placeholders(model: Model) -> Iterator[str]:
     if model.rows is not None and (beyond := model.tokenizer.placeholders_from(model.rows)):
-        yield f"its tokenizer has {', '.join(map(repr, beyond))} for pictures or sound, beyond its {model.rows} embeddings; left out"
+        yield (
+            f"its tokenizer has {', '.join(map(repr, beyond))} for pictures or sound, beyond its {model.rows}"
+            " embeddings; left out"
+        )
 
 
-NOTICES: tuple[Callable[[Model], Iterator[str]], ...] = (_stored_otherwise, _generation_settings, _template, _placeholders)
+NOTICES: tuple[Callable[[Model], Iterator[str]], ...] = (
+    _stored_otherwise,
+    _generation_settings,
+    _template,
+    _placeholders,
+)
 
 _SAMPLING: Mapping[str, Any] = {
     "temperature": 1.0,
@@ -282,11 +390,18 @@ _SAMPLING: Mapping[str, Any] = {
 
 
 def sampling_without_do_sample(settings: Mapping[str, Any]) -> str | None:
-    """The first setting of sampling in generation settings that do not sample, as 'temperature: 0.6'; None if there is none."""
+    """The first setting of sampling in generation settings that do not sample, as 'temperature:
+    0.6'; None if there is none.
+    """
     if settings.get("do_sample") is True:
         return None
     return next(
-        (f"{key}: {settings[key]:g}" for key, nothing in _SAMPLING.items() if isinstance(settings.get(key), (int, float)) and settings[key] != nothing), None
+        (
+            f"{key}: {settings[key]:g}"
+            for key, nothing in _SAMPLING.items()
+            if isinstance(settings.get(key), (int, float)) and settings[key] != nothing
+        ),
+        None,
     )
 
 

@@ -23,14 +23,19 @@ def generation_settings(folder: Path) -> tuple[Any, list[str]]:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    stated = optional_json(folder / FILE) or GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(folder))).to_diff_dict()
+    stated = (
+        optional_json(folder / FILE)
+        or GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(folder))).to_diff_dict()
+    )
     changed = []
-    if (odd := sampling_without_do_sample(stated)) is not None and stated.get("temperature") != 0:  # 0 is another word for greedy
+    # 0 is another word for greedy
+    if (odd := sampling_without_do_sample(stated)) is not None and stated.get("temperature") != 0:
         changed.append(f"do_sample: true set, since it has {odd}")
         stated = {**stated, "do_sample": True}
     if not _can_be_saved(stated):
         kept: dict[str, Any] = {}
-        for key in sorted(stated, key=lambda key: key not in ("do_sample", "num_beams")):  # what others depend on comes first
+        # what others depend on comes first
+        for key in sorted(stated, key=lambda key: key not in ("do_sample", "num_beams")):
             if _can_be_saved({**kept, key: stated[key]}):
                 kept[key] = stated[key]
             else:

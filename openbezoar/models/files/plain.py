@@ -76,7 +76,10 @@ def mends_of(model: Model) -> Mends:
     if tied is not None and not weights and tied == _tied_by_config(model):
         tied = None
     elif tied is not None and not weights:
-        reasons.append(f"its tensors have {'one matrix for embeddings and head' if tied else 'a head of their own'}, its config says otherwise")
+        reasons.append(
+            f"its tensors have {'one matrix for embeddings and head' if tied else 'a head of their own'}, its config"
+            " says otherwise"
+        )
     beyond = tuple(model.tokenizer.placeholders_from(model.rows)) if model.rows is not None else ()
     if beyond:
         reasons.append(f"leaving {', '.join(beyond)} out of the tokenizer, which has no embedding")
@@ -84,7 +87,9 @@ def mends_of(model: Model) -> Mends:
 
 
 def tied_in(model: Model) -> bool | None:
-    """Whether the head is the embedding matrix, by the tensors: it is not stored, or holds the same bytes. None where neither can be told by name."""
+    """Whether the head is the embedding matrix, by the tensors: it is not stored, or holds the same
+    bytes. None where neither can be told by name.
+    """
     embeddings = next((name for name in model.tensors if name.endswith(EMBEDDINGS)), None)
     head = next((name for name in model.tensors if name in HEADS), None)
     if embeddings is None:
@@ -122,7 +127,10 @@ def _copy(model: Model, mends: Mends, work: Path) -> None:
     for file in files(model.folder, (*READ, *TERMS)):
         if file.name not in written:
             (work / file.name).symlink_to(file.resolve())
-    write_json(work / SOURCE, {**optional_json(model.folder / SOURCE), "from": model.folder.name, "changed": list(mends.reasons)})
+    write_json(
+        work / SOURCE,
+        {**optional_json(model.folder / SOURCE), "from": model.folder.name, "changed": list(mends.reasons)},
+    )
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
@@ -176,16 +184,29 @@ def _values(model: Model, dtype: str) -> Iterator[tuple[str, Tensor]]:
             found: Tensor = opened.get_tensor(name)
         return found
 
-    make: Mapping[str, Callable[[Tensor, Packed, Callable[[str], Tensor]], Tensor]] = {"fp8": _from_fp8, "bnb8": _from_bnb8, "bnb4": _from_bnb4}
+    make: Mapping[str, Callable[[Tensor, Packed, Callable[[str], Tensor]], Tensor]] = {
+        "fp8": _from_fp8,
+        "bnb8": _from_bnb8,
+        "bnb4": _from_bnb4,
+    }
     for ours, name in theirs.items():
         if name in parts or (model.packed and BESIDE.search(name)):  # plain weights have no scales of activations
             continue
         one = model.packed.get(ours)
-        yield ours, value(name).contiguous() if one is None else make[one.kind](value(name), one, value).to(getattr(torch, dtype)).contiguous()
+        yield (
+            ours,
+            (
+                value(name).contiguous()
+                if one is None
+                else make[one.kind](value(name), one, value).to(getattr(torch, dtype)).contiguous()
+            ),
+        )
 
 
 def _from_fp8(codes: Tensor, one: Packed, value: Callable[[str], Tensor]) -> Tensor:
-    """w [out, in] = q · s in float32; s is of one block [rows, columns] each. Scales of 8 bits are powers of two: 2^(byte - 127)."""
+    """w [out, in] = q · s in float32; s is of one block [rows, columns] each. Scales of 8 bits are
+    powers of two: 2^(byte - 127).
+    """
     import torch
 
     assert one.scale is not None and one.block is not None
@@ -209,7 +230,9 @@ def _from_bnb4(codes: Tensor, one: Packed, value: Callable[[str], Tensor]) -> Te
     import torch
     from bitsandbytes import functional
 
-    state = functional.QuantState.from_dict({name.partition(".weight.")[2]: value(name) for name in one.parts}, device=torch.device("cpu"))
+    state = functional.QuantState.from_dict(
+        {name.partition(".weight.")[2]: value(name) for name in one.parts}, device=torch.device("cpu")
+    )
     made: Tensor = functional.dequantize_4bit(codes.contiguous().view(torch.uint8).reshape(-1, 1), state)
     return made
 
@@ -219,15 +242,21 @@ def _write_tokenizer(folder: Path, work: Path, texts: set[str]) -> set[str]:
     written = set()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
-            (work / name).write_text(json.dumps(_without(optional_json(folder / name), texts), ensure_ascii=False), encoding="utf-8")
+            (work / name).write_text(
+                json.dumps(_without(optional_json(folder / name), texts), ensure_ascii=False), encoding="utf-8"
+            )
             written.add(name)
     return written
 
 
 def _without(value: Any, texts: set[str]) -> Any:
-    """JSON without the entries that are one of the texts, or a token with such a content. A vocabulary's own lists are left alone."""
+    """JSON without the entries that are one of the texts, or a token with such a content. A
+    vocabulary's own lists are left alone.
+    """
     if isinstance(value, dict):
-        return {key: _without(inner, texts) for key, inner in value.items() if key not in texts and not _is(inner, texts)}
+        return {
+            key: _without(inner, texts) for key, inner in value.items() if key not in texts and not _is(inner, texts)
+        }
     if isinstance(value, list) and len(value) < 100_000:
         return [_without(inner, texts) for inner in value if not _is(inner, texts)]
     return value

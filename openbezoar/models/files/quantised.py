@@ -36,7 +36,9 @@ _SIGN = re.compile(
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight stored with scales. parts: the names of the tensors that belong to it; scale: that of its scales; block: rows and columns of a scale."""
+    """A weight stored with scales. parts: the names of the tensors that belong to it; scale: that
+    of its scales; block: rows and columns of a scale.
+    """
 
     kind: Literal["fp8", "bnb4", "bnb8"]
     parts: tuple[str, ...]
@@ -45,8 +47,13 @@ class Packed:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of its quantisation, at the top or in the part of its language model; empty if it says nothing."""
-    for place in (config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))):
+    """What a config says of its quantisation, at the top or in the part of its language model;
+    empty if it says nothing.
+    """
+    for place in (
+        config,
+        *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)),
+    ):
         for key in CONFIG_KEYS:
             if isinstance(place.get(key), dict) and place[key]:
                 return dict(place[key])
@@ -56,7 +63,10 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config that says nothing of quantisation, as that of plain weights."""
     kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
-    return {key: without_settings(value) if key.endswith("_config") and isinstance(value, dict) else value for key, value in kept.items()}
+    return {
+        key: without_settings(value) if key.endswith("_config") and isinstance(value, dict) else value
+        for key, value in kept.items()
+    }
 
 
 def packed_weights(where: str, config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Packed]:
@@ -75,7 +85,8 @@ def packed_weights(where: str, config: Mapping[str, Any], tensors: Mapping[str, 
             found[name] = one
     taken = {part for one in found.values() for part in one.parts} | set(found)
     for name, tensor in tensors.items():
-        odd = tensor.dtype not in PLAIN and tensor.shape != () and not BUFFER.search(name)  # one number, such as a count of steps, is no weight
+        # one number, such as a count of steps, is no weight
+        odd = tensor.dtype not in PLAIN and tensor.shape != () and not BUFFER.search(name)
         if name not in taken and not BESIDE.search(name) and (odd or _SIGN.search(name)):
             raise _refused(where, settings, f"'{name}' is stored as {tensor.dtype}")
     if settings.get("transform_config"):
@@ -83,7 +94,9 @@ def packed_weights(where: str, config: Mapping[str, Any], tensors: Mapping[str, 
     return found
 
 
-def _packed(where: str, name: str, tensor: Stored, tensors: Mapping[str, Stored], inside: list[str], settings: Mapping[str, Any]) -> Packed | None:
+def _packed(
+    where: str, name: str, tensor: Stored, tensors: Mapping[str, Stored], inside: list[str], settings: Mapping[str, Any]
+) -> Packed | None:
     if any(".quant_state.bitsandbytes__" in part for part in inside):
         return Packed("bnb4", tuple(inside))
     stem = name.removesuffix("weight")
@@ -97,7 +110,9 @@ def _packed(where: str, name: str, tensor: Stored, tensors: Mapping[str, Stored]
     return None
 
 
-def _block(where: str, name: str, shape: tuple[int, ...], scales: tuple[int, ...], settings: Mapping[str, Any]) -> tuple[int, int]:
+def _block(
+    where: str, name: str, shape: tuple[int, ...], scales: tuple[int, ...], settings: Mapping[str, Any]
+) -> tuple[int, int]:
     """Rows and columns that one scale is of: of a scale for all, a row, or a block."""
     if len(shape) != 2:
         raise _refused(where, settings, f"'{name}' has the shape {list(shape)}")
@@ -115,13 +130,15 @@ def _block(where: str, name: str, shape: tuple[int, ...], scales: tuple[int, ...
         for block in blocks:
             if all(block) and (-(-rows // block[0]), -(-columns // block[1])) == scales:
                 return block
-    raise _refused(where, settings, f"the scales of '{name}' have the shape {list(scales)}, which fits no blocks of {list(shape)}")
+    raise _refused(
+        where, settings, f"the scales of '{name}' have the shape {list(scales)}, which fits no blocks of {list(shape)}"
+    )
 
 
 def _refused(where: str, settings: Mapping[str, Any], what: str) -> ModelError:
     method = settings.get("quant_method") or settings.get("quantization_method") or settings.get("format")
     said = f" (its config says {method})" if method else ""
     return ModelError(
-        f"{where}: its weights are quantised{said}: {what}, which is not read here; expected 16 or 32 bits, FP8 with scales or bitsandbytes: "
-        "name the model that was quantised, or save it de-quantised with its own package"
+        f"{where}: its weights are quantised{said}: {what}, which is not read here; expected 16 or 32 bits, FP8 with"
+        " scales or bitsandbytes: name the model that was quantised, or save it de-quantised with its own package"
     )

@@ -20,7 +20,8 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 
 
 def llama3_factors(head_dim: int, base: float, rope: Mapping[str, Any]) -> list[float]:
-    """What each frequency of a head is divided by, [head_dim / 2] (meta-llama/llama-models, models/llama3/model.py, apply_scaling).
+    """What each frequency of a head is divided by, [head_dim / 2] (meta-llama/llama-models,
+    models/llama3/model.py, apply_scaling).
 
     A wavelength of under L / high positions is left alone, one of over L / low is divided by
     ``factor``; between them 1 / ((1 - t) / factor + t), t = (L / wavelength - low) / (high - low).
@@ -39,7 +40,10 @@ def stated_in(gguf: Path, header: Header) -> dict[str, Any] | None:
     """A GGUF's scaling in transformers' words; None where it has none. Raises ModelError for one that is not read."""
     arch = header.fields.get("general.architecture")
     kind = header.fields.get(f"{arch}.rope.scaling.type") or "none"
-    factor, original = header.fields.get(f"{arch}.rope.scaling.factor"), header.fields.get(f"{arch}.rope.scaling.original_context_length")
+    factor, original = (
+        header.fields.get(f"{arch}.rope.scaling.factor"),
+        header.fields.get(f"{arch}.rope.scaling.original_context_length"),
+    )
     if FREQS in header.tensors:
         return _llama3(gguf, header)
     if kind == "none" or factor in (None, 0, 1):
@@ -49,7 +53,10 @@ def stated_in(gguf: Path, header: Header) -> dict[str, Any] | None:
         return {"rope_type": "linear", "factor": float(factor)}
     elif kind == "yarn" and original:
         return {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": int(original)}
-    raise ModelError(f"{gguf}: its rotary embedding is scaled in a way that is not read from a GGUF ({kind}); take the model's safetensors")
+    raise ModelError(
+        f"{gguf}: its rotary embedding is scaled in a way that is not read from a GGUF ({kind}); take the model's"
+        " safetensors"
+    )
 
 
 def _llama3(gguf: Path, header: Header) -> dict[str, Any] | None:
@@ -66,5 +73,8 @@ def _llama3(gguf: Path, header: Header) -> dict[str, Any] | None:
     rope = {"rope_type": "llama3", "factor": float(round(max(factors), 4)), **LLAMA3}
     wanted = llama3_factors(2 * number, float(header.fields.get(f"{arch}.rope.freq_base", 10000.0)), rope)
     if any(abs(a - b) > 1e-4 * b for a, b in zip(factors, wanted, strict=True)):
-        raise ModelError(f"{gguf}: the factors of its rotary embedding are not those of Llama 3.1 to 3.3; take the model's safetensors")
+        raise ModelError(
+            f"{gguf}: the factors of its rotary embedding are not those of Llama 3.1 to 3.3; take the model's"
+            " safetensors"
+        )
     return rope

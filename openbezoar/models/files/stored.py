@@ -19,7 +19,9 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 WEIGHTS = ("*.safetensors",)
 TOKENIZER = ("vocab.txt", "merges.txt", "*.model", "*.model.v*", "*.tiktoken")
-"""Tokenizers that are no JSON: WordPiece's and BPE's lists, SentencePiece's models (tokenizer.model, spiece.model, Mistral's tokenizer.model.v3)."""
+"""Tokenizers that are no JSON: WordPiece's and BPE's lists, SentencePiece's models
+(tokenizer.model, spiece.model, Mistral's tokenizer.model.v3).
+"""
 READ = (*WEIGHTS, *TOKENIZER, "*.json", "*.jinja")
 """Files that a model is read from: these are downloaded, copied with a conversion, and part of a model's digest."""
 TERMS = ("README.md", "LICEN[CS]E*", "NOTICE*", "COPYING*", "*USE_POLICY*", "*TERMS*")
@@ -37,7 +39,9 @@ BITS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file. dtype: the format's own word, such as BF16 or F8_E4M3; span: its bytes in the file, from and to."""
+    """One tensor in a file. dtype: the format's own word, such as BF16 or F8_E4M3; span: its bytes
+    in the file, from and to.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,9 +59,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: it cannot be read as JSON ({type(error).__name__}); fetch the model's files again") from None
+        raise ModelError(
+            f"{file}: it cannot be read as JSON ({type(error).__name__}); fetch the model's files again"
+        ) from None
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: expected a JSON object, found {type(content).__name__}; fetch the model's files again")
+        raise ModelError(
+            f"{file}: expected a JSON object, found {type(content).__name__}; fetch the model's files again"
+        )
     return content
 
 
@@ -69,18 +77,23 @@ def optional_json(file: Path) -> dict[str, Any]:
 def header(file: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file by name. Raises ModelError for a file without a readable header.
 
-    Format: a little-endian 64-bit length, then so many bytes of JSON (https://github.com/huggingface/safetensors#format).
+    Format: a little-endian 64-bit length, then so many bytes of JSON
+    (https://github.com/huggingface/safetensors#format).
     """
     with file.open("rb") as handle:
         length, first = file.stat().st_size, handle.read(8)
         size = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
         if not 2 <= size <= min(HEADER_BYTES, length - 8):
-            raise ModelError(f"{file}: no safetensors header; the file is damaged or was not fetched whole, fetch it again")
+            raise ModelError(
+                f"{file}: no safetensors header; the file is damaged or was not fetched whole, fetch it again"
+            )
         try:
             content = json.loads(handle.read(size))
             found = {name: _stored(one, file, 8 + size) for name, one in content.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ModelError(f"{file}: its safetensors header cannot be read; the file is damaged, fetch it again") from None
+            raise ModelError(
+                f"{file}: its safetensors header cannot be read; the file is damaged, fetch it again"
+            ) from None
     _check_spans(file, found, 8 + size, length)
     return found
 
@@ -93,16 +106,26 @@ def _stored(one: dict[str, Any], file: Path, start: int) -> Stored:
 
 
 def _check_spans(file: Path, tensors: Mapping[str, Stored], start: int, end: int) -> None:
-    """Raises ModelError unless each tensor has the bytes of its shape, and all of them together are the rest of the file, as the format asks for."""
+    """Raises ModelError unless each tensor has the bytes of its shape, and all of them together are
+    the rest of the file, as the format asks for.
+    """
     place = start
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].span):
         bits = BITS.get(tensor.dtype)
         if bits is None:
-            raise ModelError(f"{file}: tensor '{name}' is of the unknown dtype '{tensor.dtype[:20]}'; the file is damaged, or for a newer version")
+            raise ModelError(
+                f"{file}: tensor '{name}' is of the unknown dtype '{tensor.dtype[:20]}'; the file is damaged, or for a"
+                " newer version"
+            )
         if tensor.span[1] > end:
-            raise ModelError(f"{file}: it ends before its tensor '{name}' does; it was not fetched whole, fetch it again")
+            raise ModelError(
+                f"{file}: it ends before its tensor '{name}' does; it was not fetched whole, fetch it again"
+            )
         if tensor.span[0] != place or 8 * (tensor.span[1] - tensor.span[0]) != bits * math.prod(tensor.shape):
-            raise ModelError(f"{file}: the bytes of tensor '{name}' are not those of its shape, or another's too; the file is damaged, fetch it again")
+            raise ModelError(
+                f"{file}: the bytes of tensor '{name}' are not those of its shape, or another's too; the file is"
+                " damaged, fetch it again"
+            )
         place = tensor.span[1]
     if place != end:
         raise ModelError(f"{file}: {end - place:,} bytes belong to no tensor; the file is damaged, fetch it again")
@@ -144,9 +167,13 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
         for name, tensor in header(folder / file).items():
             if name in found and not same_bytes(found[name], tensor):
                 raise ModelError(
-                    f"{folder}: '{found[name].file.name}' and '{file}' both hold a tensor '{name}', with other values; fetch the model's shards again"
+                    f"{folder}: '{found[name].file.name}' and '{file}' both hold a tensor '{name}', with other values;"
+                    " fetch the model's shards again"
                 )
             found.setdefault(name, tensor)
     if lost := sorted(set(named) - set(found)):
-        raise ModelError(f"{folder}: {INDEX} names a tensor '{lost[0]}', which '{named[lost[0]]}' does not hold; fetch the model's shards again")
+        raise ModelError(
+            f"{folder}: {INDEX} names a tensor '{lost[0]}', which '{named[lost[0]]}' does not hold; fetch the model's"
+            " shards again"
+        )
     return found

@@ -1,4 +1,6 @@
-"""What a tokenizer's files say of its tokens, read as JSON: texts, ids, special tokens, the chat template's marks. No tokenizer is loaded."""
+"""What a tokenizer's files say of its tokens, read as JSON: texts, ids, special tokens, the chat
+template's marks. No tokenizer is loaded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _MARK = re.compile(r"<\|[\w.-]+\|>|</?[a-z]+(?:_[a-z]+)+>")  # <|im_end|>, <end_
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """words: all texts with their ids; added: those beside the vocabulary proper; settings: tokenizer_config.json; template: the chat template's text, if any."""
+    """words: all texts with their ids; added: those beside the vocabulary proper; settings:
+    tokenizer_config.json; template: the chat template's text, if any.
+    """
 
     words: Mapping[str, int]
     added: Mapping[str, int]
@@ -64,14 +68,23 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
     """The facts in a model folder's tokenizer files; without words where they hold none that can be read as JSON."""
     settings = {**optional_json(folder / "special_tokens_map.json"), **optional_json(folder / "tokenizer_config.json")}
     stored = optional_json(folder / "tokenizer.json")
-    added = _pairs((one.get("content"), one.get("id")) for one in stored.get("added_tokens") or () if isinstance(one, dict))
+    added = _pairs(
+        (one.get("content"), one.get("id")) for one in stored.get("added_tokens") or () if isinstance(one, dict)
+    )
     decoder = settings.get("added_tokens_decoder")
     for number, one in (decoder if isinstance(decoder, dict) else {}).items():
         added |= _pairs([(_text(one), int(number) if str(number).isdigit() else None)])
     added |= _pairs(optional_json(folder / "added_tokens.json").items())
-    words = _words(stored.get("model")) or _pairs(optional_json(folder / "vocab.json").items()) or _lines(folder / "vocab.txt") or _pieces(folder)
+    words = (
+        _words(stored.get("model"))
+        or _pairs(optional_json(folder / "vocab.json").items())
+        or _lines(folder / "vocab.txt")
+        or _pieces(folder)
+    )
     file, text = folder / "chat_template.jinja", settings.get("chat_template")
-    template = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else text if isinstance(text, str) else ""
+    template = (
+        file.read_text(encoding="utf-8", errors="replace") if file.is_file() else text if isinstance(text, str) else ""
+    )
     return TokenizerFacts({**words, **added} if words else {}, added, settings, template)
 
 
@@ -98,7 +111,14 @@ def _lines(file: Path) -> dict[str, int]:
 
 def _pieces(folder: Path) -> dict[str, int]:
     """A SentencePiece model's pieces, where its library is installed."""
-    file = next((folder / name for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model") if (folder / name).is_file()), None)
+    file = next(
+        (
+            folder / name
+            for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+            if (folder / name).is_file()
+        ),
+        None,
+    )
     if file is None:
         return {}
     try:

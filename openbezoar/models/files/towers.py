@@ -37,20 +37,28 @@ def check_kind(where: str, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type") or "unknown"
     classes = config.get("architectures") or []
     if not isinstance(kind, str) or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ModelError(f"{where}: its config.json has a model_type that is no text, or architectures that are no list of texts; fetch it again")
+        raise ModelError(
+            f"{where}: its config.json has a model_type that is no text, or architectures that are no list of texts;"
+            " fetch it again"
+        )
     called = f"'{kind}'{f' ({classes[0]})' if classes else ''}"
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{where}: a model of kind {called} has an encoder and a decoder; expected a causal language model, such as Llama, Qwen or Gemma")
+        raise ModelError(
+            f"{where}: a model of kind {called} has an encoder and a decoder; expected a causal language model, such as"
+            " Llama, Qwen or Gemma"
+        )
     if is_wrapper(config):
         inner = config.get("text_config")
         text = str(inner.get("model_type")) if isinstance(inner, dict) else None
         if kind not in WRAPPERS or text not in TEXT:
             raise ModelError(
-                f"{where}: a model of kind {called} has parts beside its text model; of such kinds only {', '.join(WRAPPERS)} "
-                f"with a text model of {', '.join(TEXT)} are read; name the text-only model"
+                f"{where}: a model of kind {called} has parts beside its text model; of such kinds only"
+                f" {', '.join(WRAPPERS)} with a text model of {', '.join(TEXT)} are read; name the text-only model"
             )
     elif classes and not any(re.search(r"ForCausalLM|LMHead|CausalLM", name) for name in classes):
-        raise ModelError(f"{where}: a model of kind {called} is no causal language model; expected one, such as Llama, Qwen or Gemma")
+        raise ModelError(
+            f"{where}: a model of kind {called} is no causal language model; expected one, such as Llama, Qwen or Gemma"
+        )
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What a finished step's numbers must hold before the run goes on: ``gate`` of evaluate, ``min_agreement`` of agreement, ``max_drift`` of merge.
+"""What a finished step's numbers must hold before the run goes on: ``gate`` of evaluate,
+``min_agreement`` of agreement, ``max_drift`` of merge.
 
 Reads ``scores.json`` of the step, or its manifest; writes nothing. Gates are no part of a step's key: the
 numbers stay when a gate is changed, and are held against it each time the recipe runs.
@@ -27,8 +28,14 @@ HELD, OPEN, BROKEN = "held", "open", "broken"
 def check(name: str, step: Step, folder: Path, seed: int) -> Iterator[str]:
     """Warnings about a finished step's gates. Raises RunError where one is broken that shall stop the run."""
     if isinstance(step, Merge) and step.max_drift is not None:
-        _drift(name, step.max_drift, read_object(folder / MANIFEST, "a step's manifest", "delete the folder and run again").get("numbers") or {})
-    gated = (isinstance(step, Agreement) and step.min_agreement is not None) or (isinstance(step, Evaluate) and step.gate)
+        _drift(
+            name,
+            step.max_drift,
+            read_object(folder / MANIFEST, "a step's manifest", "delete the folder and run again").get("numbers") or {},
+        )
+    gated = (isinstance(step, Agreement) and step.min_agreement is not None) or (
+        isinstance(step, Evaluate) and step.gate
+    )
     if not gated:
         return
     scores = read_object(folder / "scores.json", "a step's scores", "delete the folder and run again")
@@ -38,7 +45,10 @@ def check(name: str, step: Step, folder: Path, seed: int) -> Iterator[str]:
         for gate in step.gate:
             state, words = judged(gate, scores, seed, f"step {name}")
             if state == BROKEN and gate.broken == "fail":
-                raise RunError(f"step {name}: {words}; the scores are in {folder / 'scores.json'}; train otherwise, or change the step's gate")
+                raise RunError(
+                    f"step {name}: {words}; the scores are in {folder / 'scores.json'}; train otherwise, or change the"
+                    " step's gate"
+                )
             if state != HELD:
                 yield f"  {name}: {words}"
 
@@ -48,13 +58,14 @@ def _judge(name: str, step: Agreement, scores: Mapping[str, Any]) -> None:
     found = agreement_with_majority(dict(scores))
     if not found["n"]:
         raise RunError(
-            f"step {name}: no verdict of judge '{step.agreement}' could be read on {scores['unscored']} pairs; use mode: probability or another judge"
+            f"step {name}: no verdict of judge '{step.agreement}' could be read on {scores['unscored']} pairs; use"
+            " mode: probability or another judge"
         )
     if found["agreement"] < step.min_agreement:
         raise RunError(
-            f"step {name}: judge '{step.agreement}' agrees with people on {100 * found['agreement']:.1f} % of {found['n']} pairs "
-            f"(95 %: {100 * found['low']:.1f} to {100 * found['high']:.1f}), expected {100 * step.min_agreement:.1f} % or more; "
-            "name another judge, or lower min_agreement"
+            f"step {name}: judge '{step.agreement}' agrees with people on {100 * found['agreement']:.1f} % of"
+            f" {found['n']} pairs (95 %: {100 * found['low']:.1f} to {100 * found['high']:.1f}), expected"
+            f" {100 * step.min_agreement:.1f} % or more; name another judge, or lower min_agreement"
         )
 
 
@@ -65,9 +76,10 @@ def _drift(name: str, most: float, numbers: Mapping[str, Any]) -> None:
     kl, rise = numbers["kl"], numbers["loss"] - numbers["loss_unmerged"]
     if not (kl <= most and rise <= most):
         raise RunError(
-            f"step {name}: the merged model is not the one that was trained: loss {numbers['loss_unmerged']:.3f} unmerged, {numbers['loss']:.3f} merged, "
-            f"KL divergence {kl:.3g} nats a token on {numbers['tokens']} tokens, allowed: {most:g}; "
-            "look at the base's weights and at 'onto' and 'dtype' of the step, or raise its max_drift"
+            f"step {name}: the merged model is not the one that was trained: loss {numbers['loss_unmerged']:.3f}"
+            f" unmerged, {numbers['loss']:.3f} merged, KL divergence {kl:.3g} nats a token on {numbers['tokens']}"
+            f" tokens, allowed: {most:g}; look at the base's weights and at 'onto' and 'dtype' of the step, or raise"
+            " its max_drift"
         )
 
 
@@ -86,7 +98,9 @@ def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tupl
     before, after = gate.before or names[0], gate.after or names[-1]
     for name in (before, after):
         if name not in checkpoints:
-            raise RecipeError(f"{where}: gate on {gate.measure}: no checkpoint '{name}'; the step scores {', '.join(names)}")
+            raise RecipeError(
+                f"{where}: gate on {gate.measure}: no checkpoint '{name}'; the step scores {', '.join(names)}"
+            )
     kind = next((k for k in KINDS if gate.measure in checkpoints[before].get(k, {})), None)
     if kind is None:
         known = ", ".join(m for k in KINDS for m in checkpoints[before].get(k, {}))
@@ -98,23 +112,33 @@ def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tupl
     # A loss, or a task of which lower values are better, gets worse by rising.
     lower = kind == "losses" or checkpoints[before][kind][gate.measure].get("higher_is_better") is False
     point = -KINDS[kind] if lower else KINDS[kind]
-    found = paired_difference([x for x, _ in both], [y for _, y in both], step_seed(seed, "gate", gate.measure), level=gate.confidence)
+    found = paired_difference(
+        [x for x, _ in both], [y for _, y in both], step_seed(seed, "gate", gate.measure), level=gate.confidence
+    )
     if found[0] and found[1] == found[2]:
-        found = _without_spread(found[0], len(both), kind != "losses" and all(0 <= value <= 1 for pair in both for value in pair))
+        found = _without_spread(
+            found[0], len(both), kind != "losses" and all(0 <= value <= 1 for pair in both for value in pair)
+        )
     value, low, high = (found[0] / point, *sorted(end / point for end in found[1:]))
     state = BROKEN if high < -gate.fall else HELD if low >= -gate.fall else OPEN
     unit = "nats" if kind == "losses" else "points"
     said = {HELD: "holds", OPEN: "is open: too few items to say", BROKEN: "is broken"}[state]
     change = -value if lower else value
     ends = (-high, -low) if lower else (low, high)
-    return state, (
-        f"gate on {gate.measure} {said}: {before} → {after} {change:+.2f} {unit} ({100 * gate.confidence:g} %: {ends[0]:+.2f} to {ends[1]:+.2f}, n={len(both)}), "
-        f"allowed: {'a rise' if lower else 'a fall'} of {gate.fall:g}"
+    return (
+        state,
+        (
+            f"gate on {gate.measure} {said}: {before} → {after} {change:+.2f} {unit} ({100 * gate.confidence:g} %:"
+            f" {ends[0]:+.2f} to {ends[1]:+.2f}, n={len(both)}), allowed: {'a rise' if lower else 'a fall'} of"
+            f" {gate.fall:g}"
+        ),
     )
 
 
 def _without_spread(difference: float, n: int, shares: bool) -> Interval:
-    """The interval of n differences that are all the same, which drawing again takes for certain: of shares by their number, otherwise anything, since it is one item."""
+    """The interval of n differences that are all the same, which drawing again takes for certain:
+    of shares by their number, otherwise anything, since it is one item.
+    """
     if not shares:
         return difference, -math.inf, math.inf
     place = (difference + 1) / 2

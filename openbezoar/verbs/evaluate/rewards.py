@@ -1,4 +1,5 @@
-"""What preference training did to a model, seen from its reference: implicit rewards on pairs, and how far it moved. Reads and writes nothing.
+"""What preference training did to a model, seen from its reference: implicit rewards on pairs, and
+how far it moved. Reads and writes nothing.
 
 DPO's implicit reward of an answer y to x (arXiv 2305.18290, section 4) is
 beta log(pi(y|x) / ref(y|x)); here beta is 1, which changes no order and leaves margins in nats.
@@ -39,7 +40,10 @@ def implicit_rewards(policy: Sums, reference: Sums, subsets: Sequence[str], seed
     count as wrong. margin: mean of the difference, in nats. items: the margin of each pair,
     None for one that either model left out.
     """
-    items = [None if p is None or r is None else (p[0] - r[0]) - (p[1] - r[1]) for p, r in zip(policy, reference, strict=True)]
+    items = [
+        None if p is None or r is None else (p[0] - r[0]) - (p[1] - r[1])
+        for p, r in zip(policy, reference, strict=True)
+    ]
     by_name = {name: _of(own, step_seed(seed, name)) for name, own in by_subset(items, subsets).items()}
     return {**_of(items, seed), "subsets": by_name, "items": items}
 

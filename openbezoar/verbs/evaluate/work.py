@@ -2,16 +2,18 @@
 
 Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``:
 
-    {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}, "rewards": {set: …}, "kl": {set: …}}},
+    {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}, "rewards":
+    {set: …}, "kl": {set: …}}},
      "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high", "p", "p_holm"}],
      "loss_differences": [{"a", "b", "set", …}], "pair_differences": [{"a", "b", "set", …}]}
 
 ``differences`` has an entry for every two checkpoints: ``difference`` is b's value less a's
 (b stands later in the recipe's list), over the items that both were scored on, paired, and
-``p_holm`` its p corrected for all differences of the step. What must hold (``gate``) is asked
-each time the recipe runs, by ``judging.gates``. ``rewards`` and ``kl`` are there with ``reference``:
-implicit rewards on the pairs and the divergence from that checkpoint (``judging.rewards``). Each checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a
-killed run goes on with the next checkpoint.
+``p_holm`` its p corrected for all differences of the step. What must hold (``gate``) is asked each
+time the recipe runs, by ``judging.gates``. ``rewards`` and ``kl`` are there with ``reference``:
+implicit rewards on the pairs and the divergence from that checkpoint (``judging.rewards``). Each
+checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a killed run
+goes on with the next checkpoint.
 """
 
 from __future__ import annotations
@@ -42,8 +44,13 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     names = list(dict.fromkeys(step.evaluate))
     for name in names:
         if isinstance(context.model_spec(name), ServerModel):
-            raise RecipeError(f"evaluate: '{name}' is behind a server, which gives no log-probabilities; name a local model")
-    examples, pairs = _first(step.losses, context.examples, step.loss_rows), _first(step.pairs, context.pairs, step.loss_rows)
+            raise RecipeError(
+                f"evaluate: '{name}' is behind a server, which gives no log-probabilities; name a local model"
+            )
+    examples, pairs = (
+        _first(step.losses, context.examples, step.loss_rows),
+        _first(step.pairs, context.pairs, step.loss_rows),
+    )
     benchmarks = _benchmarks(step, context)
     checkpoints: dict[str, Any] = {}
     for name in names:
@@ -89,7 +96,11 @@ def _checkpoint(
     context.progress.say(f"  {name}: loading")
     model, tokenizer = load_for_inference(checkpoint)
     try:
-        results: dict[str, Any] = {"tasks": score(model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens)}
+        results: dict[str, Any] = {
+            "tasks": score(
+                model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens
+            )
+        }
         answers: Answers | None = None
         if examples or pairs:
             made = Formatter(tokenizer, checkpoint.prompt)
@@ -99,7 +110,11 @@ def _checkpoint(
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
-            results["samples"] = {key: sampled(answers, Local(checkpoint, (model, tokenizer)), rows, step, key) for key, rows in pairs.items() if answers}
+            results["samples"] = {
+                key: sampled(answers, Local(checkpoint, (model, tokenizer)), rows, step, key)
+                for key, rows in pairs.items()
+                if answers
+            }
     finally:
         del model
         answers = None
@@ -113,7 +128,9 @@ class Answers:
     def __init__(self, formatter: Formatter, scorer: Any, window: int, context: StepContext) -> None:
         self.formatter, self.scorer, self.window, self.context = formatter, scorer, window, context
 
-    def logprobs(self, label: str, rows: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[list[tuple[float, int]] | None]:
+    def logprobs(
+        self, label: str, rows: Sequence[tuple[Sequence[Turn], Sequence[str]]]
+    ) -> list[list[tuple[float, int]] | None]:
         """For each prompt with its answers the (sum, tokens) of each answer, end of turn included.
 
         None for a row that does not fit the model's window, or of which an answer has no token.
@@ -148,13 +165,26 @@ def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Resu
     found = answers.logprobs(label, [(row.prompt, [row.answer]) for row in rows])
     scored = [row[0] for row in found if row is not None]
     if not scored:
-        raise DataError(f"losses.{label}: none of {len(rows)} rows fits the model's window of {answers.window} tokens; give shorter rows")
+        raise DataError(
+            f"losses.{label}: none of {len(rows)} rows fits the model's window of {answers.window} tokens; give shorter"
+            " rows"
+        )
     tokens = sum(n for _, n in scored)
     value = -sum(total for total, _ in scored) / tokens
     share = tokens / len(scored)
     items = [None if row is None else value + (-row[0][0] - value * row[0][1]) / share for row in found]
-    _, low, high = mean_interval([item for item in items if item is not None], step_seed(answers.context.seed, "loss", label))
-    return {"value": value, "low": low, "high": high, "n": len(scored), "tokens": tokens, "unscored": len(rows) - len(scored), "items": items}
+    _, low, high = mean_interval(
+        [item for item in items if item is not None], step_seed(answers.context.seed, "loss", label)
+    )
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": len(scored),
+        "tokens": tokens,
+        "unscored": len(rows) - len(scored),
+        "items": items,
+    }
 
 
 def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
@@ -172,7 +202,8 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
     by_mean = [int(pair[0][0] / pair[0][1] > pair[1][0] / pair[1][1]) for pair in used if pair is not None]
     if not by_mean:
         raise DataError(
-            f"pairs.{label}: none of {len(rows)} pairs can be scored ({sum(same)} have identical answers, the rest exceed {answers.window} tokens); give other pairs"
+            f"pairs.{label}: none of {len(rows)} pairs can be scored ({sum(same)} have identical answers, the rest"
+            f" exceed {answers.window} tokens); give other pairs"
         )
     sums = [item for item in by_sum if item is not None]
     unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
@@ -201,7 +232,10 @@ def sampled(answers: Answers, local: Any, rows: Sequence[Pair], step: Evaluate, 
     chosen = fitting[: step.kl_rows]
     seeds = [step_seed(answers.context.seed, "kl", label, i) for i in range(len(chosen))]
     drawn = local.sample(chosen, Sampling(step.kl_tokens, temperature=1.0, top_p=1.0), seeds)
-    made = [{"ids": [*prompt, *row.ids], "start": len(prompt), "tokens": len(row.ids)} for prompt, row in zip(chosen, drawn, strict=True)]
+    made = [
+        {"ids": [*prompt, *row.ids], "start": len(prompt), "tokens": len(row.ids)}
+        for prompt, row in zip(chosen, drawn, strict=True)
+    ]
     scored = [{**one, "logprob": total} for one, total in zip(made, logprobs_of_ids(answers.scorer, made), strict=True)]
     return {"drawn": scored, "too_long": len(prompts) - len(fitting)}
 
@@ -214,8 +248,16 @@ def logprobs_of_ids(scorer: Any, samples: Sequence[Result]) -> list[float]:
     return [float(path.double().sum()) for (path,) in scorer.logprobs(trees)]
 
 
-def _against_reference(reference: str, step: Evaluate, context: StepContext, checkpoints: dict[str, Any], pairs: Mapping[str, Sequence[Pair]]) -> None:
-    """Give every other checkpoint its implicit rewards and its divergence from the reference, which is loaded once more for their answers."""
+def _against_reference(
+    reference: str,
+    step: Evaluate,
+    context: StepContext,
+    checkpoints: dict[str, Any],
+    pairs: Mapping[str, Sequence[Pair]],
+) -> None:
+    """Give every other checkpoint its implicit rewards and its divergence from the reference, which
+    is loaded once more for their answers.
+    """
     from openbezoar.forest import Scorer
     from openbezoar.models.load import free, load_for_inference
 
@@ -225,12 +267,16 @@ def _against_reference(reference: str, step: Evaluate, context: StepContext, che
         found["rewards"] = {}
         for key, rows in pairs.items():
             sums = (found["pairs"][key]["sums"], own["pairs"][key]["sums"])
-            found["rewards"][key] = implicit_rewards(*sums, [row.subset for row in rows], step_seed(context.seed, "rewards", name, key))
+            found["rewards"][key] = implicit_rewards(
+                *sums, [row.subset for row in rows], step_seed(context.seed, "rewards", name, key)
+            )
     samples: dict[tuple[str, str], list[Result]] = {}
     for name, found in others.items():
         for key, made in found.pop("samples", {}).items():
             if made["too_long"]:
-                context.counts.add(f"{name}, pairs {key}: prompts too long to be answered for the KL divergence", made["too_long"])
+                context.counts.add(
+                    f"{name}, pairs {key}: prompts too long to be answered for the KL divergence", made["too_long"]
+                )
             if made["drawn"]:
                 samples[name, key] = made["drawn"]
     if not samples:
@@ -241,7 +287,9 @@ def _against_reference(reference: str, step: Evaluate, context: StepContext, che
         vocabulary = int(model.config.get_text_config().vocab_size)
         for (name, key), drawn in samples.items():
             if max(i for s in drawn for i in s["ids"]) >= vocabulary:
-                context.counts.add(f"{name}, {key}: no KL divergence, its vocabulary is not the reference's", len(drawn))
+                context.counts.add(
+                    f"{name}, {key}: no KL divergence, its vocabulary is not the reference's", len(drawn)
+                )
                 continue
             moved = divergence(drawn, logprobs_of_ids(scorer, drawn), step_seed(context.seed, "kl", name, key))
             checkpoints[name].setdefault("kl", {})[key] = moved
@@ -259,21 +307,29 @@ def _count(checkpoints: Mapping[str, Any], context: StepContext) -> None:
         for kind in ("losses", "pairs"):
             for key, result in found[kind].items():
                 if result["unscored"]:
-                    context.counts.add(f"{name}, {kind} {key}: too long for the model's window, or empty", result["unscored"])
+                    context.counts.add(
+                        f"{name}, {kind} {key}: too long for the model's window, or empty", result["unscored"]
+                    )
                 if result.get("identical"):
                     context.counts.add(f"{name}, {kind} {key}: chosen and rejected are identical", result["identical"])
 
 
 def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result]]:
     """Paired differences between every two checkpoints, b less a; p values corrected for all of them."""
-    kinds = (("differences", "tasks", "task"), ("loss_differences", "losses", "set"), ("pair_differences", "pairs", "set"))
+    kinds = (
+        ("differences", "tasks", "task"),
+        ("loss_differences", "losses", "set"),
+        ("pair_differences", "pairs", "set"),
+    )
     found: dict[str, list[Result]] = {}
     first = next(iter(checkpoints.values()))
     for key, kind, word in kinds:
         found[key] = []
         for name, result in first[kind].items():
             items = {c: checkpoints[c][kind][name]["items"] for c in checkpoints}
-            values = {c: {place: value for place, value in enumerate(of) if value is not None} for c, of in items.items()}
+            values = {
+                c: {place: value for place, value in enumerate(of) if value is not None} for c, of in items.items()
+            }
             metric = {"metric": result["main"]} if kind == "tasks" else {}
             found[key] += every_pair(values, step_seed(seed, kind), {word: name, **metric})
     correct([row for rows in found.values() for row in rows])
@@ -286,11 +342,20 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
     for name, found in scores["checkpoints"].items():
         row = {task: result["metrics"][result["main"]]["value"] for task, result in found["tasks"].items()}
         row |= {f"loss {key}": result["value"] for key, result in found["losses"].items()}
-        row |= {f"{key}, reward accuracy": result["accuracy"]["value"] for key, result in found.get("rewards", {}).items() if result["accuracy"]}
+        row |= {
+            f"{key}, reward accuracy": result["accuracy"]["value"]
+            for key, result in found.get("rewards", {}).items()
+            if result["accuracy"]
+        }
         row |= {f"{key}, likelihood accuracy": result["accuracy"]["value"] for key, result in found["pairs"].items()}
         table[name] = {key: round(value, 4) for key, value in row.items()}
     first, last = next(iter(table)), next(reversed(table))
     moves = [
-        f"{key} {table[first][key]:.3f} → {value:.3f}" if first != last and key in table[first] else f"{key} {value:.3f}" for key, value in table[last].items()
+        (
+            f"{key} {table[first][key]:.3f} → {value:.3f}"
+            if first != last and key in table[first]
+            else f"{key} {value:.3f}"
+        )
+        for key, value in table[last].items()
     ]
     return {"table": table, "summary": f"{first} → {last}: " * (first != last) + ", ".join(moves)}

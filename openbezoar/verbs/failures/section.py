@@ -25,16 +25,20 @@ def _section(facts: RunFacts, step: StepFacts) -> Section:
     scores = step.read_json(SCORES)
     checkpoints = mapping(scores.get("checkpoints"))
     note = (
-        "Shares of greedy answers to the same prompts. Degenerate: over half of the 4-grams occurred before, or the end goes in circles. "
-        "Cut off: not ended within the token limit. Refusals: answers that begin by declining."
+        "Shares of greedy answers to the same prompts. Degenerate: over half of the 4-grams occurred before, or the end"
+        " goes in circles. Cut off: not ended within the token limit. Refusals: answers that begin by declining."
     )
     plain = tuple((name, *_cells(found.get("answers"))) for name, found in checkpoints.items())
-    blocks: list[Block] = [Grid(Table(("checkpoint", *(c for c, _ in COLUMNS)), plain, note), "What goes wrong in answers", stack=True)]
+    blocks: list[Block] = [
+        Grid(Table(("checkpoint", *(c for c, _ in COLUMNS)), plain, note), "What goes wrong in answers", stack=True)
+    ]
     if systems := list(_systems(checkpoints)):
         changed = "Changed: answers that are not those under the trained system message."
         blocks.append(
             Grid(
-                Table(("checkpoint", "system message", *(c for c, _ in COLUMNS), "changed"), tuple(systems), changed), "Under other system messages", stack=True
+                Table(("checkpoint", "system message", *(c for c, _ in COLUMNS), "changed"), tuple(systems), changed),
+                "Under other system messages",
+                stack=True,
             )
         )
     checks = [(key, title) for key, title in CHECKS if any(found.get(key) for found in checkpoints.values())]

@@ -1,4 +1,5 @@
-"""What checkpoints get wrong: loops, empty and endless answers, refusals, what the system prompt changes, unsafe and unsupported answers.
+"""What checkpoints get wrong: loops, empty and endless answers, refusals, what the system prompt
+changes, unsafe and unsupported answers.
 
 Reads rows with prompts and the checkpoints of other steps. Writes ``answers.jsonl`` (a row a
 model, set, system message and prompt), ``judgments.jsonl`` (what the judge said of harmless
@@ -51,7 +52,12 @@ def run(step: Failures, context: StepContext) -> dict[str, Any]:
     """Ask, judge, count; returns the numbers for the manifest."""
     texts = own_texts(CHECKS, {name: context.path(text) for name, text in step.prompts.items()}, tuple(CHECKS))
     asked = [*_read(step.instructions, "instructions", step, context)]
-    asked += [a for ref, name in ((step.harmless, "harmless"), (step.grounded, "grounded")) if ref is not None for a in _read(ref, name, step, context)]
+    asked += [
+        a
+        for ref, name in ((step.harmless, "harmless"), (step.grounded, "grounded"))
+        if ref is not None
+        for a in _read(ref, name, step, context)
+    ]
     models = list(dict.fromkeys(step.failures))
     answers = [row for model in models for row in _answer(step, context, model, asked)]
     write_jsonl(context.out / "answers.jsonl", answers)
@@ -60,8 +66,13 @@ def run(step: Failures, context: StepContext) -> dict[str, Any]:
     for row in judgments:
         if row["unscored"] is not None:
             context.counts.add(f"unscored_{row['unscored']}")
-    checkpoints = {m: _numbers([a for a in answers if a["model"] == m], [j for j in judgments if j["model"] == m], context.seed) for m in models}
-    values = {m: _values([a for a in answers if a["model"] == m], [j for j in judgments if j["model"] == m]) for m in models}
+    checkpoints = {
+        m: _numbers([a for a in answers if a["model"] == m], [j for j in judgments if j["model"] == m], context.seed)
+        for m in models
+    }
+    values = {
+        m: _values([a for a in answers if a["model"] == m], [j for j in judgments if j["model"] == m]) for m in models
+    }
     scores = {"judge": step.judge, "checkpoints": checkpoints, "differences": failure_differences(values, context.seed)}
     write_json(context.out / "scores.json", scores)
     return {**scores, "summary": _summary(checkpoints)}
@@ -74,13 +85,23 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
         turns = to_prompt(row, where)
         text = beside(row, "context", where)
         if name == "grounded" and not text.strip():
-            raise DataError(f"{where}: no 'context' that could support an answer; choose rows that have one, such as where: {{category: closed_qa}}")
+            raise DataError(
+                f"{where}: no 'context' that could support an answer; choose rows that have one, such as where:"
+                " {category: closed_qa}"
+            )
         return Asked(name, TRAINED, str(row.get("id", where)), turns, text, str(row.get("instruction", "")))
 
     # Ids of rows need not differ; with its place in front each prompt's does.
     found = [replace(a, id=f"{place}:{a.id}") for place, a in enumerate(context.converted(ref, prompt, step.rows), 1)]
     systems = step.systems if name == "instructions" else {}
-    return [*found, *(Asked(name, key, a.id, (Turn("system", text), *_without_system(a.turns))) for key, text in systems.items() for a in found)]
+    return [
+        *found,
+        *(
+            Asked(name, key, a.id, (Turn("system", text), *_without_system(a.turns)))
+            for key, text in systems.items()
+            for a in found
+        ),
+    ]
 
 
 def _without_system(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -94,14 +115,25 @@ def _answer(step: Failures, context: StepContext, model: str, asked: Sequence[As
             seeds = [step_seed(context.seed, "answer", first + n) for n in range(len(batch))]
             answers = llm.chat([a.turns for a in batch], Sampling(step.max_new_tokens), seeds)
             return [
-                {"model": model, "set": a.set, "system": a.system, "id": a.id, "answer": got.text, "finish": got.finish, "tokens": got.tokens, **recorded(got)}
+                {
+                    "model": model,
+                    "set": a.set,
+                    "system": a.system,
+                    "id": a.id,
+                    "answer": got.text,
+                    "finish": got.finish,
+                    "tokens": got.tokens,
+                    **recorded(got),
+                }
                 for a, got in zip(batch, answers, strict=True)
             ]
 
         return context.batched(f"answers-{model}", asked, step.batch, make, unit="answers")
 
 
-def _judge(step: Failures, context: StepContext, texts: dict[str, Text], asked: Sequence[Asked], answers: Sequence[Row]) -> list[Row]:
+def _judge(
+    step: Failures, context: StepContext, texts: dict[str, Text], asked: Sequence[Asked], answers: Sequence[Row]
+) -> list[Row]:
     """What the judge says of the harmless and grounded answers that came."""
     by_place = {(a.set, a.system, a.id): a for a in asked}
     items = [row for row in answers if row["set"] != "instructions" and row["finish"] != "error"]
@@ -115,7 +147,12 @@ def _judge(step: Failures, context: StepContext, texts: dict[str, Text], asked: 
             seeds = [step_seed(context.seed, "judge", first + n) for n in range(len(batch))]
             said = say_yes_or_no(llm, talks, seeds, step.mode, judge_sampling(step))
             return [
-                {"model": row["model"], "id": row["id"], "what": UNSAFE if row["set"] == "harmless" else UNSUPPORTED, **verdict}
+                {
+                    "model": row["model"],
+                    "id": row["id"],
+                    "what": UNSAFE if row["set"] == "harmless" else UNSUPPORTED,
+                    **verdict,
+                }
                 for row, verdict in zip(batch, said, strict=True)
             ]
 
@@ -133,21 +170,31 @@ def _numbers(answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dic
     """One checkpoint's shares; ``changed``: of answers that differ from the one under the trained system message."""
     plain = {row["id"]: row for row in answers if row["set"] == "instructions" and row["system"] == TRAINED}
     systems: dict[str, Any] = {}
-    for name in dict.fromkeys(row["system"] for row in answers if row["set"] == "instructions" and row["system"] != TRAINED):
+    for name in dict.fromkeys(
+        row["system"] for row in answers if row["set"] == "instructions" and row["system"] != TRAINED
+    ):
         own = [row for row in answers if row["system"] == name]
         both = [row for row in own if "error" not in (row["finish"], plain[row["id"]]["finish"])]
-        systems[name] = {**failure_numbers(own, seed), "changed": share_of([row["answer"] != plain[row["id"]]["answer"] for row in both])}
+        systems[name] = {
+            **failure_numbers(own, seed),
+            "changed": share_of([row["answer"] != plain[row["id"]]["answer"] for row in both]),
+        }
     checks = {what: [j["yes"] for j in judgments if j["what"] == what] for what in (UNSAFE, UNSUPPORTED)}
     return {
         "answers": failure_numbers(list(plain.values()), seed),
         "systems": systems,
-        **{what: {**share_of([yes for yes in said if yes is not None]), "unscored": said.count(None)} if said else None for what, said in checks.items()},
+        **{
+            what: {**share_of([yes for yes in said if yes is not None]), "unscored": said.count(None)} if said else None
+            for what, said in checks.items()
+        },
     }
 
 
 def _values(answers: Sequence[Row], judgments: Sequence[Row]) -> dict[str, dict[str, float]]:
     """{measure: {item: 0 or 1}} of one checkpoint."""
-    plain = [row for row in answers if row["set"] == "instructions" and row["system"] == TRAINED and row["finish"] != "error"]
+    plain = [
+        row for row in answers if row["set"] == "instructions" and row["system"] == TRAINED and row["finish"] != "error"
+    ]
     found = {name: {row["id"]: float(measure(row)) for row in plain} for name, measure in MEASURES.items()}
     for row in judgments:
         if row["yes"] is not None:
@@ -160,5 +207,8 @@ def _summary(checkpoints: dict[str, Any]) -> str:
     for name, found in checkpoints.items():
         answers = found["answers"]
         if answers["n"]:
-            parts.append(f"{name}: {100 * answers['degenerate']['value']:.0f} % loop, {100 * answers['cut off']['value']:.0f} % cut off")
+            parts.append(
+                f"{name}: {100 * answers['degenerate']['value']:.0f} % loop, {100 * answers['cut off']['value']:.0f} %"
+                " cut off"
+            )
     return "; ".join(parts)

@@ -1,4 +1,5 @@
-"""A filter judge on answers that people (or a judge they trust) have called good or bad, so that its filter is known before it is used.
+"""A filter judge on answers that people (or a judge they trust) have called good or bad, so that
+its filter is known before it is used.
 
 Reads rows with an instruction (or ``prompt``), perhaps ``context`` or ``input``, a
 ``response`` (or ``output``, ``completion``) and a label: true or false, or the share of
@@ -51,14 +52,25 @@ class Labelled:
     good: bool
 
 
-def check(judge: dict[str, Any], rows: Path, label: str | None, settings: dict[str, Any], limit: int | None, out: Path, progress: Progress) -> dict[str, Any]:
+def check(
+    judge: dict[str, Any],
+    rows: Path,
+    label: str | None,
+    settings: dict[str, Any],
+    limit: int | None,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
     """Ask the judge about every labelled row; returns what ``scores.json`` holds.
 
     judge: a model as in a recipe; settings: keys of ``filter`` such as mode and min_rating;
     limit: rows drawn by a fixed seed. Raises DataError for rows without text or label.
     """
     data = {"data": str(rows), **({"limit": limit, "shuffle": True} if limit else {})}
-    recipe = parse({"name": out.name, "models": {"judge": judge}, "steps": {STEP: {"filter": data, "judge": "judge", **settings}}}, "judge check")
+    recipe = parse(
+        {"name": out.name, "models": {"judge": judge}, "steps": {STEP: {"filter": data, "judge": "judge", **settings}}},
+        "judge check",
+    )
     step, run = recipe.steps[STEP], RunFolder(out)
     assert isinstance(step, Filter)
     extras.require(*needs.of_model(recipe, "judge", Path.cwd()))
@@ -71,7 +83,10 @@ def check(judge: dict[str, Any], rows: Path, label: str | None, settings: dict[s
         left_out = dict(context.counts.by_reason)
         with closing(open_llm("judge", context)) as llm:
             verdicts = rate(llm, step, context, [(i, item.asked, item.response) for i, item in enumerate(items)], {})
-        write_jsonl(context.out / "verdicts.jsonl", [{"id": item.id, "good": item.good, **verdict} for item, verdict in zip(items, verdicts, strict=True)])
+        write_jsonl(
+            context.out / "verdicts.jsonl",
+            [{"id": item.id, "good": item.good, **verdict} for item, verdict in zip(items, verdicts, strict=True)],
+        )
         numbers = {
             "judge": judge["model"],
             "mode": step.mode,
@@ -107,7 +122,9 @@ def read_labelled(rows: Sequence[Row], label: str, counts: Counts) -> list[Label
             counts.add("without a label")
             continue
         if not isinstance(share, bool | int | float) or not 0 <= share <= 1:
-            raise DataError(f"{where}: the label '{label}' is {shown(share)}; expected true, false or a share from 0 to 1")
+            raise DataError(
+                f"{where}: the label '{label}' is {shown(share)}; expected true, false or a share from 0 to 1"
+            )
         if share == 0.5:
             counts.add("people were split")
             continue
@@ -140,13 +157,33 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
     found = {
         "judge": {
             **_kept(good, judged, groups, seeds["judge"]),
-            "auc": _named(auc([verdicts[i]["rating"] for i in rated], [good[i] for i in rated], [groups[i] for i in rated], seeds["judge"])),
+            "auc": _named(
+                auc(
+                    [verdicts[i]["rating"] for i in rated],
+                    [good[i] for i in rated],
+                    [groups[i] for i in rated],
+                    seeds["judge"],
+                )
+            ),
         },
-        "keep all": {**_kept(good, [True] * len(items), groups, seeds["keep all"]), "recall": whole, "auc": {"value": 0.5, "low": 0.5, "high": 0.5}},
-        "length only": {**_kept(good, by_length, groups, seeds["length only"]), "auc": _named(auc(lengths, good, groups, seeds["length only"]))},
+        "keep all": {
+            **_kept(good, [True] * len(items), groups, seeds["keep all"]),
+            "recall": whole,
+            "auc": {"value": 0.5, "low": 0.5, "high": 0.5},
+        },
+        "length only": {
+            **_kept(good, by_length, groups, seeds["length only"]),
+            "auc": _named(auc(lengths, good, groups, seeds["length only"])),
+        },
     }
     unscored = sum("unscored" in verdict for verdict in verdicts)
-    return {"n": len(items), "good": sum(good), "unscored": unscored, "instructions": len(set(groups)), "filters": found}
+    return {
+        "n": len(items),
+        "good": sum(good),
+        "unscored": unscored,
+        "instructions": len(set(groups)),
+        "filters": found,
+    }
 
 
 def _kept(good: Sequence[bool], kept: Sequence[bool], groups: Sequence[str], seed: int) -> dict[str, Any]:

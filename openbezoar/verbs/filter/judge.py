@@ -1,4 +1,5 @@
-"""A filter judge's verdicts on single answers: status, rating and reason, read from its reply or from token probabilities.
+"""A filter judge's verdicts on single answers: status, rating and reason, read from its reply or
+from token probabilities.
 
 Asks the judge it is given; writes nothing. ``filter`` keeps rows by them, and ``openbezoar
 judge check`` holds them against labels.
@@ -26,7 +27,9 @@ Item = tuple[int, str, str]
 
 
 def rate(llm: LLM, step: Filter, context: StepContext, items: Sequence[Item], files: Mapping[str, Path]) -> list[Row]:
-    """One verdict row an item: status, rating, reason, or ``unscored`` with why and the last reply. files: texts instead of the project's own."""
+    """One verdict row an item: status, rating, reason, or ``unscored`` with why and the last reply.
+    files: texts instead of the project's own.
+    """
     name = PROMPTS[step.mode]
     template = judge_texts({name: PLACEHOLDERS}, files, tuple(PROMPTS.values()))[name]
 
@@ -48,18 +51,28 @@ def _by_probability(llm: LLM, conversations: Sequence[Sequence[Turn]], min_ratin
         elif rating is None:
             verdicts.append({"unscored": "no_probability", "reply": ""})
         else:
-            verdicts.append({"status": "accept" if rating >= min_rating else "reject", "rating": round(rating, 4), "reason": "probability"})
+            verdicts.append(
+                {
+                    "status": "accept" if rating >= min_rating else "reject",
+                    "rating": round(rating, 4),
+                    "reason": "probability",
+                }
+            )
     return verdicts
 
 
-def _by_text(step: Filter, seed: int, llm: LLM, conversations: Sequence[Sequence[Turn]], places: Sequence[int]) -> list[Row]:
+def _by_text(
+    step: Filter, seed: int, llm: LLM, conversations: Sequence[Sequence[Turn]], places: Sequence[int]
+) -> list[Row]:
     """Ask all; ask again, with other seeds, those whose reply cannot be parsed."""
     verdicts: list[Row] = [{} for _ in conversations]
     open_ = list(range(len(conversations)))
     for attempt in range(1 + step.retries):
         temperature = max(step.judge_temperature, RETRY_TEMPERATURE if attempt else 0.0)
         sampling = Sampling(step.max_new_tokens, temperature, step.judge_top_p)
-        replies = llm.chat([conversations[i] for i in open_], sampling, [step_seed(seed, "judge", places[i], attempt) for i in open_])
+        replies = llm.chat(
+            [conversations[i] for i in open_], sampling, [step_seed(seed, "judge", places[i], attempt) for i in open_]
+        )
         for i, reply in zip(open_, replies, strict=True):
             parsed = None if reply.finish == "error" else parse_filter_reply(reply.text)
             if parsed is None:

@@ -55,16 +55,26 @@ def funnel_table(found: list[Funnel]) -> Table:
     for funnel in found:
         for step in funnel.steps:
             rows.append((funnel.scheme, f"{step.name} ({step.verb})", *in_out(step), tally(step.counts)))
-    return Table(("scheme", "step", "rows asked for or read", "rows kept", "rejected", "unscored", "counted by reason"), tuple(rows))
+    return Table(
+        ("scheme", "step", "rows asked for or read", "rows kept", "rejected", "unscored", "counted by reason"),
+        tuple(rows),
+    )
 
 
 def row_counts(step: StepFacts) -> dict[str, int | None]:
-    """Rows asked of or read by a generate or filter step, kept, rejected and unscored; None where it has no such count."""
+    """Rows asked of or read by a generate or filter step, kept, rejected and unscored; None where
+    it has no such count.
+    """
     kept = step.rows_in("rows.jsonl")
     if step.verb == "generate":
         return {"in": step.settings.get("rows"), "kept": kept, "rejected": None, "unscored": None}
     rejected, unscored = step.rows_in("rejected.jsonl"), step.rows_in("unscored.jsonl")
-    return {"in": step.numbers.get("rows_in", kept + rejected + unscored), "kept": kept, "rejected": rejected, "unscored": unscored}
+    return {
+        "in": step.numbers.get("rows_in", kept + rejected + unscored),
+        "kept": kept,
+        "rejected": rejected,
+        "unscored": unscored,
+    }
 
 
 def in_out(step: StepFacts) -> tuple[str, ...]:
@@ -73,11 +83,16 @@ def in_out(step: StepFacts) -> tuple[str, ...]:
 
 
 def data_section(facts: RunFacts) -> Section | None:
-    """Funnels, lengths, ratings, what was cleaned, and examples of dropped rows; None if no step made or filtered data."""
+    """Funnels, lengths, ratings, what was cleaned, and examples of dropped rows; None if no step
+    made or filtered data.
+    """
     found = funnels(facts)
     if not found:
         return None
-    about = "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no verdict; they are neither kept nor rejected."
+    about = (
+        "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no"
+        " verdict; they are neither kept nor rejected."
+    )
     blocks: list[Block] = [Paragraph(about), Grid(funnel_table(found), "Rows in and out of every step", stack=True)]
     for funnel in found:
         inside: list[Block] = [Gallery(pictures)] if (pictures := tuple(_pictures(funnel))) else []
@@ -103,19 +118,27 @@ EDGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of the bins of lengt
 
 
 def _pictures(funnel: Funnel) -> Iterator[Picture]:
-    """Rows left after each rule of a funnel's filters and their judges' ratings; the length of what is left at its end."""
+    """Rows left after each rule of a funnel's filters and their judges' ratings; the length of what
+    is left at its end.
+    """
     for step in funnel.steps:
         stages = [(str(name), int(left)) for name, left in step.numbers.get("funnel") or ()]
         if svg := funnel_chart(stages, title := f"{step.name}: rows left after each rule"):
             yield Picture(svg, f"{slug(step.name)}-funnel", title)
         ratings = mapping(step.numbers.get("rating_histogram"))
         if svg := bar_chart(
-            {"rows": [int(v) for v in ratings.values()]}, list(map(str, ratings)), title := f"{step.name}: the judge's ratings", "rating", "rows"
+            {"rows": [int(v) for v in ratings.values()]},
+            list(map(str, ratings)),
+            title := f"{step.name}: the judge's ratings",
+            "rating",
+            "rows",
         ):
             yield Picture(svg, f"{slug(step.name)}-ratings", title)
     last = funnel.steps[-1]
     bins = [f"{edge:g}" if edge < 1000 else f"{edge // 1000}k" for edge in EDGES]
-    if svg := bar_chart(lengths(last), bins, title := f"{last.name}: length of the rows that are left", "words, at least", "rows"):
+    if svg := bar_chart(
+        lengths(last), bins, title := f"{last.name}: length of the rows that are left", "words, at least", "rows"
+    ):
         yield Picture(svg, f"{slug(last.name)}-lengths", title)
 
 
@@ -123,7 +146,10 @@ def lengths(step: StepFacts) -> dict[str, list[int]]:
     """How many instructions and answers of a step's rows have a length in words within each bin of ``EDGES``."""
     counts = {"instruction": [0] * len(EDGES), "answer": [0] * len(EDGES)}
     for row in step.rows("rows.jsonl"):
-        for label, text in (("instruction", row.get("instruction")), ("answer", row.get("response", row.get("output")))):
+        for label, text in (
+            ("instruction", row.get("instruction")),
+            ("answer", row.get("response", row.get("output"))),
+        ):
             if isinstance(text, str) and (n := words(text)):
                 counts[label][bisect_right(EDGES, n) - 1] += 1
     return counts
@@ -151,15 +177,26 @@ def contamination_line(step: StepFacts) -> str | None:
         return None
     words = (step.settings.get("rules") or {}).get("decontaminate_words")
     dropped = (step.numbers.get("rejected_by_rule") or {}).get("contaminated", 0)
-    missing = f" Not compared, because their rows were not local: {', '.join(compared['not_compared'])}." if compared.get("not_compared") else ""
-    return f"{step.name}: compared with {tally(compared.get('benchmark_rows') or {})} rows by runs of {words} words; {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
+    missing = (
+        f" Not compared, because their rows were not local: {', '.join(compared['not_compared'])}."
+        if compared.get("not_compared")
+        else ""
+    )
+    return (
+        f"{step.name}: compared with {tally(compared.get('benchmark_rows') or {})} rows by runs of {words} words;"
+        f" {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
+    )
 
 
 def _contamination(step: StepFacts) -> Iterator[Block]:
     """The rows that share a run of words with a benchmark, all of them."""
     if line := contamination_line(step):
         yield Paragraph(line)
-        if hits := [(str(row.get("id")), str(row.get("why"))) for row in step.rows("rejected.jsonl") if row.get("rule") == "contaminated"]:
+        if hits := [
+            (str(row.get("id")), str(row.get("why")))
+            for row in step.rows("rejected.jsonl")
+            if row.get("rule") == "contaminated"
+        ]:
             yield Grid(Table(("row", "benchmark, its row and the words in common"), tuple(hits)))
 
 
@@ -168,7 +205,15 @@ def _cleaned(step: StepFacts) -> Iterator[Block]:
     for name, changed in (step.numbers.get("cleaned") or {}).items():
         for number, example in enumerate(changed["examples"]):
             before, after = (json.dumps(example[key], ensure_ascii=True) for key in ("before", "after"))
-            rows.append((name if number == 0 else "", str(changed["rows"]) if number == 0 else "", f"{example['id']}: {example['field']}", before, after))
+            rows.append(
+                (
+                    name if number == 0 else "",
+                    str(changed["rows"]) if number == 0 else "",
+                    f"{example['id']}: {example['field']}",
+                    before,
+                    after,
+                )
+            )
     if rows:
         yield Grid(Table(("cleaned", "rows", "example", "before", "after"), tuple(rows)))
 
@@ -184,7 +229,22 @@ def _dropped(step: StepFacts) -> Iterator[Block]:
         for example in rows:
             row = example if isinstance(example, Mapping) else by_id.get(str(example), {"id": example})
             why = {"why": row["reply"]} if row.get("reply") and "why" not in row else {}
-            texts = {"instruction": row.get("instruction"), "response": row.get("response", row.get("output")), "why": row.get("why"), **why}
-            blocks.append(Texts(tuple((f"Row {row.get('id', NOTHING)}: {label}", shorten(str(text), SHOWN)) for label, text in texts.items() if text)))
+            texts = {
+                "instruction": row.get("instruction"),
+                "response": row.get("response", row.get("output")),
+                "why": row.get("why"),
+                **why,
+            }
+            blocks.append(
+                Texts(
+                    tuple(
+                        (f"Row {row.get('id', NOTHING)}: {label}", shorten(str(text), SHOWN))
+                        for label, text in texts.items()
+                        if text
+                    )
+                )
+            )
         n = step.counts.get(reason)
-        yield Part(f"{reason}: {plural(n, 'row')}, {len(rows)} shown" if isinstance(n, int) else str(reason), tuple(blocks))
+        yield Part(
+            f"{reason}: {plural(n, 'row')}, {len(rows)} shown" if isinstance(n, int) else str(reason), tuple(blocks)
+        )

@@ -67,7 +67,8 @@ def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, A
     """The rows, named, hashed as they were read and then cleaned; and what the cleaners did."""
     rows, changed = [], []
     for number, read in enumerate(context.rows(step.filter), 1):
-        earlier = funnel.COLUMNS if "hash" in read and "status" in read else ()  # an earlier filter's columns; it keeps them in its own folder
+        # an earlier filter's columns; it keeps them in its own folder
+        earlier = funnel.COLUMNS if "hash" in read and "status" in read else ()
         row = {name: value for name, value in read.items() if name not in earlier}
         _check(row, f"filter: row {named(row.get('id', number))}")
         row.setdefault("id", f"row {number}")
@@ -91,9 +92,13 @@ def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dic
     """The texts that no row may hold, and what is told about them; those that are not on this machine are named."""
     if not step.rules.decontaminate:
         return None, {}
-    overlap, elsewhere = read_benchmarks(context.recipe, context.recipe_folder, step.rules.decontaminate_words, context.recipe.seed)
+    overlap, elsewhere = read_benchmarks(
+        context.recipe, context.recipe_folder, step.rules.decontaminate_words, context.recipe.seed
+    )
     if elsewhere:
-        context.progress.say(f"{context.name}: not compared with {', '.join(elsewhere)}, whose rows are not local files")
+        context.progress.say(
+            f"{context.name}: not compared with {', '.join(elsewhere)}, whose rows are not local files"
+        )
     return overlap, {"benchmark_rows": overlap.rows, "not_compared": elsewhere}
 
 
@@ -127,14 +132,24 @@ def _write(context: StepContext, outcomes: Sequence[Outcome]) -> None:
 
 def _nothing_left(step: Filter, numbers: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     funnel = " → ".join(f"{name} {remaining}" for name, remaining in numbers["funnel"])
-    share = {"rules": sum(numbers["rejected_by_rule"].values()), "judge": numbers["rejected_by_judge"], "unscored": numbers["unscored"]}
+    share = {
+        "rules": sum(numbers["rejected_by_rule"].values()),
+        "judge": numbers["rejected_by_judge"],
+        "unscored": numbers["unscored"],
+    }
     rule = max(numbers["rejected_by_rule"], key=lambda name: numbers["rejected_by_rule"][name], default="")
     remedy = {
         "rules": f"loosen 'rules' (most fell to {rule})",
         "judge": f"lower 'min_rating' (now {step.min_rating:g}) or name another judge",
-        "unscored": "the judge's replies could not be read: name another judge, raise 'max_new_tokens', or use 'mode: probability'",
+        "unscored": (
+            "the judge's replies could not be read: name another judge, raise 'max_new_tokens', or use 'mode:"
+            " probability'"
+        ),
     }[max(share, key=lambda name: share[name])]
     refused = [REASONS.get(o.row["refused"], "") for o in outcomes if o.row.get("refused")]
     if len(refused) > numbers["unscored"] / 2 and share["unscored"] == max(share.values()):
-        remedy = f"the judge did not answer {len(refused)} of them, most because of {max(refused, key=refused.count)}: name another judge, or mend the cause"
+        remedy = (
+            f"the judge did not answer {len(refused)} of them, most because of {max(refused, key=refused.count)}: name"
+            " another judge, or mend the cause"
+        )
     return f"no row is kept ({funnel}); {remedy}"

@@ -23,7 +23,9 @@ TRIES = 1.9  # evolutions for one that passes the rules
 EVOLUTION = 55  # tokens of one, were there no limit
 ANSWERS = {"lamini": 62, "evol_instruct": 180, "orca": 75}  # tokens of an answer, were there no limit
 ANSWER = 90  # of another scheme's
-SHARE = 0.6  # of the limit, that an unknown teacher behind a server takes for an answer: rather too much money than too little
+# of the limit, that an unknown teacher behind a server takes for an answer: rather too much money
+# than too little
+SHARE = 0.6
 PASSED = 0.9  # of a filter's finished rows come to the judge
 VERDICT = 40  # tokens of a judge's reply
 
@@ -63,7 +65,11 @@ def generate_tokens(step: Generate, options: Any, seeds: Sequence[Row], text: Te
     elif step.generate == "orca":
         read, written, asked = 0.0, 0.0, _orca(options, seeds) + len(text("orca_system_messages")) / 16
     else:
-        read, written, asked = step.rows * TEMPLATE, step.rows * INSTRUCTION, _mean(seeds, "instruction") or INSTRUCTION * CHARACTERS_A_TOKEN
+        read, written, asked = (
+            step.rows * TEMPLATE,
+            step.rows * INSTRUCTION,
+            _mean(seeds, "instruction") or INSTRUCTION * CHARACTERS_A_TOKEN,
+        )
     return read + step.rows * (TEMPLATE + asked / CHARACTERS_A_TOKEN), written + step.rows * answer
 
 
@@ -75,15 +81,23 @@ def _lamini(step: Generate, options: Any, seeds: Sequence[Row], text: Text) -> t
     guided = options.topic_share if options.topics else 0.0
     prompt = guided * len(text("lamini_topics")) + (1 - guided) * len(text("lamini_examples"))
     prompt += options.examples_per_prompt * (_mean(shown, "instruction") + len("<example></example>"))
-    return prompts * (TEMPLATE + prompt / CHARACTERS_A_TOKEN), prompts * written, len(text("lamini_answer_system")) + (INSTRUCTION - 5) * CHARACTERS_A_TOKEN
+    return (
+        prompts * (TEMPLATE + prompt / CHARACTERS_A_TOKEN),
+        prompts * written,
+        len(text("lamini_answer_system")) + (INSTRUCTION - 5) * CHARACTERS_A_TOKEN,
+    )
 
 
 def _evol(step: Generate, options: Any, seeds: Sequence[Row], text: Text) -> tuple[float, float, float]:
-    """As ``_lamini``. One operation in five is in breadth; with an equality judge each kept evolution is asked about."""
+    """As ``_lamini``. One operation in five is in breadth; with an equality judge each kept
+    evolution is asked about.
+    """
     tries = TRIES * step.rows
     evolved = up_to(EVOLUTION, options.evolved_tokens)
     seed = min(_mean(seeds, "instruction", "context"), options.seed_tokens * CHARACTERS_A_TOKEN)
-    prompt = 0.8 * (len(text("evol_in_depth")) + len(text("evol_deepening"))) + 0.2 * len(text("evol_in_breadth")) + seed
+    prompt = (
+        0.8 * (len(text("evol_in_depth")) + len(text("evol_deepening"))) + 0.2 * len(text("evol_in_breadth")) + seed
+    )
     read, written = tries * (TEMPLATE + prompt / CHARACTERS_A_TOKEN), tries * evolved
     if options.equality_judge is not None:
         read += 1.5 * step.rows * (TEMPLATE + (len(text("evol_equality")) + seed) / CHARACTERS_A_TOKEN + evolved)
@@ -97,11 +111,17 @@ def _orca(options: Any, seeds: Sequence[Row]) -> float:
     for row in seeds:
         by_submix.setdefault(str(row.get("submix", "")).strip().lower(), []).append(row)
     weights = {name: weight for name, weight in options.submixes.items() if name in by_submix and weight > 0}
-    return sum(weight * _mean(by_submix[name], "input") for name, weight in weights.items()) / sum(weights.values()) if weights else _mean(seeds, "input")
+    return (
+        sum(weight * _mean(by_submix[name], "input") for name, weight in weights.items()) / sum(weights.values())
+        if weights
+        else _mean(seeds, "input")
+    )
 
 
 def filter_tokens(step: Filter, rows: float, characters: float, template: str) -> tuple[float, float]:
-    """(tokens read, tokens written) by a filter's judge. rows: those not dropped as unfinished; characters: of their texts, on average."""
+    """(tokens read, tokens written) by a filter's judge. rows: those not dropped as unfinished;
+    characters: of their texts, on average.
+    """
     judged = rows * PASSED
     written = judged * up_to(VERDICT, step.max_new_tokens) if step.mode == "text" else 0.0
     return judged * (TEMPLATE + (characters + len(template)) / CHARACTERS_A_TOKEN), written

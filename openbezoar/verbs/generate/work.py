@@ -48,7 +48,10 @@ def run(step: Generate, context: StepContext) -> dict[str, Any]:
     finally:
         work.close()
     if not rows:
-        raise ModelError(f"teacher '{step.teacher}': not one of {step.rows} rows could be made ({_reasons(context)}); use a stronger teacher or more seeds")
+        raise ModelError(
+            f"teacher '{step.teacher}': not one of {step.rows} rows could be made ({_reasons(context)}); use a stronger"
+            " teacher or more seeds"
+        )
     write_jsonl(context.out / ROWS, rows)
     return numbers(rows, work)
 
@@ -74,12 +77,16 @@ def own_texts(step: Generate, scheme: Scheme, context: StepContext) -> dict[str,
     """The files that the recipe gives instead of the scheme's texts."""
     for name in step.prompts:
         if name not in scheme.prompts:
-            raise RecipeError(f"prompts.{name}: the scheme {step.generate} sends no such text; it sends {', '.join(scheme.prompts)}")
+            raise RecipeError(
+                f"prompts.{name}: the scheme {step.generate} sends no such text; it sends {', '.join(scheme.prompts)}"
+            )
     return {name: context.path(file) for name, file in step.prompts.items()}
 
 
 def numbers(rows: Sequence[Row], work: Work) -> dict[str, Any]:
-    """Counts, tokens of all replies (also those that led to no row), mean lengths in words, share of finished answers."""
+    """Counts, tokens of all replies (also those that led to no row), mean lengths in words, share
+    of finished answers.
+    """
     return {
         "rows": len(rows),
         "wanted": work.rows,

@@ -75,5 +75,11 @@ def _summary(numbers: Row) -> str:
     found, flips = agreement_with_majority(numbers), numbers["flips"]
     if not found["n"]:
         return f"no verdict could be read; {numbers['unscored']} pairs unscored"
-    share = f"agrees with people on {100 * found['agreement']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f}, n={found['n']})"
-    return f"{share}; {100 * flips['value']:.0f} % of verdicts change on swapped order; {numbers['unscored']} of {numbers['n'] + numbers['unscored']} pairs unscored"
+    share = (
+        f"agrees with people on {100 * found['agreement']:.1f} % ({100 * found['low']:.1f} to"
+        f" {100 * found['high']:.1f}, n={found['n']})"
+    )
+    return (
+        f"{share}; {100 * flips['value']:.0f} % of verdicts change on swapped order; {numbers['unscored']} of"
+        f" {numbers['n'] + numbers['unscored']} pairs unscored"
+    )

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Part, Picture, Searchable, Section, Texts
+from openbezoar.reporting.document import (
+    Block,
+    Fold,
+    Gallery,
+    Grid,
+    Paragraph,
+    Part,
+    Picture,
+    Searchable,
+    Section,
+    Texts,
+)
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.figures import bar_chart, radar_chart
 from openbezoar.reporting.scores import SCORES, Score, checkpoints_of, graded, mapping, score_of
@@ -29,15 +40,20 @@ def answer_sections(facts: RunFacts) -> list[Section]:
 def _section(step: StepFacts) -> Section:
     judge = step.settings.get("judge", NOTHING)
     about = Paragraph(
-        f"Two-turn questions, answered by every checkpoint and graded by '{judge}' {GRADING[step.settings.get('grading', 'single')]} ({step.settings.get('mode', 'text')} mode). "
-        "A judge is worth what its agreement with people is; a small judge's ratings say little. Unscored answers are not counted as zero."
+        f"Two-turn questions, answered by every checkpoint and graded by '{judge}'"
+        f" {GRADING[step.settings.get('grading', 'single')]} ({step.settings.get('mode', 'text')} mode). A judge is"
+        " worth what its agreement with people is; a small judge's ratings say little. Unscored answers are not"
+        " counted as zero."
     )
     blocks: list[Block] = [about]
     if (health := health_table(step)).rows:
         blocks.append(Grid(health, "Ratings and state of the answers", stack=True))
     own = mapping(step.read_json(SCORES).get("self_preference"))
     if (score := score_of(own, key="mean")) is not None:
-        said = f"The judge is itself a contestant ({own['model']}) and rates its own answers {score.text(2)} above the mean of the others' (n: questions)."
+        said = (
+            f"The judge is itself a contestant ({own['model']}) and rates its own answers {score.text(2)} above the"
+            " mean of the others' (n: questions)."
+        )
         blocks.append(Paragraph(said))
     if pictures := tuple(_pictures(step)):
         blocks.append(Gallery(pictures))
@@ -54,8 +70,14 @@ def _pictures(step: StepFacts) -> Iterator[Picture]:
     grades, order = graded(step), checkpoints_of(step)
     rated = {g.checkpoint: {c: s.value for c, s in g.by_category.items()} for g in grades}
     wins = mapping(mapping(step.read_json(SCORES).get("pairwise")).get("models"))
-    won = {m: {str(c): s.value for c, v in mapping(found.get("by_category")).items() if (s := score_of(v))} for m, found in wins.items()}
-    for values, low, high, kind, title in ((rated, 1, 10, "radar", "mean rating by category, from 1 to 10"), (won, 0, 1, "wins", "win rate by category")):
+    won = {
+        m: {str(c): s.value for c, v in mapping(found.get("by_category")).items() if (s := score_of(v))}
+        for m, found in wins.items()
+    }
+    for values, low, high, kind, title in (
+        (rated, 1, 10, "radar", "mean rating by category, from 1 to 10"),
+        (won, 0, 1, "wins", "win rate by category"),
+    ):
         axes = list(dict.fromkeys(c for by in values.values() for c in by))
         if svg := radar_chart(values, axes, low, high, title.capitalize()):
             yield Picture(svg, f"{slug(step.name)}-{kind}", f"{step.name}: {title}")
@@ -93,7 +115,8 @@ def health_table(step: StepFacts) -> Table:
     return Table(
         headers,
         rows,
-        "A degenerate answer repeats itself: more than half of its 4-grams occurred in it before. An answer that the model did not end was cut off at the token limit.",
+        "A degenerate answer repeats itself: more than half of its 4-grams occurred in it before. An answer that the"
+        " model did not end was cut off at the token limit.",
     )
 
 
@@ -128,11 +151,23 @@ def _side_by_side(step: StepFacts) -> Iterator[Fold]:
                 blocks.append(Texts(((f"Question, turn {turn + 1}", str(asked[turn])),)))
             answers = [(m, by_model[m]) for m in models if turn < len(by_model[m]["turns"])]
             blocks.append(
-                Texts(tuple((_label(m, turn, row, judgments.get((m, key, turn + 1), {})), shorten(str(row["turns"][turn]), LIMIT)) for m, row in answers))
+                Texts(
+                    tuple(
+                        (
+                            _label(m, turn, row, judgments.get((m, key, turn + 1), {})),
+                            shorten(str(row["turns"][turn]), LIMIT),
+                        )
+                        for m, row in answers
+                    )
+                )
             )
         category = first.get("category")
         begin = " ".join(str(asked[0]).split()) if asked else ""
-        title = f"Question {key}" + (f", {category}" if category else "") + (f": {shorten(begin, 90, False)}" if begin else "")
+        title = (
+            f"Question {key}"
+            + (f", {category}" if category else "")
+            + (f": {shorten(begin, 90, False)}" if begin else "")
+        )
         yield Fold(title, tuple(blocks), open=place == 0)
 
 

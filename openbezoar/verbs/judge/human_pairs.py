@@ -51,7 +51,9 @@ class HumanPair:
 
 
 def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
-    """Pairs from rows; those on which people were split, with no label of each, are counted and left out. Raises DataError for a row without its fields."""
+    """Pairs from rows; those on which people were split, with no label of each, are counted and
+    left out. Raises DataError for a row without its fields.
+    """
     pairs = []
     for number, row in enumerate(rows, 1):
         where = f"pairs: row {named(row.get('id', number))}"
@@ -60,12 +62,21 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
         if given == [None]:
             counts.add("people were split")
             continue
-        if not isinstance(given, list) or not given or any(isinstance(label, bool) or label not in (0, 1, 2) for label in given):
-            raise DataError(f"{where}: people's labels are {shown(given)}; expected 'human_majority', or 'human_labels', of 1, 2 and 0 (a tie)")
+        if (
+            not isinstance(given, list)
+            or not given
+            or any(isinstance(label, bool) or label not in (0, 1, 2) for label in given)
+        ):
+            raise DataError(
+                f"{where}: people's labels are {shown(given)}; expected 'human_majority', or 'human_labels', of 1, 2"
+                " and 0 (a tie)"
+            )
         asked = judged_text(row, INSTRUCTION, where)
         question = Question(str(row.get("id", number)), "other", (asked, ""), ("", ""))
         dataset = str(row.get("dataset", "all"))
-        pairs.append(HumanPair(f"{number}", dataset, question, (answers[0], answers[1]), tuple(LABEL[label] for label in given)))
+        pairs.append(
+            HumanPair(f"{number}", dataset, question, (answers[0], answers[1]), tuple(LABEL[label] for label in given))
+        )
     if not pairs:
         raise DataError("pairs: no pair with people's verdict; expected rows with 'human_majority' or 'human_labels'")
     return pairs
@@ -88,7 +99,12 @@ def judge_numbers(pairs: Sequence[HumanPair], rows: Sequence[Row], seed: int) ->
     votes = [p.vote(_WON[r["winner"]], "judge") for p, r in zip(pairs, rows, strict=True) if r["winner"] is not None]
     table = agreement_table(votes, [v for p in pairs for v in p.votes()], seed)
     known = [{**r, "pair": p, "truth": p.majority} for p, r in zip(pairs, rows, strict=True) if p.majority is not None]
-    single = [{"group": r["group"], "right": float(_SHOWN[order][v] == r["truth"])} for r in known for order, v in enumerate(r["verdicts"]) if v is not None]
+    single = [
+        {"group": r["group"], "right": float(_SHOWN[order][v] == r["truth"])}
+        for r in known
+        for order, v in enumerate(r["verdicts"])
+        if v is not None
+    ]
 
     def right(row: Row) -> float | None:
         return None if row["winner"] is None else float(_WON[row["winner"]] == row["truth"])
@@ -102,7 +118,10 @@ def judge_numbers(pairs: Sequence[HumanPair], rows: Sequence[Row], seed: int) ->
         "averaged": share(known, _averaged, step_seed(seed, "averaged"), "group"),
         **order_numbers(rows, seed, "group"),
         "longer": share(rows, longer_wins, step_seed(seed, "longer"), "group"),
-        "by_dataset": {d: share([r for r in known if r["pair"].dataset == d], right, step_seed(seed, "dataset", d), "group") for d in datasets},
+        "by_dataset": {
+            d: share([r for r in known if r["pair"].dataset == d], right, step_seed(seed, "dataset", d), "group")
+            for d in datasets
+        },
     }
 
 

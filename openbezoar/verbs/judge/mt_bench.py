@@ -64,7 +64,9 @@ def run(step: MtBench, context: StepContext) -> dict[str, Any]:
             comparisons = _pairwise(step, context, llm, texts, questions, answers, models)
             _write(context, "comparisons", comparisons)
             scores["pairwise"] = pair_numbers(models, comparisons, context.seed, judge)
-            scores.setdefault("models", {m: {"answers": answer_numbers([a for a in answers if a["model"] == m])} for m in models})
+            scores.setdefault(
+                "models", {m: {"answers": answer_numbers([a for a in answers if a["model"] == m])} for m in models}
+            )
             scores.setdefault("summary", _wins_line(scores["pairwise"]))
     summary = scores.pop("summary")
     write_json(context.out / "scores.json", scores)
@@ -76,7 +78,9 @@ def _check(step: MtBench, own: Sequence[str], models: Sequence[str]) -> None:
     if both := set(own) & set(models[len(own) :]):
         raise DataError(f"answers: '{min(both)}' is also a model of this step; rename one")
     if step.grading != "single" and len(models) < 2:
-        raise RecipeError(f"grading: {step.grading}: one model alone cannot be compared; name another, or 'answers' of others")
+        raise RecipeError(
+            f"grading: {step.grading}: one model alone cannot be compared; name another, or 'answers' of others"
+        )
     if step.against is not None and step.against not in models:
         raise RecipeError(f"against: no model '{step.against}' in this step; it has {', '.join(models)}")
 
@@ -89,12 +93,16 @@ def _texts(step: MtBench, context: StepContext) -> dict[str, Text]:
 
 
 def judge_among(models: Sequence[str], judge: str, context: StepContext) -> str | None:
-    """The contestant that is the judge itself: by name, by the same weights, or by the name that the judge's server knows it by."""
+    """The contestant that is the judge itself: by name, by the same weights, or by the name that
+    the judge's server knows it by.
+    """
     spec = context.model_spec(judge)
     for model in models:
         other = context.model_spec(model)
         same_weights = isinstance(spec, LocalModel) and isinstance(other, LocalModel) and spec.model == other.model
-        same_service = isinstance(spec, ServerModel) and (model == spec.model or (isinstance(other, ServerModel) and other.model == spec.model))
+        same_service = isinstance(spec, ServerModel) and (
+            model == spec.model or (isinstance(other, ServerModel) and other.model == spec.model)
+        )
         if model == judge or same_weights or same_service:
             return model
     return None
@@ -109,7 +117,14 @@ def _write(context: StepContext, name: str, rows: Sequence[Row]) -> None:
 
 def _wins_line(numbers: dict[str, Any]) -> str:
     rates = [(m, found["win_rate"]) for m, found in numbers["models"].items()]
-    parts = [f"{m} wins {100 * r['value']:.0f} % ({100 * r['low']:.0f} to {100 * r['high']:.0f})" if r["n"] else f"{m} unscored" for m, r in rates]
+    parts = [
+        (
+            f"{m} wins {100 * r['value']:.0f} % ({100 * r['low']:.0f} to {100 * r['high']:.0f})"
+            if r["n"]
+            else f"{m} unscored"
+        )
+        for m, r in rates
+    ]
     return f"{', '.join(parts)}; {numbers['unscored']} of {numbers['n'] + numbers['unscored']} comparisons unscored"
 
 
@@ -120,18 +135,31 @@ def _answer(step: MtBench, context: StepContext, label: str, model: str, questio
     """A model's answers, in the order of the questions."""
     with closing(open_llm(model, context)) as llm:
         return context.batched(
-            label, questions, step.batch, lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed), unit="questions"
+            label,
+            questions,
+            step.batch,
+            lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed),
+            unit="questions",
         )
 
 
 def _two_turns(llm: LLM, model: str, questions: Sequence[Question], most: int, seed: int) -> list[Row]:
     """Both turns of some questions, ``most`` tokens each. A first turn that failed has no second one."""
     drawn = [Sampling(most, q.temperature) for q in questions]
-    first = _chat(llm, [(Turn("user", q.turns[0]),) for q in questions], drawn, [step_seed(seed, q.id, 1) for q in questions])
+    first = _chat(
+        llm, [(Turn("user", q.turns[0]),) for q in questions], drawn, [step_seed(seed, q.id, 1) for q in questions]
+    )
     going = [i for i, answer in enumerate(first) if answer.finish != "error"]
-    talks = [(Turn("user", questions[i].turns[0]), Turn("assistant", first[i].text), Turn("user", questions[i].turns[1])) for i in going]
+    talks = [
+        (Turn("user", questions[i].turns[0]), Turn("assistant", first[i].text), Turn("user", questions[i].turns[1]))
+        for i in going
+    ]
     second = [Completion("", "error", 0, 0)] * len(questions)
-    for i, answer in zip(going, _chat(llm, talks, [drawn[i] for i in going], [step_seed(seed, questions[i].id, 2) for i in going]), strict=True):
+    for i, answer in zip(
+        going,
+        _chat(llm, talks, [drawn[i] for i in going], [step_seed(seed, questions[i].id, 2) for i in going]),
+        strict=True,
+    ):
         second[i] = answer
     return [
         {
@@ -142,21 +170,34 @@ def _two_turns(llm: LLM, model: str, questions: Sequence[Question], most: int, s
             "turns": [a.text, b.text],
             "finish": [a.finish, b.finish],
             "tokens": [a.tokens, b.tokens],
-            **{name: [found.get(name) for found in both] for name in ("left_out", "refused") if any(name in found for found in both)},
+            **{
+                name: [found.get(name) for found in both]
+                for name in ("left_out", "refused")
+                if any(name in found for found in both)
+            },
         }
         for q, a, b in zip(questions, first, second, strict=True)
         if (both := (recorded(a), recorded(b)))
     ]
 
 
-def _chat(llm: LLM, talks: Sequence[Sequence[Turn]], samplings: Sequence[Sampling], seeds: Sequence[int]) -> list[Completion]:
+def _chat(
+    llm: LLM, talks: Sequence[Sequence[Turn]], samplings: Sequence[Sampling], seeds: Sequence[int]
+) -> list[Completion]:
     return llm.chat(talks, samplings, seeds) if talks else []
 
 
 # ------------------------------------------------------------------------------- judging
 
 
-def _single(step: MtBench, context: StepContext, llm: LLM, texts: dict[str, Text], questions: Sequence[Question], answers: Sequence[Row]) -> list[Row]:
+def _single(
+    step: MtBench,
+    context: StepContext,
+    llm: LLM,
+    texts: dict[str, Text],
+    questions: Sequence[Question],
+    answers: Sequence[Row],
+) -> list[Row]:
     """One judgment a model, question and turn. Answers that never came are not shown to the judge."""
     by_id = {q.id: q for q in questions}
     items = [(row, turn) for row in answers for turn in (1, 2)]
@@ -173,7 +214,9 @@ def _single(step: MtBench, context: StepContext, llm: LLM, texts: dict[str, Text
                 "category": row["category"],
                 "turn": turn,
                 "mode": step.mode,
-                **(next(graded) if _came(row, turn) else {"judgment": None, "rating": None, "unscored": "answer_error"}),
+                **(
+                    next(graded) if _came(row, turn) else {"judgment": None, "rating": None, "unscored": "answer_error"}
+                ),
             }
             for row, turn in batch
         ]
@@ -198,21 +241,42 @@ def _pairwise(
 
     def make(_: int, batch: Sequence[tuple[Question, int, Row, Row]]) -> list[Row]:
         asked = [item for item in batch if _came(item[2], item[1]) and _came(item[3], item[1])]
-        talks = [ask_pair(texts, q, x["turns"], y["turns"], turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))]
-        seeds = [step_seed(context.seed, "pair", x["model"], y["model"], q.id, turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))]
+        talks = [
+            ask_pair(texts, q, x["turns"], y["turns"], turn) for q, turn, a, b in asked for x, y in ((a, b), (b, a))
+        ]
+        seeds = [
+            step_seed(context.seed, "pair", x["model"], y["model"], q.id, turn)
+            for q, turn, a, b in asked
+            for x, y in ((a, b), (b, a))
+        ]
         replies = iter(compare(llm, talks, seeds, step.mode, judge_sampling(step)))
         rows = []
         for q, turn, a, b in batch:
             came = _came(a, turn) and _came(b, turn)
-            what = {"question_id": q.id, "category": q.category, "turn": turn, "model_a": a["model"], "model_b": b["model"], "judge": step.judge}
+            what = {
+                "question_id": q.id,
+                "category": q.category,
+                "turn": turn,
+                "model_a": a["model"],
+                "model_b": b["model"],
+                "judge": step.judge,
+            }
             lengths = len(a["turns"][turn - 1]), len(b["turns"][turn - 1])
-            rows.append(comparison({**what, "mode": step.mode}, lengths, *((next(replies), next(replies)) if came else (NO_REPLY, NO_REPLY))))
+            rows.append(
+                comparison(
+                    {**what, "mode": step.mode},
+                    lengths,
+                    *((next(replies), next(replies)) if came else (NO_REPLY, NO_REPLY)),
+                )
+            )
         return rows
 
     return context.batched("compare", items, step.batch, make, unit="comparisons")
 
 
-def _pairs(step: MtBench, questions: Sequence[Question], answers: Sequence[Row], models: Sequence[str]) -> Iterator[tuple[Question, Row, Row]]:
+def _pairs(
+    step: MtBench, questions: Sequence[Question], answers: Sequence[Row], models: Sequence[str]
+) -> Iterator[tuple[Question, Row, Row]]:
     """A question and the answers of two models to it, for every two models that both have one."""
     rows = {(row["question_id"], row["model"]): row for row in answers}
     for a, b in combinations(models, 2):

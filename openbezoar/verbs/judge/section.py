@@ -1,4 +1,5 @@
-"""The report's words on judges: who won in pairs, what order and length did to the verdicts, and how far a judge agrees with people.
+"""The report's words on judges: who won in pairs, what order and length did to the verdicts, and
+how far a judge agrees with people.
 
 Reads ``scores.json`` of mt_bench and agreement steps; writes nothing.
 """
@@ -17,7 +18,10 @@ from openbezoar.reporting.wording import NOTHING, estimate
 
 def judge_sections(facts: RunFacts) -> list[Section]:
     """One section an agreement step."""
-    return [Section(f"The judge against people ({step.name})", tuple(agreement_blocks(step))) for step in facts.of("agreement")]
+    return [
+        Section(f"The judge against people ({step.name})", tuple(agreement_blocks(step)))
+        for step in facts.of("agreement")
+    ]
 
 
 def pairwise_blocks(step: StepFacts) -> list[Block]:
@@ -27,15 +31,28 @@ def pairwise_blocks(step: StepFacts) -> list[Block]:
         return []
     models = mapping(numbers.get("models"))
     rates = Table(
-        ("in pairs", "win rate (n: comparisons)", *(f"turn {g}" if by == "by_turn" else g for by, g in _groups(models))),
-        tuple((name, _share(found.get("win_rate")), *(_share(_group(found, g)) for g in _groups(models))) for name, found in models.items()),
+        (
+            "in pairs",
+            "win rate (n: comparisons)",
+            *(f"turn {g}" if by == "by_turn" else g for by, g in _groups(models)),
+        ),
+        tuple(
+            (name, _share(found.get("win_rate")), *(_share(_group(found, g)) for g in _groups(models)))
+            for name, found in models.items()
+        ),
         "A tie counts as half a win. A verdict that changed when the answers were swapped is a tie.",
     )
     lost = numbers.get("unscored") or 0
-    said = [f"{lost} of {lost + (numbers.get('n') or 0)} comparisons have no verdict in one order and are left out.", *order_sentences(numbers)]
+    said = [
+        f"{lost} of {lost + (numbers.get('n') or 0)} comparisons have no verdict in one order and are left out.",
+        *order_sentences(numbers),
+    ]
     own = mapping(numbers.get("self_preference"))
     if own:
-        said.append(f"The judge is itself a contestant ({own['model']}) and gives itself a win rate of {_share(own)}: set another judge beside it.")
+        said.append(
+            f"The judge is itself a contestant ({own['model']}) and gives itself a win rate of {_share(own)}: set"
+            " another judge beside it."
+        )
     pairs = numbers.get("pairs") or []
     return [
         Grid(rates, "Win rates", stack=True),
@@ -59,7 +76,11 @@ def order_sentences(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(models: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((by, g) for found in models.values() for by in ("by_turn", "by_category") for g in mapping(found.get(by))))
+    return list(
+        dict.fromkeys(
+            (by, g) for found in models.values() for by in ("by_turn", "by_category") for g in mapping(found.get(by))
+        )
+    )
 
 
 def _group(found: Mapping[str, Any], group: tuple[str, str]) -> Any:
@@ -83,8 +104,13 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Table:
 
 def _real(pairs: Sequence[Mapping[str, Any]]) -> str:
     real = [p for p in pairs if p.get("p_holm") is not None and p["p_holm"] < ALPHA]
-    names = "; ".join(f"{p['a']} {'over' if (p['win_rate'].get('value') or 0) > 0.5 else 'under'} {p['b']}" for p in real)
-    count = f"Of {len(pairs)} pairs, {len(real)} differ by more than noise (p below 0.05, corrected for the number of pairs by Holm's method)"
+    names = "; ".join(
+        f"{p['a']} {'over' if (p['win_rate'].get('value') or 0) > 0.5 else 'under'} {p['b']}" for p in real
+    )
+    count = (
+        f"Of {len(pairs)} pairs, {len(real)} differ by more than noise (p below 0.05, corrected for the number of pairs"
+        " by Holm's method)"
+    )
     return f"{count}: {names}." if real else f"{count}."
 
 
@@ -105,11 +131,19 @@ def agreement_blocks(step: StepFacts) -> list[Block]:
         if r.get("n")
     )
     about = (
-        f"Judge '{numbers.get('judge')}' ({numbers.get('mode')} mode) on {(numbers.get('n') or 0) + (numbers.get('unscored') or 0)} pairs of answers that people "
-        f"have compared, each in both orders; {numbers.get('unscored')} without a verdict."
+        f"Judge '{numbers.get('judge')}' ({numbers.get('mode')} mode) on"
+        f" {(numbers.get('n') or 0) + (numbers.get('unscored') or 0)} pairs of answers that people have compared, each"
+        f" in both orders; {numbers.get('unscored')} without a verdict."
     )
-    said = [*order_sentences(numbers), *(f"{what} {_share(numbers.get(key))}." for key, what in ONCE if _share(numbers.get(key)) != NOTHING)]
-    table = Table(("setup", "compared", "n", "agreement", "Cohen's kappa"), rows, "S1: ties count. S2: without ties. Intervals: bootstrap over instructions.")
+    said = [
+        *order_sentences(numbers),
+        *(f"{what} {_share(numbers.get(key))}." for key, what in ONCE if _share(numbers.get(key)) != NOTHING),
+    ]
+    table = Table(
+        ("setup", "compared", "n", "agreement", "Cohen's kappa"),
+        rows,
+        "S1: ties count. S2: without ties. Intervals: bootstrap over instructions.",
+    )
     return [Paragraph(about), Grid(table, "Agreement of the judge with people", stack=True), Paragraph(" ".join(said))]
 
 

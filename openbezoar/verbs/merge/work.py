@@ -43,26 +43,46 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
     renderer = Renderer(Formatter(tokenizer, checkpoint.prompt), LONGEST, "truncate", context.counts)
     trees = renderer.examples(rows)
     if not trees:
-        raise DataError(f"none of the rows for the drift can be used, {LONGEST} tokens at most ({context.counts}); name others with 'drift'")
+        raise DataError(
+            f"none of the rows for the drift can be used, {LONGEST} tokens at most ({context.counts}); name others with"
+            " 'drift'"
+        )
     before = _Answers.of(unmerged, trees)
     unmerged_loss = before.loss()
     del unmerged
     free()
 
     tried: dict[str, dict[str, Any]] = {}
-    for onto in ("original", "dequantized") if step.onto == "best" and checkpoint.quantize == "nf4" else ("original",) if step.onto == "best" else (step.onto,):
+    for onto in (
+        ("original", "dequantized")
+        if step.onto == "best" and checkpoint.quantize == "nf4"
+        else ("original",)
+        if step.onto == "best"
+        else (step.onto,)
+    ):
         folder = context.out / f"model-{onto}"
         shutil.rmtree(folder, ignore_errors=True)
         mended = _write(onto, checkpoint, step, folder)
         tokenizer.save_pretrained(str(folder))
-        tried[onto] = _drift(before, Checkpoint(onto, str(folder.resolve()), (), "none", step.dtype, checkpoint.prompt), trees)
+        tried[onto] = _drift(
+            before, Checkpoint(onto, str(folder.resolve()), (), "none", step.dtype, checkpoint.prompt), trees
+        )
         free()
         chosen = min(tried, key=lambda name: tried[name]["loss"])
         for other in tried.keys() - {chosen}:
             shutil.rmtree(context.out / f"model-{other}", ignore_errors=True)
     shutil.rmtree(context.out / "model", ignore_errors=True)
     (context.out / f"model-{chosen}").rename(context.out / "model")
-    made = Checkpoint(context.name, str(context.out / "model"), (), "none", step.dtype, checkpoint.prompt, checkpoint.licence, checkpoint.thoughts)
+    made = Checkpoint(
+        context.name,
+        str(context.out / "model"),
+        (),
+        "none",
+        step.dtype,
+        checkpoint.prompt,
+        checkpoint.licence,
+        checkpoint.thoughts,
+    )
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
     for words in mended:
         context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
@@ -80,7 +100,9 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
 
 
 def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> list[str]:
-    """The base with all adapters added, the last one onto the base that was asked for, as shards with their config; what was changed in its generation settings."""
+    """The base with all adapters added, the last one onto the base that was asked for, as shards
+    with their config; what was changed in its generation settings.
+    """
     older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1]
     source, dtype = checkpoint.folder(), DTYPES[step.dtype]
     # What the training step quantised is the 16-bit model, so that is where NF4's values come from.
@@ -103,12 +125,15 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     assert isinstance(trained, (Sft, Dpo))
     if trained.heldout is not None:
         return context.examples(trained.heldout, step.drift_rows)
-    return context.examples(trained.sft if isinstance(trained, Sft) else trained.dpo, step.drift_rows, trained.heldout_every)
+    return context.examples(
+        trained.sft if isinstance(trained, Sft) else trained.dpo, step.drift_rows, trained.heldout_every
+    )
 
 
 @dataclass
 class _Answers:
-    """What a model says at the answers' positions, as hidden states: its head makes the distributions again when they are needed.
+    """What a model says at the answers' positions, as hidden states: its head makes the
+    distributions again when they are needed.
 
     Row by row, hidden states [tokens, hidden] and the answer's ids [tokens]. A row's
     distributions take vocabulary / hidden times as much, and all rows' can pass the model's own size.
@@ -134,18 +159,24 @@ class _Answers:
     def distributions(self, row: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float32 log-distributions [tokens, vocabulary] and ids, a few tokens at a time."""
         hidden, ids = self.rows[row]
-        for part, wanted in zip(torch.split(hidden, self.scorer.shaping.chunk), torch.split(ids, self.scorer.shaping.chunk), strict=True):
+        for part, wanted in zip(
+            torch.split(hidden, self.scorer.shaping.chunk), torch.split(ids, self.scorer.shaping.chunk), strict=True
+        ):
             yield log_distribution(self.scorer.logits(part)), wanted
 
     def loss(self) -> float:
         """Mean negative log-likelihood of an answer token."""
-        picked = torch.cat([log.gather(1, ids[:, None])[:, 0] for row in range(len(self.rows)) for log, ids in self.distributions(row)])
+        picked = torch.cat(
+            [log.gather(1, ids[:, None])[:, 0] for row in range(len(self.rows)) for log, ids in self.distributions(row)]
+        )
         return -float(picked.mean())
 
 
 @torch.no_grad()
 def _drift(before: _Answers, merged: Checkpoint, trees: Sequence[Tree]) -> dict[str, Any]:
-    """Loss of the merged model, mean KL(unmerged ‖ merged) per position, and differences of the answer tokens' log-probabilities."""
+    """Loss of the merged model, mean KL(unmerged ‖ merged) per position, and differences of the
+    answer tokens' log-probabilities.
+    """
     model: Any = load_base(merged, (), "none", merged.dtype)
     after = _Answers.of(model.eval(), trees)
     del model
@@ -155,7 +186,11 @@ def _drift(before: _Answers, merged: Checkpoint, trees: Sequence[Tree]) -> dict[
             kl += float((p.exp() * (p - q)).sum())
             difference = (p - q).gather(1, ids[:, None]).abs()
             loss -= float(q.gather(1, ids[:, None]).sum())
-            greatest, total, tokens = max(greatest, float(difference.max())), total + float(difference.sum()), tokens + len(ids)
+            greatest, total, tokens = (
+                max(greatest, float(difference.max())),
+                total + float(difference.sum()),
+                tokens + len(ids),
+            )
     return {
         "loss": loss / tokens,
         "kl": kl / tokens,

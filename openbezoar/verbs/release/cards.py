@@ -67,14 +67,21 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "merges": merge_section(made),
         "scores": scores_table(facts),
         "limitations": limitations(facts, files),
-        "lineage": Table(("step", "verb", "key"), tuple((s.name, s.verb, str(s.manifest.get("key", NOTHING))) for s in made.steps.values())),
+        "lineage": Table(
+            ("step", "verb", "key"),
+            tuple((s.name, s.verb, str(s.manifest.get("key", NOTHING))) for s in made.steps.values()),
+        ),
         "versions": versions(made.steps[files.name]) if files.name in made.steps else "",
     }
     return template("model_card.md.j2", **values)
 
 
-def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]) -> str:
-    """The hub's fields: https://huggingface.co/docs/hub/model-cards. A base that is not on the hub has no field there."""
+def _model_metadata(
+    facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]
+) -> str:
+    """The hub's fields: https://huggingface.co/docs/hub/model-cards. A base that is not on the hub
+    has no field there.
+    """
     lineage = facts.lineage([files.name])
     tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(s.verb == verb for s in trained))]
     tags += ["qlora"] if any(s.settings.get("quantize") == "nf4" for s in trained) else []
@@ -91,7 +98,9 @@ def _model_metadata(facts: RunFacts, files: ModelFiles, licence: Licence, base: 
         metadata |= {"base_model": hub, **({"base_model_revision": revision} if revision else {})}
     if data := hub_datasets(lineage):
         metadata["datasets"] = data
-    if results := [_result(m) for s in facts.of("evaluate", "mt_bench") for m in measured(s) if m.checkpoint == files.name]:
+    if results := [
+        _result(m) for s in facts.of("evaluate", "mt_bench") for m in measured(s) if m.checkpoint == files.name
+    ]:
         metadata["model-index"] = [{"name": files.name, "results": results}]
     return yaml_text(metadata)
 
@@ -102,10 +111,18 @@ METRICS = {"loss": "loss", "rewards": "accuracy", "pairs": "accuracy", "rating":
 def _result(m: Measured) -> dict[str, Any]:
     """One score in the form of the hub's model index."""
     interval = {} if m.score.low is None or m.score.high is None else {"low": m.score.low, "high": m.score.high}
-    metric = {"type": METRICS.get(m.kind) or m.title.partition(": ")[2].partition(",")[0], "name": m.title, "value": m.score.value}
+    metric = {
+        "type": METRICS.get(m.kind) or m.title.partition(": ")[2].partition(",")[0],
+        "name": m.title,
+        "value": m.score.value,
+    }
     return {
         "task": {"type": "text-generation"},
-        "dataset": {"name": m.name, "type": re.sub(r"[^a-z0-9]+", "-", m.name.lower()).strip("-"), "args": {"n": m.score.n}},
+        "dataset": {
+            "name": m.name,
+            "type": re.sub(r"[^a-z0-9]+", "-", m.name.lower()).strip("-"),
+            "args": {"n": m.score.n},
+        },
         "metrics": [metric | ({"args": interval} if interval else {})],
     }
 
@@ -162,7 +179,10 @@ def versions(step: StepFacts) -> str:
     environment = step.environment
     packages = ", ".join(f"{k} {v}" for k, v in (environment.get("packages") or {}).items())
     commit = f" ({environment['commit']})" if environment.get("commit") else ""
-    return f"openbezoar {step.manifest.get('recipe_version', environment.get('openbezoar', NOTHING))}{commit}, Python {environment.get('python', NOTHING)}, {packages}"
+    return (
+        f"openbezoar {step.manifest.get('recipe_version', environment.get('openbezoar', NOTHING))}{commit}, Python"
+        f" {environment.get('python', NOTHING)}, {packages}"
+    )
 
 
 def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
@@ -182,15 +202,23 @@ def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
                     if score is not None
                 ]
                 if g.unscored:
-                    said.append(f"{g.unscored} turns have no rating, because the judge's reply could not be read ({step.name}).")
+                    said.append(
+                        f"{g.unscored} turns have no rating, because the judge's reply could not be read ({step.name})."
+                    )
     for d in differences(facts):
         if d.after == name and d.worse and d.outside_noise:
             said.append(f"Worse than {d.before}, outside noise: {d}.")
     if not files.end:
-        said.append("No end of an answer was trained: the model does not stop by itself. Stop at the texts named above, and set max_new_tokens.")
+        said.append(
+            "No end of an answer was trained: the model does not stop by itself. Stop at the texts named above, and set"
+            " max_new_tokens."
+        )
     if not said:
         said.append("No evaluation of this checkpoint is part of the run; nothing is known of its faults.")
-    said.append("Not measured: safety, bias, truthfulness beyond the tasks in the table, and languages other than those of the data.")
+    said.append(
+        "Not measured: safety, bias, truthfulness beyond the tasks in the table, and languages other than those of the"
+        " data."
+    )
     return said
 
 
@@ -247,12 +275,18 @@ def _size_category(rows: int) -> str:
 def filter_lines(step: StepFacts, facts: RunFacts) -> list[str]:
     """What a filter did to the rows and by which settings, a sentence each."""
     rules = step.settings.get("rules") or {}
-    said = [f"{step.name}, texts cleaned: {tally({name: changed['rows'] for name, changed in (step.numbers.get('cleaned') or {}).items()})}."]
+    said = [
+        f"{step.name}, texts cleaned:"
+        f" {tally({name: changed['rows'] for name, changed in (step.numbers.get('cleaned') or {}).items()})}."
+    ]
     if rules:
         said.append(f"{step.name}, rules: {', '.join(f'{name} {_setting(value)}' for name, value in rules.items())}.")
     if judge := step.settings.get("judge"):
         reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
-        said.append(f"{step.name}, judge: {reference}, by {step.settings.get('mode')}; kept from a rating of {step.settings.get('min_rating')} of 10.")
+        said.append(
+            f"{step.name}, judge: {reference}, by {step.settings.get('mode')}; kept from a rating of"
+            f" {step.settings.get('min_rating')} of 10."
+        )
     said.append(contamination_line(step) or f"{step.name}: not compared with any benchmark.")
     if reviewed := step.numbers.get("reviewed"):
         said.append(f"{step.name}, decided by a person: {tally(reviewed)}.")
@@ -273,9 +307,18 @@ def check_card(text: str, where: str, kind: str) -> None:
     except ImportError:
         return
     try:
-        data: dict[str, Any] = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=False).data.to_dict()  # type: ignore[no-untyped-call]
+        data: dict[str, Any] = (ModelCard if kind == "model" else DatasetCard)(
+            text, ignore_metadata_errors=False
+        ).data.to_dict()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{where}: the hub's client cannot read the card's metadata ({' '.join(str(error).split())[:200]}); please report this") from None
-    wrong = [key for key in ("license", "tags", *(("library_name",) if kind == "model" else ("configs",))) if not data.get(key)]
+        raise DataError(
+            f"{where}: the hub's client cannot read the card's metadata ({' '.join(str(error).split())[:200]}); please"
+            " report this"
+        ) from None
+    wrong = [
+        key
+        for key in ("license", "tags", *(("library_name",) if kind == "model" else ("configs",)))
+        if not data.get(key)
+    ]
     if wrong:
         raise DataError(f"{where}: the card's metadata lacks {', '.join(wrong)}; please report this")

@@ -28,7 +28,11 @@ def rows_of(facts: RunFacts, step: StepFacts, licence: Licence) -> list[dict[str
     """
     lineage = facts.lineage([step.name])
     teachers = {scheme_of(s): _reference(facts, s, "teacher") for s in lineage if s.verb == "generate"}
-    constant = {"judge": _reference(facts, step, "judge"), "language": next(iter(languages([step, *lineage])), None), "licence": licence.name or licence.id}
+    constant = {
+        "judge": _reference(facts, step, "judge"),
+        "language": next(iter(languages([step, *lineage])), None),
+        "licence": licence.name or licence.id,
+    }
     rows = [{**row, "teacher": teachers.get(str(row.get("scheme"))), **constant} for row in step.rows("rows.jsonl")]
     for earlier in (s for s in lineage if s.verb == "filter" and s.name != step.name):
         verdicts = {row.get("id"): row for row in earlier.rows("rows.jsonl")}

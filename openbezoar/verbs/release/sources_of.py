@@ -34,7 +34,9 @@ def sources_of(facts: RunFacts, context: StepContext, names: Sequence[str]) -> l
 def _models(facts: RunFacts, context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:
     identities = facts.models()
     for step in steps:
-        roles = [("base model", "model")] if step.verb in ("sft", "dpo") else [("teacher", "teacher"), ("judge", "judge")]
+        roles = (
+            [("base model", "model")] if step.verb in ("sft", "dpo") else [("teacher", "teacher"), ("judge", "judge")]
+        )
         for what, key in roles:
             name = step.settings.get(key)
             if name in context.recipe.models:

@@ -65,9 +65,13 @@ def run(step: Release, context: StepContext) -> dict[str, Any]:
 
 
 def _measured(facts: RunFacts) -> dict[str, Any]:
-    """The numbers on the cards that other steps keep in files of theirs: scores, differences, row counts, rewards; and intervals."""
+    """The numbers on the cards that other steps keep in files of theirs: scores, differences, row
+    counts, rewards; and intervals.
+    """
     return {
-        "scores": {column.title: {name: asdict(score) for name, score in column.scores.items()} for column in columns(facts)},
+        "scores": {
+            column.title: {name: asdict(score) for name, score in column.scores.items()} for column in columns(facts)
+        },
         "differences": [asdict(difference) for difference in differences(facts)],
         "rows": {s.name: row_counts(s) for s in facts.of("generate", "filter")},
         "answers": {s.name: [asdict(grades) for grades in graded(s)] for s in facts.of("mt_bench")},
@@ -97,14 +101,23 @@ def _release_model(name: str, title: str, step: Release, facts: RunFacts, contex
     check_card(card, f"{name}/README.md", "model")
     write_text(out / "README.md", card)
     listed = _listed(write_sums(out))
-    return {"path": f"{context.name}/{name}", "bytes": size, "sha256": digests, "licence": licence.id, "files": listed, "gguf_refused": refused}
+    return {
+        "path": f"{context.name}/{name}",
+        "bytes": size,
+        "sha256": digests,
+        "licence": licence.id,
+        "files": listed,
+        "gguf_refused": refused,
+    }
 
 
 def _listed(files: Sequence[File]) -> dict[str, dict[str, Any]]:
     return {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files}
 
 
-def _write_ggufs(name: str, step: Release, out: Path, formatter: Formatter, licence: Licence, context: StepContext) -> tuple[tuple[File, ...], str]:
+def _write_ggufs(
+    name: str, step: Release, out: Path, formatter: Formatter, licence: Licence, context: StepContext
+) -> tuple[tuple[File, ...], str]:
     """The GGUF files with a Modelfile, or none and the reason why; the rest of the release does not wait for them."""
     folder = _empty(out / GGUF)
     made = []
@@ -122,7 +135,10 @@ def _write_ggufs(name: str, step: Release, out: Path, formatter: Formatter, lice
         folder.rmdir()
         return (), ""
     smallest = min(made, key=lambda file: file.bytes)
-    write_text(folder / "Modelfile", modelfile(Path(smallest.name).name, formatter, pieces_of(formatter), name, about["license"]))
+    write_text(
+        folder / "Modelfile",
+        modelfile(Path(smallest.name).name, formatter, pieces_of(formatter), name, about["license"]),
+    )
     return tuple(made), ""
 
 
@@ -153,7 +169,8 @@ def _weights(source: Path, out: Path) -> list[Path]:
 
 
 def write_tokenizer(checkpoint: Checkpoint, out: Path) -> Formatter:
-    """Save the checkpoint's tokenizer with the trained prompt as its chat template, and hold the two against each other.
+    """Save the checkpoint's tokenizer with the trained prompt as its chat template, and hold the
+    two against each other.
 
     Raises ModelError if what is saved does not render and tokenise as in training.
     """
@@ -170,11 +187,15 @@ def write_tokenizer(checkpoint: Checkpoint, out: Path) -> Formatter:
         write_text(out / "chat_template.jinja", saved.chat_template)
     released = AutoTokenizer.from_pretrained(str(out))
     for turns in PROBES:
-        messages, trained = [turn.as_dict() for turn in turns], formatter.prompt_text(turns)  # within bounds, as transformers' rendering is not
+        # within bounds, as transformers' rendering is not
+        messages, trained = [turn.as_dict() for turn in turns], formatter.prompt_text(turns)
         encoded = released.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         text = released.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         if text != trained or list(encoded["input_ids"]) != formatter.prompt_ids(turns) or set(encoded) != set(INPUTS):
-            raise ModelError(f"{checkpoint.name}: the released tokenizer does not give the trained prompt; please report this with the base model's name")
+            raise ModelError(
+                f"{checkpoint.name}: the released tokenizer does not give the trained prompt; please report this with"
+                " the base model's name"
+            )
     return formatter
 
 
@@ -189,7 +210,9 @@ def _write_generation_config(source: Path, out: Path, formatter: Formatter) -> N
     settings.save_pretrained(str(out))
 
 
-def _carry_terms(facts: RunFacts, name: str, out: Path, context: StepContext, sources: Sequence[Source]) -> tuple[str, ...]:
+def _carry_terms(
+    facts: RunFacts, name: str, out: Path, context: StepContext, sources: Sequence[Source]
+) -> tuple[str, ...]:
     """Copy the licence and notice files of the base model; Gemma's terms ask for a notice where there is none."""
     carried = []
     root = facts.trained_on(name)
@@ -197,7 +220,9 @@ def _carry_terms(facts: RunFacts, name: str, out: Path, context: StepContext, so
         for file in terms_in(context.checkpoint(root).folder()):
             shutil.copyfile(file, out / file.name)
             carried.append(file.name)
-    if any(s.what == "base model" and s.licence == "gemma" for s in sources) and not any("notice" in n.lower() for n in carried):
+    if any(s.what == "base model" and s.licence == "gemma" for s in sources) and not any(
+        "notice" in n.lower() for n in carried
+    ):
         write_text(out / "NOTICE", GEMMA_NOTICE)
         carried.append("NOTICE")
     return tuple(sorted(carried))
@@ -221,7 +246,9 @@ def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: St
     return found
 
 
-def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext) -> Mapping[str, Any]:
+def _release_data_set(
+    name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext
+) -> Mapping[str, Any]:
     out = _empty(context.out / DATA / name)
     sources = [s for s in sources_of(facts, context, [step.name]) if s.what != "base model"]
     licence = derive(sources)
@@ -232,4 +259,11 @@ def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, c
     check_card(card, f"{DATA}/{name}/README.md", "data")
     write_text(out / "README.md", card)
     listed = _listed(write_sums(out))
-    return {"path": f"{context.name}/{DATA}/{name}", "step": step.name, "rows": len(rows), "sha256": data.sha256, "licence": licence.id, "files": listed}
+    return {
+        "path": f"{context.name}/{DATA}/{name}",
+        "step": step.name,
+        "rows": len(rows),
+        "sha256": data.sha256,
+        "licence": licence.id,
+        "files": listed,
+    }

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Page, Paragraph, Part, Picture, Point, Points, Section, write_page
+from openbezoar.reporting.document import (
+    Block,
+    Fold,
+    Gallery,
+    Grid,
+    Page,
+    Paragraph,
+    Part,
+    Picture,
+    Point,
+    Points,
+    Section,
+    write_page,
+)
 from openbezoar.reporting.facts import RunFacts, StepFacts, known_recipe, read_facts
 from openbezoar.reporting.figures import Interval, Series, interval_chart, line_chart
 from openbezoar.reporting.scores import Score
@@ -23,7 +36,9 @@ OPEN = 20  # settings that differ up to which all of them are unfolded
 
 
 def write_comparison(first: RunFolder, other: RunFolder, out: Path) -> Path:
-    """Write ``compare.html``, ``compare.md`` and its pictures into ``out``; the page's path. Raises RunError if a run has no finished step."""
+    """Write ``compare.html``, ``compare.md`` and its pictures into ``out``; the page's path. Raises
+    RunError if a run has no finished step.
+    """
     facts = [read_facts(run, recipe=known_recipe(run)) for run in (first, other)]
     out.mkdir(parents=True, exist_ok=True)
     write_page(comparison(facts[0], facts[1]), out, NAME)
@@ -56,33 +71,57 @@ def comparison(first: RunFacts, other: RunFacts) -> Page:
 Names = tuple[str, str]
 
 
-def _summary(first: RunFacts, other: RunFacts, names: Names, compared: Sequence[Compared], differing: Sequence[Setting]) -> Section:
+def _summary(
+    first: RunFacts, other: RunFacts, names: Names, compared: Sequence[Compared], differing: Sequence[Setting]
+) -> Section:
     """What differs, what got better or worse, what is noise."""
     keys = [{name: s.manifest.get("key") for name, s in facts.steps.items()} for facts in (first, other)]
     same = sum(keys[0].get(name) == key and key is not None for name, key in keys[1].items())
     points = [
         Point(
-            f"'{names[0]}' has {plural(len(first.steps), 'finished step')}, '{names[1]}' has {len(other.steps)}; {same} of them are the same by their keys.",
+            f"'{names[0]}' has {plural(len(first.steps), 'finished step')}, '{names[1]}' has {len(other.steps)}; {same}"
+            " of them are the same by their keys.",
             "made",
         ),
-        Point(f"{plural(len(differing), 'setting')} or inputs differ." if differing else "No setting and no input differs.", "made"),
+        Point(
+            (
+                f"{plural(len(differing), 'setting')} or inputs differ."
+                if differing
+                else "No setting and no input differs."
+            ),
+            "made",
+        ),
     ]
     paired = [c for c in compared if c.difference is not None]
     for tone in ("better", "worse", "changed"):
-        points += [Point(f"{_sentence(c, names)}.", tone) for c in paired if c.difference is not None and c.difference.verdict == tone]
+        points += [
+            Point(f"{_sentence(c, names)}.", tone)
+            for c in paired
+            if c.difference is not None and c.difference.verdict == tone
+        ]
     noise = sum(c.difference is not None and c.difference.verdict == "noise" for c in paired)
     if noise:
-        points.append(Point(f"in {noise} of {plural(len(paired), 'paired score')} the two runs cannot be told apart.", "noise"))
+        points.append(
+            Point(f"in {noise} of {plural(len(paired), 'paired score')} the two runs cannot be told apart.", "noise")
+        )
     if unpaired := sum(c.difference is None for c in compared):
         points.append(
-            Point(f"whether the runs differ in {plural(unpaired, 'score')} that could not be paired, or that one run only has; the tables say why.", "missing")
+            Point(
+                f"whether the runs differ in {plural(unpaired, 'score')} that could not be paired, or that one run only"
+                " has; the tables say why.",
+                "missing",
+            )
         )
     about = (
-        f"A difference is '{names[1]}' less '{names[0]}' on the same items. Better and worse are said of '{names[1]}', and only where the paired test, corrected for "
-        f"all {len(paired)} comparisons here by Holm's method, has p below 0.05."
+        f"A difference is '{names[1]}' less '{names[0]}' on the same items. Better and worse are said of '{names[1]}',"
+        f" and only where the paired test, corrected for all {len(paired)} comparisons here by Holm's method, has p"
+        " below 0.05."
     )
     if not paired:
-        about = "The runs have scored nothing in common that could be paired, so what follows holds their numbers side by side and judges nothing."
+        about = (
+            "The runs have scored nothing in common that could be paired, so what follows holds their numbers side by"
+            " side and judges nothing."
+        )
     return Section("In short", (Paragraph(about), Points(tuple(points))))
 
 
@@ -90,17 +129,25 @@ def _sentence(c: Compared, names: Names) -> str:
     d = c.difference
     assert d is not None and c.first is not None and c.other is not None
     ends = f"{c.first.value:.{c.digits}f} in '{names[0]}', {c.other.value:.{c.digits}f} in '{names[1]}'"
-    return f"{c.checkpoint}, {c.title}: {ends}, difference {estimate(d.value, d.low, d.high, c.digits, sign=True)}, n={d.n}, p={d.p or 0:.2g}"
+    return (
+        f"{c.checkpoint}, {c.title}: {ends}, difference {estimate(d.value, d.low, d.high, c.digits, sign=True)},"
+        f" n={d.n}, p={d.p or 0:.2g}"
+    )
 
 
 def _settings(names: Names, differing: Sequence[Setting]) -> Section:
     if not differing:
-        return Section("What differs", (Paragraph("Both runs have the same steps with the same settings, files and models."),))
+        return Section(
+            "What differs", (Paragraph("Both runs have the same steps with the same settings, files and models."),)
+        )
     by_step: dict[str, list[Setting]] = {}
     for setting in differing:
         by_step.setdefault(setting.step, []).append(setting)
     note = Paragraph(f"{NOTHING}: the run has none. Hashes are shown by their beginning.")
-    blocks = [Fold(f"{step}: {plural(len(own), 'difference')}", (_differing(names, step, own),), open=len(differing) <= OPEN) for step, own in by_step.items()]
+    blocks = [
+        Fold(f"{step}: {plural(len(own), 'difference')}", (_differing(names, step, own),), open=len(differing) <= OPEN)
+        for step, own in by_step.items()
+    ]
     return Section("What differs", (note, *blocks))
 
 
@@ -113,12 +160,21 @@ def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
     if not compared:
         return None
     headers = ("measured", *names, f"verdict on '{names[1]}'", "difference [95 % interval]", "n", "p, corrected")
-    note = "Scores are paired by item where both runs asked the same questions of a checkpoint with the same name, by the same judge."
+    note = (
+        "Scores are paired by item where both runs asked the same questions of a checkpoint with the same name, by the"
+        " same judge."
+    )
     blocks: list[Block] = [Paragraph(note)]
     both = [c for c in compared if c.first and c.other]
     for checkpoint in dict.fromkeys(c.checkpoint for c in both):
-        rows = tuple((c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c)) for c in both if c.checkpoint == checkpoint)
-        blocks.append(Part(checkpoint, (Grid(Table(headers, rows), f"Scores of {checkpoint} in both runs", stack=True),)))
+        rows = tuple(
+            (c.title, _score(c.first, c.digits), _score(c.other, c.digits), *_difference(c))
+            for c in both
+            if c.checkpoint == checkpoint
+        )
+        blocks.append(
+            Part(checkpoint, (Grid(Table(headers, rows), f"Scores of {checkpoint} in both runs", stack=True),))
+        )
     if alone := [c for c in compared if not (c.first and c.other)]:
         lone = tuple((c.checkpoint, c.title, _score(c.first, c.digits), _score(c.other, c.digits)) for c in alone)
         table = Grid(Table(("checkpoint", "measured", *names), lone), "Scores of one run only", stack=True)
@@ -128,7 +184,12 @@ def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
         for i, c in enumerate(compared, 1)
         if c.first
         and c.other
-        and (svg := interval_chart([Interval(n, s.value, s.low, s.high) for n, s in zip(names, (c.first, c.other), strict=True)], f"{c.checkpoint}: {c.title}"))
+        and (
+            svg := interval_chart(
+                [Interval(n, s.value, s.low, s.high) for n, s in zip(names, (c.first, c.other), strict=True)],
+                f"{c.checkpoint}: {c.title}",
+            )
+        )
     ]
     if pictures:
         blocks.append(Fold("Intervals as pictures", (Gallery(tuple(pictures)),)))
@@ -143,7 +204,12 @@ def _difference(c: Compared) -> tuple[str, str, str, str]:
     d = c.difference
     if d is None:
         return f"not paired: {c.why}", NOTHING, NOTHING, NOTHING
-    return WORDS[d.verdict], estimate(d.value, d.low, d.high, c.digits, sign=True), str(d.n), NOTHING if d.p is None else f"{d.p:.2g}"
+    return (
+        WORDS[d.verdict],
+        estimate(d.value, d.low, d.high, c.digits, sign=True),
+        str(d.n),
+        NOTHING if d.p is None else f"{d.p:.2g}",
+    )
 
 
 def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
@@ -159,7 +225,12 @@ def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
         return None
     blocks: list[Block] = [Grid(Table(("step", *names), rows), "Rows of both runs")]
     if reasons:
-        blocks.append(Fold("Counted by reason", (Grid(Table(("step", "reason", *names), tuple(reasons)), "Rows counted by reason", stack=True),)))
+        blocks.append(
+            Fold(
+                "Counted by reason",
+                (Grid(Table(("step", "reason", *names), tuple(reasons)), "Rows counted by reason", stack=True),),
+            )
+        )
     return Section("Data", tuple(blocks))
 
 
@@ -177,7 +248,14 @@ def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
         return None
     order = list(dict.fromkeys([*steps[0], *steps[1]]))
     rows = tuple((name, *(text for found in steps for text in _losses(found.get(name)))) for name in order)
-    headers = ("step", *(f"{what}, {name}" for name in names for what in ("rows", "held-out loss, before → after", "reward accuracy after")))
+    headers = (
+        "step",
+        *(
+            f"{what}, {name}"
+            for name in names
+            for what in ("rows", "held-out loss, before → after", "reward accuracy after")
+        ),
+    )
     pictures = []
     for name in (n for n in order if all(n in found for found in steps)):
         for what, file, key in (
@@ -185,10 +263,17 @@ def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
             ("held-out loss", "heldout.jsonl", "loss"),
             ("training margin", "metrics.jsonl", "rewards/margins"),
         ):
-            series = [Series(label, curve(found[name], file, key), file == "heldout.jsonl") for label, found in zip(names, steps, strict=True)]
+            series = [
+                Series(label, curve(found[name], file, key), file == "heldout.jsonl")
+                for label, found in zip(names, steps, strict=True)
+            ]
             if svg := line_chart(series, f"{name}: {what}", "optimiser step"):
-                pictures.append(Picture(svg, f"{slug(name)}-{slug(what)}", f"{name}: {what} of both runs over optimiser steps"))
-    return Section("Training", (Grid(Table(headers, rows), "Training of both runs", stack=True), Gallery(tuple(pictures))))
+                pictures.append(
+                    Picture(svg, f"{slug(name)}-{slug(what)}", f"{name}: {what} of both runs over optimiser steps")
+                )
+    return Section(
+        "Training", (Grid(Table(headers, rows), "Training of both runs", stack=True), Gallery(tuple(pictures)))
+    )
 
 
 def _losses(step: StepFacts | None) -> tuple[str, str, str]:
@@ -199,11 +284,22 @@ def _losses(step: StepFacts | None) -> tuple[str, str, str]:
 
 def _costs(first: RunFacts, other: RunFacts, names: Names) -> Section:
     found = [costs(first), costs(other)]
-    rows = [(name, *(text for of in found for text in _cost(of.get(name)))) for name in dict.fromkeys([*found[0], *found[1]])]
-    rows.append(("all steps", *(text for of in found for text in (duration(sum(c.seconds for c in of.values())), "", ""))))
+    rows = [
+        (name, *(text for of in found for text in _cost(of.get(name))))
+        for name in dict.fromkeys([*found[0], *found[1]])
+    ]
+    rows.append(
+        ("all steps", *(text for of in found for text in (duration(sum(c.seconds for c in of.values())), "", "")))
+    )
     headers = ("step", *(f"{what}, {name}" for name in names for what in ("time", "tokens asked", "money")))
     environment = [(key, *values) for key, values in _environments(first, other) if values[0] != values[1]]
-    blocks: list[Block] = [Grid(Table(headers, tuple(rows), "Times of different machines do not compare."), "Cost and time of both runs", stack=True)]
+    blocks: list[Block] = [
+        Grid(
+            Table(headers, tuple(rows), "Times of different machines do not compare."),
+            "Cost and time of both runs",
+            stack=True,
+        )
+    ]
     if environment:
         blocks.append(Grid(Table(("environment", *names), tuple(environment)), "Environments that differ", stack=True))
     return Section("Cost, time and environment", tuple(blocks))
@@ -225,4 +321,6 @@ def _environments(first: RunFacts, other: RunFacts) -> list[tuple[str, tuple[str
                 if key != "packages" and value is not None:
                     found.setdefault(str(key), {})[str(value)] = None
         told.append({key: ", ".join(values) for key, values in found.items()})
-    return [(key, (told[0].get(key, NOTHING), told[1].get(key, NOTHING))) for key in dict.fromkeys([*told[0], *told[1]])]
+    return [
+        (key, (told[0].get(key, NOTHING), told[1].get(key, NOTHING))) for key in dict.fromkeys([*told[0], *told[1]])
+    ]

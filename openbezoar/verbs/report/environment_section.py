@@ -1,4 +1,6 @@
-"""The report's section of environment, models, licences and hashes. Reads manifests and ``model.json``; writes nothing."""
+"""The report's section of environment, models, licences and hashes. Reads manifests and
+``model.json``; writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,40 @@ def environment_section(facts: RunFacts) -> Section:
     if models := facts.models():
         licences = stated_licences(facts)
         rows = tuple(
-            (name, reference_of(identity), licences.get(name) or "not stated in the run folder", str(identity.get("dtype") or NOTHING))
+            (
+                name,
+                reference_of(identity),
+                licences.get(name) or "not stated in the run folder",
+                str(identity.get("dtype") or NOTHING),
+            )
             for name, identity in models.items()
         )
         blocks.append(Grid(Table(("model", "reference", "licence", "dtype"), rows), "Models and licences", stack=True))
     blocks.append(Grid(Table(("what", "value", "steps"), tuple(_environments(facts))), "Environment", stack=True))
     files: dict[str, str] = {}
     for step in facts.steps.values():
-        files |= {Path(k).name if Path(k).is_absolute() else str(k): str(v) for k, v in (step.parts.get("files") or {}).items()}
+        files |= {
+            Path(k).name if Path(k).is_absolute() else str(k): str(v)
+            for k, v in (step.parts.get("files") or {}).items()
+        }
     if files:
         table = Table(("file read", "SHA-256"), tuple((name, digest) for name, digest in sorted(files.items())))
         blocks.append(Fold("Hashes of the files that were read", (Grid(table, "Files and their hashes"),)))
     keys = tuple(
-        (s.name, str(s.manifest.get("key", NOTHING)), str(s.parts.get("version", NOTHING)), _weights(marks_in(s.manifest))) for s in facts.steps.values()
+        (
+            s.name,
+            str(s.manifest.get("key", NOTHING)),
+            str(s.parts.get("version", NOTHING)),
+            _weights(marks_in(s.manifest)),
+        )
+        for s in facts.steps.values()
     )
     note = "A step's key is a hash of all that its result depends on; the same key means the same step."
     blocks.append(
-        Fold("Keys of the steps and hashes of their weights", (Grid(Table(("step", "key", "version", "weights, SHA-256"), keys, note), "Keys of the steps"),))
+        Fold(
+            "Keys of the steps and hashes of their weights",
+            (Grid(Table(("step", "key", "version", "weights, SHA-256"), keys, note), "Keys of the steps"),),
+        )
     )
     return Section("Environment, models and hashes", tuple(blocks))
 

@@ -35,10 +35,24 @@ DOES = {
 def recipe_section(facts: RunFacts) -> Section:
     """The picture, and beside it what every step does and came to."""
     boxes = [Box(s.name, s.verb, outcome(s), s.inputs) for s in facts.steps.values()]
-    rows = tuple((s.name, f"{s.verb}: {DOES.get(s.verb, '')}".rstrip(": "), str(s.manifest.get("summary") or NOTHING)) for s in facts.steps.values())
-    about = Paragraph("Each box is a step: its name, what kind it is, and what came of it. Lines lead from a step to those that use its result.")
+    rows = tuple(
+        (s.name, f"{s.verb}: {DOES.get(s.verb, '')}".rstrip(": "), str(s.manifest.get("summary") or NOTHING))
+        for s in facts.steps.values()
+    )
+    about = Paragraph(
+        "Each box is a step: its name, what kind it is, and what came of it. Lines lead from a step to those that use"
+        " its result."
+    )
     table = Grid(Table(("step", "what it does", "what came of it"), rows), "Steps of the recipe", stack=True)
-    return Section("The recipe", (about, Chart(mermaid(boxes), recipe_picture(boxes, f"The {len(boxes)} steps of the recipe, inputs above"), (table,))))
+    return Section(
+        "The recipe",
+        (
+            about,
+            Chart(
+                mermaid(boxes), recipe_picture(boxes, f"The {len(boxes)} steps of the recipe, inputs above"), (table,)
+            ),
+        ),
+    )
 
 
 def outcome(step: StepFacts) -> str:
@@ -80,7 +94,11 @@ def costs(facts: RunFacts) -> dict[str, Cost]:
     for step in facts.steps.values():
         own = {model: s for (name, model), s in (spent or {}).items() if name == step.name}
         asked = reduce(_add, own.values(), Spent()) if spent is not None else None
-        priced = [(s.prompt_tokens * prices[m].input + s.tokens * prices[m].output) / 1e6 for m, s in own.items() if m in prices]
+        priced = [
+            (s.prompt_tokens * prices[m].input + s.tokens * prices[m].output) / 1e6
+            for m, s in own.items()
+            if m in prices
+        ]
         found[step.name] = Cost(step.seconds, asked, sum(priced) if priced else None)
     return found
 
@@ -97,7 +115,9 @@ def _accounts(facts: RunFacts) -> Mapping[tuple[str, str], Spent] | None:
     try:
         store = CallStore(folder)
         try:
-            return {(step, model): s for (run, step, model), s in store.accounts().items() if run == facts.run.name} or None
+            return {
+                (step, model): s for (run, step, model), s in store.accounts().items() if run == facts.run.name
+            } or None
         finally:
             store.close()
     except RunError:
@@ -106,7 +126,9 @@ def _accounts(facts: RunFacts) -> Mapping[tuple[str, str], Spent] | None:
 
 def _prices(facts: RunFacts) -> dict[str, Price]:
     models = facts.recipe.models if facts.recipe else {}
-    return {name: m.price for name, m in models.items() if isinstance(m, ServerModel) and (m.price.input or m.price.output)}
+    return {
+        name: m.price for name, m in models.items() if isinstance(m, ServerModel) and (m.price.input or m.price.output)
+    }
 
 
 def cost_section(facts: RunFacts) -> Section:
@@ -117,14 +139,32 @@ def cost_section(facts: RunFacts) -> Section:
         cost, n = found[step.name], step.numbers
         speed = f"{n['tokens_per_second']:,.0f}" if isinstance(n.get("tokens_per_second"), int | float) else NOTHING
         trained = number(n.get("tokens")) if step.verb in ("sft", "dpo") else NOTHING
-        rows.append((step.name, step.verb, duration(cost.seconds), *_paid(cost), trained, speed, step.finished or NOTHING))
+        rows.append(
+            (step.name, step.verb, duration(cost.seconds), *_paid(cost), trained, speed, step.finished or NOTHING)
+        )
     asked = [c.asked for c in found.values() if c.asked is not None]
     money = [c.money for c in found.values() if c.money is not None]
-    whole = Cost(sum(c.seconds for c in found.values()), reduce(_add, asked, Spent()) if asked else None, sum(money) if money else None)
+    whole = Cost(
+        sum(c.seconds for c in found.values()),
+        reduce(_add, asked, Spent()) if asked else None,
+        sum(money) if money else None,
+    )
     rows.append(("all steps", "", duration(whole.seconds), *_paid(whole), "", "", ""))
-    headers = ("step", "verb", "time", "calls", "tokens in", "tokens out", "money", "tokens trained", "tokens/s", "finished (UTC)")
+    headers = (
+        "step",
+        "verb",
+        "time",
+        "calls",
+        "tokens in",
+        "tokens out",
+        "money",
+        "tokens trained",
+        "tokens/s",
+        "finished (UTC)",
+    )
     note = (
-        "Calls and tokens are what models were asked and the call cache did not know, over all tries of this run; money is theirs at the recipe's prices. "
+        "Calls and tokens are what models were asked and the call cache did not know, over all tries of this run; money"
+        " is theirs at the recipe's prices. "
         + ("" if asked else "No call cache beside this run knows of it, so calls and tokens are not known. ")
         + (
             f"{lost:,} calls were sent and not answered; their tokens are the most that they may have taken. "
@@ -135,7 +175,9 @@ def cost_section(facts: RunFacts) -> Section:
     )
     blocks: list[Block] = [Grid(Table(headers, tuple(rows), note), "Cost and time of every step")]
     if counted := tuple((s.name, tally(s.counts)) for s in facts.steps.values() if s.counts):
-        table = Grid(Table(("step", "counted by reason"), counted), "Everything that was counted, by reason", stack=True)
+        table = Grid(
+            Table(("step", "counted by reason"), counted), "Everything that was counted, by reason", stack=True
+        )
         blocks.append(Fold("Everything that was counted, by reason", (table,)))
     return Section("Cost and time", tuple(blocks))
 
@@ -144,4 +186,7 @@ def _paid(cost: Cost) -> tuple[str, str, str, str]:
     if cost.asked is None:
         return (NOTHING,) * 3 + (NOTHING,)
     a = cost.asked
-    return (*(f"{n:,}" if n else NOTHING for n in (a.calls, a.prompt_tokens, a.tokens)), NOTHING if cost.money is None else f"{cost.money:.4g}")  # type: ignore[return-value]
+    return (
+        *(f"{n:,}" if n else NOTHING for n in (a.calls, a.prompt_tokens, a.tokens)),
+        NOTHING if cost.money is None else f"{cost.money:.4g}",
+    )  # type: ignore[return-value]

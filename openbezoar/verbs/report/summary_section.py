@@ -1,4 +1,5 @@
-"""The report's first section: for a stranger, in plain words, what was made, what got better, what is noise, what is not known.
+"""The report's first section: for a stranger, in plain words, what was made, what got better, what
+is noise, what is not known.
 
 Takes what the other sections read; writes nothing.
 """
@@ -9,7 +10,15 @@ from collections.abc import Iterator, Sequence
 
 from openbezoar.reporting.document import Block, Fold, Point, Points, Section
 from openbezoar.reporting.facts import RunFacts, reference_of
-from openbezoar.reporting.scores import SCORES, Difference, differences, failure_differences, published, score_of, stop_differences
+from openbezoar.reporting.scores import (
+    SCORES,
+    Difference,
+    differences,
+    failure_differences,
+    published,
+    score_of,
+    stop_differences,
+)
 from openbezoar.reporting.table import Column, checkpoints, columns
 from openbezoar.reporting.wording import NOTHING, duration, estimate, plural
 from openbezoar.verbs.filter.section import funnels, scheme_of
@@ -17,15 +26,35 @@ from openbezoar.verbs.report.environment_section import stated_licences
 from openbezoar.verbs.report.recipe_section import costs
 
 READING = (
-    "A number in square brackets is a 95 % interval: with other questions of the same kind the score would likely lie in it. n is how many items were scored.",
-    "Two checkpoints are compared on the same items. A difference counts as better or worse only if chance alone would show one as large in fewer than 5 of 100 "
-    "cases (p below 0.05), after correction for how many comparisons were made. Everything else is called no clear difference: it may be there, but this run cannot show it.",
+    (
+        "A number in square brackets is a 95 % interval: with other questions of the same kind the score would likely"
+        " lie in it. n is how many items were scored."
+    ),
+    (
+        "Two checkpoints are compared on the same items. A difference counts as better or worse only if chance alone"
+        " would show one as large in fewer than 5 of 100 cases (p below 0.05), after correction for how many"
+        " comparisons were made. Everything else is called no clear difference: it may be there, but this run cannot"
+        " show it."
+    ),
     "acc is the share of questions answered right; acc_norm the same with long answers not put at a disadvantage.",
-    "Held-out loss says how unexpected the answers of rows kept out of training are to the model, in nats a token: lower is better.",
-    "Reward accuracy is the share of pairs in which the answer that people preferred has become likelier, compared with the reference, by more than the other answer has: "
-    "what preference training is after; 0.5 is chance. Likelihood accuracy is the share in which the model finds the preferred answer the likelier one; short answers win there.",
-    "MT-Bench here means two-turn questions graded by a judge from 1 to 10; a small judge tells little apart. Answers that stop are those that the model ended itself before the token limit.",
-    "sft is supervised fine-tuning, dpo direct preference optimisation; the implicit reward of dpo is how much likelier the model has become to give an answer than its reference.",
+    (
+        "Held-out loss says how unexpected the answers of rows kept out of training are to the model, in nats a token:"
+        " lower is better."
+    ),
+    (
+        "Reward accuracy is the share of pairs in which the answer that people preferred has become likelier, compared"
+        " with the reference, by more than the other answer has: what preference training is after; 0.5 is chance."
+        " Likelihood accuracy is the share in which the model finds the preferred answer the likelier one; short"
+        " answers win there."
+    ),
+    (
+        "MT-Bench here means two-turn questions graded by a judge from 1 to 10; a small judge tells little apart."
+        " Answers that stop are those that the model ended itself before the token limit."
+    ),
+    (
+        "sft is supervised fine-tuning, dpo direct preference optimisation; the implicit reward of dpo is how much"
+        " likelier the model has become to give an answer than its reference."
+    ),
 )
 
 
@@ -38,7 +67,9 @@ def summary_section(facts: RunFacts) -> Section:
 
 
 def ends(facts: RunFacts) -> tuple[str, str] | None:
-    """The first and the last scored checkpoint of the recipe; None if there are not two. Published answers of other models are none of it."""
+    """The first and the last scored checkpoint of the recipe; None if there are not two. Published
+    answers of other models are none of it.
+    """
     others = published(facts)
     names = [name for name in checkpoints(facts) if name not in others]
     return (names[0], names[-1]) if len(names) > 1 else None
@@ -49,21 +80,39 @@ def _made(facts: RunFacts) -> Iterator[Point]:
     about = f"{facts.recipe.description.rstrip('.')}. " if facts.recipe is not None and facts.recipe.description else ""
     seed = "" if facts.seed is None else f", seed {facts.seed}"
     last = max(s.finished for s in facts.steps.values()) or NOTHING
-    yield Point(f"{about}Recipe '{facts.run.name}'{seed}: {plural(len(facts.steps), 'finished step')}, the last on {last} (UTC).", "made")
+    yield Point(
+        f"{about}Recipe '{facts.run.name}'{seed}: {plural(len(facts.steps), 'finished step')}, the last on {last}"
+        " (UTC).",
+        "made",
+    )
     made = facts.of("generate")
     if made:
         models = facts.models()
-        teachers = dict.fromkeys(reference_of(models.get(str(t), {"model": t})) for t in (s.settings.get("teacher") for s in made) if t)
+        teachers = dict.fromkeys(
+            reference_of(models.get(str(t), {"model": t})) for t in (s.settings.get("teacher") for s in made) if t
+        )
         rows = sum(s.rows_in("rows.jsonl") for s in made)
-        kept = sum(f.steps[-1].rows_in("rows.jsonl") for f in funnels(facts) if f.steps[-1].verb == "filter" and f.steps[0].verb == "generate")
+        kept = sum(
+            f.steps[-1].rows_in("rows.jsonl")
+            for f in funnels(facts)
+            if f.steps[-1].verb == "filter" and f.steps[0].verb == "generate"
+        )
         schemes = ", ".join(dict.fromkeys(map(scheme_of, made)))
-        yield Point(f"{' and '.join(teachers) or 'A teacher'} wrote {rows:,} instructions with answers ({schemes}); {kept:,} passed the filters.", "made")
+        yield Point(
+            f"{' and '.join(teachers) or 'A teacher'} wrote {rows:,} instructions with answers ({schemes}); {kept:,}"
+            " passed the filters.",
+            "made",
+        )
     trained = facts.of("sft", "dpo")
     if trained:
         licences, models = stated_licences(facts), facts.models()
         roots = dict.fromkeys(r for s in trained if (r := facts.trained_on(s.name)))
-        bases = ", ".join(f"{reference_of(models.get(r, {'model': r}))} (licence: {licences.get(r, 'not stated')})" for r in roots)
-        steps = ", ".join(f"{s.name} on {s.numbers.get('rows', '?')} {'pairs' if s.verb == 'dpo' else 'rows'}" for s in trained)
+        bases = ", ".join(
+            f"{reference_of(models.get(r, {'model': r}))} (licence: {licences.get(r, 'not stated')})" for r in roots
+        )
+        steps = ", ".join(
+            f"{s.name} on {s.numbers.get('rows', '?')} {'pairs' if s.verb == 'dpo' else 'rows'}" for s in trained
+        )
         yield Point(f"Trained, starting from {bases}: {steps}.", "made")
 
 
@@ -82,14 +131,21 @@ def verdicts(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
         what = "; ".join(f"{_named(d)} ({d.value:+.3f}, n={d.n})" for d in noise)
         yield Point(f"between {pair[0]} and {pair[1]} in {what}.", "noise")
     if here and len(noise) == len(here) and not _unpaired(pair, here, shown):
-        yield Point(f"Nothing that was measured shows {pair[1]} to be better or worse than {pair[0]}. More test items would narrow the intervals.")
+        yield Point(
+            f"Nothing that was measured shows {pair[1]} to be better or worse than {pair[0]}. More test items would"
+            " narrow the intervals."
+        )
 
 
 def _unpaired(pair: tuple[str, str], found: Sequence[Difference], shown: Sequence[Column]) -> list[str]:
     """What both checkpoints have a score in, but no paired difference."""
     compared = [d for d in found if (d.before, d.after) == pair]
     # A reward accuracy is held against chance, which its interval does, not against another checkpoint's.
-    return [c.title for c in shown if c.kind != "rewards" and all(name in c.scores for name in pair) and not any(_is_of(d, c) for d in compared)]
+    return [
+        c.title
+        for c in shown
+        if c.kind != "rewards" and all(name in c.scores for name in pair) and not any(_is_of(d, c) for d in compared)
+    ]
 
 
 def _is_of(d: Difference, column: Column) -> bool:
@@ -106,7 +162,10 @@ def sentence(d: Difference, shown: Sequence[Column]) -> str:
     column = next((c for c in shown if _is_of(d, c) and d.before in c.scores and d.after in c.scores), None)
     ends = f" from {column.scores[d.before].value:.3g} to {column.scores[d.after].value:.3g}," if column else ""
     p = "" if d.p is None else f", p={d.p:.2g}"
-    return f"{_named(d)}:{ends} {d.before} → {d.after}, difference {estimate(d.value, d.low, d.high, sign=True)}, n={d.n}{p}"
+    return (
+        f"{_named(d)}:{ends} {d.before} → {d.after}, difference {estimate(d.value, d.low, d.high, sign=True)},"
+        f" n={d.n}{p}"
+    )
 
 
 def _trust(facts: RunFacts) -> Iterator[Point]:
@@ -114,8 +173,15 @@ def _trust(facts: RunFacts) -> Iterator[Point]:
     for step in facts.of("agreement"):
         numbers = step.read_json(SCORES)
         for row in numbers.get("agreement") or []:
-            if row.get("pair") == "judge-majority" and row.get("setup") == "S1" and (score := score_of(row, key="agreement")):
-                yield Point(f"The judge {numbers.get('judge')} and the majority of people agree on {score.text()} of the compared answers (ties count).")
+            if (
+                row.get("pair") == "judge-majority"
+                and row.get("setup") == "S1"
+                and (score := score_of(row, key="agreement"))
+            ):
+                yield Point(
+                    f"The judge {numbers.get('judge')} and the majority of people agree on {score.text()} of the"
+                    " compared answers (ties count)."
+                )
 
 
 def _cost(facts: RunFacts) -> Iterator[Point]:
@@ -134,10 +200,16 @@ def _missing(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
     """What this run, or an older version's manifests, do not tell."""
     if facts.recipe is not None:
         about = ("report", "release")
-        left = [n for n, s in facts.recipe.steps.items() if n not in facts.steps and not any(getattr(s, verb, None) is not None for verb in about)]
+        left = [
+            n
+            for n, s in facts.recipe.steps.items()
+            if n not in facts.steps and not any(getattr(s, verb, None) is not None for verb in about)
+        ]
         if left:
             yield Point(
-                f"what the recipe's {'steps' if len(left) > 1 else 'step'} {', '.join(left)} would show (not finished, or not reported on here).", "missing"
+                f"what the recipe's {'steps' if len(left) > 1 else 'step'} {', '.join(left)} would show (not finished,"
+                " or not reported on here).",
+                "missing",
             )
     for verb, what in (
         ("evaluate", "scores on benchmarks and held-out rows"),
@@ -147,8 +219,20 @@ def _missing(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
         if not facts.of(verb):
             yield Point(f"{what} (no {verb} step is finished).", "missing")
     if any(d.p is None for d in found):
-        yield Point("p values of some differences: the run is of a version that did not test them, so their 95 % interval decides, uncorrected.", "missing")
+        yield Point(
+            "p values of some differences: the run is of a version that did not test them, so their 95 % interval"
+            " decides, uncorrected.",
+            "missing",
+        )
     if facts.of("mt_bench") and not facts.of("agreement"):
-        yield Point("how far the judge agrees with people (no agreement step is finished); its ratings are worth no more than that.", "missing")
+        yield Point(
+            "how far the judge agrees with people (no agreement step is finished); its ratings are worth no more than"
+            " that.",
+            "missing",
+        )
     if (pair := ends(facts)) and (left := _unpaired(pair, found, columns(facts))):
-        yield Point(f"whether {pair[1]} differs from {pair[0]} in {'; '.join(left)}: the run has no paired comparison of the two in it.", "missing")
+        yield Point(
+            f"whether {pair[1]} differs from {pair[0]} in {'; '.join(left)}: the run has no paired comparison of the"
+            " two in it.",
+            "missing",
+        )

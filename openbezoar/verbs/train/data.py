@@ -28,7 +28,13 @@ def split_heldout(rows: Sequence[T], every: int, most: int) -> tuple[list[T], li
 
 
 def training_trees(
-    step: Training, ref: DataRef, convert: Convert, context: StepContext, renderer: Renderer, what: str, processes: int | None = None
+    step: Training,
+    ref: DataRef,
+    convert: Convert,
+    context: StepContext,
+    renderer: Renderer,
+    what: str,
+    processes: int | None = None,
 ) -> tuple[Sequence[Tree], Sequence[Tree]]:
     """(trees to train on, held-out trees) of a step whose rows are ``ref``, on disk in the step's work folder.
 
@@ -48,7 +54,9 @@ def training_trees(
         if outcome.ids is not None:
             stores[part].append(outcome.ids)
     heldout: Sequence[Tree] = held
-    given: list[Example | Pair] = [] if step.heldout is None else context.converted(step.heldout, convert, step.heldout_rows)
+    given: list[Example | Pair] = (
+        [] if step.heldout is None else context.converted(step.heldout, convert, step.heldout_rows)
+    )
     for tally in tallies:
         renderer.counts.merge(tally.by_reason)
     if step.heldout is not None:
@@ -56,7 +64,8 @@ def training_trees(
     require(trained, context.counts, what)
     if not heldout:
         raise DataError(
-            f"no {what} is held out ({context.counts}); name rows with 'heldout', or lower heldout_every so that it is at most the number of {what}s"
+            f"no {what} is held out ({context.counts}); name rows with 'heldout', or lower heldout_every so that it is"
+            f" at most the number of {what}s"
         )
     return trained, heldout
 

@@ -35,7 +35,9 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     if row.whole_batch:
         _check_one_pass(step, bench, trees)
     reference = _reference(step, context, bench, trees, heldout) if row.needs_reference else None
-    numbers = fit(step, context, bench, trees, preference_objective(row, LossSettings.of(step), bench.scorer, heldout, reference))
+    numbers = fit(
+        step, context, bench, trees, preference_objective(row, LossSettings.of(step), bench.scorer, heldout, reference)
+    )
     return {
         **numbers,
         "heldout_rows": len(heldout),
@@ -43,26 +45,34 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
         **{name: getattr(step, name) for name in LOSS_SETTINGS[step.loss]},
         "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
-        "summary": f"{numbers['steps']} steps on {len(trees)} pairs; held-out loss {numbers['heldout_loss_before']:.3f} → {numbers['heldout_loss_after']:.3f}, "
-        f"reward accuracy → {numbers['heldout_accuracy_after']:.3f} (n={len(heldout)})",
+        "summary": (
+            f"{numbers['steps']} steps on {len(trees)} pairs; held-out loss {numbers['heldout_loss_before']:.3f} →"
+            f" {numbers['heldout_loss_after']:.3f}, reward accuracy → {numbers['heldout_accuracy_after']:.3f}"
+            f" (n={len(heldout)})"
+        ),
     }
 
 
 def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
     """Refuse what would cut a batch into passes: a small token budget, several processes. Raises RecipeError."""
     if distributed.world() > 1:
-        raise RecipeError(f"loss '{step.loss}' estimates a KL divergence over the whole batch, which several processes would split; run it in one process")
+        raise RecipeError(
+            f"loss '{step.loss}' estimates a KL divergence over the whole batch, which several processes would split;"
+            " run it in one process"
+        )
     largest = sorted(sum(len(path.ids) for path in tree) for tree in trees)[-step.batch :]
     longest = max(len(path.ids) for tree in trees for path in tree)
     needed = 2 * len(largest) * longest if bench.scorer.plain else sum(largest)
     if needed > step.tokens:
         raise RecipeError(
-            f"loss '{step.loss}' estimates a KL divergence over the whole batch, which must therefore be one pass, and tokens is {step.tokens}; "
-            f"set tokens to {needed} or more, or lower batch"
+            f"loss '{step.loss}' estimates a KL divergence over the whole batch, which must therefore be one pass, and"
+            f" tokens is {step.tokens}; set tokens to {needed} or more, or lower batch"
         )
 
 
-def _reference(step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tree], heldout: Sequence[Tree]) -> Reference:
+def _reference(
+    step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tree], heldout: Sequence[Tree]
+) -> Reference:
     """As the recipe asks: in each pass, or computed before the first and kept."""
     scorer = bench.scorer
     same_pass = same_pass_reference(scorer)
@@ -71,10 +81,14 @@ def _reference(step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tr
     key = reference_key(bench.checkpoint, bench.formatter, step, scorer.device, context.seed, trees, heldout)
     cache = ReferenceCache(context.out / REFERENCE, key, context.folder(context.name) / REFERENCE)
     if cache.stale and not cache.values:
-        context.progress.say(f"reference log-probabilities are computed anew: the kept ones differ in {', '.join(cache.stale)}")
+        context.progress.say(
+            f"reference log-probabilities are computed anew: the kept ones differ in {', '.join(cache.stale)}"
+        )
 
     def filled() -> dict[bytes, tuple[float, float]]:
-        cache.fill(list(passes_of(trees, heldout, scorer, step, context.seed)), same_pass, step.save_every, context.progress)
+        cache.fill(
+            list(passes_of(trees, heldout, scorer, step, context.seed)), same_pass, step.save_every, context.progress
+        )
         return cache.values
 
     cache.values = distributed.from_first(filled)

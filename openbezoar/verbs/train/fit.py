@@ -33,9 +33,12 @@ class Bench:
 
 
 def renderer_of(step: Training, context: StepContext) -> Renderer:
-    """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows shows before the model is loaded."""
+    """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows
+    shows before the model is loaded.
+    """
     checkpoint = context.checkpoint(step.model)
-    distributed.from_first(lambda: str(checkpoint.folder()))  # one process fetches and converts, the others find it done
+    # one process fetches and converts, the others find it done
+    distributed.from_first(lambda: str(checkpoint.folder()))
     formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
     for note in formatter.notes:
         context.progress.say(f"  {step.model}: {note}")
@@ -43,16 +46,22 @@ def renderer_of(step: Training, context: StepContext) -> Renderer:
 
 
 def set_up(step: Training, context: StepContext, continues: bool, renderer: Renderer | None = None) -> Bench:
-    """Load the step's model for training. ``continues``: go on with its last adapter where it has one. ``renderer``: of the same step."""
+    """Load the step's model for training. ``continues``: go on with its last adapter where it has
+    one. ``renderer``: of the same step.
+    """
     checkpoint = context.checkpoint(step.model)
     continues = continues and bool(checkpoint.adapters)
     renderer = renderer or renderer_of(step, context)
-    model = load_for_training(checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4)
+    model = load_for_training(
+        checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4
+    )
     checkpointing.apply(model, step)
     return Bench(model, Scorer(model, step.tokens), renderer.formatter, renderer, checkpoint, continues)
 
 
-def fit(step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree], objective: Objective) -> dict[str, Any]:
+def fit(
+    step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree], objective: Objective
+) -> dict[str, Any]:
     """Train, write ``adapter/`` (PEFT's format) and ``model.json``; returns the manifest's numbers."""
     numbers = train(bench.model, bench.scorer, trees, objective, step, context.out, context.progress, context.seed)
     if distributed.rank() == 0:
@@ -78,5 +87,7 @@ def _write(step: Training, context: StepContext, bench: Bench) -> None:
     given = bench.checkpoint
     older = given.adapters[:-1] if bench.continues else given.adapters
     dtype = given.dtype if step.dtype == "float32" else step.dtype
-    made = Checkpoint(context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence, given.thoughts)
+    made = Checkpoint(
+        context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence, given.thoughts
+    )
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))

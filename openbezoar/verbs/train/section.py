@@ -22,7 +22,9 @@ def training_section(facts: RunFacts) -> Section | None:
         blocks += [Grid(preference_table(preference), "Rewards of preference training", stack=True)]
     if pictures := tuple(picture for step in steps for picture in _curves(step)):
         blocks.append(Gallery(pictures))
-    blocks.append(Fold("Settings of the training steps", (Grid(settings_table(steps), "Settings of training", stack=True),)))
+    blocks.append(
+        Fold("Settings of the training steps", (Grid(settings_table(steps), "Settings of training", stack=True),))
+    )
     return Section("Training", tuple(blocks))
 
 
@@ -59,7 +61,9 @@ def training_table(steps: Sequence[StepFacts], speed: bool = True) -> Table:
     return Table(
         headers,
         tuple(rows),
-        "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean per answer token in nats.",
+        "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier"
+        " steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean"
+        " per answer token in nats.",
     )
 
 
@@ -69,7 +73,10 @@ def settings_table(steps: Sequence[StepFacts]) -> Table:
     for step in steps:
         s = step.settings
         lora = s.get("lora") or {}
-        adapter = f"r={lora.get('r')}, alpha={lora.get('alpha')}, dropout={lora.get('dropout')}, {' '.join(lora.get('targets') or [])}"
+        adapter = (
+            f"r={lora.get('r')}, alpha={lora.get('alpha')}, dropout={lora.get('dropout')},"
+            f" {' '.join(lora.get('targets') or [])}"
+        )
         schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
         kind = s.get("adapter", "new")
         rows.append(
@@ -83,7 +90,11 @@ def settings_table(steps: Sequence[StepFacts]) -> Table:
             )
         )
     note = "'continue' goes on with the adapter of the sft step below, and starts a new one on a model that has none."
-    return Table(("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"), tuple(rows), note)
+    return Table(
+        ("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"),
+        tuple(rows),
+        note,
+    )
 
 
 def preference_table(steps: Sequence[StepFacts]) -> Table:
@@ -114,7 +125,11 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
         "held-out reward accuracy before",
         "after",
     )
-    note = "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards, margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference (simpo, orpo) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
+    note = (
+        "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards,"
+        " margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference (simpo,"
+        " orpo) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
+    )
     return Table(headers, tuple(rows), note)
 
 
@@ -141,14 +156,19 @@ def _accuracy(step: StepFacts) -> str:
 def _curves(step: StepFacts) -> list[Picture]:
     """Loss over optimiser steps, with the held-out measurements as dots; rewards and margins for dpo."""
     held_out = Series("held out", curve(step, "heldout.jsonl", "loss"), marks=True)
-    pictures = [(f"{step.name}: loss", "loss", [Series("training batch", curve(step, "metrics.jsonl", "loss")), held_out])]
+    pictures = [
+        (f"{step.name}: loss", "loss", [Series("training batch", curve(step, "metrics.jsonl", "loss")), held_out])
+    ]
     if step.verb == "dpo":
         rewards = [Series(k, curve(step, "metrics.jsonl", f"rewards/{k}")) for k in ("chosen", "rejected")]
         margins = [
             Series("training batch", curve(step, "metrics.jsonl", "rewards/margins")),
             Series("held out", curve(step, "heldout.jsonl", "margin"), marks=True),
         ]
-        pictures += [(f"{step.name}: implicit rewards", "rewards", rewards), (f"{step.name}: margin between chosen and rejected", "margin", margins)]
+        pictures += [
+            (f"{step.name}: implicit rewards", "rewards", rewards),
+            (f"{step.name}: margin between chosen and rejected", "margin", margins),
+        ]
     return [
         Picture(svg, f"{slug(step.name)}-{kind}", f"{title} over optimiser steps")
         for title, kind, series in pictures
@@ -171,15 +191,21 @@ def merge_section(facts: RunFacts) -> Section | None:
     for step in steps:
         n = step.numbers
         measured = f"{n['rows']} rows, {n['tokens']} tokens" if "rows" in n and "tokens" in n else NOTHING
-        drift = [f"{n[k]:.3g}" if isinstance(n.get(k), int | float) else NOTHING for k in ("kl", "mean_logprob_difference", "max_logprob_difference")]
-        rows.append((step.name, str(step.settings.get("merge", NOTHING)), str(n.get("onto", NOTHING)), *drift, measured))
+        drift = [
+            f"{n[k]:.3g}" if isinstance(n.get(k), int | float) else NOTHING
+            for k in ("kl", "mean_logprob_difference", "max_logprob_difference")
+        ]
+        rows.append(
+            (step.name, str(step.settings.get("merge", NOTHING)), str(n.get("onto", NOTHING)), *drift, measured)
+        )
     table = Table(
         ("merge", "of", "onto", "KL per token, nats", "mean |Δ log p|", "greatest |Δ log p|", "measured on"),
         tuple(rows),
         "Unmerged against merged model on the same held-out answers.",
     )
     about = Paragraph(
-        "Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base changed in the model's predictions."
+        "Merging adds an adapter to 16-bit weights, which rounds. The drift is what the rounding and the choice of base"
+        " changed in the model's predictions."
     )
     return Section("Merge drift", (about, Grid(table, "Drift of every merge", stack=True)))
 

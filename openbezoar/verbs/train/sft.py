@@ -26,5 +26,8 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
         **numbers,
         "heldout_rows": len(heldout),
         "answers_end_scored": bool(bench.formatter.end_ids),
-        "summary": f"{numbers['steps']} steps on {len(trees)} rows; held-out loss {numbers['heldout_loss_before']:.3f} → {numbers['heldout_loss_after']:.3f}",
+        "summary": (
+            f"{numbers['steps']} steps on {len(trees)} rows; held-out loss {numbers['heldout_loss_before']:.3f} →"
+            f" {numbers['heldout_loss_after']:.3f}"
+        ),
     }
