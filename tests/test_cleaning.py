@@ -20,7 +20,7 @@ from openbezoar.errors import DataError
 from openbezoar.recipe.data_steps import CleanerName
 from openbezoar.recipe.file import load, parse
 from openbezoar.recipe.schema import Recipe
-from openbezoar.verbs.filter.benchmarks import benchmarks, digests, read_benchmarks
+from openbezoar.verbs.filter.benchmarks import benchmark_digests, benchmarks, read_benchmarks
 
 ALL = list(CLEANERS)
 

@@ -77,13 +77,13 @@ def forked(hidden: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     for shared in (
         "cli",
-        "graph",
-        "plan_table",
-        "judging.labelled",
-        "judging.agreement",
+        "engine.execution",
+        "plan.table",
+        "verbs.filter.check",
+        "stats.agreement",
         "harness.run",
-        "voting.ballots",
-        "reporting.page",
+        "people.ballots",
+        "verbs.report.page",
     ):
         import_module(f"openbezoar.{shared}")  # once, and not in each fork
     jobs = json.load(sys.stdin)
