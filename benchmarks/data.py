@@ -123,9 +123,9 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
     from openbezoar.rows.forms import to_example, to_pair
     from openbezoar.rows.records import Turn
     from openbezoar.store.runs import RunFolder
-    from openbezoar.training.data import Renderer
+    from openbezoar.training.data import Renderer, split_heldout
     from openbezoar.training.loop import batch_of, plan_steps
-    from openbezoar.verbs.train.data import split_heldout, training_trees
+    from openbezoar.verbs.train.data import training_trees
 
     pairs = "chosen" in next(iter(read_jsonl(data)))
     recipe = Recipe.model_validate(

@@ -30,10 +30,10 @@ from openbezoar.rows.sources import select
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.runs import RunFolder
 from openbezoar.training import encode
-from openbezoar.training.data import Renderer
+from openbezoar.training.data import Renderer, split_heldout
 from openbezoar.training.loop import batch_of
 from openbezoar.training.trees import TreeStore
-from openbezoar.verbs.train.data import split_heldout, training_trees
+from openbezoar.verbs.train.data import training_trees
 
 ODD = ["why", "naïve", "你好", "the", "sea", "\u2028"]
 

@@ -26,9 +26,8 @@ from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Lora, Sft, Training
 from openbezoar.rows.records import Counts, Example, Turn
-from openbezoar.training.data import Renderer
+from openbezoar.training.data import Renderer, split_heldout
 from openbezoar.training.loop import batch_of, plan_steps, rate_at
-from openbezoar.verbs.train.data import split_heldout
 
 
 def checkpoint(folder: Path, dtype: str = "float32") -> Checkpoint:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 from openbezoar.dialogue.prompt import Formatter
+from openbezoar.errors import DataError
 from openbezoar.forest import TokenPath, Tree
-from openbezoar.rows.records import Counts, Example, Pair
-from openbezoar.training.encode import Encoder
+from openbezoar.recipe.train_steps import Training
+from openbezoar.rows.records import Counts, Example, Pair, Row
+from openbezoar.training.encode import Convert, Encoder, encode_rows
+from openbezoar.training.trees import TreeStore
 
 T = TypeVar("T", Example, Pair)
 
@@ -34,3 +38,67 @@ class Renderer:
         """Trees of rows of either kind, held in memory."""
         encoded = (self.encoder.encode(row) for row in rows)
         return [tuple(TokenPath.of(ids[0], answer) for answer in ids[1:]) for ids in encoded if ids is not None]
+
+
+class Split(NamedTuple):
+    """The trees to train on, and the held-out ones."""
+
+    trained: Sequence[Tree]
+    heldout: Sequence[Tree]
+
+
+def is_held_out(place: int, every: int, most: int) -> bool:
+    """Whether row ``place`` (from 0) is held out: each ``every``-th row, ``most`` at most."""
+    turn, rest = divmod(place + 1, every)
+    return rest == 0 and turn <= most
+
+
+def split_heldout(rows: Sequence[T], every: int, most: int) -> tuple[list[T], list[T]]:
+    """(training rows, held-out rows), by ``is_held_out``."""
+    held = [is_held_out(i, every, most) for i in range(len(rows))]
+    return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]
+
+
+def split_trees(
+    settings: Training,
+    rows: Iterable[tuple[str, Row]],
+    convert: Convert,
+    renderer: Renderer,
+    *,
+    what: str,
+    folder: Path,
+    heldout: Callable[[], Sequence[Example | Pair]] | None = None,
+    processes: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Split:
+    """Rows, each with where it is from, as trees to train on and held-out ones, which lie on disk in ``folder``.
+
+    convert: ``to_example`` or ``to_pair``; what: 'row' or 'pair', for the message. heldout: gives
+    the rows that are held out, asked when all others are encoded; without it each n-th row of
+    ``rows`` is. What is dropped is counted in ``renderer.counts``. Memory does not grow with the
+    rows; ``processes`` and ``say`` as in ``encode_rows``. Raises DataError if either is empty.
+    """
+    stores = trained, held = TreeStore(folder), TreeStore(folder)
+    tallies = Counts(), Counts()
+    place = 0
+    for outcome in encode_rows(renderer.encoder, convert, rows, processes, say):
+        if outcome.unread is not None:
+            renderer.counts.add(outcome.unread)
+            continue
+        part = heldout is None and is_held_out(place, settings.heldout_every, settings.heldout_rows)
+        place += 1
+        tallies[part].merge(outcome.counts)
+        if outcome.ids is not None:
+            stores[part].append(outcome.ids)
+    given = [] if heldout is None else heldout()
+    for tally in tallies:
+        renderer.counts.merge(tally.by_reason)
+    split = Split(trained, held if heldout is None else renderer.trees(given))
+    if not trained:
+        raise DataError(f"no {what} is left to train on ({renderer.counts}); raise max_length or bring other rows")
+    if not split.heldout:
+        raise DataError(
+            f"no {what} is held out ({renderer.counts}); name rows with 'heldout', or lower heldout_every so that it is"
+            f" at most the number of {what}s"
+        )
+    return split

@@ -8,7 +8,7 @@ reference exactly. Reads preference pairs. Writes ``adapter/`` (PEFT), ``model.j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from openbezoar.context import StepContext
@@ -18,26 +18,27 @@ from openbezoar.models.dropout import without_base_dropout
 from openbezoar.recipe.train_steps import LOSS_SETTINGS, Dpo
 from openbezoar.rows.forms import to_pair
 from openbezoar.training import distributed
+from openbezoar.training.data import Split
+from openbezoar.training.fit import Bench, fit
+from openbezoar.training.loop import Objective
 from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import Reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import Bench, fit, renderer_of, set_up
+from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     """Train a new adapter on the step's pairs."""
     renderer = renderer_of(step, context)
-    trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
-    bench = set_up(step, context, continues=False, renderer=renderer)
-    without_base_dropout(bench.model)
+    rows = trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
+    bench = Bench.of(loaded(step, context, continues=False), step, renderer)
     row = PREFERENCE_LOSSES[step.loss]
-    if row.whole_batch:
-        _check_one_pass(step, bench, trees)
-    reference = _reference(step, context, bench, trees, heldout) if row.needs_reference else None
+    objective = objective_of(step, bench, rows, lambda: _reference(step, context, bench, rows))
     numbers = fit(
-        step, context, bench, trees, preference_objective(row, LossSettings.of(step), bench.scorer, heldout, reference)
+        step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
     )
+    write_model(step, context, continues=False)
     return {
         **numbers,
         "heldout_rows": len(heldout),
@@ -51,6 +52,21 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
             f" (n={len(heldout)})"
         ),
     }
+
+
+def objective_of(step: Dpo, bench: Bench, rows: Split, reference: Callable[[], Reference]) -> Objective:
+    """What a preference training minimises. The bench's model loses its base's own dropout.
+
+    reference: is asked for one where the loss has one. Raises RecipeError for a loss that wants the
+    whole batch in one pass, where the settings do not give it.
+    """
+    without_base_dropout(bench.model)
+    row = PREFERENCE_LOSSES[step.loss]
+    if row.whole_batch:
+        _check_one_pass(step, bench, rows.trained)
+    return preference_objective(
+        row, LossSettings.of(step), bench.scorer, rows.heldout, reference() if row.needs_reference else None
+    )
 
 
 def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
@@ -70,15 +86,14 @@ def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
         )
 
 
-def _reference(
-    step: Dpo, context: StepContext, bench: Bench, trees: Sequence[Tree], heldout: Sequence[Tree]
-) -> Reference:
+def _reference(step: Dpo, context: StepContext, bench: Bench, rows: Split) -> Reference:
     """As the recipe asks: in each pass, or computed before the first and kept."""
     scorer = bench.scorer
     same_pass = same_pass_reference(scorer)
     if step.reference == "same pass":
         return same_pass
-    key = reference_key(bench.checkpoint, bench.formatter, step, scorer.device, context.seed, trees, heldout)
+    checkpoint = context.checkpoint(step.model)
+    key = reference_key(checkpoint, bench.formatter, step, scorer.device, context.seed, *rows)
     cache = ReferenceCache(context.out / REFERENCE, key, context.folder(context.name) / REFERENCE)
     if cache.stale and not cache.values:
         context.progress.say(
@@ -86,9 +101,7 @@ def _reference(
         )
 
     def filled() -> dict[bytes, tuple[float, float]]:
-        cache.fill(
-            list(passes_of(trees, heldout, scorer, step, context.seed)), same_pass, step.save_every, context.progress
-        )
+        cache.fill(list(passes_of(*rows, scorer, step, context.seed)), same_pass, step.save_every, context.progress)
         return cache.values
 
     cache.values = distributed.from_first(filled)

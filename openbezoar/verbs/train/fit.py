@@ -1,35 +1,18 @@
-"""What sft and dpo have in common: load, render, train, save the adapter and ``model.json``."""
+"""What sft and dpo have in common: the step's model loaded, its rows rendered, and ``model.json`` written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
-from openbezoar.forest import Scorer, Tree
-from openbezoar.models.load import free, load_for_training, load_tokenizer
+from openbezoar.models.load import load_for_training, load_tokenizer
 from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.recipe.train_steps import Training
 from openbezoar.stats.seeds import step_seed
-from openbezoar.training import checkpointing, distributed
+from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
-from openbezoar.training.loop import Objective, train
-
-
-@dataclass
-class Bench:
-    """A model on the bench, with what is needed to train it."""
-
-    model: Any
-    scorer: Scorer
-    formatter: Formatter
-    renderer: Renderer
-    checkpoint: Checkpoint
-    continues: bool
+from openbezoar.training.fit import ADAPTER
 
 
 def renderer_of(step: Training, context: StepContext) -> Renderer:
@@ -45,49 +28,34 @@ def renderer_of(step: Training, context: StepContext) -> Renderer:
     return Renderer(formatter, step.max_length, step.too_long, context.counts)
 
 
-def set_up(step: Training, context: StepContext, continues: bool, renderer: Renderer | None = None) -> Bench:
-    """Load the step's model for training. ``continues``: go on with its last adapter where it has
-    one. ``renderer``: of the same step.
-    """
-    checkpoint = context.checkpoint(step.model)
-    continues = continues and bool(checkpoint.adapters)
-    renderer = renderer or renderer_of(step, context)
-    model = load_for_training(
-        checkpoint, step.lora, step.quantize, step.dtype, continues, step_seed(context.seed, "adapter"), step.nf4
+def loaded(step: Training, context: StepContext, continues: bool) -> Any:
+    """The step's model with an adapter to train. continues: go on with its last adapter, which it has."""
+    return load_for_training(
+        context.checkpoint(step.model),
+        step.lora,
+        step.quantize,
+        step.dtype,
+        continues,
+        step_seed(context.seed, "adapter"),
+        step.nf4,
     )
-    checkpointing.apply(model, step)
-    return Bench(model, Scorer(model, step.tokens), renderer.formatter, renderer, checkpoint, continues)
 
 
-def fit(
-    step: Training, context: StepContext, bench: Bench, trees: Sequence[Tree], objective: Objective
-) -> dict[str, Any]:
-    """Train, write ``adapter/`` (PEFT's format) and ``model.json``; returns the manifest's numbers."""
-    numbers = train(bench.model, bench.scorer, trees, objective, step, context.out, context.progress, context.seed)
-    if distributed.rank() == 0:
-        _write(step, context, bench)
-    if bench.formatter.boundary_shifts:
-        context.counts.add("token would span prompt and answer", bench.formatter.boundary_shifts)
-    if bench.formatter.notes:
-        numbers["prompt_notes"] = list(bench.formatter.notes)
-    if torch.cuda.is_available():
-        numbers["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-    free()
-    return numbers
-
-
-def _write(step: Training, context: StepContext, bench: Bench) -> None:
-    """The adapter and what it belongs to."""
-    adapter = context.out / "adapter"
-    for config in bench.model.peft_config.values():
-        for name, value in vars(config).items():
-            if isinstance(value, set):  # which PEFT writes in the order of this process's hashes
-                setattr(config, name, sorted(value))
-    bench.model.save_pretrained(str(adapter), save_embedding_layers=False)
-    given = bench.checkpoint
-    older = given.adapters[:-1] if bench.continues else given.adapters
+def write_model(step: Training, context: StepContext, continues: bool) -> None:
+    """``model.json``: the base and the adapters of what was trained. continues: as in ``loaded``."""
+    if distributed.rank() > 0:
+        return
+    given = context.checkpoint(step.model)
+    older = given.adapters[:-1] if continues else given.adapters
     dtype = given.dtype if step.dtype == "float32" else step.dtype
     made = Checkpoint(
-        context.name, given.base, (*older, adapter), step.quantize, dtype, given.prompt, given.licence, given.thoughts
+        context.name,
+        given.base,
+        (*older, context.out / ADAPTER),
+        step.quantize,
+        dtype,
+        given.prompt,
+        given.licence,
+        given.thoughts,
     )
     write_checkpoint(context.out, made, context.run.path, context.folder(context.name))

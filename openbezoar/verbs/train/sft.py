@@ -11,17 +11,23 @@ from typing import Any
 from openbezoar.context import StepContext
 from openbezoar.recipe.train_steps import Sft
 from openbezoar.rows.forms import to_example
+from openbezoar.training.fit import Bench, fit
 from openbezoar.training.objectives import sft_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import fit, renderer_of, set_up
+from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
 
 
 def run(step: Sft, context: StepContext) -> dict[str, Any]:
     """Fine-tune the step's model on its rows."""
     renderer = renderer_of(step, context)
     trees, heldout = training_trees(step, step.sft, to_example, context, renderer, "row")
-    bench = set_up(step, context, step.adapter == "continue", renderer)
-    numbers = fit(step, context, bench, trees, sft_objective(bench.scorer, heldout))
+    continues = step.adapter == "continue" and bool(context.checkpoint(step.model).adapters)
+    bench = Bench.of(loaded(step, context, continues), step, renderer)
+    objective = sft_objective(bench.scorer, heldout)
+    numbers = fit(
+        step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
+    )
+    write_model(step, context, continues)
     return {
         **numbers,
         "heldout_rows": len(heldout),

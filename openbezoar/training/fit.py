@@ -1,0 +1,75 @@
+"""A model on the bench: what every training does with it, whoever asks for it. Takes a model with an
+adapter and trees, writes ``adapter/`` in PEFT's format beside the loop's own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.forest import Scorer, Tree
+from openbezoar.models.load import free
+from openbezoar.progress import Progress
+from openbezoar.recipe.train_steps import Training
+from openbezoar.training import checkpointing, distributed
+from openbezoar.training.data import Renderer
+from openbezoar.training.loop import Objective, train
+
+ADAPTER = "adapter"
+
+
+@dataclass
+class Bench:
+    """A model with a trainable adapter, with what is needed to train it."""
+
+    model: Any
+    scorer: Scorer
+    renderer: Renderer
+
+    @classmethod
+    def of(cls, model: Any, settings: Training, renderer: Renderer) -> Bench:
+        """Switch checkpointing on where the settings want it. Raises ModelError where the model has none."""
+        checkpointing.apply(model, settings)
+        return cls(model, Scorer(model, settings.tokens), renderer)
+
+    @property
+    def formatter(self) -> Formatter:
+        """Of the prompt that is trained."""
+        return self.renderer.formatter
+
+
+def fit(
+    settings: Training,
+    bench: Bench,
+    trees: Sequence[Tree],
+    *,
+    objective: Objective,
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train and write ``out/adapter``; gives the manifest's numbers."""
+    numbers = train(bench.model, bench.scorer, trees, objective, settings, out, progress, seed)
+    if distributed.rank() == 0:
+        _save_adapter(bench.model, out / ADAPTER)
+    if bench.formatter.boundary_shifts:
+        bench.renderer.counts.add("token would span prompt and answer", bench.formatter.boundary_shifts)
+    if bench.formatter.notes:
+        numbers["prompt_notes"] = list(bench.formatter.notes)
+    if torch.cuda.is_available():
+        numbers["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    free()
+    return numbers
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    for config in model.peft_config.values():
+        for name, value in vars(config).items():
+            if isinstance(value, set):  # which PEFT writes in the order of this process's hashes
+                setattr(config, name, sorted(value))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
