@@ -1,5 +1,6 @@
 # make demo   set up .venv and run the demo recipe: a real 135M model through every step
-# make test   set up .venv and run the tests
+# make test   set up .venv and run the tests: a few minutes on two cores
+# make test-all           these and what takes longer: whole runs many times over, many examples and simulations, damaged files, torchrun
 # make test-kill          kills and power cuts at random moments of steps of all verbs; MOMENTS=500, SEED=0, SECONDS_AT_MOST=a number
 # make test-faults        files of runs and of models damaged at random: what reads them says so in one line; FAULTS=1000
 # make test-distributed   what takes several runs under torchrun
@@ -20,7 +21,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-kill test-faults test-distributed test-disk test-parity test-serve test-gguf check bench setup clean
+.PHONY: demo test test-all test-kill test-faults test-distributed test-disk test-parity test-serve test-gguf check bench setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -40,8 +41,15 @@ setup: $(TOOLS)
 demo: $(READY)
 	$(BIN)/openbezoar run recipes/demo.yaml
 
+# Each worker has one thread of torch: together they take the cores already.
+WORKERS ?= auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal --durations 20
+
 test: $(TOOLS)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: $(TOOLS)
+	OPENBEZOAR_FAULTS=30 $(PYTEST) -m "not parity and not serve and not llamacpp"
 
 MOMENTS ?= 500
 SEED ?= 0
