@@ -290,10 +290,10 @@ def test_a_package_that_is_there_and_cannot_be_used_is_one_line_too(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises((ImportError, OSError)) as caught:
         exec(code, {"__name__": "openbezoar.x"})
-    assert re.fullmatch(f"{said}.*", str(extras.told(caught.value)))
+    assert re.fullmatch(f"{said}.*", str(extras.failed_import(caught.value)))
     wrapped = RuntimeError("Failed to import")
     wrapped.__cause__ = caught.value
-    assert str(extras.told(wrapped)) == str(extras.told(caught.value))
+    assert str(extras.failed_import(wrapped)) == str(extras.failed_import(caught.value))
 
 
 def test_a_model_with_a_sentencepiece_tokenizer_wants_what_reads_it(tmp_path: Path) -> None:
@@ -307,4 +307,4 @@ def test_a_model_with_a_sentencepiece_tokenizer_wants_what_reads_it(tmp_path: Pa
 def test_a_module_of_ours_that_is_missing_is_a_bug_and_stays_one() -> None:
     with pytest.raises(ImportError) as caught:
         exec("import openbezoar.no_such_module", {"__name__": "openbezoar.x"})
-    assert extras.told(caught.value) is None and extras.told(ValueError("no")) is None
+    assert extras.failed_import(caught.value) is None and extras.failed_import(ValueError("no")) is None

@@ -96,7 +96,7 @@ def test_a_model_in_its_own_format_ends_at_each_end_token_of_its_generation_sett
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
     local = Local(own)
     (row,) = local.sample([[3, 4, 5]], Sampling(8), [0])
-    assert row.ids == free.ids[: free.ids.index(end) + 1] and row.finish == "stop" and row.said == row.ids[:-1]
+    assert row.ids == free.ids[: free.ids.index(end) + 1] and row.finish == "stop" and row.answer_ids == row.ids[:-1]
     assert local.model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False)[0, 3:].tolist() == row.ids
     trained = Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))  # ends as its release does
     assert trained.sample([[3, 4, 5]], Sampling(8), [0])[0].ids == free.ids

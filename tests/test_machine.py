@@ -159,22 +159,24 @@ def raised(error: BaseException) -> Callable[[], None]:
 def test_what_the_machine_refuses_is_one_line_with_a_remedy(fails: Callable[[], Any], said: str) -> None:
     with pytest.raises(BaseException) as caught:
         fails()
-    assert re.fullmatch(said, str(limits.told(caught.value)))
+    assert re.fullmatch(said, str(limits.refusal(caught.value)))
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("no"), KeyError("x"), OSError("no number"), RuntimeError("shapes differ"), AssertionError()]
 )
 def test_a_bug_of_ours_is_not_blamed_on_the_machine(error: BaseException) -> None:
-    assert limits.told(error) is None
+    assert limits.refusal(error) is None
 
 
 def test_where_it_was_is_told_of_refusals_that_name_no_file() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(limits.told(full, Path("runs/t/.work/kept"))).startswith("runs/t/.work/kept: No space left on device; ")
+    assert str(limits.refusal(full, Path("runs/t/.work/kept"))).startswith(
+        "runs/t/.work/kept: No space left on device; "
+    )
     full.filename = "/x/y"
-    assert str(limits.told(full, Path("runs/t/.work/kept"))).startswith("/x/y: No space")
-    assert "runs" not in str(limits.told(MemoryError(), Path("runs")))
+    assert str(limits.refusal(full, Path("runs/t/.work/kept"))).startswith("/x/y: No space")
+    assert "runs" not in str(limits.refusal(MemoryError(), Path("runs")))
 
 
 def test_a_step_names_itself_and_a_bug_keeps_its_traceback(
@@ -423,4 +425,4 @@ def test_no_thread_for_calls_side_by_side_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(RuntimeError) as caught:
         side_by_side(3, lambda place, off: place, 2, "far")
-    assert "no further thread" in str(limits.told(caught.value))
+    assert "no further thread" in str(limits.refusal(caught.value))

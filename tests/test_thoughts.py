@@ -119,19 +119,19 @@ SAID = [
 
 @pytest.mark.parametrize(("reply", "said", "thought"), THOUGHT)
 def test_what_is_said_begins_after_the_thoughts(reply: str, said: str, thought: str) -> None:
-    assert thoughts.split(reply) == thoughts.Reply(said, thought, True)
-    assert thoughts.split(said) == thoughts.Reply(said)
+    assert thoughts.split(reply) == thoughts.SplitReply(said, thought, True)
+    assert thoughts.split(said) == thoughts.SplitReply(said)
 
 
 @pytest.mark.parametrize("reply", CUT_OFF)
 def test_of_a_thought_that_was_cut_off_nothing_is_said(reply: str) -> None:
     found = thoughts.split(reply)
-    assert (found.said, found.whole) == ("", False)
+    assert (found.answer, found.whole) == ("", False)
 
 
 @pytest.mark.parametrize("text", SAID)
 def test_an_answer_without_thoughts_or_about_their_marks_stays_as_it_is(text: str) -> None:
-    assert thoughts.split(text) == thoughts.Reply(text)
+    assert thoughts.split(text) == thoughts.SplitReply(text)
 
 
 @settings(max_examples=100, deadline=None)
@@ -142,7 +142,7 @@ def test_an_answer_without_thoughts_or_about_their_marks_stays_as_it_is(text: st
 )
 def test_no_text_is_too_odd_to_be_taken_apart(text: str) -> None:
     found = thoughts.split(text)
-    assert len(found.said) <= len(text) and thoughts.opening(text) in text and thoughts.begins(text) in text
+    assert len(found.answer) <= len(text) and thoughts.opening(text) in text and thoughts.begins(text) in text
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_prompt_s_opened_thought_is_known_and_closed() -> None:
     assert thoughts.opening("<|Assistant|><think>\n") == "<think>\n" and thoughts.opening(
         "<think>x"
     ) == "" == thoughts.opening("")
-    assert thoughts.split("<think>\n" + thoughts.closing("<think>\n") + "Yes.") == thoughts.Reply("Yes.")
+    assert thoughts.split("<think>\n" + thoughts.closing("<think>\n") + "Yes.") == thoughts.SplitReply("Yes.")
 
 
 # ------------------------------------------------------------------------- behind the cache
@@ -327,8 +327,8 @@ def test_pieces_of_a_stream_are_the_answer_without_its_thoughts(reply: str) -> N
     stream = Stream(lambda ids: "".join(map(chr, ids)), (), pieces.append, "", thought.append)
     for n in range(1, len(reply) + 1):
         stream.feed([ord(c) for c in reply[:n]])
-    stream.finish(thoughts.said(reply).strip())
-    assert "".join(pieces) == thoughts.said(reply).strip()
+    stream.finish(thoughts.without_thoughts(reply).strip())
+    assert "".join(pieces) == thoughts.without_thoughts(reply).strip()
 
 
 # ------------------------------------------------------------------------------- everywhere

@@ -46,7 +46,7 @@ def result(hidden: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
         except SystemExit as stop:
             code = int(stop.code or 0)
         except ImportError as error:
-            code = 1 if (told := extras.told(error)) is None else 2
+            code = 1 if (told := extras.failed_import(error)) is None else 2
             print(traceback.format_exc() if told is None else told, file=sys.stderr)
         except BaseException:
             code = 1

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from openbezoar.dialogue.thoughts import mentions, said
+from openbezoar.dialogue.thoughts import mentions, without_thoughts
 from openbezoar.rows.records import Row
 
 FIELDS = ("instruction", "context", "response", "output")
@@ -71,7 +71,7 @@ def unicode_form(text: str, asked: str) -> str:
 
 def thoughts(text: str, asked: str) -> str:
     """Take out what a model thought before it answered; nothing is left of a thought that was cut off."""
-    return text if mentions(asked) else said(text)
+    return text if mentions(asked) else without_thoughts(text)
 
 
 def run_on(text: str, asked: str) -> str:

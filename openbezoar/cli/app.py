@@ -118,7 +118,7 @@ def _line(error: BaseException) -> str | None:
     if hasattr(error, "exit_code"):  # click's own usage errors carry one
         bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
         return str(getattr(error, "message", error)) if bare else _usage(error)
-    refusal = error if isinstance(error, UserError) else limits.told(error) or extras.told(error)
+    refusal = error if isinstance(error, UserError) else limits.refusal(error) or extras.failed_import(error)
     return None if refusal is None else f"openbezoar{distributed.which()}: {visible(' '.join(str(refusal).split()))}"
 
 

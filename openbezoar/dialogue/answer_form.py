@@ -114,8 +114,8 @@ def form_of(render: Render, eos: str) -> AnswerForm:
 
 def _form(render: Render, turns: Sequence[Turn], eos: str) -> AnswerForm:
     prompt, whole = render(turns, True), render((*turns, Turn("assistant", SAY)), False)
-    before, found, after = whole.rpartition(SAY)
-    if not found:
+    before, mark, after = whole.rpartition(SAY)
+    if not mark:
         return AnswerForm(
             notes=(
                 (
@@ -164,17 +164,17 @@ def _before_opening(after: str, eos: str) -> str:
     """What closes an answer in a text that goes on to open another: up to the end-of-sequence
     token, else up to the end of the line.
     """
-    before, found, _ = after.partition(eos)
-    if found:
-        return before + found
-    line, found, _ = after.partition("\n")
-    return line if found and line.strip() else ""
+    before, mark, _ = after.partition(eos)
+    if mark:
+        return before + mark
+    line, mark, _ = after.partition("\n")
+    return line if mark and line.strip() else ""
 
 
 def _trims(render: Render) -> str | None:
     """The name of what the template takes off an answer's ends; None where it does something else to an answer."""
     plain, spaced = (render((*ONE, Turn("assistant", answer)), False) for answer in (SAY, SPACED))
-    before, found, after = plain.rpartition(SAY)
+    before, mark, after = plain.rpartition(SAY)
     return (
-        next((name for name, trim in _TRIMS.items() if before + trim(SPACED) + after == spaced), None) if found else ""
+        next((name for name, trim in _TRIMS.items() if before + trim(SPACED) + after == spaced), None) if mark else ""
     )

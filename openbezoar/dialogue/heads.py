@@ -74,8 +74,8 @@ def complete(template: str, tokens: Mapping[str, Any], system: str | None) -> Co
     if prompt is None:
         return Completed(template, False, ())
     if formats:
-        told = ", ".join(f"{literal(f)}: {literal(TODAY.strftime(f))}" for f in formats)
-        heads += _DATE.replace("DATES", f"{{{told}}}").replace("DAY", literal(TODAY.isoformat()))
+        dates = ", ".join(f"{literal(f)}: {literal(TODAY.strftime(f))}" for f in formats)
+        heads += _DATE.replace("DATES", f"{{{dates}}}").replace("DAY", literal(TODAY.isoformat()))
         notes.append(
             f"the chat template writes the day's date; here and in a release it is always {TODAY:%d %b %Y}, so that"
             " prompts do not change overnight"
@@ -106,11 +106,11 @@ def _ignored_opening(template: str, tokens: Mapping[str, Any], prompt: str) -> s
     """
     if prompt != _rendered(template, tokens, [USER], False):
         return ""
-    before, found, _ = (_rendered(template, tokens, [USER, ANSWER], False) or "").rpartition(SAY)
+    before, mark, _ = (_rendered(template, tokens, [USER, ANSWER], False) or "").rpartition(SAY)
     # A space at the end belongs to the answer's first word in most vocabularies.
     return (
         before[len(prompt) :].rstrip(" ")
-        if found and before.startswith(prompt) and before[len(prompt) :].strip()
+        if mark and before.startswith(prompt) and before[len(prompt) :].strip()
         else ""
     )
 

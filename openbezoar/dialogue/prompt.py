@@ -101,9 +101,9 @@ class Formatter:
         """A foreign template with the date, the system message and the opening of an answer put
         right where it needs it.
         """
-        found = complete(template, self.tokens, self.spec.system)
-        self.folds_system, self.prompt_notes = found.folds_system, found.notes
-        return found.text
+        completed = complete(template, self.tokens, self.spec.system)
+        self.folds_system, self.prompt_notes = completed.folds_system, completed.notes
+        return completed.text
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class TooMuch(TemplateError):
 
 
 _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
-_asked: ContextVar[dict[str, None] | None] = ContextVar("asked", default=None)
+_date_formats: ContextVar[dict[str, None] | None] = ContextVar("asked", default=None)
 
 
 @contextmanager
@@ -125,11 +125,11 @@ def _account(room: int) -> Iterator[None]:
 def dates_asked() -> Iterator[dict[str, None]]:
     """Collects the formats in which templates ask what day it is."""
     formats: dict[str, None] = {}
-    token = _asked.set(formats)
+    token = _date_formats.set(formats)
     try:
         yield formats
     finally:
-        _asked.reset(token)
+        _date_formats.reset(token)
 
 
 def _charge(steps: int) -> None:
@@ -275,9 +275,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Call a function or method, as the sandbox allows it."""
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox has a 'format' of its own around a text's
         _guard(str(getattr(method, "__name__", "")), (getattr(method, "__self__", None), *args, *kwargs.values()))
-        made = super().call(__context, __obj, *args, **kwargs)
-        _charge(len(made) if isinstance(made, str) else 0)
-        return made
+        value = super().call(__context, __obj, *args, **kwargs)
+        _charge(len(value) if isinstance(value, str) else 0)
+        return value
 
 
 def _times(left: Any, right: Any) -> int:
@@ -317,10 +317,10 @@ class _Namespace(Namespace):
     """Jinja's namespace without names of Python's own."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        self, given = args[0], dict(*args[1:], **kwargs)
-        for name in given:
+        self, values = args[0], dict(*args[1:], **kwargs)
+        for name in values:
             _public(name)
-        Namespace.__init__(self, given)
+        Namespace.__init__(self, values)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _public(name)
@@ -343,7 +343,7 @@ def _tojson(
 
 
 def _strftime_now(format: str) -> str:
-    if (formats := _asked.get()) is not None:
+    if (formats := _date_formats.get()) is not None:
         formats[format] = None
     return TODAY.strftime(format)
 
@@ -373,9 +373,9 @@ def _output(context: Context, value: Any) -> Any:
 
 def _items(values: Any) -> list[Any]:
     """What a loop goes over, charged by its rounds."""
-    found = list(values)
-    _charge(CALL * len(found))
-    return found
+    items = list(values)
+    _charge(CALL * len(items))
+    return items
 
 
 def _held(value: Any) -> Any:
@@ -454,6 +454,6 @@ def _compiled(template: str) -> Template:
 
 
 def _filtered(value: Any, name: str, *args: nodes.Expr) -> nodes.Expr:
-    made = nodes.Filter(value, name, list(args), [], None, None)
-    made.set_lineno(value.lineno)
-    return made
+    node = nodes.Filter(value, name, list(args), [], None, None)
+    node.set_lineno(value.lineno)
+    return node

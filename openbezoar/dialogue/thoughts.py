@@ -60,34 +60,34 @@ _QUOTES = frozenset("`\"'“‘«")
 
 
 @dataclass(frozen=True)
-class Reply:
+class SplitReply:
     """A reply taken apart. whole: every thought was closed."""
 
-    said: str
+    answer: str
     thoughts: str = ""
     whole: bool = True
 
 
-def split(text: str) -> Reply:
+def split(text: str) -> SplitReply:
     """What was said and what was thought. A reply without thoughts is said as it stands."""
     if _CHANNELS.match(text) or (text.lstrip()[:8].lower() == "analysis" and _BARE_CHANNELS.match(text)):
         return _channels(text)
     if opened := _THOUGHT_PROCESS.match(text):
         closed = _RESPONSE.search(text, opened.end())
         return (
-            Reply(text[closed.end() :].strip(), text[opened.end() : closed.start()].strip())
+            SplitReply(text[closed.end() :].strip(), text[opened.end() : closed.start()].strip())
             if closed
-            else Reply("", text[opened.end() :].strip(), False)
+            else SplitReply("", text[opened.end() :].strip(), False)
         )
-    said, thoughts, whole = _marked(text)
+    answer, thoughts, whole = _marked(text)
     if thoughts is None:
-        return Reply(text) if not _AROUND.search(text) else Reply(_AROUND.sub("", text).strip())
-    return Reply(_unwrapped(_AROUND.sub("", said).strip()), thoughts.strip(), whole)
+        return SplitReply(text) if not _AROUND.search(text) else SplitReply(_AROUND.sub("", text).strip())
+    return SplitReply(_unwrapped(_AROUND.sub("", answer).strip()), thoughts.strip(), whole)
 
 
-def said(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """What was said."""
-    return split(text).said
+    return split(text).answer
 
 
 def mentions(text: str) -> bool:
@@ -158,10 +158,10 @@ _LONGEST = max(map(len, _ALL))
 
 def _marked(text: str) -> tuple[str, str | None, bool]:
     """(what was said, what was thought or None where no mark counts, whether every thought was closed)."""
-    said: list[str] = []
+    answer: list[str] = []
     thoughts: list[str] = []
     inside, counted = "", False
-    pos = seen = fences = 0
+    pos = looked = fences = 0
     named = -1  # where an opening mark ended that the line speaks of
     spoke = uttered = False  # whether anything but blanks was said up to here; up to the last thought
     for match in _MARK.finditer(text):
@@ -169,23 +169,23 @@ def _marked(text: str) -> tuple[str, str | None, bool]:
         if inside:
             if _CLOSES.get(mark) == inside:
                 thoughts.append(text[pos : match.start()])
-                inside, pos, seen, spoke, fences = "", match.end(), match.end(), uttered, 0
+                inside, pos, looked, spoke, fences = "", match.end(), match.end(), uttered, 0
             continue
-        before = text[seen : match.start()]
-        fences, spoke, seen = fences + before.count("```"), spoke or bool(before.strip()), match.end()
+        before = text[looked : match.start()]
+        fences, spoke, looked = fences + before.count("```"), spoke or bool(before.strip()), match.end()
         if text[match.start() - 1 : match.start()] in _QUOTES or fences % 2:
             spoke = True
         elif mark in _OPENS:
             if not spoke or (mark in _STRONG and _begins_a_line(text, match.start())):
-                said.append(text[pos : match.start()])
+                answer.append(text[pos : match.start()])
                 inside, pos, counted, uttered = mark, match.end(), True, spoke
             else:
                 spoke, named = True, match.end()
         elif _CLOSES[mark] in _STRONG and not _is_named(text, match, named):  # opened before the reply began
-            thoughts += [*said, text[pos : match.start()]]
-            said, pos, spoke, uttered, fences, counted = [], match.end(), False, False, 0, True
-    (thoughts if inside else said).append(text[pos:])
-    return "".join(said), "\n\n".join(filter(None, map(str.strip, thoughts))) if counted else None, not inside
+            thoughts += [*answer, text[pos : match.start()]]
+            answer, pos, spoke, uttered, fences, counted = [], match.end(), False, False, 0, True
+    (thoughts if inside else answer).append(text[pos:])
+    return "".join(answer), "\n\n".join(filter(None, map(str.strip, thoughts))) if counted else None, not inside
 
 
 def _is_named(text: str, close: re.Match[str], opened: int) -> bool:
@@ -200,13 +200,13 @@ def _begins_a_line(text: str, place: int) -> bool:
     return bool(line[1]) and not line[2].strip()
 
 
-def _channels(text: str) -> Reply:
+def _channels(text: str) -> SplitReply:
     """A reply in channels; without a final one the thoughts were cut off."""
     if not _CHANNELS.match(text):
         _, _, rest = text.partition("analysis")
-        thought, found, final = rest.rpartition("assistantfinal")
-        return Reply(final.strip(), thought.strip()) if found else Reply("", rest.strip(), False)
-    said: list[str] = []
+        thought, mark, final = rest.rpartition("assistantfinal")
+        return SplitReply(final.strip(), thought.strip()) if mark else SplitReply("", rest.strip(), False)
+    answer: list[str] = []
     thoughts: list[str] = []
     finals = 0
     for match in _CHANNEL.finditer(text):
@@ -214,8 +214,8 @@ def _channels(text: str) -> Reply:
         part = text[match.end() : end.start() if end else len(text)].strip()
         for_reader = match[1].lower() == "final"
         finals += for_reader
-        (said if for_reader else thoughts).append(part)
-    return Reply("\n\n".join(filter(None, said)), "\n\n".join(filter(None, thoughts)), bool(finals))
+        (answer if for_reader else thoughts).append(part)
+    return SplitReply("\n\n".join(filter(None, answer)), "\n\n".join(filter(None, thoughts)), bool(finals))
 
 
 def _unwrapped(text: str) -> str:

@@ -100,7 +100,7 @@ def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
     except UserError as error:
         raise type(error)(f"step {node.name}: {error}") from error
     except Exception as error:
-        if (refusal := limits.told(error, context.out) or extras.told(error)) is None:
+        if (refusal := limits.refusal(error, context.out) or extras.failed_import(error)) is None:
             raise
         raise type(refusal)(f"step {node.name}: {refusal}") from error
     manifest = {

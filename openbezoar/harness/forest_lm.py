@@ -178,7 +178,7 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                         # thought ends no answer.
                         reply = thoughts.split(text)
                         self.thought += bool(reply.thoughts)
-                        answers[n] = postprocess_generated_text(reply.said, stop, None)
+                        answers[n] = postprocess_generated_text(reply.answer, stop, None)
                     bar.advance(len(batch))
         return answers
 

@@ -72,7 +72,7 @@ def parse_yes_no(text: str) -> bool | None:
 
 def _stated(text: str) -> str:
     """A reply without thoughts, and without what it repeats of its instructions."""
-    return _REPEATED.sub("", thoughts.said(text or ""))
+    return _REPEATED.sub("", thoughts.without_thoughts(text or ""))
 
 
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B", "C": "tie"}
@@ -120,7 +120,7 @@ def parse_filter_reply(text: str) -> tuple[Status, float, str] | None:
     sentence, a table or tags; where a field is given twice the last counts. What is
     thought aloud is no verdict. The reason may be missing ("" then) and may run over several lines.
     """
-    text = thoughts.said(text or "")
+    text = thoughts.without_thoughts(text or "")
     for fields in (*_json_objects(text), _labelled(text, _FIELD), _labelled(text, _LOOSE_FIELD)):
         status, rating = _status(fields.get("status")), _field_rating(fields.get("rating"))
         if status is not None and rating is not None:

@@ -112,7 +112,7 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
             "question_id": question.id,
             "category": question.category,
             "questions": list(question.turns),
-            "turns": [reply.said for reply in replies],
+            "turns": [reply.answer for reply in replies],
             **ends,
             "finish": [end if reply.whole else "length" for end, reply in zip(ends["finish"], replies, strict=True)],
         }

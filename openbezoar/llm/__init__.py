@@ -124,10 +124,10 @@ def samples(
     """``n`` answers to each conversation, [conversations][n]. Sample 0 is the one that ``chat``
     gives; each has a seed of its own.
     """
-    drawn = each(sampling, len(conversations))
+    samplings = each(sampling, len(conversations))
     rows = [
         (c, s, step_seed(seed, "sample", k) if k else seed)
-        for c, s, seed in zip(conversations, drawn, seeds, strict=True)
+        for c, s, seed in zip(conversations, samplings, seeds, strict=True)
         for k in range(n)
     ]
     answers = llm.chat([c for c, _, _ in rows], [s for _, s, _ in rows], [seed for _, _, seed in rows])
@@ -174,10 +174,10 @@ def open_llm(name: str, context: StepContext) -> LLM:
     def local() -> LLM:
         from openbezoar.llm.local import Local
 
-        made = Local(checkpoint)
-        for note in made.formatter.prompt_notes:
+        model = Local(checkpoint)
+        for note in model.formatter.prompt_notes:
             context.progress.say(f"  {name}: {note}")
-        return made
+        return model
 
     def formatter() -> Any:
         from openbezoar.dialogue.prompt import Formatter

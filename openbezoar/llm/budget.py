@@ -49,24 +49,24 @@ class Purse:
         if not self.limits:
             yield
             return
-        wanted = worst_case(calls)
+        worst = worst_case(calls)
         with self._changed:
             while True:
                 if off is not None and off.is_set():
                     raise CalledOff
-                fits = [self._fits(limit, wanted) for limit in self.limits]
+                fits = [self._fits(limit, worst) for limit in self.limits]
                 if all(fits) or not self._held:
                     break
                 self._changed.wait(0.2)
-            self._held.append(wanted)
+            self._held.append(worst)
         try:
             yield
         finally:
             with self._changed:
-                self._held.remove(wanted)
+                self._held.remove(worst)
                 self._changed.notify_all()
 
-    def _fits(self, limit: _Limit, wanted: Spent) -> bool:
+    def _fits(self, limit: _Limit, worst: Spent) -> bool:
         """Whether a call's worst case fits beside what is spent and under way. Raises BudgetError if all is spent."""
         accounts = [
             (model, s)
@@ -79,8 +79,8 @@ class Purse:
         if (budget.tokens is not None and tokens >= budget.tokens) or (
             budget.money is not None and money >= budget.money
         ):
-            raise BudgetError(self._said(limit, [s for _, s in accounts], money))
-        under_way = [*self._held, wanted]
+            raise BudgetError(self._used_up(limit, [s for _, s in accounts], money))
+        under_way = [*self._held, worst]
         tokens += sum(s.prompt_tokens + s.tokens for s in under_way)
         money += sum(self._money(self.spender.model, s) for s in under_way)
         return (budget.tokens is None or tokens <= budget.tokens) and (budget.money is None or money <= budget.money)
@@ -89,16 +89,16 @@ class Purse:
         price = self.prices.get(model, Price())
         return (spent.prompt_tokens * price.input + spent.tokens * price.output) / 1e6
 
-    def _said(self, limit: _Limit, accounts: Sequence[Spent], money: float) -> str:
-        read, written = sum(s.prompt_tokens for s in accounts), sum(s.tokens for s in accounts)
-        given = [f"{limit.budget.tokens:,} tokens"] if limit.budget.tokens is not None else []
-        given += [f"money {limit.budget.money:g}"] if limit.budget.money is not None else []
+    def _used_up(self, limit: _Limit, accounts: Sequence[Spent], money: float) -> str:
+        prompt_tokens, tokens = sum(s.prompt_tokens for s in accounts), sum(s.tokens for s in accounts)
+        limits = [f"{limit.budget.tokens:,} tokens"] if limit.budget.tokens is not None else []
+        limits += [f"money {limit.budget.money:g}"] if limit.budget.money is not None else []
         lost = sum(s.unanswered for s in accounts)
         return (
-            f"the budget of {' or '.join(given)} is used up: {sum(s.calls for s in accounts):,}"
-            f" answers{f' and {lost:,} calls without one' * bool(lost)}, {read + written:,} tokens ({read:,} in,"
-            f" {written:,} out), money {money:.4g}; every answer is kept: raise {limit.where} and run again to go on"
-            " from here"
+            f"the budget of {' or '.join(limits)} is used up: {sum(s.calls for s in accounts):,}"
+            f" answers{f' and {lost:,} calls without one' * bool(lost)}, {prompt_tokens + tokens:,} tokens"
+            f" ({prompt_tokens:,} in, {tokens:,} out), money {money:.4g}; every answer is kept: raise {limit.where}"
+            " and run again to go on from here"
         )
 
 

@@ -28,10 +28,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         had, more = self.get_seq_length(), key_states.shape[-2]
         if self._room is None or self._room[0].shape[-2] < had + more:
             batch, heads, _, _ = key_states.shape
-            made = tuple(x.new_empty(batch, heads, had + more + SPARE, x.shape[-1]) for x in (key_states, value_states))
+            room = tuple(x.new_empty(batch, heads, had + more + SPARE, x.shape[-1]) for x in (key_states, value_states))
             if had:
-                made[0][:, :, :had], made[1][:, :, :had] = self.keys, self.values
-            self._room = (made[0], made[1])
+                room[0][:, :, :had], room[1][:, :, :had] = self.keys, self.values
+            self._room = (room[0], room[1])
         keys, values = self._room
         keys[:, :, had : had + more], values[:, :, had : had + more] = key_states, value_states
         self.keys, self.values = keys[:, :, : had + more], values[:, :, : had + more]
@@ -47,6 +47,6 @@ def roomy_cache(config: Any, whole: bool = False) -> DynamicCache:
     """A cache for a model's layers; those with a sliding window keep transformers' own, which stay
     short, unless ``whole``.
     """
-    made = DynamicCache(config=config)
-    made.layers = [RoomyLayer() if whole or type(layer) is DynamicLayer else layer for layer in made.layers]
-    return made
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer() if whole or type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -133,7 +133,7 @@ class CallStore:
             return self._find(keys)
 
     def _find(self, keys: Sequence[str]) -> dict[str, list[Completion]]:
-        found: dict[str, list[Completion]] = {}
+        by_key: dict[str, list[Completion]] = {}
         damaged: list[str] = []
         for first in range(0, len(keys), AT_ONCE):
             part = keys[first : first + AT_ONCE]
@@ -146,14 +146,14 @@ class CallStore:
                 if rows is None:
                     damaged.append(key)
                 else:
-                    found[key] = rows
+                    by_key[key] = rows
         if damaged:
             self._db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key in damaged])
             self.say(
                 f"{self.path}: {len(damaged)} answer{'s' * (len(damaged) > 1)} not as kept (the digest is another):"
                 " forgotten, and asked again"
             )
-        return found
+        return by_key
 
     def keep(self, answers: Mapping[str, Sequence[Completion]], spender: Spender) -> dict[str, list[Completion]]:
         """Put answers by key on disk, all or none, and on the spender's account; gives what is on disk now.
@@ -289,22 +289,22 @@ class CallStore:
         under_way = (
             "SELECT run, step, model, 0, prompt_tokens, tokens, calls FROM claims WHERE calls > 0 AND owner <> ?"
         )
-        spent = (
+        settled = (
             f"SELECT run, step, model, calls, {COUNTS[1]} + {COUNTS[4]}, {COUNTS[2]} + {COUNTS[5]}, {COUNTS[3]} FROM"
             " spent"
         )
         with self._lock, self._errors():
-            rows = self._db.execute(f"{spent} UNION ALL {under_way} ORDER BY 1, 2, 3", (self.owner,)).fetchall()
-        found: dict[tuple[str, str, str], Spent] = {}
+            rows = self._db.execute(f"{settled} UNION ALL {under_way} ORDER BY 1, 2, 3", (self.owner,)).fetchall()
+        accounts: dict[tuple[str, str, str], Spent] = {}
         for run, step, model, *numbers in rows:
             if any(type(n) is not int for n in numbers):  # a damaged page
                 raise RunError(
                     f"{self.path}: the account of {run}/{step} holds no counts; put a copy of the file back, or move it"
                     " away"
                 )
-            had = asdict(found.get((run, step, model), Spent()))
-            found[run, step, model] = Spent(*(n + more for n, more in zip(had.values(), numbers, strict=True)))
-        return found
+            had = asdict(accounts.get((run, step, model), Spent()))
+            accounts[run, step, model] = Spent(*(n + more for n, more in zip(had.values(), numbers, strict=True)))
+        return accounts
 
     # ------------------------------------------------------------------------ upkeep
 
@@ -318,9 +318,9 @@ class CallStore:
         """(answers, damaged ones), all read again. Raises RunError for a file whose pages do not fit together."""
         n = damaged = 0
         with self._lock, self._errors():
-            found = [text for (text,) in self._db.execute("PRAGMA integrity_check(1)")]
-            if found != ["ok"]:
-                raise sqlite3.DatabaseError(" ".join(str(found[0]).split()))
+            findings = [text for (text,) in self._db.execute("PRAGMA integrity_check(1)")]
+            if findings != ["ok"]:
+                raise sqlite3.DatabaseError(" ".join(str(findings[0]).split()))
             for key, answers, digest in self._db.execute(
                 "SELECT key, CAST(answers AS BLOB), CAST(digest AS BLOB) FROM calls"
             ):

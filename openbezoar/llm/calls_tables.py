@@ -125,10 +125,10 @@ def parsed(answers: bytes) -> list[Completion] | None:
         rows: list[dict[str, Any]] = [
             {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()} for row in json.loads(answers)
         ]
-        made = [Completion(**row) for row in rows]
+        completions = [Completion(**row) for row in rows]
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return made if made and all(map(_sound, made)) else None
+    return completions if completions and all(map(_sound, completions)) else None
 
 
 def _sound(answer: Completion) -> bool:

@@ -32,24 +32,24 @@ def weigh(tokens: Sequence[Token], prefix: str, choices: Sequence[str]) -> list[
     words = prefix.split()
     places = [(text.find(tail), tail) for i in range(len(words)) if (tail := " ".join(words[i:])) in text]
     start = places[0][0] + len(places[0][1]) if places else 0
-    found: dict[str, float] = {}
+    logprobs: dict[str, float] = {}
     at = 0
     for number, token in enumerate(tokens):
         if at + len(token.text) > start:
-            _spread(tokens, number, token.text[: start - at], "", 0.0, choices, found)
+            _spread(tokens, number, token.text[: start - at], "", 0.0, choices, logprobs)
             break
         at += len(token.text)
-    return [found.get(choice, -math.inf) for choice in choices]
+    return [logprobs.get(choice, -math.inf) for choice in choices]
 
 
 def _spread(
     tokens: Sequence[Token],
     number: int,
     head: str,
-    done: str,
+    begun: str,
     weight: float,
     choices: Sequence[str],
-    found: dict[str, float],
+    logprobs: dict[str, float],
 ) -> None:
     """Share out the probability at one place. head: what its tokens must begin with; done: what of
     the choice was written before.
@@ -58,14 +58,14 @@ def _spread(
     for text, logprob in {token.text: token.logprob, **token.likeliest}.items():
         if not text.startswith(head):
             continue
-        part = done + (text[len(head) :] if done or head else text.lstrip())
+        part = begun + (text[len(head) :] if begun or head else text.lstrip())
         fitting = [c for c in choices if part and (c.startswith(part) or part.startswith(c))]
         if len(fitting) > 1 and text == token.text and number + 1 < len(tokens):
-            _spread(tokens, number + 1, "", part, weight + logprob, fitting, found)
+            _spread(tokens, number + 1, "", part, weight + logprob, fitting, logprobs)
         elif fitting:
             # "1" may begin "10" as well; where the next token is not told, the shortest is the likeliest.
             best = min(fitting, key=len)
-            found[best] = _sum(found.get(best, -math.inf), weight + logprob)
+            logprobs[best] = _sum(logprobs.get(best, -math.inf), weight + logprob)
 
 
 def _sum(a: float, b: float) -> float:

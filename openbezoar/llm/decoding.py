@@ -41,7 +41,7 @@ class Sampled:
         )
 
     @property
-    def said(self) -> list[int]:
+    def answer_ids(self) -> list[int]:
         """The ids without the one that ends the answer."""
         return self.ids[:-1] if self.ids and self.ids[-1] in self.ends else self.ids
 
@@ -58,11 +58,11 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         rows: Sequence[Sampled],
         stopped: Callable[[Sampled], bool],
-        taken: Callable[[Sampled], None] = lambda row: None,
+        on_token: Callable[[Sampled], None] = lambda row: None,
     ) -> None:
         """Fill ``rows`` with what follows the prompts of token ids, one row each, all in one batch.
 
-        A row ends at one of its ``ends``, where ``stopped`` says so, or at its limit; ``taken``
+        A row ends at one of its ``ends``, where ``stopped`` says so, or at its limit; ``on_token``
         is told of it after each of its tokens.
         """
         if not rows:
@@ -79,18 +79,18 @@ class Decoder:
             for i, row in enumerate(live):
                 if step < row.sampling.min_new_tokens:
                     logits[i, list(row.ends)] = -torch.inf
-            drawn = pick(logits, [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
-            for row, token in zip(live, drawn.tolist(), strict=True):
+            tokens = pick(logits, [row.sampling for row in live], torch.stack([row.draws[step] for row in live]))
+            for row, token in zip(live, tokens.tolist(), strict=True):
                 row.ids.append(token)
                 if token in row.ends or stopped(row):
                     row.finish = "stop"
-                taken(row)
+                on_token(row)
             keep = [
                 i for i, row in enumerate(live) if row.finish == "length" and len(row.ids) < row.sampling.max_new_tokens
             ]
             if not keep:
                 break
-            ids = drawn[:, None]
+            ids = tokens[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             if len(keep) < len(live):
                 index = torch.tensor(keep, device=self.device)
@@ -99,8 +99,8 @@ class Decoder:
 
     def _read(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Hidden states after the last of some tokens [rows, hidden]; the cache takes their keys and values."""
-        kept = {self.scorer.cache_argument: cache}
-        out = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **kept)
+        argument = {self.scorer.cache_argument: cache}
+        out = self.scorer.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **argument)
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
     def _prefilled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
@@ -163,10 +163,10 @@ def end_tokens(settings: Any) -> tuple[int, ...]:
 
 def _left_padded(rows: Sequence[Tensor], width: int) -> Tensor:
     """Tensors [heads, n, d] of different n → [rows, heads, width, d], zeros on the left."""
-    made = rows[0].new_zeros(len(rows), rows[0].shape[0], width, rows[0].shape[2])
+    padded = rows[0].new_zeros(len(rows), rows[0].shape[0], width, rows[0].shape[2])
     for i, row in enumerate(rows):
-        made[i, :, width - row.shape[1] :] = row
-    return made
+        padded[i, :, width - row.shape[1] :] = row
+    return padded
 
 
 def pick(logits: Tensor, samplings: Sequence[Sampling], draws: Tensor) -> Tensor:

@@ -74,13 +74,13 @@ class Local:
         trees = []
         for conversation in conversations:
             start = self.formatter.prompt_text(conversation) + self.formatter.lead + prefix
-            given = self._ids(start)
+            head = self._ids(start)
             paths, longest = [], 0
             for choice in choices:
                 whole = self._ids(start + choice)
                 shared = next(
-                    (i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b),
-                    min(len(given), len(whole)),
+                    (i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b),
+                    min(len(head), len(whole)),
                 )
                 paths.append(TokenPath.of(whole[:shared], whole[shared:]))
                 longest = max(longest, len(whole))
@@ -104,8 +104,8 @@ class Local:
         answers = [Completion("", "error", len(prompt), 0, refused="too long") for prompt in prompts]
         if not fit:
             return answers
-        drawn = each(sampling, len(prompts))
-        within = [replace(drawn[i], max_new_tokens=min(drawn[i].max_new_tokens, rooms[i])) for i in fit]
+        samplings = each(sampling, len(prompts))
+        within = [replace(samplings[i], max_new_tokens=min(samplings[i].max_new_tokens, rooms[i])) for i in fit]
         for row in self.sample([prompts[i] for i in fit], within, [seeds[i] for i in fit]):
             place = fit[row.place]
             answers[place] = self._completion(row, len(prompts[place]), opened[place] if opened else "")
@@ -129,10 +129,10 @@ class Local:
             thoughts.opening(self.formatter.prompt_text(conversation)),
         )
         stream = Stream(self.decode, (*sampling.stop, *self.formatter.stop), say, opened, think)
-        (row,) = self.sample([prompt], sampling, [seed], lambda row: stream.feed(row.said))
-        (made,) = Spoken(self.name).of([self._completion(row, len(prompt), opened)])
-        stream.finish(made.text)
-        return made
+        (row,) = self.sample([prompt], sampling, [seed], lambda row: stream.feed(row.answer_ids))
+        (completion,) = Spoken(self.name).of([self._completion(row, len(prompt), opened)])
+        stream.finish(completion.text)
+        return completion
 
     @property
     def window(self) -> int:
@@ -144,16 +144,16 @@ class Local:
         prompts: Sequence[Sequence[int]],
         sampling: Samplings,
         seeds: Sequence[int],
-        taken: Callable[[Sampled], None] = lambda row: None,
+        on_token: Callable[[Sampled], None] = lambda row: None,
     ) -> list[Sampled]:
-        """The token ids drawn after prompts of token ids, all in one batch; ``taken`` is told of
+        """The token ids drawn after prompts of token ids, all in one batch; ``on_token`` is told of
         each row after each of its tokens.
         """
         rows = [
-            Sampled.of(i, drawn, self._ends(drawn), seed)
-            for i, (drawn, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
+            Sampled.of(i, setting, self._ends(setting), seed)
+            for i, (setting, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
         ]
-        self.decoder.draw(prompts, rows, self._stopped, taken)
+        self.decoder.draw(prompts, rows, self._stopped, on_token)
         return rows
 
     def _ends(self, sampling: Sampling) -> tuple[int, ...]:
@@ -173,7 +173,7 @@ class Local:
 
     def _completion(self, row: Sampled, prompt_tokens: int, opened: str) -> Completion:
         stop = (*row.sampling.stop, *self.formatter.stop)
-        text = self.decode(row.said)
+        text = self.decode(row.answer_ids)
         cut = min((text.find(s) for s in stop if s in text), default=-1)
         if cut >= 0:
             text, row.finish = text[:cut], "stop"

@@ -37,10 +37,10 @@ class Process:
     def of(cls, text: str) -> Process | None:
         """From JSON; None if it tells of no process."""
         try:
-            made = cls(**json.loads(text))
+            process = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
             return None
-        return made if type(made.pid) is int else None
+        return process if type(process.pid) is int else None
 
     def state(self) -> Literal["runs", "gone", "out of sight"]:
         """Seen from this process. A process of another machine or container is out of sight: its

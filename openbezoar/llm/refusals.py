@@ -106,21 +106,21 @@ def fault_in(status: int, value: Any) -> Fault | None:
         return Fault(status, value[:LONGEST])
     if not isinstance(value, dict):
         return None
-    found = next((value[key] for key in ("error", "detail", "errors", "message") if value.get(key)), None)
-    if found is None:
+    fault = next((value[key] for key in ("error", "detail", "errors", "message") if value.get(key)), None)
+    if fault is None:
         return None
     parts = (
-        [value, found]
-        if isinstance(found, dict)
-        else [value, *(part for part in found if isinstance(part, dict))]
-        if isinstance(found, list)
+        [value, fault]
+        if isinstance(fault, dict)
+        else [value, *(part for part in fault if isinstance(part, dict))]
+        if isinstance(fault, list)
         else [value]
     )
     message = "; ".join(dict.fromkeys(_texts(parts, ("message", "msg", "error", "detail")))) or "no reason given"
     code = " ".join(dict.fromkeys(_texts(parts, ("code", "type", "error_type", "status"))))
     # of a gateway, what the server behind it said
-    if isinstance(found, dict) and isinstance(found.get("metadata"), dict):
-        message += "".join(f": {text}" for text in _texts([found["metadata"]], ("raw",)))
+    if isinstance(fault, dict) and isinstance(fault.get("metadata"), dict):
+        message += "".join(f": {text}" for text in _texts([fault["metadata"]], ("raw",)))
     param = next(_texts(parts, ("param",)), "") or next(
         (str(p["loc"][-1]) for p in parts if isinstance(p.get("loc"), list) and p["loc"]), ""
     )

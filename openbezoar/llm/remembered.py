@@ -136,41 +136,41 @@ class Remembered:
         """One answer a call, from disk or from the model. All calls are of one kind."""
         if not calls:
             return []
-        self._tally.asked(len(calls))
-        answers = [_readable(answer) for answer in self._found(calls)]
+        self._tally.expect(len(calls))
+        answers = [_readable(answer) for answer in self._from_cache_or_model(calls)]
         self._tally.came(answers)
         return answers
 
-    def _found(self, calls: Sequence[Call]) -> list[Completion]:
+    def _from_cache_or_model(self, calls: Sequence[Call]) -> list[Completion]:
         keys = [digest([self._identity, plain(call)]) for call in calls]
         if self.unit == "batch" or (self.unit == "row" and calls[0].kind == "choices"):
             key = digest(keys)
-            known = self.store.find([key]) or self._shared(
+            batch = self.store.find([key]) or self._shared(
                 [key], lambda _: self._batch(calls, lambda rows: {key: rows})
             )
             self._tell(len(calls))
-            self._refusals(known[key])
-            return known[key]
-        found = self.store.find(keys)
+            self._refusals(batch[key])
+            return batch[key]
+        answers = self.store.find(keys)
         # the same call twice is asked once
-        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}
-        missing = {keys[place]: calls[place] for place in sorted(places.values())}
-        self._tell(len(calls) - len(missing))
-        self._refusals([answers[0] for answers in found.values()])
-        if missing and self.unit == "call":
-            found |= self._side_by_side(list(missing.items()))
-        elif missing:
+        places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in answers}
+        unanswered = {keys[place]: calls[place] for place in sorted(places.values())}
+        self._tell(len(calls) - len(unanswered))
+        self._refusals([rows[0] for rows in answers.values()])
+        if unanswered and self.unit == "call":
+            answers |= self._side_by_side(list(unanswered.items()))
+        elif unanswered:
             fresh = self._shared(
-                list(missing),
-                lambda asked: self._batch(
-                    [missing[key] for key in asked],
-                    lambda rows: {key: [row] for key, row in zip(asked, rows, strict=True)},
+                list(unanswered),
+                lambda part: self._batch(
+                    [unanswered[key] for key in part],
+                    lambda rows: {key: [row] for key, row in zip(part, rows, strict=True)},
                 ),
             )
-            self._tell(len(missing))
+            self._tell(len(unanswered))
             self._refusals([answers[0] for answers in fresh.values()])
-            found |= fresh
-        return [found[key][0] for key in keys]
+            answers |= fresh
+        return [answers[key][0] for key in keys]
 
     def _shared(
         self,
@@ -182,21 +182,21 @@ class Remembered:
         """Answers by key: what ``ask`` gives for those that nobody asks just now, and what another
         process is told of the others.
         """
-        found: dict[str, list[Completion]] = {}
-        while missing := [key for key in keys if key not in found]:
-            if not self.store.claim(missing, self.purse.spender, cost):
-                self.store.wait(missing, off)
-                found |= self.store.find(missing)
+        answers: dict[str, list[Completion]] = {}
+        while unanswered := [key for key in keys if key not in answers]:
+            if not self.store.claim(unanswered, self.purse.spender, cost):
+                self.store.wait(unanswered, off)
+                answers |= self.store.find(unanswered)
                 continue
             try:
-                found |= ask(missing)
+                answers |= ask(unanswered)
             except BaseException as error:
                 # A refusal, or a budget, comes before an answer that costs; of all else nobody knows.
                 self.store.release(
-                    missing, sent=not isinstance(error, (ModelError, RecipeError, BudgetError, CalledOff))
+                    unanswered, sent=not isinstance(error, (ModelError, RecipeError, BudgetError, CalledOff))
                 )
                 raise
-        return found
+        return answers
 
     def _refusals(self, answers: Sequence[Completion]) -> None:
         """Raises ModelError if these make too many."""
@@ -242,8 +242,8 @@ class Remembered:
                 self._tally.refused(kind, server.words.get(kind, ""))
             return answers
 
-        kept = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
-        return {key: answers for part in kept for key, answers in part.items()}
+        parts = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
+        return {key: answers for part in parts for key, answers in part.items()}
 
 
 def _readable(answer: Completion) -> Completion:
@@ -256,16 +256,16 @@ def ask(llm: LLM, calls: Sequence[Call]) -> list[Completion]:
     """Calls of one kind, asked of a model by its protocol."""
     first, seeds = calls[0], [call.seed for call in calls]
     prompts: list[Any] = [call.prompt for call in calls]
-    drawn: Samplings = (
+    samplings: Samplings = (
         first.sampling if all(call.sampling == first.sampling for call in calls) else [call.sampling for call in calls]
     )
     if first.kind == "chat":
-        return llm.chat(prompts, drawn, seeds)
+        return llm.chat(prompts, samplings, seeds)
     if first.kind == "complete":
-        return llm.complete(prompts, drawn, seeds)
+        return llm.complete(prompts, samplings, seeds)
     formatter: Any = getattr(llm, "formatter", None)  # a local model's: what it read is counted by it
-    read = [len(formatter.prompt_ids(prompt)) if formatter is not None else 0 for prompt in prompts]
-    weighed = zip(read, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)
+    prompt_tokens = [len(formatter.prompt_ids(prompt)) if formatter is not None else 0 for prompt in prompts]
+    weighed = zip(prompt_tokens, llm.choice_logprobs(prompts, first.prefix, first.choices), strict=True)
     return [
         Completion("", "stop", n, 0, tuple(row)) if row else Completion("", "error", n, 0, refused="too long")
         for n, row in weighed

@@ -181,17 +181,17 @@ def _texts(choice: _Choice) -> tuple[str, str]:
         if "text" not in choice.model_fields_set or (choice.text is None and choice.finish_reason is None):
             raise Malformed("choices.0: neither a message nor a text")
         return choice.text or "", ""
-    said, thought = _parts(message.content, "choices.0.message.content")
+    answer, thought = _parts(message.content, "choices.0.message.content")
     thought = thought or next(
-        (text for given in (message.reasoning_content, message.reasoning) if (text := _reasoning(given))), ""
+        (text for value in (message.reasoning_content, message.reasoning) if (text := _reasoning(value))), ""
     )
     if (
-        not (said or thought)
+        not (answer or thought)
         and not message.refusal
         and (choice.finish_reason is None or not message.model_fields_set & {"content", "tool_calls"})
     ):
         raise Malformed("choices.0.message: no content")
-    return said or message.refusal or "", thought
+    return answer or message.refusal or "", thought
 
 
 def _parts(content: str | Sequence[_Part] | None, where: str) -> tuple[str, str]:
@@ -200,26 +200,26 @@ def _parts(content: str | Sequence[_Part] | None, where: str) -> tuple[str, str]
         return content or "", ""
     if not content:
         raise Malformed(f"{where}: a list of no parts")
-    said, thought = [], []
+    texts, thought = [], []
     for part in content:
         if part.type in TEXT_PARTS and (text := part.text if part.type != "refusal" else part.refusal) is not None:
-            said.append(text)
+            texts.append(text)
         elif part.type in THOUGHT_PARTS:
             thought += [
-                _reasoning(given)
-                for given in (part.thinking, part.reasoning, part.summary, part.text)
-                if given is not None
+                _reasoning(value)
+                for value in (part.thinking, part.reasoning, part.summary, part.text)
+                if value is not None
             ]
         else:
             raise Malformed(f"{where}: a part of type '{part.type[:40]}' that holds no text")
-    return "".join(said), "\n\n".join(text for text in thought if text)
+    return "".join(texts), "\n\n".join(text for text in thought if text)
 
 
-def _reasoning(given: Any) -> str:
+def _reasoning(value: Any) -> str:
     """Thoughts in whatever form they come; only texts are taken."""
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, list):
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
         return ""
     texts = [
         (
@@ -231,7 +231,7 @@ def _reasoning(given: Any) -> str:
             if isinstance(part, dict)
             else None
         )
-        for part in given
+        for part in value
     ]
     return "".join(text for text in texts if isinstance(text, str))
 
@@ -265,40 +265,40 @@ def _counted(usage: _Usage | None, call: Call, text: str) -> tuple[int, int, boo
     A token holds at least a byte of its text, so a text has no more tokens than bytes. What a
     model wrote may be hidden, so there the tokens asked for are allowed too.
     """
-    told = usage or _Usage()
+    counts = usage or _Usage()
     prompt = "".join(_prompts(call))
-    read_, wrong = _believed(
-        told.prompt_tokens, prompt, len(prompt.encode(errors="replace")) + OVERHEAD, prompt_tokens(call)
+    tokens_in, wrong = _believed(
+        counts.prompt_tokens, prompt, len(prompt.encode(errors="replace")) + OVERHEAD, prompt_tokens(call)
     )
     most = 2 * max(asked_tokens(call), len(text.encode())) + TURN_TOKENS
-    written, wrong_too = _believed(told.completion_tokens, text, most, math.ceil(len(text) / CHARACTERS_A_TOKEN))
-    return read_, written, wrong or wrong_too
+    tokens_out, wrong_too = _believed(counts.completion_tokens, text, most, math.ceil(len(text) / CHARACTERS_A_TOKEN))
+    return tokens_in, tokens_out, wrong or wrong_too
 
 
-def _believed(told: float | None, text: str, most: int, estimate: int) -> tuple[int, bool]:
-    if told is None:
+def _believed(count: float | None, text: str, most: int, estimate: int) -> tuple[int, bool]:
+    if count is None:
         return estimate, False
     least = math.ceil(len(" ".join(text.split())) / MOST_CHARACTERS)
-    if least <= told <= most and told == int(told):  # false for NaN, before int() sees it
-        return int(told), False
+    if least <= count <= most and count == int(count):  # false for NaN, before int() sees it
+        return int(count), False
     return estimate, True
 
 
 # ----------------------------------------------------------------------- log-probabilities
 
 
-def tokens_of(given: Any) -> list[Token]:
+def tokens_of(value: Any) -> list[Token]:
     """The tokens of a choice's ``logprobs`` in either of the API's forms, chat or raw; empty if it
     tells nothing of them.
 
     A likely token without a number is an impossible one, which some servers cannot write otherwise.
     """
-    if given is None:
+    if value is None:
         return []
-    content = fitting(_ChatLogprobs, given, "logprobs").content
+    content = fitting(_ChatLogprobs, value, "logprobs").content
     if content:
         return [_token(t.token, t.logprob, {a.token: a.logprob for a in t.top_logprobs or []}) for t in content]
-    raw = fitting(_RawLogprobs, given, "logprobs")
+    raw = fitting(_RawLogprobs, value, "logprobs")
     texts = raw.tokens or []
     logprobs, likeliest = raw.token_logprobs or [], raw.top_logprobs or [None] * len(texts)
     if not len(texts) == len(logprobs) == len(likeliest):

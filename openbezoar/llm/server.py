@@ -49,9 +49,9 @@ MASKED = 8  # characters of a key in a row that are not shown
 class _Lost:
     """No answer this time. kind: what the call is counted under if that stays so."""
 
-    said: str
+    words: str
     kind: Literal["malformed", "failed", ""]  # "": nobody was there
-    asked: float | None = None
+    wait: float | None = None
     busy: bool = False
 
 
@@ -155,8 +155,8 @@ class Server:
                     return came
                 continue
             tries, last = tries + 1, endpoint
-            seconds = pause(tries, came.asked, call.seed)
-            hold = seconds if came.busy or came.asked is not None else None
+            seconds = pause(tries, came.wait, call.seed)
+            hold = seconds if came.busy or came.wait is not None else None
             elsewhere = self._endpoints.lost(endpoint, begun, busy=came.busy, gone=not came.kind, hold=hold)
             if tries > self.spec.retries or (
                 not self._endpoints.answered and tries >= FIRST_TRIES * len(self.spec.servers)
@@ -214,28 +214,28 @@ class Server:
                 f"{self.where}: it redirects to {to}, where nothing is sent; if that is the right server, write its"
                 " address as 'server'"
             )
-        said, means = f"{fault.status or 'an error in its reply'}: {self._tidy(fault.message)}", meaning(fault)
+        words, means = f"{fault.status or 'an error in its reply'}: {self._tidy(fault.message)}", meaning(fault)
         if means == "quota":
             raise ModelError(
-                f"{self.where}: there is nothing left to pay with, it says {said}. Top up, then run again: every answer"
-                " is kept"
+                f"{self.where}: there is nothing left to pay with, it says {words}. Top up, then run again: every"
+                " answer is kept"
             )
         if means in ("request", "wait") and (name := self._settings.named(fault, request)) is not None:
-            self._without(name, fault, request, call, said)
+            self._without(name, fault, request, call, words)
             return None
         if means == "wait":
-            asked = retry_after(reply.headers.get("retry-after"))
-            if asked is not None and asked > TOO_LONG_ASKED and len(self.spec.servers) == 1:
+            wait = retry_after(reply.headers.get("retry-after"))
+            if wait is not None and wait > TOO_LONG_ASKED and len(self.spec.servers) == 1:
                 raise ModelError(
-                    f"{self.where}: it wants to be left alone for {duration(asked)}, it says {said}. Run again then:"
+                    f"{self.where}: it wants to be left alone for {duration(wait)}, it says {words}. Run again then:"
                     " every answer is kept"
                 )
-            return _Lost(said, "failed", asked, fault.status in (408, 429, 503))
+            return _Lost(words, "failed", wait, fault.status in (408, 429, 503))
         if means == "every request" or (means == "request" and self._refuses_all(off)):
-            raise ModelError(f"{self.where}: it refuses the request with {said}{_remedy(fault.status, self.spec)}")
-        return self._refused(call, means, said)
+            raise ModelError(f"{self.where}: it refuses the request with {words}{_remedy(fault.status, self.spec)}")
+        return self._refused(call, means, words)
 
-    def _without(self, name: str, fault: Fault, request: Request, call: Call, said: str) -> None:
+    def _without(self, name: str, fault: Fault, request: Request, call: Call, words: str) -> None:
         """Send a call without the setting that its refusal names, or in the other way that there is."""
         way = self._settings.adapt(name, fault, request, call.kind == "choices")
         if way is None:
@@ -243,11 +243,11 @@ class Server:
         if way is False:
             if self.spec.refused_settings == "stop":
                 raise ModelError(
-                    f"{self.where}: it refuses '{name}' with {said}; change it, or set refused_settings: leave_out"
+                    f"{self.where}: it refuses '{name}' with {words}; change it, or set refused_settings: leave_out"
                 )
             self._once_said(
                 f"without {name}",
-                f"{self.where}: it refuses '{name}' ({said}); it is asked without from now on, and answers say so",
+                f"{self.where}: it refuses '{name}' ({words}); it is asked without from now on, and answers say so",
             )
 
     @contextmanager
@@ -279,13 +279,13 @@ class Server:
             off.wait(0.02)
         return False
 
-    def _refused(self, call: Call, kind: str, said: str) -> Completion:
+    def _refused(self, call: Call, kind: str, words: str) -> Completion:
         prompt = call.prompt if isinstance(call.prompt, str) else call.prompt[-1].content
-        self.words[kind] = said
+        self.words[kind] = words
         end = visible(" ".join(prompt.split()))[-60:]
         self._once_said(
             kind,
-            f"{self.where}: one call goes without an answer, counted under '{REASONS[kind]}': {said} (its prompt ends"
+            f"{self.where}: one call goes without an answer, counted under '{REASONS[kind]}': {words} (its prompt ends"
             f" in '{end}')",
         )
         return Completion("", "error", 0, 0, refused=kind)
@@ -295,10 +295,10 @@ class Server:
         ModelError if none was.
         """
         if lost.kind and self._endpoints.last_answer > first:
-            return self._refused(call, lost.kind, f"no answer after {tries} tries, the last one: {lost.said}")
+            return self._refused(call, lost.kind, f"no answer after {tries} tries, the last one: {lost.words}")
         raise ModelError(
-            f"{self.where}: no answer after {tries} tries; the last one: {lost.said}. Check that the server runs and is"
-            " reachable, then run again: every answer is kept"
+            f"{self.where}: no answer after {tries} tries; the last one: {lost.words}. Check that the server runs and"
+            " is reachable, then run again: every answer is kept"
         )
 
     # ------------------------------------------------------------------------ words
@@ -311,7 +311,7 @@ class Server:
                 return
             self._said_at = now
         self._say(
-            f"{self.where}: waiting {seconds:.0f} s to ask again, try {tries} of {1 + self.spec.retries}: {lost.said}"
+            f"{self.where}: waiting {seconds:.0f} s to ask again, try {tries} of {1 + self.spec.retries}: {lost.words}"
         )
 
     def _once_said(self, key: str, text: str) -> None:
@@ -390,9 +390,9 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def pause(tries: int, asked: float | None, seed: int) -> float:
+def pause(tries: int, wait: float | None, seed: int) -> float:
     """Seconds before the next try: at least what the server asked for, else doubling; jitter keeps requests apart."""
     jitter = random.Random(f"{seed}/{tries}").random()
-    if asked is not None:
-        return min(asked, LONGEST_ASKED) + jitter
+    if wait is not None:
+        return min(wait, LONGEST_ASKED) + jitter
     return float(min(2 ** (tries - 1), LONGEST_WAIT)) * (0.5 + jitter / 2)

@@ -94,19 +94,23 @@ class Settings:
             if prompt and prompt[0].role == "system":
                 settings[SYSTEM] = True
                 prompt = folded(prompt) if SYSTEM in left_out else prompt
-            asked: dict[str, Any] = {"messages": [turn.as_dict() for turn in prompt]}
+            prompt_field: dict[str, Any] = {"messages": [turn.as_dict() for turn in prompt]}
         else:
-            asked = {"prompt": prompt}
-        kept = {name: value for name, value in settings.items() if name not in left_out}
+            prompt_field = {"prompt": prompt}
+        allowed = {name: value for name, value in settings.items() if name not in left_out}
         # A half of a surrogate pair, which no server can read, would make the whole request unreadable.
         body = mended(
             json.dumps(
-                {"model": self.model, **asked, **{name: value for name, value in kept.items() if name != SYSTEM}},
+                {
+                    "model": self.model,
+                    **prompt_field,
+                    **{name: value for name, value in allowed.items() if name != SYSTEM},
+                },
                 ensure_ascii=False,
             )
         )[0].encode()
         path = "/completions" if raw else "/chat/completions"
-        return Request(path, body, kept, tuple(sorted(settings.keys() - kept.keys())), likeliest)
+        return Request(path, body, allowed, tuple(sorted(settings.keys() - allowed.keys())), likeliest)
 
     def answered(self, request: Request) -> None:
         """A request got an answer, so that nothing in it is refused as such."""

@@ -44,12 +44,12 @@ class Spoken:
             )
         reply = thoughts.split(opened + answer.text)
         if not reply.thoughts and reply.whole and not answer.thoughts:
-            return answer if reply.said == opened + answer.text else replace(answer, text=reply.said)
+            return answer if reply.answer == opened + answer.text else replace(answer, text=reply.answer)
         # A server that tells thoughts apart gives no answer beside one that was cut off.
-        whole = reply.whole and not (answer.thoughts and not reply.said and answer.finish == "length")
+        whole = reply.whole and not (answer.thoughts and not reply.answer and answer.finish == "length")
         self.counts.add(f"{self.name}: {LEFT_OUT if whole else CUT_OFF}")
         thought = "\n\n".join(filter(None, (answer.thoughts, reply.thoughts)))
-        return replace(answer, text=reply.said, thoughts=thought, finish=answer.finish if whole else "length")
+        return replace(answer, text=reply.answer, thoughts=thought, finish=answer.finish if whole else "length")
 
 
 def spoken(text: str, counts: Counts) -> str:
@@ -57,4 +57,4 @@ def spoken(text: str, counts: Counts) -> str:
     reply = thoughts.split(text)
     if reply.thoughts or not reply.whole:
         counts.add(f"answers: {LEFT_OUT if reply.whole else CUT_OFF}")
-    return reply.said
+    return reply.answer

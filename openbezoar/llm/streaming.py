@@ -42,7 +42,7 @@ class Stream:
         if reply.thoughts.startswith(self.thought) and len(reply.thoughts) > len(self.thought):
             self.think(reply.thoughts[len(self.thought) :])
             self.thought = reply.thoughts
-        self._say(reply.said.strip())
+        self._say(reply.answer.strip())
 
     def finish(self, text: str) -> None:
         """Say the rest of the whole text."""

@@ -26,26 +26,26 @@ class Tally:
     def __init__(self, name: str, counts: Counts, most: float = MAX_REFUSED, where: str = "max_refused") -> None:
         """most: share of the calls asked for that may be refused. where: that setting's place in the recipe."""
         self.name, self.counts, self.most, self.where = name, counts, most, where
-        self._asked = 0
+        self._expected = 0
         self._refused: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def asked(self, calls: int) -> None:
+    def expect(self, calls: int) -> None:
         """So many calls more are wanted."""
         with self._lock:
-            self._asked += calls
+            self._expected += calls
 
-    def refused(self, kind: str, said: str = "") -> None:
-        """One call was refused. Raises ModelError if they are too many by now. said: by the server."""
+    def refused(self, kind: str, words: str = "") -> None:
+        """One call was refused. Raises ModelError if they are too many by now. words: the server's."""
         with self._lock:
             self._refused[kind] += 1
-            n, asked = self._refused.total(), self._asked
-            if n <= max(self.most * asked, FEW if self.most else 0):
+            n, calls = self._refused.total(), self._expected
+            if n <= max(self.most * calls, FEW if self.most else 0):
                 return
             reasons = ", ".join(f"{k} because of {REASONS[kind]}" for kind, k in self._refused.most_common())
-        last = f"; the last one: {said}" if said else ""
+        last = f"; the last one: {words}" if words else ""
         raise ModelError(
-            f"model '{self.name}': {n} of {asked} calls have no answer ({reasons}){last}. Mend the cause, or let more"
+            f"model '{self.name}': {n} of {calls} calls have no answer ({reasons}){last}. Mend the cause, or let more"
             f" go with {self.where} (now {self.most:g}), and run again: every answer is kept"
         )
 

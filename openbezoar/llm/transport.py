@@ -35,8 +35,8 @@ class Late(Exception):
 class Gone(Exception):
     """No connection, or one that broke. sent: the request may have reached the server."""
 
-    def __init__(self, said: str, sent: bool) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, sent: bool) -> None:
+        super().__init__(message)
         self.sent = sent
 
 

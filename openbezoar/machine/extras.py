@@ -67,7 +67,7 @@ def missing(packages: Iterable[str]) -> UserError:
     )
 
 
-def told(error: BaseException) -> UserError | None:
+def failed_import(error: BaseException) -> UserError | None:
     """The line for an import that failed because of an optional package; None for any other error.
 
     A package that is there but cannot be imported, because it is broken, or older or newer than
@@ -124,8 +124,8 @@ def _in_words(error: ImportError) -> str | None:
     if "requires" not in text and "pip install" not in text:
         return None
     words = [word.strip("`'\".,:;()[]").partition(">")[0].partition("=")[0] for word in text.split()]
-    found = [package for word in words if (package := _known(word))]
-    return next((package for package in found if not installed(package)), found[0] if found else None)
+    packages = [package for word in words if (package := _known(word))]
+    return next((package for package in packages if not installed(package)), packages[0] if packages else None)
 
 
 def _importing(trace: TracebackType | None, function: str | None = None) -> str | None:

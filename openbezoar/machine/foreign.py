@@ -23,6 +23,6 @@ def foreign_file(path: Path | str, expected: str, remedy: str, kind: type[UserEr
     except (UserError, ImportError):
         raise
     except Exception as error:
-        if limits.told(error) is not None:
+        if limits.refusal(error) is not None:
             raise
         raise kind(f"{path}: {expected} expected, but it cannot be read ({brief(error)}); {remedy}") from None

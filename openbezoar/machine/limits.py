@@ -64,7 +64,7 @@ _SAID = {
 }
 
 
-def told(error: BaseException, where: Path | None = None) -> UserError | None:
+def refusal(error: BaseException, where: Path | None = None) -> UserError | None:
     """The line for what the machine refused: what, where, and what helps. None for any other error.
 
     where: what was being written, for the refusals that name no file.
@@ -80,12 +80,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     """An error and what it was raised from. Of SQLite's also what came before: a roll-back that
     fails hides why it was tried.
     """
-    found: list[BaseException] = []
+    chain: list[BaseException] = []
     at: BaseException | None = error
-    while at is not None and at not in found:
-        found.append(at)
+    while at is not None and at not in chain:
+        chain.append(at)
         at = at.__cause__ or (at.__context__ if isinstance(at, sqlite3.Error) else None)
-    return iter(sorted(found, key=lambda e: isinstance(e, sqlite3.Error) and "rollback" in str(e)))
+    return iter(sorted(chain, key=lambda e: isinstance(e, sqlite3.Error) and "rollback" in str(e)))
 
 
 def _line(error: BaseException) -> str | None:
@@ -109,9 +109,9 @@ def _line(error: BaseException) -> str | None:
     return _of_words(error)
 
 
-def _of_number(number: int, filename: object, said: str | None) -> str:
+def _of_number(number: int, filename: object, words: str | None) -> str:
     where = f"{os.fsdecode(filename)}: " if isinstance(filename, str | bytes) else ""
-    return f"{where}{said or os.strerror(number)}; {REMEDIES.get(number, AGAIN)}"
+    return f"{where}{words or os.strerror(number)}; {REMEDIES.get(number, AGAIN)}"
 
 
 def _of_words(error: BaseException) -> str | None:
@@ -122,4 +122,4 @@ def _of_words(error: BaseException) -> str | None:
     if match := _NUMBER.search(text):
         number = int(match[1] or match[2])
         return f"{brief(error)}; {REMEDIES.get(number, AGAIN)}"
-    return next((f"{brief(error)}; {REMEDIES[number]}" for said, number in _SAID.items() if said in text), None)
+    return next((f"{brief(error)}; {REMEDIES[number]}" for words, number in _SAID.items() if words in text), None)

@@ -111,10 +111,10 @@ def reader_is_gone(error: BaseException) -> bool:
     """Whether an error is that nobody reads stdout any more. What is left to be written to it is dropped then."""
     if not isinstance(error, BrokenPipeError):
         return False
-    asked = select.poll()
+    poll = select.poll()
     with suppress(OSError, ValueError):
-        asked.register(sys.stdout.fileno(), 0)  # an end that is gone is told unasked
-        if asked.poll(0):
+        poll.register(sys.stdout.fileno(), 0)  # an end that is gone is told unasked
+        if poll.poll(0):
             lead_nowhere(sys.stdout)
             return True
     return False

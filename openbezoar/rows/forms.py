@@ -39,14 +39,14 @@ INSTRUCTION, RESPONSE = ("instruction",), ("response", "output")
 class Form:
     """One way to write a row.
 
-    known_by: fields that a row of it has, none of them null. asked, answer: names under which
-    the prompt and the answer to be learnt are looked for. uses: fields of ``BESIDE`` that
+    known_by: fields that a row of it has, none of them null. prompt_fields, answer: names under
+    which the prompt and the answer to be learnt are looked for. uses: fields of ``BESIDE`` that
     become part of the prompt.
     """
 
     name: str
     known_by: tuple[str, ...]
-    asked: tuple[str, ...]
+    prompt_fields: tuple[str, ...]
     answer: tuple[str, ...]
     uses: frozenset[str]
 
@@ -101,9 +101,9 @@ def check_read(row: Fields, where: str, renamed: bool = True) -> None:
 
 def text_in(row: Fields, names: tuple[str, ...], where: str) -> str:
     """The text in the first field of ``names`` that holds one. Raises DataError saying what is there instead."""
-    found = next((row[name] for name in names if isinstance(row.get(name), str)), None)
-    if found is not None:
-        return str(found)
+    text = next((row[name] for name in names if isinstance(row.get(name), str)), None)
+    if text is not None:
+        return str(text)
     present = next(
         (name for name in names if row.get(name) is not None), next((name for name in names if name in row), None)
     )
@@ -135,13 +135,13 @@ def kind_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
-def check_beside(row: Fields, where: str, uses: frozenset[str], said: str) -> None:
-    """Raises DataError for a field of ``BESIDE`` that is not in ``uses`` and says something that is not in ``said``."""
+def check_beside(row: Fields, where: str, uses: frozenset[str], prompt: str) -> None:
+    """Raises DataError for a field of ``BESIDE`` outside of ``uses`` that says something ``prompt`` does not."""
     for name, remedy in BESIDE.items():
         value = row.get(name)
         if name in uses or value is None or value in ([], {}):
             continue
-        if isinstance(value, str) and value.strip() in said:  # an empty one, or one that stands in the prompt already
+        if isinstance(value, str) and value.strip() in prompt:  # an empty one, or one that stands in the prompt already
             continue
         raise DataError(
             f"{where}: the field '{name}' belongs to the prompt and would be left out; {remedy.replace('%s', name)}"
@@ -174,24 +174,24 @@ def asked_text(row: Fields) -> str:
     return f"{system}\n\n{instruction_text(row)}" if system else instruction_text(row)
 
 
-def judged_text(row: Fields, asked: tuple[str, ...], where: str) -> str:
+def judged_text(row: Fields, names: tuple[str, ...], where: str) -> str:
     """``asked_text`` of a row that people have judged: its prompt may have other names, and
     ``input`` counts as its context.
 
     Raises DataError if it has none, or says more than can be shown.
     """
     context = "context" if beside(row, "context", where).strip() or not beside(row, "input", where) else "input"
-    given = {
-        "instruction": text_in(row, asked, where),
+    fields = {
+        "instruction": text_in(row, names, where),
         "context": beside(row, context, where),
         "system": beside(row, "system", where),
     }
-    check_beside(row, where, frozenset({"system", context}), asked_text(given))
-    return asked_text(given)
+    check_beside(row, where, frozenset({"system", context}), asked_text(fields))
+    return asked_text(fields)
 
 
-def _with_context(asked: str, context: str) -> str:
-    return f"{asked}\n\n{context}" if context else asked
+def _with_context(instruction: str, context: str) -> str:
+    return f"{instruction}\n\n{context}" if context else instruction
 
 
 # ----------------------------------------------------------------------- what rows become
@@ -213,15 +213,17 @@ def to_example(row: Fields, where: str) -> Example:
 def to_prompt(row: Fields, where: str) -> tuple[Turn, ...]:
     """The turns before the answer, in a row of any form that is read; errors as ``to_example``."""
     form = form_of(row, where)
-    if not form.asked or (form.name == "pair" and _whole_dialogues(row)):
+    if not form.prompt_fields or (form.name == "pair" and _whole_dialogues(row)):
         return to_pair(row, where).prompt
-    asked = text_in(row, form.asked, where)
-    if not asked.strip():
+    instruction = text_in(row, form.prompt_fields, where)
+    if not instruction.strip():
         raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
-    uses = form.uses - {"context"} if is_dialogue(asked) else form.uses
-    whole = _with_context(asked, beside(row, "context", where) if "context" in uses else "")
+    uses = form.uses - {"context"} if is_dialogue(instruction) else form.uses
+    whole = _with_context(instruction, beside(row, "context", where) if "context" in uses else "")
     check_beside(row, where, uses, whole)
-    return _under_system(row, where, parse_prompt(asked, where) if is_dialogue(asked) else (Turn("user", whole),))
+    return _under_system(
+        row, where, parse_prompt(instruction, where) if is_dialogue(instruction) else (Turn("user", whole),)
+    )
 
 
 def to_pair(row: Fields, where: str) -> Pair:
@@ -235,7 +237,7 @@ def to_pair(row: Fields, where: str) -> Pair:
     form = form_of(row, where)
     if form.name == "pair" and not _whole_dialogues(row):
         prompt = to_prompt(row, where)
-        tidy: Callable[[str], str] = str.strip if is_dialogue(text_in(row, form.asked, where)) else str
+        tidy: Callable[[str], str] = str.strip if is_dialogue(text_in(row, form.prompt_fields, where)) else str
         return Pair(id_, prompt, tidy(chosen), tidy(rejected), subset)
     for name in ("prompt", "instruction"):
         if name in row and row[name] is None and not _whole_dialogues(row):

@@ -41,14 +41,14 @@ def load_rows(ref: str) -> Any:
     """The data set of a reference, as the hub's client gives it. Raises DataError saying why it
     cannot be had, OSError for a disk that is full.
     """
-    found = DataSetRef.of(ref)
+    data_set = DataSetRef.of(ref)
     from datasets import load_dataset
 
     try:
-        return load_dataset(found.name, found.config, split=found.split, revision=found.revision)
+        return load_dataset(data_set.name, data_set.config, split=data_set.split, revision=data_set.revision)
     except Exception as error:  # the clients raise some thirty kinds; each means the rows cannot be had
         raise_if_of_the_machine(error)
-        raise DataError(f"{ref}: {cause(error, 'data set', found)}") from None
+        raise DataError(f"{ref}: {cause(error, 'data set', data_set)}") from None
 
 
 # ------------------------------------------------------------------------------ causes
@@ -75,14 +75,14 @@ def cause(error: BaseException, what: str, ref: DataSetRef | None = None) -> str
         if known := _of_data_set(link, ref) if ref else None:
             return known
     kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
-    said = " ".join(str(link) for link in _chain(error))
+    words = " ".join(str(link) for link in _chain(error))
     here = f"name a local {'.jsonl file' if ref else 'folder'} instead"
-    if "GatedRepoError" in kinds or "is a gated" in said:
+    if "GatedRepoError" in kinds or "is a gated" in words:
         return (
             f"the {what} is gated: ask for access on its page on the hub, then log in (hf auth login, or a token in"
             " HF_TOKEN)"
         )
-    if "RevisionNotFoundError" in kinds or "Revision '" in said:
+    if "RevisionNotFoundError" in kinds or "Revision '" in words:
         return (
             f"the {what} has no such revision; name a branch, a tag or a commit of it after the '@', or none for the"
             " newest"
@@ -151,12 +151,12 @@ def _listed(text: str) -> str:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
+    links: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and link not in found:
-        found.append(link)
+    while link is not None and link not in links:
+        links.append(link)
         link = link.__cause__ or link.__context__
-    return found
+    return links
 
 
 def _offline() -> bool:

@@ -53,7 +53,7 @@ def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
     if spec.rename or spec.add:
         rows = (_fitted(row, spec) for row in rows)
     if spec.where:
-        allowed = {field: wanted if isinstance(wanted, list) else [wanted] for field, wanted in spec.where.items()}
+        allowed = {field: value if isinstance(value, list) else [value] for field, value in spec.where.items()}
         rows = (row for row in rows if all(row.get(field) in values for field, values in allowed.items()))
     return islice(
         rows,
@@ -68,8 +68,8 @@ def _fitted(row: Row, spec: DataSpec) -> Row:
     """The row with fields renamed and added. A field that is renamed takes the place of one that
     has the name already.
     """
-    kept = {key: value for key, value in row.items() if key not in spec.rename}
-    return {**kept, **{ours: row[theirs] for theirs, ours in spec.rename.items() if theirs in row}, **spec.add}
+    rest = {key: value for key, value in row.items() if key not in spec.rename}
+    return {**rest, **{ours: row[theirs] for theirs, ours in spec.rename.items() if theirs in row}, **spec.add}
 
 
 def read(

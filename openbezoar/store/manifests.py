@@ -34,9 +34,9 @@ _PARTS = ("settings", "inputs", "files", "models", "prompt", "texts", "benchmark
 
 def sealed(content: Mapping[str, Any]) -> Manifest:
     """A manifest, or other words of a step, with the schema's version and the digest of what it says."""
-    said = json.loads(json.dumps({**content, "schema": SCHEMA}, default=str))  # as it will be read
-    said.pop("digest", None)
-    return {**said, "digest": digest(said)}
+    facts = json.loads(json.dumps({**content, "schema": SCHEMA}, default=str))  # as it will be read
+    facts.pop("digest", None)
+    return {**facts, "digest": digest(facts)}
 
 
 def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
