@@ -254,7 +254,9 @@ def stage(name: str, folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import openbezoar.verbs.train.fit  # noqa: F401
+    from openbezoar.cli import process
 
+    process.own()
     before = status()["resident"]
     begun = time.monotonic()
     with peaks() as found:

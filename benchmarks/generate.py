@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks import common
 from openbezoar import prompts as texts
+from openbezoar.cli import process
 from openbezoar.errors import DataError
 from openbezoar.llm import Sampling
 from openbezoar.models.load import DTYPES, device, load_tokenizer
@@ -86,6 +87,7 @@ def ours(job: Job) -> dict[str, Any]:
     """The package's local model, all prompts in one call."""
     from openbezoar.llm.local import Local
 
+    process.own()
     llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
     ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
     greedy = job.what == "check"
@@ -102,6 +104,7 @@ def batches(job: Job) -> dict[str, Any]:
     """
     from openbezoar.llm.local import Local
 
+    process.own()
     llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
     ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
     size = -(-len(ids) // PARTS)

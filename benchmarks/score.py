@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from openbezoar.cli import process
 from openbezoar.errors import DataError
 from openbezoar.forest import Tree
 from openbezoar.forest.layout import in_order
@@ -102,6 +103,7 @@ def ours(job: Job) -> dict[str, Any]:
     """ForestLM with its usual settings."""
     from openbezoar.harness.forest_lm import ForestLM
 
+    process.own()
     model, tokenizer = load_for_inference(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
     lm = ForestLM(model, tokenizer)
     return evaluated(job, lambda name: lm)

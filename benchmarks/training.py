@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.common import Spec
+from openbezoar.cli import process
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import Scorer, Tree
@@ -124,6 +125,7 @@ def flat(batches: Iterable[Sequence[Tree]]) -> list[Tree]:
 
 def load_ours(job: Job) -> Any:
     """The model as the package's own training steps load it."""
+    process.own()
     return load_for_training(checkpoint(job.model), job.lora, job.quantize, job.dtype, False, SEED)  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from openbezoar import __version__
 from openbezoar.cli.chat import chat
+from openbezoar.cli import process
 from openbezoar.cli.judge import agreement, judging, score
 from openbezoar.cli.release import release
 from openbezoar.cli.report import report
@@ -149,6 +150,7 @@ def _ran(arguments: list[str] | None) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
+    process.own()
     with standing():
         code = _ran(arguments)
         if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code

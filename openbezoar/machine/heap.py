@@ -1,4 +1,5 @@
-"""What glibc does with freed memory; on other systems nothing happens.
+"""What glibc does with freed memory, in a process that is ours (``manage``); elsewhere, and on
+other systems, nothing happens.
 
 Both ways are for large tensors on a CPU, where a page that is mapped afresh costs more than
 the arithmetic on it.
@@ -11,6 +12,14 @@ import sys
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+_managed = False  # another program's heap is its own
+
+
+def manage() -> None:
+    """Let the functions below act from here on: for a program that owns its process."""
+    global _managed
+    _managed = True
 
 
 def keep_freed_blocks() -> None:
@@ -37,7 +46,7 @@ def give_back_large_blocks(size: int = 1 << 20) -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
+    if not _managed or sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

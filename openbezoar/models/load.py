@@ -1,19 +1,18 @@
 """Models into memory: for inference as they were trained, for training with a fresh or continued adapter.
 
 A checkpoint's older adapters are merged into the base in fp32 and cast; only its last one stays an
-adapter. The base is then held as it was when that adapter was trained (NF4 or not). The process's
-heap is told what to do with freed blocks (``heap``): large ones go back while models are loaded;
-then a small model's passes keep theirs.
+adapter. The base is then held as it was when that adapter was trained (NF4 or not). Where the
+process is the command line's, its heap is told what to do with freed blocks (``heap``): large ones
+go back while models are loaded; then a small model's passes keep theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +34,6 @@ from openbezoar.models.packing import pack
 from openbezoar.models.references import Checkpoint
 from openbezoar.models.shards import Weight, check_stored, count_values, skeleton, weights_of
 from openbezoar.recipe.train_steps import Lora
-
-# bitsandbytes advises an optional kernel package on every CPU; PEFT calls a name that transformers renamed.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -128,15 +123,13 @@ def _from_pretrained(
 ) -> nn.Module:
     """The model in a folder; with ``weights``, these instead of the folder's own, each made when it is its turn.
 
-    From here on the process gives freed blocks back: those that are let go while tensors are
+    From here on a process of ours gives freed blocks back: those that are let go while tensors are
     made and packed, and another model's, would stay as holes, gigabytes of them at the paper's size.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
-    from transformers.utils import logging as hf_logging
 
     # smaller ones, of which a small model is made, cost more time than they leave holes
     give_back_large_blocks(8 << 20)
-    hf_logging.disable_progress_bar()
     settings: dict[str, Any] = {
         "dtype": dtype,
         "trust_remote_code": False,
@@ -152,6 +145,7 @@ def _from_pretrained(
     with (
         foreign_file(folder, "a model that transformers loads", "fetch its files again, or take another model"),
         warnings.catch_warnings(),
+        _without_bars(),
     ):
         warnings.simplefilter("ignore")
         if weights is None:
@@ -167,6 +161,21 @@ def _from_pretrained(
     model.requires_grad_(False)  # only adapters are ever trained
     held: nn.Module = model if quantize == "nf4" else model.to(device())
     return held
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws none over the tensors that it loads."""
+    from transformers.utils import logging as hf_logging
+
+    if not hf_logging.is_progress_bar_enabled():
+        yield
+        return
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.enable_progress_bar()
 
 
 _told: set[Path] = set()  # folders whose unused tensors were told of
