@@ -39,7 +39,7 @@ $(TOOLS): $(READY)
 setup: $(TOOLS)
 
 demo: $(READY)
-	$(BIN)/openbezoar run recipes/demo.yaml
+	$(BIN)/openbezoar run demo
 
 # Each worker has one thread of torch: together they take the cores already.
 WORKERS ?= auto

@@ -151,7 +151,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         "release": {"release": ["OpenBezoar-HH-RLHF-DPO"]},
     }
     models = {"base": {"model": str(tiny), "dtype": "float32", "licence": "apache-2.0"}}
-    for name, file in (("my", "my.yaml"), ("demo", "recipes/demo.yaml")):
+    for name, file in (("my", "my.yaml"), ("demo", "recipes/demo.yaml"), ("demo", "demo")):
         data = {"name": name, "seed": 1, "models": models, "steps": steps}
         text = (
             json.dumps(data)

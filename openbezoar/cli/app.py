@@ -16,8 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from openbezoar import __version__
-from openbezoar.cli.chat import chat
 from openbezoar.cli import process
+from openbezoar.cli.chat import chat
+from openbezoar.cli.docs import docs
 from openbezoar.cli.judge import agreement, judging, score
 from openbezoar.cli.release import release
 from openbezoar.cli.report import report
@@ -51,9 +52,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="""From an open base model to a preference-aligned chat model of your own.
 
-    Example: openbezoar run recipes/demo.yaml
+    Example: openbezoar run demo
 
-    'openbezoar COMMAND --help' tells about one command; docs/ has a tour, how-tos and every key of a recipe.
+    'openbezoar COMMAND --help' tells about one command; 'openbezoar docs' has a tour, how-tos
+    and every key of a recipe.
     """,
 )
 
@@ -74,6 +76,7 @@ COMMANDS = (
     release,
     cache,
     schema,
+    docs,
 )
 for command in COMMANDS:
     if isinstance(command, typer.Typer):

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openbezoar.recipe.shipped import recipe_file
+
 if TYPE_CHECKING:
     from openbezoar.engine.graph import Graph
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/demo.yaml.")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe's file, or the name of a shipped one, such as demo.", callback=recipe_file
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

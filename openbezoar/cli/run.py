@@ -37,7 +37,7 @@ def plan(
     runs on this machine have taught. Nothing is downloaded, nothing is run. Warnings tell
     what will not fit into memory or on the disk, or overshoots a budget.
 
-    Example: openbezoar plan recipes/demo.yaml --device t4
+    Example: openbezoar plan demo --device t4
     """
     from openbezoar.machine.devices import device_named, this_device
     from openbezoar.plan.table import plan_json, plan_of, print_plan
@@ -61,7 +61,7 @@ def run(
     Ctrl-C ends it, too; the same command goes on from there. Training on several GPUs:
     torchrun --nproc-per-node 2 -m openbezoar run RECIPE
 
-    Example: openbezoar run recipes/demo.yaml --set steps.dpo.beta=0.2
+    Example: openbezoar run demo --set steps.dpo.beta=0.2
     """
     from openbezoar.engine import execution
     from openbezoar.engine import graph as graphs

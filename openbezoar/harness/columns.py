@@ -28,7 +28,9 @@ class Fields:
 
     def wrong(self, name: str, expected: str) -> DataError:
         state = f"it is {shown(self.row[name])}" if name in self.row else f"the row has {fields_of(self.row)}"
-        return DataError(f"{self.where}: field '{name}': expected {expected}, {state}; see docs/data.md")
+        return DataError(
+            f"{self.where}: field '{name}': expected {expected}, {state}; 'openbezoar docs data' has the fields"
+        )
 
     def text(self, name: str) -> str:
         """A text that is not blank."""

@@ -141,8 +141,8 @@ def task_file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable
         if (path := data / f"{stem}{ending}").is_file():
             return path
     raise DataError(
-        f"{data}: no file {stem}.jsonl or {stem}.jsonl.gz for the task '{spec.task}'; put it there (docs/data.md says"
-        " what it holds) or leave the task out"
+        f"{data}: no file {stem}.jsonl or {stem}.jsonl.gz for the task '{spec.task}'; put it there ('openbezoar docs"
+        " data' says what it holds) or leave the task out"
     )
 
 
@@ -261,7 +261,8 @@ def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Be
         raise_if_of_the_machine(error)
         why = cause(error, "data set")
         raise DataError(
-            f"tasks: the rows of '{spec.task}': {why}; or give 'data', a folder with {spec.task}.jsonl (docs/data.md)"
+            f"tasks: the rows of '{spec.task}': {why}; or give 'data', a folder with {spec.task}.jsonl"
+            " ('openbezoar docs data')"
         ) from error
     for task in parts.values():
         set_fewshot(task, fewshot)

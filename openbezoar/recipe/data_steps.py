@@ -65,7 +65,7 @@ class Rules(Strict):
         ),
     )
     min_instruction_words: int = Field(
-        2, ge=0, description="In scripts without spaces characters count as parts of words; docs/cleaning.md."
+        2, ge=0, description="In scripts without spaces characters count as parts of words; 'openbezoar docs cleaning'."
     )
     max_instruction_words: int = Field(600, ge=1)
     min_response_words: int = Field(2, ge=0)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from openbezoar.errors import RecipeError, named, shown
 from openbezoar.machine.textfiles import read_text
+from openbezoar.recipe import shipped
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel
 from openbezoar.recipe.data_steps import Generate, Rules
 from openbezoar.recipe.measure_steps import TaskSpec
@@ -128,9 +129,13 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     try:
         text = read_text(path, RecipeError)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples") from None
+        raise RecipeError(
+            f"{path}: no such recipe; give a recipe's file, or the name of a shipped one ({', '.join(shipped.names())})"
+        ) from None
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; expected a recipe's file, such as recipes/demo.yaml") from None
+        raise RecipeError(
+            f"{path}: {error.strerror}; expected a recipe's file, or the name of a shipped one, such as demo"
+        ) from None
     try:
         tree = _tree(text)
     except _Unfit as error:
@@ -264,7 +269,8 @@ def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
             (branch,) if branch else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel)
         ):
             fields |= {field for field in block.model_fields if field != key}
-        return f"{where}: {place}: unknown key{_suggest([key], fields)}; see docs/recipe-reference.md or remove it"
+        hint = _suggest([key], fields)
+        return f"{where}: {place}: unknown key{hint}; see 'openbezoar docs recipe-reference' or remove it"
     if first["type"] == "missing":
         return f"{where}: {place}: missing; add it"
     message = "expected a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")

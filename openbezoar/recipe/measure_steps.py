@@ -16,7 +16,9 @@ class TaskSpec(Strict):
     name: str | None = Field(
         None, description="The name to report under; give one when the rows are not the task's own."
     )
-    file: str | None = Field(None, description="Rows in the plain schema of docs/data.md; default: DATA/TASK.jsonl.gz.")
+    file: str | None = Field(
+        None, description="Rows in the plain schema ('openbezoar docs data'); default: DATA/TASK.jsonl.gz."
+    )
     fewshot: int | None = Field(None, ge=0, description="Default: the step's 'fewshot'.")
     limit: int | None = Field(None, ge=1)
 
@@ -90,7 +92,8 @@ class MtBench(Strict):
     answers: DataRef | None = Field(
         None,
         description=(
-            "Published answers of other models to set beside: rows with question_id, model_id and turns (docs/data.md)."
+            "Published answers of other models to set beside: rows with question_id, model_id and turns ('openbezoar"
+            " docs data')."
         ),
     )
     grading: Literal["single", "pairwise", "both"] = Field(
@@ -139,7 +142,10 @@ class Agreement(Strict):
 
     agreement: str = Field(description="The judge: name of a model or a step.")
     pairs: DataRef = Field(
-        description="Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie (docs/data.md)."
+        description=(
+            "Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie ('openbezoar docs"
+            " data')."
+        )
     )
     mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
     min_agreement: float | None = Field(

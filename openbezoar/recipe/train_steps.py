@@ -159,7 +159,7 @@ WITHOUT_REFERENCE = ("simpo", "orpo")
 
 class Dpo(Training):
     """Preference training with a new adapter; the reference is the model as given, the adapter off.
-    Losses: docs/preference-losses.md.
+    Losses: 'openbezoar docs preference-losses'.
     """
 
     dpo: DataRef
