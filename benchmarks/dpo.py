@@ -20,8 +20,8 @@ from benchmarks import common, duel, training
 from benchmarks.duel import Plan
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
+from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo
-from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import preference_objective, same_pass_reference
 
 
@@ -34,7 +34,7 @@ def ours(job: Job) -> dict[str, Any]:
         training.fill_adapter(model)
     scorer = Scorer(model, settings.tokens)
     objective = preference_objective(
-        PREFERENCE_LOSSES[settings.loss], LossSettings.of(settings), scorer, [], same_pass_reference(scorer)
+        LOSSES[settings.loss], settings.constants, scorer=scorer, heldout=[], reference=same_pass_reference(scorer)
     )
     objective = replace(objective, heldout=lambda: {"loss": 0.0})
     extra = {}

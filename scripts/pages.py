@@ -1,5 +1,5 @@
-"""``docs/recipe-reference.md``, ``docs/recipe.schema.json`` and ``docs/command-reference.md``, made
-from the schema and the command line.
+"""``docs/recipe-reference.md``, ``docs/recipe.schema.json``, ``docs/command-reference.md`` and the table of
+``docs/preference-losses.md``, made from the schema, the command line and the table of losses.
 
 ``python -m scripts.pages`` writes them; ``--check`` fails if they are stale.
 """
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from openbezoar.cli.app import app
+from openbezoar.recipe import losses
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel, Shape
 from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.measure_steps import Gate, TaskSpec
@@ -28,6 +29,7 @@ from openbezoar.recipe.train_steps import Lora
 from openbezoar.schemes import SCHEMES
 
 DOCS = Path(__file__).parent.parent / "docs"
+TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from openbezoar/recipe/losses.py -->", "<!-- end -->"
 BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Gate, Lora, Rules)
 
 
@@ -147,11 +149,19 @@ def _command(command: Any) -> Iterator[str]:
         )
 
 
+def preference_losses() -> str:
+    """The page of losses with its table made anew; the words around it are written by hand."""
+    page = (DOCS / "preference-losses.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(TABLE_BEGINS)
+    return "\n".join([before + TABLE_BEGINS, *losses.page_table(), TABLE_ENDS + rest.partition(TABLE_ENDS)[2]])
+
+
 def pages() -> dict[Path, str]:
     """All generated pages by their path."""
     return {
         DOCS / "recipe-reference.md": recipe_reference(),
         DOCS / "command-reference.md": command_reference(),
+        DOCS / "preference-losses.md": preference_losses(),
         DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }
 

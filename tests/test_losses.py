@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
@@ -28,12 +29,13 @@ from openbezoar.models.references import Checkpoint
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.file import load
-from openbezoar.recipe.train_steps import LOSS_SETTINGS, WITHOUT_REFERENCE, Dpo
+from openbezoar.recipe.losses import LOSSES, constants
+from openbezoar.recipe.train_steps import Dpo
 from openbezoar.training import reference as reference_module
-from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings, PairScores, answer_tokens, reward_metrics
+from openbezoar.training.losses import PairScores, answer_tokens, kto_pair, reward_metrics
 from openbezoar.training.reference import ReferenceCache, reference_key, tree_digest
 
-LOSSES = sorted(PREFERENCE_LOSSES)
+NAMES = sorted(LOSSES)
 
 
 def matrix(*rows: tuple[float, float]) -> Tensor:
@@ -50,11 +52,8 @@ def minus_log_s(x: float) -> float:
 
 
 def value(name: str, scores: PairScores = SCORES, **constants: float) -> list[float]:
-    return PREFERENCE_LOSSES[name].function(scores, LossSettings(**constants)).tolist()
-
-
-def default(name: str) -> LossSettings:
-    return LossSettings(**LOSS_SETTINGS[name])
+    missing = {"label_smoothing": 0.0} if "label_smoothing" in LOSSES[name].defaults else {}
+    return list(LOSSES[name].load()(scores, **missing | constants).tolist())
 
 
 # ------------------------------------------------------------------------------ by hand
@@ -112,7 +111,7 @@ def test_orpo_by_hand_adds_the_likelihood_of_the_chosen_answer() -> None:
 
 
 def test_rewards_and_logps_by_hand() -> None:
-    found = reward_metrics(SCORES, LossSettings(beta=0.1))
+    found = reward_metrics(SCORES, 0.1)
     expected = {
         "rewards/chosen": 0.0,
         "rewards/rejected": -0.4,
@@ -124,12 +123,10 @@ def test_rewards_and_logps_by_hand() -> None:
     assert found == pytest.approx(expected)
     # Without a reference rewards are of means per token: 2 * (-2.5 - 4) and 2 * (-1.75 - 8); chosen
     # is above in the second pair.
-    found = reward_metrics(PairScores.of(POLICY, TOKENS, None), LossSettings(beta=2))
+    found = reward_metrics(PairScores.of(POLICY, TOKENS, None), 2)
     expected |= {"rewards/chosen": -13.0, "rewards/rejected": -19.5, "rewards/margins": 6.5, "rewards/accuracies": 1.0}
     assert found == pytest.approx(expected)
-    assert reward_metrics(PairScores.of(POLICY, TOKENS, None), LossSettings(orpo_lambda=0.1))[
-        "rewards/chosen"
-    ] == pytest.approx(-0.65)
+    assert reward_metrics(PairScores.of(POLICY, TOKENS, None), 0.1)["rewards/chosen"] == pytest.approx(-0.65)
 
 
 def test_the_end_of_turn_counts_among_an_answers_tokens() -> None:
@@ -140,72 +137,78 @@ def test_the_end_of_turn_counts_among_an_answers_tokens() -> None:
 # --------------------------------------------------------------------------- properties
 
 
-def test_the_table_and_the_recipe_name_the_same_losses() -> None:
-    assert set(LOSS_SETTINGS) == set(PREFERENCE_LOSSES)
-    assert set(Dpo.model_fields["loss"].annotation.__args__) == set(PREFERENCE_LOSSES)  # type: ignore[union-attr]
-    assert {name for name, row in PREFERENCE_LOSSES.items() if not row.needs_reference} == set(WITHOUT_REFERENCE)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_s_constants_are_its_function_s_keywords(name: str) -> None:
+    parameters = list(inspect.signature(LOSSES[name].load()).parameters.values())
+    assert parameters[0].name == "scores"
+    assert {p.name for p in parameters[1:]} == set(LOSSES[name].defaults)
+    assert {p.kind for p in parameters[1:]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert LOSSES[name].scale in LOSSES[name].defaults
 
 
-def test_the_documentation_has_every_loss_with_its_settings() -> None:
-    page = (Path(__file__).parent.parent / "docs/preference-losses.md").read_text(encoding="utf-8")
-    for name, constants in LOSS_SETTINGS.items():
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-        assert all(f"`{key}` {default:g}" in line for key, default in constants.items()), name
+def test_the_recipe_takes_the_losses_of_the_table_and_their_constants() -> None:
+    schema = Dpo.model_json_schema()["properties"]
+    assert schema["loss"]["enum"] == list(LOSSES)
+    for constant, users in constants().items():
+        (kind,) = [k for k in schema[constant.name]["anyOf"] if k["type"] == "number"]
+        bounds = {"exclusiveMinimum": constant.gt, "minimum": constant.ge, "exclusiveMaximum": constant.lt}
+        assert kind == {"type": "number", **{k: v for k, v in bounds.items() if v is not None}}
+        assert all(f"{name} {default:g}" in schema[constant.name]["description"] for name, default in users.items())
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_where_policy_equals_reference_the_loss_is_the_one_of_the_table(name: str) -> None:
-    row, constants = PREFERENCE_LOSSES[name], default(name)
-    assert (row.at_start is None) == (not row.needs_reference)
-    if row.at_start is not None:
-        found = row.function(PairScores.of(POLICY, TOKENS, POLICY), constants).tolist()
-        assert found == pytest.approx([row.at_start(constants)] * 2, rel=1e-12)
+    row = LOSSES[name]
+    assert (row.start is None) == (not row.needs_reference)
+    if row.start is not None:
+        losses = value(name, PairScores.of(POLICY, TOKENS, POLICY), **row.defaults)
+        assert losses == pytest.approx([row.start.value(row.defaults)] * 2, rel=1e-12)
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(LOSSES),
+    st.sampled_from(NAMES),
     st.lists(st.floats(-80, -0.5), min_size=8, max_size=8),
     st.lists(st.integers(1, 30), min_size=4, max_size=4),
 )
 def test_gradients_equal_finite_differences(name: str, logps: list[float], tokens: list[int]) -> None:
-    constants = default(name) if name != "dpop" else LossSettings(beta=0.3, dpop_lambda=5.0)
+    row = LOSSES[name]
+    defaults = row.defaults if name != "dpop" else {"beta": 0.3, "dpop_lambda": 5.0}
     policy, given_ = torch.tensor(logps, dtype=torch.float64).reshape(2, 2, 2)
     ratios = policy - given_
     if name == "hinge":
-        assume(float((1 - constants.beta * (ratios[:, 0] - ratios[:, 1])).abs().min()) > 1e-3)  # the kink
+        assume(float((1 - defaults["beta"] * (ratios[:, 0] - ratios[:, 1])).abs().min()) > 1e-3)  # the kink
     if name == "dpop":
         assume(float(ratios[:, 0].abs().min()) > 1e-3)
     if name == "kto_pair":
         assume(float(ratios.mean(0).max()) < -1e-3)  # then the divergence, which carries no gradient, stays 0
-    row = PREFERENCE_LOSSES[name]
     counts = torch.tensor(tokens, dtype=torch.float64).reshape(2, 2)
 
     def function(matrix: Tensor) -> Tensor:
-        return row.function(PairScores.of(matrix, counts, given_ if row.needs_reference else None), constants)
+        scores = PairScores.of(matrix, counts, given_ if row.needs_reference else None)
+        losses: Tensor = row.load()(scores, **defaults)
+        return losses
 
     assert torch.autograd.gradcheck(function, (policy.clone().requires_grad_(True),), eps=1e-6, atol=1e-6, rtol=1e-4)
 
 
 def test_ktos_divergence_carries_no_gradient() -> None:
     policy = matrix((-7, -9), (-9, -10)).requires_grad_(True)
-    losses = PREFERENCE_LOSSES["kto_pair"].function(
-        PairScores.of(policy, TOKENS, matrix((-10, -10), (-10, -10))), LossSettings(beta=0.1)
-    )
+    losses = kto_pair(PairScores.of(policy, TOKENS, matrix((-10, -10), (-10, -10))), beta=0.1)
     losses[0].backward()
     assert policy.grad is not None and policy.grad[1].tolist() == [0.0, 0.0]
     # d/dl_c of s(-0.1 (l_c - 0.5)) / 2 at l_c = 3: -0.05 s(0.25) s(-0.25)
     assert float(policy.grad[0, 0]) == pytest.approx(-0.05 * 0.437823 * (1 - 0.437823), abs=1e-7)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("policy", [(-1000.0, 0.0), (0.0, -1000.0), (-1e4, -1e4), (0.0, 0.0), (-1e-9, -1e-9)])
 def test_extreme_values_stay_finite_with_their_gradients(name: str, policy: tuple[float, float]) -> None:
     scores = torch.tensor([policy], dtype=torch.float32, requires_grad=True)
-    row = PREFERENCE_LOSSES[name]
+    row = LOSSES[name]
     for tokens in (1.0, 500.0):
         given_ = torch.zeros(1, 2) if row.needs_reference else None
-        loss = row.function(PairScores.of(scores, torch.full((1, 2), tokens), given_), default(name)).sum()
+        loss = row.load()(PairScores.of(scores, torch.full((1, 2), tokens), given_), **row.defaults).sum()
         (gradient,) = torch.autograd.grad(loss, scores)
         assert math.isfinite(loss.item()) and bool(gradient.isfinite().all())
 
@@ -225,16 +228,16 @@ def test_flipping_all_labels_swaps_the_two_shares_of_smoothing(margin: float, sm
     assert at(0.0, smoothing) == pytest.approx(math.log(2), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_better_chosen_answer_never_raises_the_loss(name: str) -> None:
     better = PairScores.of(
-        POLICY + matrix((0.5, 0), (0.5, 0)), TOKENS, REFERENCE if PREFERENCE_LOSSES[name].needs_reference else None
+        POLICY + matrix((0.5, 0), (0.5, 0)), TOKENS, REFERENCE if LOSSES[name].needs_reference else None
     )
     worse = replace(better, chosen=POLICY[:, 0])
     assert all(
         b <= w
         for b, w in zip(
-            value(name, better, **LOSS_SETTINGS[name]), value(name, worse, **LOSS_SETTINGS[name]), strict=True
+            value(name, better, **LOSSES[name].defaults), value(name, worse, **LOSSES[name].defaults), strict=True
         )
     )
 
@@ -251,8 +254,8 @@ def test_each_loss_has_its_own_defaults_and_no_others() -> None:
     assert (step_of(loss="simpo").beta, step_of(loss="simpo").simpo_gamma) == (2.0, 1.0)
     assert step_of(loss="dpop", beta=0.2).dpop_lambda == 50.0 and step_of(loss="dpop", beta=0.2).beta == 0.2
     assert step_of(loss="orpo").beta is None
-    for name in LOSSES:
-        assert LossSettings.of(step_of(loss=name)) == default(name)
+    for name in NAMES:
+        assert step_of(loss=name).constants == LOSSES[name].defaults
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def reference_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_dpo_step_learns_with_each_loss(
     name: str, write_recipe: Callable[..., Path], tmp_path: Path, reference_passes: list[int]
 ) -> None:
@@ -335,13 +338,13 @@ def test_a_dpo_step_learns_with_each_loss(
         }
     )
     numbers = run(path, tmp_path / "runs")
-    row, log = PREFERENCE_LOSSES[name], lines(tmp_path / "runs")
-    if row.at_start is None:
+    row, log = LOSSES[name], lines(tmp_path / "runs")
+    if row.start is None:
         assert not reference_passes and numbers["reference"] == "none"
     else:
         assert reference_passes and numbers["reference"] == "same pass"
-        assert log[0]["loss"] == pytest.approx(row.at_start(default(name)), rel=1e-5)
-        assert numbers["heldout_loss_before"] == pytest.approx(row.at_start(default(name)), rel=1e-5)
+        assert log[0]["loss"] == pytest.approx(row.start.value(row.defaults), rel=1e-5)
+        assert numbers["heldout_loss_before"] == pytest.approx(row.start.value(row.defaults), rel=1e-5)
         assert log[0]["rewards/margins"] == 0.0
     metrics = {
         "rewards/chosen",
@@ -353,7 +356,7 @@ def test_a_dpo_step_learns_with_each_loss(
     }
     assert metrics <= set(log[0]) and all(math.isfinite(line[m]) for line in log for m in metrics)
     assert numbers["heldout_loss_after"] < numbers["heldout_loss_before"]
-    assert numbers["loss"] == name and {k: numbers[k] for k in LOSS_SETTINGS[name]} == LOSS_SETTINGS[name]
+    assert numbers["loss"] == name and {k: numbers[k] for k in row.defaults} == row.defaults
 
 
 def test_kto_refuses_a_token_budget_that_would_cut_its_batch(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from openbezoar.plan.rates import learnt_rates, rate_name, ratio_name
 from openbezoar.plan.shapes import model_of, shape_of_model
 from openbezoar.recipe.blocks import DataRef, DataSpec, LocalModel, Price, ServerModel, Shape, data_specs
 from openbezoar.recipe.data_steps import Filter, Generate
+from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench, TaskSpec
 from openbezoar.recipe.schema import verb_of
-from openbezoar.recipe.train_steps import WITHOUT_REFERENCE, Dpo, Merge, Sft
+from openbezoar.recipe.train_steps import Dpo, Merge, Sft
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN, Texts, path_tokens, texts_of, trained
 from openbezoar.rows.records import JsonLines, Row, read_jsonl
 from openbezoar.rows.sources import ROWS, resolve_path, select
@@ -245,7 +246,7 @@ class _Book:
             made,
             verb_of(step),
             step.model,
-            tokens * (3 if isinstance(step, Dpo) and step.loss not in WITHOUT_REFERENCE else 2),
+            tokens * (3 if isinstance(step, Dpo) and LOSSES[step.loss].needs_reference else 2),
         )
 
     def _evaluate(self, step: Evaluate) -> Estimate:

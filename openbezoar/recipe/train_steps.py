@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from openbezoar.recipe.blocks import DataRef, Strict
+from openbezoar.recipe.losses import LOSSES, constants, described, filled
+
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
 
 
 class Lora(Strict):
@@ -137,67 +143,35 @@ class Merge(Strict):
     )
 
 
-# What each preference loss uses, with its default. Sources: [DPO] for sigmoid (and TRL's default
-# for the losses beside it),
-# arXiv 2411.15124 for sigmoid_norm, 2402.13228 section 5 for dpop, the authors' code of 2405.14734
-# (beta 2, gamma / beta 0.5)
-# for simpo, 2403.07691 for orpo.
-LOSS_SETTINGS: dict[str, dict[str, float]] = {
-    "sigmoid": {"beta": 0.1, "label_smoothing": 0.0},
-    "sigmoid_norm": {"beta": 5.0, "label_smoothing": 0.0},
-    "ipo": {"beta": 0.1},
-    "hinge": {"beta": 0.1},
-    "dpop": {"beta": 0.3, "dpop_lambda": 50.0},
-    "kto_pair": {"beta": 0.1},
-    "simpo": {"beta": 2.0, "simpo_gamma": 1.0, "label_smoothing": 0.0},
-    "orpo": {"orpo_lambda": 0.1},
-}
+class Preference(Training):
+    """The data and the loss of preference training."""
+
+    dpo: DataRef
+    loss: LossName = Field(
+        "sigmoid",
+        description="The preference loss; 'sigmoid' is DPO [DPO] equation 7, with label_smoothing conservative DPO.",
+    )
 
 
-WITHOUT_REFERENCE = ("simpo", "orpo")
+# The losses' constants are fields too, one for each constant of the table.
+if TYPE_CHECKING:
+    WithConstants = Preference
+else:
+    WithConstants = create_model(
+        "WithConstants",
+        __base__=Preference,
+        **{
+            c.name: (float | None, Field(None, description=described(c), gt=c.gt, ge=c.ge, lt=c.lt))
+            for c in constants()
+        },
+    )
 
 
-class Dpo(Training):
+class Dpo(WithConstants):
     """Preference training with a new adapter; the reference is the model as given, the adapter off.
     Losses: 'openbezoar docs preference-losses'.
     """
 
-    dpo: DataRef
-    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "dpop", "kto_pair", "simpo", "orpo"] = Field(
-        "sigmoid",
-        description="The preference loss; 'sigmoid' is DPO [DPO] equation 7, with label_smoothing conservative DPO.",
-    )
-    beta: float | None = Field(
-        None,
-        gt=0,
-        description=(
-            "Strength of the pull to the reference, or the scale of SimPO's rewards. Default by loss: 0.1 ([DPO] 0.1 to"
-            " 0.5; 0.1 in the reference's example), dpop 0.3, simpo 2, sigmoid_norm 5; orpo has none."
-        ),
-    )
-    label_smoothing: float | None = Field(
-        None,
-        ge=0,
-        lt=0.5,
-        description=(
-            "Share of labels taken as flipped, 0 by default; for sigmoid (conservative DPO), sigmoid_norm and simpo."
-        ),
-    )
-    simpo_gamma: float | None = Field(
-        None,
-        ge=0,
-        description="SimPO's target margin; 1 by default (gamma / beta = 0.5 is the authors' starting point).",
-    )
-    dpop_lambda: float | None = Field(
-        None,
-        ge=0,
-        description="DPO-positive's weight on a chosen answer that lost likelihood; 50 by default, as in its paper.",
-    )
-    orpo_lambda: float | None = Field(
-        None,
-        gt=0,
-        description="ORPO's weight of the odds ratio beside the likelihood of the chosen answer; 0.1 by default.",
-    )
     reference: Literal["same pass", "cached"] = Field(
         "same pass",
         description=(
@@ -215,16 +189,10 @@ class Dpo(Training):
     def _settings_of_the_loss(cls, data: Any) -> Any:
         """Fill in the loss's own defaults; refuse what the loss does not use."""
         loss = data.get("loss", "sigmoid") if isinstance(data, dict) else None
-        if not isinstance(loss, str) or loss not in LOSS_SETTINGS:
-            return data  # reported by the field's own check
-        used = LOSS_SETTINGS[loss]
-        for name in {name: None for settings in LOSS_SETTINGS.values() for name in settings}:
-            if name not in used and data.get(name) is not None:
-                others = ", ".join(other for other, settings in LOSS_SETTINGS.items() if name in settings)
-                raise ValueError(
-                    f"{name}: the loss '{loss}' does not use it ({others} {'do' if ',' in others else 'does'}); remove"
-                    " it or name another loss"
-                )
-        if loss in WITHOUT_REFERENCE and data.get("reference") is not None:
-            raise ValueError(f"reference: the loss '{loss}' has none; remove it or name another loss")
-        return {**data, **{name: default for name, default in used.items() if data.get(name) is None}}
+        # any other is reported by the field's own check
+        return filled(loss, data) if isinstance(loss, str) and loss in LOSSES else data
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The constants of its loss, by their names."""
+        return {name: getattr(self, name) for name in LOSSES[self.loss].defaults}

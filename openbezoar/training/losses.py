@@ -1,6 +1,6 @@
-"""Preference losses as pure functions of a pass's summed log-probabilities, in one table.
+"""Preference losses as pure functions of a pass's summed log-probabilities; the table is ``recipe/losses.py``.
 
-Reads nothing, writes nothing. Symbols: c chosen, r rejected; p the policy's summed
+Reads nothing, writes nothing. A loss's constants are its keywords. Symbols: c chosen, r rejected; p the policy's summed
 log-probability of an answer, f the reference's, n the answer's scored tokens (the end of turn
 among them); b beta, e label smoothing, s the logistic function. l_c = p_c - f_c and
 l_r = p_r - f_r are the log-ratios. Every loss is one value a pair, [pairs].
@@ -8,8 +8,7 @@ l_r = p_r - f_r are the log-ratios. Every loss is one value a pair, [pairs].
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from openbezoar.forest import Tree
-from openbezoar.recipe.train_steps import Dpo
 
 
 @dataclass(frozen=True)
@@ -70,39 +68,12 @@ class PairScores:
         )
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """A loss's constants; those that a loss does not use are 0."""
-
-    beta: float = 0.0
-    label_smoothing: float = 0.0
-    simpo_gamma: float = 0.0
-    dpop_lambda: float = 0.0
-    orpo_lambda: float = 0.0
-
-    @classmethod
-    def of(cls, step: Dpo) -> LossSettings:
-        """The constants of a step, which the recipe has filled in by its loss."""
-        return cls(
-            step.beta or 0.0,
-            step.label_smoothing or 0.0,
-            step.simpo_gamma or 0.0,
-            step.dpop_lambda or 0.0,
-            step.orpo_lambda or 0.0,
-        )
-
-    @property
-    def reward_scale(self) -> float:
-        """What rewards are multiplied by: beta, and for ORPO its lambda (TRL names that one beta)."""
-        return self.beta or self.orpo_lambda
-
-
 def _smoothed(margin: Tensor, smoothing: float) -> Tensor:
     """-(1 - e) log s(x) - e log s(-x)."""
     return -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
 
 
-def sigmoid(scores: PairScores, settings: LossSettings) -> Tensor:
+def sigmoid(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor:
     """DPO and, with label smoothing, conservative DPO: -(1 - e) log s(x) - e log s(-x), x = b (l_c - l_r).
 
     e = 0 is equation 7 of arXiv 2305.18290. e > 0 takes a share e of the labels as flipped
@@ -110,22 +81,20 @@ def sigmoid(scores: PairScores, settings: LossSettings) -> Tensor:
     reference code of DPO has it as label_smoothing). ln 2 where policy = reference.
     """
     chosen, rejected = scores.ratios()
-    return _smoothed(settings.beta * (chosen - rejected), settings.label_smoothing)
+    return _smoothed(beta * (chosen - rejected), label_smoothing)
 
 
-def sigmoid_norm(scores: PairScores, settings: LossSettings) -> Tensor:
+def sigmoid_norm(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor:
     """Length-normalised DPO: as sigmoid with x = b (l_c / n_c - l_r / n_r).
 
     The DPO objective of Tülu 3, arXiv 2411.15124 ('dpo_norm' in its code, 'sigmoid_norm' in TRL).
     ln 2 where policy = reference.
     """
     chosen, rejected = scores.ratios()
-    return _smoothed(
-        settings.beta * (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens), settings.label_smoothing
-    )
+    return _smoothed(beta * (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens), label_smoothing)
 
 
-def ipo(scores: PairScores, settings: LossSettings) -> Tensor:
+def ipo(scores: PairScores, *, beta: float) -> Tensor:
     """IPO: (l_c / n_c - l_r / n_r - 1 / (2 b))^2, equation 17 of arXiv 2310.12036 with b its tau.
 
     The equation has log-ratios of whole answers. Means per token are what TRL has computed
@@ -133,30 +102,30 @@ def ipo(scores: PairScores, settings: LossSettings) -> Tensor:
     length. 1 / (4 b^2) where policy = reference.
     """
     chosen, rejected = scores.ratios()
-    return (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens - 1 / (2 * settings.beta)).square()
+    return (chosen / scores.chosen_tokens - rejected / scores.rejected_tokens - 1 / (2 * beta)).square()
 
 
-def hinge(scores: PairScores, settings: LossSettings) -> Tensor:
+def hinge(scores: PairScores, *, beta: float) -> Tensor:
     """Hinge on the log-ratios: max(0, 1 - b (l_c - l_r)); 1 / b is the margin.
 
     SLiC's calibration loss (arXiv 2305.10425, without its cross-entropy term) normalised by the
     reference, which is L_hinge-norm of RSO, arXiv 2309.06657, and TRL's 'hinge'. 1 where policy = reference.
     """
     chosen, rejected = scores.ratios()
-    return relu(1 - settings.beta * (chosen - rejected))
+    return relu(1 - beta * (chosen - rejected))
 
 
-def dpop(scores: PairScores, settings: LossSettings) -> Tensor:
+def dpop(scores: PairScores, *, beta: float, dpop_lambda: float) -> Tensor:
     """DPO-positive: -log s(b (l_c - l_r - lambda max(0, -l_c))), equation 3 of arXiv 2402.13228.
 
     The last term counts where the chosen answer has become less likely than under the
     reference. ln 2 where policy = reference.
     """
     chosen, rejected = scores.ratios()
-    return -logsigmoid(settings.beta * (chosen - rejected - settings.dpop_lambda * relu(-chosen)))
+    return -logsigmoid(beta * (chosen - rejected - dpop_lambda * relu(-chosen)))
 
 
-def kto_pair(scores: PairScores, settings: LossSettings) -> Tensor:
+def kto_pair(scores: PairScores, *, beta: float) -> Tensor:
     """KTO on pairs: half of (1 - s(b (l_c - z_r))) + (1 - s(b (z_c - l_r))).
 
     Equation 7 of the report on HALOs, which became arXiv 2402.01306, as TRL's 'kto_pair' (up
@@ -167,25 +136,23 @@ def kto_pair(scores: PairScores, settings: LossSettings) -> Tensor:
     """
     chosen, rejected = scores.ratios()
     chosen_kl, rejected_kl = chosen.detach().mean().clamp(min=0), rejected.detach().mean().clamp(min=0)
-    return 0.5 * (
-        torch.sigmoid(-settings.beta * (chosen - rejected_kl)) + torch.sigmoid(-settings.beta * (chosen_kl - rejected))
-    )
+    return 0.5 * (torch.sigmoid(-beta * (chosen - rejected_kl)) + torch.sigmoid(-beta * (chosen_kl - rejected)))
 
 
-def simpo(scores: PairScores, settings: LossSettings) -> Tensor:
+def simpo(scores: PairScores, *, beta: float, simpo_gamma: float, label_smoothing: float) -> Tensor:
     """SimPO: as sigmoid with x = b (p_c / n_c - p_r / n_r) - gamma, equation 6 of arXiv 2405.14734; no reference."""
     chosen, rejected = scores.means()
-    return _smoothed(settings.beta * (chosen - rejected) - settings.simpo_gamma, settings.label_smoothing)
+    return _smoothed(beta * (chosen - rejected) - simpo_gamma, label_smoothing)
 
 
-def orpo(scores: PairScores, settings: LossSettings) -> Tensor:
+def orpo(scores: PairScores, *, orpo_lambda: float) -> Tensor:
     """ORPO: -m_c - lambda log s(log odds(m_c) - log odds(m_r)), equations 4, 6 and 7 of arXiv 2403.07691; no reference.
 
     m = p / n is the mean log-probability of a token, log odds(m) = m - log(1 - exp m); -m_c is
     the negative log-likelihood of the chosen answer.
     """
     chosen, rejected = scores.means()
-    return -chosen - settings.orpo_lambda * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+    return -chosen - orpo_lambda * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
 
 def _log_odds(mean: Tensor) -> Tensor:
@@ -194,46 +161,16 @@ def _log_odds(mean: Tensor) -> Tensor:
     return mean - torch.log(-torch.expm1(mean))
 
 
-@dataclass(frozen=True)
-class PreferenceLoss:
-    """A row of the table.
-
-    at_start: the loss's value where policy = reference, None where it is not known beforehand.
-    whole_batch: whether a pair's loss depends on the other pairs of its batch.
-    """
-
-    function: Callable[[PairScores, LossSettings], Tensor]
-    needs_reference: bool
-    at_start: Callable[[LossSettings], float] | None
-    whole_batch: bool = False
-
-
-def _ln2(_: LossSettings) -> float:
-    return math.log(2)
-
-
-PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
-    #                              function      reference  at the start
-    "sigmoid": PreferenceLoss(sigmoid, True, _ln2),
-    "sigmoid_norm": PreferenceLoss(sigmoid_norm, True, _ln2),
-    "ipo": PreferenceLoss(ipo, True, lambda s: 1 / (4 * s.beta**2)),
-    "hinge": PreferenceLoss(hinge, True, lambda s: 1.0),
-    "dpop": PreferenceLoss(dpop, True, _ln2),
-    "kto_pair": PreferenceLoss(kto_pair, True, lambda s: 0.5, whole_batch=True),
-    "simpo": PreferenceLoss(simpo, False, None),
-    "orpo": PreferenceLoss(orpo, False, None),
-}
-
-
-def reward_metrics(scores: PairScores, settings: LossSettings) -> dict[str, float]:
+def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:
     """TRL's standard metrics as sums over the pairs.
 
-    Rewards are beta times the log-ratio of the whole answer; without a reference, beta times
-    the mean log-probability of a token. ``logps`` are of whole answers, for every loss.
+    Rewards are ``scale`` (a loss's beta; TRL names ORPO's lambda one too) times the log-ratio of the
+    whole answer; without a reference, times the mean log-probability of a token. ``logps`` are of
+    whole answers, for every loss.
     """
     scores = scores.detached()
     chosen, rejected = scores.means() if scores.reference_chosen is None else scores.ratios()
-    chosen, rejected = settings.reward_scale * chosen, settings.reward_scale * rejected
+    chosen, rejected = scale * chosen, scale * rejected
     margin = chosen - rejected
     sums = {
         "rewards/chosen": chosen.sum(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +11,9 @@ from torch import Tensor
 
 from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.recipe.losses import Loss
 from openbezoar.training.loop import Objective
-from openbezoar.training.losses import (
-    LossSettings,
-    PairScores,
-    PreferenceLoss,
-    answer_sums,
-    answer_tokens,
-    reward_metrics,
-)
+from openbezoar.training.losses import PairScores, answer_sums, answer_tokens, reward_metrics
 
 Reference = Callable[[Sequence[Tree]], Tensor]
 """Pairs → summed reference log-probabilities [pairs, 2]."""
@@ -83,9 +78,15 @@ def same_pass_reference(scorer: Scorer) -> Reference:
 
 
 def preference_objective(
-    row: PreferenceLoss, settings: LossSettings, scorer: Scorer, heldout: Sequence[Tree], reference: Reference | None
+    row: Loss,
+    constants: Mapping[str, float],
+    *,
+    scorer: Scorer,
+    heldout: Sequence[Tree],
+    reference: Reference | None,
 ) -> Objective:
     """The mean loss of an optimiser step's pairs; ``reference`` is None for the losses without one."""
+    function, scale = partial(row.load(), **constants), constants[row.scale]
 
     def scored(trees: Sequence[Tree]) -> PairScores:
         given = None if reference is None else reference(trees)
@@ -94,27 +95,27 @@ def preference_objective(
     def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
         assert not row.whole_batch or len(trees) == whole, "a loss over the whole batch was given a part of it"
         scores = scored(trees)
-        metrics = reward_metrics(scores, settings)
-        return row.function(scores, settings).sum() / whole, {name: value / whole for name, value in metrics.items()}
+        metrics = reward_metrics(scores, scale)
+        return function(scores).sum() / whole, {name: value / whole for name, value in metrics.items()}
 
     @torch.no_grad()
     def measure() -> dict[str, float]:
         scorer.model.eval()
         parts = [scored([heldout[i] for i in group]) for group in scorer.batches(heldout)]
         scores = PairScores.joined(parts)
-        metrics = reward_metrics(scores, settings)
+        metrics = reward_metrics(scores, scale)
         sums = {
-            "loss": float(row.function(scores, settings).sum()),
+            "loss": float(function(scores).sum()),
             "margin": metrics["rewards/margins"],
             "accuracy": metrics["rewards/accuracies"],
         }
         return {name: value / len(heldout) for name, value in sums.items()}
 
-    return Objective(one, loss, measure, _first_check(row, settings))
+    return Objective(one, loss, measure, _first_check(row, constants))
 
 
-def _first_check(row: PreferenceLoss, settings: LossSettings) -> Callable[[dict[str, float]], None]:
-    if row.at_start is None:
+def _first_check(row: Loss, constants: Mapping[str, float]) -> Callable[[dict[str, float]], None]:
+    if row.start is None:
         return lambda metrics: None
-    expected = row.at_start(settings)
+    expected = row.start.value(constants)
     return checked_first_loss(expected, 1e-3 * max(1.0, expected))

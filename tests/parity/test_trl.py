@@ -16,8 +16,8 @@ from real import adapted, gradients, pairs, pairs_job, relative
 from benchmarks import dpo, training
 from benchmarks.training import Job
 from openbezoar.forest import Scorer, Tree
+from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo
-from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import preference_objective, same_pass_reference
 
 pytestmark = pytest.mark.parity
@@ -46,7 +46,7 @@ def test_loss_rewards_and_gradients_are_trl_s(loss: str, tmp_path: Path) -> None
     peer_loss, peer_metrics, peer_gradients = theirs(job, trees, settings, tmp_path)
     scorer = Scorer(model.train())
     objective = preference_objective(
-        PREFERENCE_LOSSES[loss], LossSettings.of(settings), scorer, [], same_pass_reference(scorer)
+        LOSSES[loss], settings.constants, scorer=scorer, heldout=[], reference=same_pass_reference(scorer)
     )
     value, metrics = objective.loss(trees, float(len(trees)))
     value.backward()

@@ -15,13 +15,13 @@ from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
 from openbezoar.forest import Tree
 from openbezoar.models.dropout import without_base_dropout
-from openbezoar.recipe.train_steps import LOSS_SETTINGS, Dpo
+from openbezoar.recipe.losses import LOSSES
+from openbezoar.recipe.train_steps import Dpo
 from openbezoar.rows.forms import to_pair
 from openbezoar.training import distributed
 from openbezoar.training.data import Split
 from openbezoar.training.fit import Bench, fit
 from openbezoar.training.loop import Objective
-from openbezoar.training.losses import PREFERENCE_LOSSES, LossSettings
 from openbezoar.training.objectives import Reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
@@ -33,7 +33,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     renderer = renderer_of(step, context)
     rows = trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
     bench = Bench.of(loaded(step, context, continues=False), step, renderer)
-    row = PREFERENCE_LOSSES[step.loss]
+    row = LOSSES[step.loss]
     objective = objective_of(step, bench, rows, lambda: _reference(step, context, bench, rows))
     numbers = fit(
         step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
@@ -43,7 +43,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
         **numbers,
         "heldout_rows": len(heldout),
         "loss": step.loss,
-        **{name: getattr(step, name) for name in LOSS_SETTINGS[step.loss]},
+        **step.constants,
         "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
         "summary": (
@@ -61,11 +61,15 @@ def objective_of(step: Dpo, bench: Bench, rows: Split, reference: Callable[[], R
     whole batch in one pass, where the settings do not give it.
     """
     without_base_dropout(bench.model)
-    row = PREFERENCE_LOSSES[step.loss]
+    row = LOSSES[step.loss]
     if row.whole_batch:
         _check_one_pass(step, bench, rows.trained)
     return preference_objective(
-        row, LossSettings.of(step), bench.scorer, rows.heldout, reference() if row.needs_reference else None
+        row,
+        step.constants,
+        scorer=bench.scorer,
+        heldout=rows.heldout,
+        reference=reference() if row.needs_reference else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from openbezoar.recipe.losses import LOSSES
 from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Picture, Section
 from openbezoar.reporting.facts import RunFacts, StepFacts
 from openbezoar.reporting.figures import Series, line_chart
@@ -125,10 +126,11 @@ def preference_table(steps: Sequence[StepFacts]) -> Table:
         "held-out reward accuracy before",
         "after",
     )
+    alone = ", ".join(name for name, loss in LOSSES.items() if not loss.needs_reference)
     note = (
         "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards,"
-        " margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference (simpo,"
-        " orpo) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
+        " margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference"
+        f" ({alone}) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
     )
     return Table(headers, tuple(rows), note)
 
