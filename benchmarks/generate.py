@@ -85,10 +85,10 @@ def conversations(job: Job) -> list[list[Turn]]:
 
 def ours(job: Job) -> dict[str, Any]:
     """The package's local model, all prompts in one call."""
-    from openbezoar.llm.local import Local
+    from openbezoar.llm.local import LocalLLM
 
     process.own()
-    llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
+    llm = LocalLLM(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
     ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
     greedy = job.what == "check"
     sampling = Sampling(job.tokens, 0.0 if greedy else TEMPERATURE, 1.0 if greedy else TOP_P, min_new_tokens=job.tokens)
@@ -102,10 +102,10 @@ def batches(job: Job) -> dict[str, Any]:
     """How many answers of ours differ between one batch of all prompts and ``PARTS`` smaller ones,
     sampled and greedy, seeds unchanged.
     """
-    from openbezoar.llm.local import Local
+    from openbezoar.llm.local import LocalLLM
 
     process.own()
-    llm = Local(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
+    llm = LocalLLM(replace(open_checkpoint(job.model), dtype=job.dtype))  # type: ignore[arg-type]
     ids = [llm.formatter.prompt_ids(conversation) for conversation in conversations(job)]
     size = -(-len(ids) // PARTS)
     found: dict[str, Any] = {"sizes": [len(ids), size], "rows": len(ids), "tokens": job.tokens, "dtype": job.dtype}

@@ -135,18 +135,18 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def remembered(opener: Callable[[], Any], name: str, context: Any) -> Any:
     """A scripted model behind a call cache in the step's folder; ``opener`` is called when it is first asked."""
-    from openbezoar.llm.budget import purse_of
+    from openbezoar.llm.budget import spending_limits
+    from openbezoar.llm.cached import CachedLLM
     from openbezoar.llm.calls import CallStore
-    from openbezoar.llm.remembered import Remembered
     from openbezoar.llm.spoken import Spoken
 
     store = CallStore(context.out)
-    return Remembered(
+    return CachedLLM(
         name,
         {"scripted": name},
         opener,
         store,
-        purse_of(context, name, store),
+        spending_limits(context, name, store),
         "batch",
         spoken=Spoken(name, "drop", context.counts),
     )

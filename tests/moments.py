@@ -499,7 +499,7 @@ def main() -> int:
     for stage in STAGES.values():  # once, not in each fork
         if not options.rows_only or stage.module.rsplit(".", 1)[1] in ("generate", "filter"):
             __import__(stage.module)
-    server.Server = Teacher  # type: ignore[misc, assignment]
+    server.ServerLLM = Teacher  # type: ignore[misc, assignment]
     rng, done, wrong = random.Random(options.seed), Counter[str](), []
     with tempfile.TemporaryDirectory() as scratch:
         if not options.rows_only:

@@ -68,6 +68,21 @@ def test_a_part_that_is_a_library_of_its_own_needs_nothing_of_the_project_but_er
     assert {to for of, to, _ in imports() if of == part} - {part} <= {"errors"}
 
 
+# Classes that share a name. Options: what each scheme calls its own settings. The others are to go.
+SHARED_NAMES = {"Options", "Answers", "Plain"}
+
+
+def test_one_name_is_one_class_in_the_whole_package() -> None:
+    places: dict[str, set[Path]] = {}
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), set()).add(file.relative_to(ROOT))
+    twice = {name: sorted(map(str, files)) for name, files in places.items() if len(files) > 1}
+    assert {name: files for name, files in twice.items() if name not in SHARED_NAMES} == {}
+    assert len(places) > 100
+
+
 def test_every_part_of_the_package_has_a_rank() -> None:
     parts = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")}
     assert parts == set(RANK)

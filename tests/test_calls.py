@@ -20,11 +20,11 @@ from safetensors.numpy import save
 from openbezoar.cli.app import main
 from openbezoar.errors import BudgetError, ModelError, RunError
 from openbezoar.llm import Call, Completion, Sampling, samples
-from openbezoar.llm.budget import Purse, _Limit, worst_case
+from openbezoar.llm.budget import SpendingLimits, _Limit, worst_case
+from openbezoar.llm.cached import CachedLLM
 from openbezoar.llm.calls import FILE, CallStore, Spender
 from openbezoar.llm.calls_tables import seal
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
-from openbezoar.llm.remembered import Remembered
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.models.references import Checkpoint
 from openbezoar.recipe.blocks import Budget, Price, PromptSpec
@@ -88,13 +88,15 @@ Unit = Literal["call", "row", "batch"]
 
 def remembered(
     folder: Path, llm: Fake, unit: Unit, identity: Any = "x", budget: Budget | None = None, price: Price | None = None
-) -> Remembered:
+) -> CachedLLM:
     store = CallStore(folder)
     limits = [_Limit("steps.step.budget", budget, "step")] if budget else []
-    return Remembered("m", identity, lambda: llm, store, Purse(store, ME, limits, {"m": price or Price()}), unit)
+    return CachedLLM(
+        "m", identity, lambda: llm, store, SpendingLimits(store, ME, limits, {"m": price or Price()}), unit
+    )
 
 
-def ask(model: Remembered, texts: Sequence[str], sampling: Sampling = WARM, seed: int = 100) -> list[str]:
+def ask(model: CachedLLM, texts: Sequence[str], sampling: Sampling = WARM, seed: int = 100) -> list[str]:
     return [
         c.text for c in model.chat([[Turn("user", t)] for t in texts], sampling, [seed + i for i in range(len(texts))])
     ]

@@ -18,17 +18,17 @@ from openbezoar.cli.chat import _write
 from openbezoar.dialogue.prompt import STOP, SYSTEM
 from openbezoar.errors import UserError
 from openbezoar.llm import Completion, Sampling
-from openbezoar.llm.local import Local
+from openbezoar.llm.local import LocalLLM
 from openbezoar.llm.streaming import Stream
 from openbezoar.models.references import Checkpoint, open_checkpoint
-from openbezoar.people.chat import Session, Talk
+from openbezoar.people.chat import ChatSession, Talk
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.rows.records import Turn, read_jsonl
 
 
 @pytest.fixture(scope="module")
-def local(tiny: Path) -> Local:
-    return Local(Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec()))
+def local(tiny: Path) -> LocalLLM:
+    return LocalLLM(Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec()))
 
 
 class Formatter:
@@ -67,11 +67,11 @@ class Scripted:
         return Completion(text.replace("|", ""), "stop", 1, 1)
 
 
-def session(*models: Scripted, system: str | None = None, seed: int = 0) -> tuple[Session, list[str], list[str]]:
+def session(*models: Scripted, system: str | None = None, seed: int = 0) -> tuple[ChatSession, list[str], list[str]]:
     said: list[str] = []
     told: list[str] = []
     talks = [Talk(f"m{k}", model) for k, model in enumerate(models)]  # type: ignore[arg-type]
-    return Session(talks, Sampling(10, 0.7, 0.95), seed, system, said.append, told.append), said, told
+    return ChatSession(talks, Sampling(10, 0.7, 0.95), seed, system, said.append, told.append), said, told
 
 
 def typed(*lines: str) -> Callable[[], str]:
@@ -90,7 +90,7 @@ def typed(*lines: str) -> Callable[[], str]:
 # ----------------------------------------------------------------------------- streaming
 
 
-def test_what_is_streamed_is_what_chat_answers(local: Local) -> None:
+def test_what_is_streamed_is_what_chat_answers(local: LocalLLM) -> None:
     for seed, temperature in ((0, 0.0), (1, 1.5), (2, 1.0), (3, 2.0)):
         talk, drawn = [Turn("user", f"Say {seed}.")], Sampling(48, temperature, 0.98)
         pieces: list[str] = []
@@ -100,7 +100,7 @@ def test_what_is_streamed_is_what_chat_answers(local: Local) -> None:
         assert temperature == 0 or len(pieces) > 5, "an answer comes in pieces"
 
 
-def test_an_interrupt_in_the_middle_of_an_answer_leaves_the_model_usable(local: Local) -> None:
+def test_an_interrupt_in_the_middle_of_an_answer_leaves_the_model_usable(local: LocalLLM) -> None:
     talk, drawn = [Turn("user", "Go on.")], Sampling(48, 1.0)
     (whole,) = local.chat([talk], drawn, [5])
     pieces: list[str] = []
@@ -144,10 +144,10 @@ def test_a_release_s_own_template_keeps_the_trained_stop_strings(tiny: Path, tmp
     shutil.copytree(tiny, tmp_path / "release")
     (tmp_path / "release" / "tokenizer_config.json").unlink()
     formatter = write_tokenizer(trained, tmp_path / "release")
-    released = Local(open_checkpoint(str(tmp_path / "release"))).formatter
+    released = LocalLLM(open_checkpoint(str(tmp_path / "release"))).formatter
     talk = [Turn("user", "Hello"), Turn("assistant", "Hi."), Turn("user", "Who?")]
     assert released.stop == STOP == formatter.stop and released.prompt_ids(talk) == formatter.prompt_ids(talk)
-    assert Local(open_checkpoint(str(tiny))).formatter.stop == ()
+    assert LocalLLM(open_checkpoint(str(tiny))).formatter.stop == ()
 
 
 # --------------------------------------------------------------------------- conversation
@@ -301,7 +301,7 @@ def test_an_interrupt_of_a_single_answer_is_130(tiny: Path, monkeypatch: pytest.
     def interrupted(*_: Any) -> Completion:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Local, "answer", interrupted)
+    monkeypatch.setattr(LocalLLM, "answer", interrupted)
     assert command(str(tiny), "--prompt", "x") == 130
 
 

@@ -17,7 +17,7 @@ from openbezoar.plan.rates import learn, learnt_rates
 from openbezoar.recipe.blocks import LocalModel, PromptSpec
 from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Dpo, Sft
-from openbezoar.rows.lengths import Texts, path_tokens, texts_of, trained
+from openbezoar.rows.lengths import TextLengths, path_tokens, texts_of, trained
 
 ROOT = Path(__file__).parent.parent
 
@@ -284,11 +284,11 @@ def test_a_row_s_texts_are_those_that_a_model_reads(row: dict[str, str], paths: 
 
 
 def test_rows_that_are_too_long_or_held_out_are_not_counted_as_trained() -> None:
-    short, long = Texts(1, (42.0, 84.0)), Texts(1, (42.0, 4200.0))
+    short, long = TextLengths(1, (42.0, 84.0)), TextLengths(1, (42.0, 4200.0))
     a, b = path_tokens(short, "")
     assert b - a == pytest.approx(10)  # 42 characters are ten tokens
     assert path_tokens(short, "x" * 42)[0] == pytest.approx(a + 10)
-    assert path_tokens(Texts(1, (42.0,), own_system=True), None)[0] == pytest.approx(a)
+    assert path_tokens(TextLengths(1, (42.0,), own_system=True), None)[0] == pytest.approx(a)
 
     def of(**settings: Any) -> tuple[float, float]:
         return trained(Dpo(dpo="x", model="base", max_length=100, **settings), [short] * 30 + [long] * 10, "")

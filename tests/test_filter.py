@@ -11,7 +11,7 @@ from conftest import remembered
 
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.reviews import Decision, Reviews, row_hash
-from openbezoar.cleaning.rules import ACROSS_ROWS, NAMES, RULES, Candidate, Drop, Screen, repeated_share
+from openbezoar.cleaning.rules import ACROSS_ROWS, NAMES, RULES, Candidate, Drop, RowFilter, repeated_share
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.prompting import ask, expected_rating
@@ -117,7 +117,7 @@ def written(context: StepContext, name: str) -> list[Row]:
 
 
 def screened(*candidates: Candidate, rules: Rules | None = None, overlap: Overlap | None = None) -> list[str | None]:
-    screen = Screen(rules or Rules(), overlap)
+    screen = RowFilter(rules or Rules(), overlap)
     return [None if drop is None else drop.rule for drop in map(screen, candidates)]
 
 
@@ -237,7 +237,7 @@ def test_a_rule_across_rows_catches_its_row_and_only_it(name: str) -> None:
 
 
 def test_a_drop_across_rows_says_on_what_evidence() -> None:
-    screen = Screen(Rules(), benchmark())
+    screen = RowFilter(Rules(), benchmark())
     screen(BEGIN)
     drops = {name: screen(caught) for name, (caught, _) in ACROSS.items()}
     assert drops["duplicate"] == Drop("duplicate", "of first")

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from openbezoar.forest import Scorer, TokenPath, Tree, flex
 from openbezoar.forest.attention import _segments
 from openbezoar.llm import Sampling
-from openbezoar.llm.local import Local
+from openbezoar.llm.local import LocalLLM
 from openbezoar.models import load
 from openbezoar.models.lora import fast_lora
 from openbezoar.models.references import Checkpoint
@@ -227,7 +227,7 @@ def test_forest_lm_gives_the_log_probabilities_of_the_plain_model(
 def test_answers_on_a_device_are_its_model_s_own(
     device: torch.device, folder: str, request: pytest.FixtureRequest
 ) -> None:
-    local = Local(checkpoint(request.getfixturevalue(folder)))
+    local = LocalLLM(checkpoint(request.getfixturevalue(folder)))
     prompts = ["What is the capital", "Write a short poem about the sea and the wind, and say why you like it. " * 8]
     drawn = local.complete(prompts, [Sampling(12), Sampling(12, temperature=1.0, top_p=0.9)], [1, 2])
     assert drawn[1] == local.complete(prompts[1:], Sampling(12, temperature=1.0, top_p=0.9), [2])[0]

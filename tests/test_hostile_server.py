@@ -18,7 +18,7 @@ from hostile import GOOD, Hostile, Outcome
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
 from openbezoar.llm.calls import CallStore
-from openbezoar.llm.server import Server
+from openbezoar.llm.server import ServerLLM
 from openbezoar.recipe.blocks import ServerModel
 from openbezoar.rows.records import Turn
 
@@ -49,7 +49,7 @@ def test_a_malformed_reply_is_counted_and_asked_again_and_if_it_stays_so_one_lin
     code, _, manifest = judged(rows=1)
     assert code == 0 and manifest["counts"] == {ASKED_AGAIN: 1} and manifest["numbers"]["kept"] == 1
     hostile_server.strikes = lambda number, prompt: True
-    client = Server("judge", ServerModel(server=hostile_server.url, model="m", retries=1))
+    client = ServerLLM("judge", ServerModel(server=hostile_server.url, model="m", retries=1))
     with pytest.raises(ModelError, match="no answer after 2 tries; the last one: ") as caught:
         client.chat([[Turn("user", "q")]], Sampling(160), [1])
     client.close()

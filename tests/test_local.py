@@ -12,7 +12,7 @@ import torch
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
 from openbezoar.llm.decoding import pick
-from openbezoar.llm.local import Local
+from openbezoar.llm.local import LocalLLM
 from openbezoar.models.references import Checkpoint
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.rows.records import Turn
@@ -21,12 +21,12 @@ PROMPTS = ["What is the capital", "Write a short poem about the sea and the wind
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny_gemma"])
-def local(request: pytest.FixtureRequest) -> Local:
+def local(request: pytest.FixtureRequest) -> LocalLLM:
     folder: Path = request.getfixturevalue(request.param)
-    return Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))
+    return LocalLLM(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))
 
 
-def test_greedy_answers_equal_generate_token_for_token(local: Local) -> None:
+def test_greedy_answers_equal_generate_token_for_token(local: LocalLLM) -> None:
     ours = local.complete(PROMPTS, Sampling(20), [0, 0, 0])
     for prompt, answer in zip(PROMPTS, ours, strict=True):
         ids = torch.tensor([local.tokenizer(prompt).input_ids], device=local.scorer.device)
@@ -37,14 +37,14 @@ def test_greedy_answers_equal_generate_token_for_token(local: Local) -> None:
 
 
 def test_a_model_that_ignores_the_layout_is_found_before_it_answers(tiny: Path) -> None:
-    local = Local(Checkpoint("m", str(tiny), (), "none", "float32", PromptSpec()))
+    local = LocalLLM(Checkpoint("m", str(tiny), (), "none", "float32", PromptSpec()))
     trunk = local.scorer.trunk.forward
     local.scorer.trunk.forward = lambda forest=None, attention_mask=None, **rest: trunk(**rest)
     with pytest.raises(ModelError, match="not supported"):
         local.complete(PROMPTS, Sampling(4), [0, 0, 0])
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_in_fp32(local: Local) -> None:
+def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_in_fp32(local: LocalLLM) -> None:
     sampling = Sampling(16, temperature=1.0, top_p=0.9)
     together = local.complete(PROMPTS, sampling, [5, 6, 7])
     alone = [local.complete([p], sampling, [s])[0] for p, s in zip(PROMPTS, (5, 6, 7), strict=True)]
@@ -52,7 +52,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_in_fp32(local: Loc
     assert local.complete(PROMPTS[:1], sampling, [8])[0].text != together[0].text
 
 
-def test_each_row_of_a_batch_is_drawn_its_own_way(local: Local) -> None:
+def test_each_row_of_a_batch_is_drawn_its_own_way(local: LocalLLM) -> None:
     ways = [Sampling(20), Sampling(7, temperature=1.3, top_p=0.9), Sampling(12, temperature=0.4)]
     together = local.complete(PROMPTS, ways, [5, 6, 7])
     assert together == [local.complete([p], way, [s])[0] for p, way, s in zip(PROMPTS, ways, (5, 6, 7), strict=True)]
@@ -60,7 +60,7 @@ def test_each_row_of_a_batch_is_drawn_its_own_way(local: Local) -> None:
     assert together[1].tokens <= 7 and together[2].tokens <= 12
 
 
-def test_a_stop_string_ends_an_answer_and_is_cut_off(local: Local) -> None:
+def test_a_stop_string_ends_an_answer_and_is_cut_off(local: LocalLLM) -> None:
     free = local.complete(PROMPTS[1:2], Sampling(24, temperature=1.0), [3])[0].text
     stop = free[len(free) // 2 : len(free) // 2 + 3]
     stopped = local.complete(PROMPTS[1:2], Sampling(24, temperature=1.0, stop=(stop,)), [3])[0]
@@ -69,7 +69,7 @@ def test_a_stop_string_ends_an_answer_and_is_cut_off(local: Local) -> None:
     assert free.startswith(stopped.text)
 
 
-def test_no_token_ends_an_answer_before_its_least_length(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_ends_an_answer_before_its_least_length(local: LocalLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     (free,) = local.sample([[3, 4, 5]], Sampling(1), [0])
     monkeypatch.setattr(local.formatter, "stop_ids", lambda: tuple(free.ids))  # the likeliest token ends an answer
     ended, held = local.sample([[3, 4, 5], [3, 4, 5]], [Sampling(6), Sampling(6, min_new_tokens=4)], [0, 0])
@@ -77,7 +77,7 @@ def test_no_token_ends_an_answer_before_its_least_length(local: Local, monkeypat
     assert len(held.ids) >= 4 and not set(free.ids) & set(held.ids[:4])
 
 
-def test_a_stop_string_that_is_a_token_ends_only_the_rows_that_ask_for_it(local: Local) -> None:
+def test_a_stop_string_that_is_a_token_ends_only_the_rows_that_ask_for_it(local: LocalLLM) -> None:
     name = next(iter(local.tokenizer.get_added_vocab()))
     token = local.tokenizer.get_added_vocab()[name]
     assert token in local.sample([[3]], Sampling(1, stop=(name,)), [0])[0].ends
@@ -91,14 +91,14 @@ def test_a_model_in_its_own_format_ends_at_each_end_token_of_its_generation_sett
     folder = tmp_path / "listed"
     shutil.copytree(tiny, folder)
     own = Checkpoint("m", str(folder), (), "none", "float32", PromptSpec(template="own"))
-    (free,) = Local(own).sample([[3, 4, 5]], Sampling(8), [0])
+    (free,) = LocalLLM(own).sample([[3, 4, 5]], Sampling(8), [0])
     end = free.ids[3]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
-    local = Local(own)
+    local = LocalLLM(own)
     (row,) = local.sample([[3, 4, 5]], Sampling(8), [0])
     assert row.ids == free.ids[: free.ids.index(end) + 1] and row.finish == "stop" and row.answer_ids == row.ids[:-1]
     assert local.model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=8, do_sample=False)[0, 3:].tolist() == row.ids
-    trained = Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))  # ends as its release does
+    trained = LocalLLM(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))  # ends as its release does
     assert trained.sample([[3, 4, 5]], Sampling(8), [0])[0].ids == free.ids
 
 
@@ -119,7 +119,7 @@ def test_top_p_falls_back_to_the_whole_vocabulary_when_the_candidates_do_not_rea
     assert len(set(picked.tolist())) == 4
 
 
-def test_choice_logprobs_are_the_sum_over_the_choice_s_tokens(local: Local) -> None:
+def test_choice_logprobs_are_the_sum_over_the_choice_s_tokens(local: LocalLLM) -> None:
     conversation = [Turn("user", "Rate this.")]
     ((yes, no),) = local.choice_logprobs([conversation], "It is ", ["Yes]", "no]"])
     text = local.formatter.prompt_text(conversation) + "It is "
@@ -138,7 +138,7 @@ def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = Checkpoint("m", str(tiny), (), "none", "float32", PromptSpec())
-    local = Local(checkpoint)
+    local = LocalLLM(checkpoint)
     wanted = local.complete(PROMPTS, Sampling(6), [0, 0, 0])
     local.answer([Turn("user", "Hi")], Sampling(4), 0, print)
     local.choice_logprobs([[Turn("user", "Hi")]], "It is", [" a", " b"])
@@ -147,16 +147,16 @@ def test_generation_passes_the_cache_under_the_name_that_the_model_asks_for(
     # transformers before 5.40 has the old name only.
     forward = local.scorer.trunk.forward
     local.scorer.trunk.forward = lambda past_key_values=None, **rest: forward(cache=past_key_values, **rest)
-    old = Local(checkpoint, (local.model, local.tokenizer))
+    old = LocalLLM(checkpoint, (local.model, local.tokenizer))
     assert old.scorer.cache_argument == "past_key_values"
     assert old.complete(PROMPTS, Sampling(6), [0, 0, 0]) == wanted
 
 
 def test_a_prompt_that_fills_the_window_is_refused_alone_and_an_answer_ends_with_the_window(
-    local: Local, monkeypatch: pytest.MonkeyPatch
+    local: LocalLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = [len(local.tokenizer(p).input_ids) for p in PROMPTS]
-    monkeypatch.setattr(Local, "window", property(lambda self: lengths[1]))  # the longest prompt leaves no room
+    monkeypatch.setattr(LocalLLM, "window", property(lambda self: lengths[1]))  # the longest prompt leaves no room
     assert lengths[1] == max(lengths)
     before = local.complete([PROMPTS[0]], Sampling(lengths[1] - lengths[0]), [5])[0]
     first, full, _ = local.complete(PROMPTS, Sampling(200), [5, 6, 7])
@@ -164,6 +164,6 @@ def test_a_prompt_that_fills_the_window_is_refused_alone_and_an_answer_ends_with
     assert first == before and first.refused == ""
     assert local.complete([PROMPTS[1]], Sampling(8), [1])[0].refused == "too long"
     talks = [[Turn("user", "a " * lengths[1])], [Turn("user", "b")]]
-    monkeypatch.setattr(Local, "window", property(lambda self: len(self.formatter.prompt_ids(talks[1])) + 12))
+    monkeypatch.setattr(LocalLLM, "window", property(lambda self: len(self.formatter.prompt_ids(talks[1])) + 12))
     full_, weighed = local.choice_logprobs(talks, "Rating: [[", ["1]]", "2]]"])
     assert full_ == [] and len(weighed) == 2

@@ -26,7 +26,7 @@ from openbezoar.training import loop
 from openbezoar.training.loop import best_of, out_of_patience, train
 from openbezoar.training.objectives import sft_objective
 from openbezoar.training.resume import make_optimizer
-from openbezoar.training.speed import Pace, matmul_rate, work, work_of
+from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
 
 
 def settings(**changes: Any) -> Sft:
@@ -315,7 +315,7 @@ def test_a_log_that_cannot_be_shortened_for_want_of_room_is_not_lost(tmp_path: P
 
 def test_the_pace_is_a_fraction_of_the_measured_rate() -> None:
     assert matmul_rate("cpu", torch.float32) > 0
-    pace = Pace(rate=100.0)
+    pace = Throughput(rate=100.0)
     assert pace.fraction is None and pace.tokens_per_second is None
     pace.count(30, 20.0, 2.0)
     pace.count(10, 20.0, 2.0)

@@ -16,7 +16,7 @@ import pytest
 from openbezoar.errors import ModelError
 from openbezoar.llm import Sampling
 from openbezoar.llm.endpoints import Clock
-from openbezoar.llm.server import Server, pause
+from openbezoar.llm.server import ServerLLM, pause
 from openbezoar.llm.settings import wrapped
 from openbezoar.recipe.blocks import ServerModel
 from openbezoar.rows.records import Turn
@@ -123,8 +123,8 @@ class Service:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
-    def client(self, **settings: Any) -> Server:
-        return Server(
+    def client(self, **settings: Any) -> ServerLLM:
+        return ServerLLM(
             "teacher",
             ServerModel(server=settings.pop("server", self.url), model="m", **settings),
             FakeClock(self.pauses),
@@ -145,7 +145,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     service.close()
 
 
-def ask(server: Server, n: int = 1, sampling: Sampling | None = None) -> list[Any]:
+def ask(server: ServerLLM, n: int = 1, sampling: Sampling | None = None) -> list[Any]:
     return server.chat(
         [[Turn("system", "Be kind."), Turn("user", f"q{i}")] for i in range(n)],
         sampling or Sampling(16, 0.8, 0.9),

@@ -38,10 +38,10 @@ print(json.dumps([before, state()]))
 """
 USE = """
 import openbezoar.harness.forest_lm
-from openbezoar.llm.local import Local
+from openbezoar.llm.local import LocalLLM
 from openbezoar.models.references import open_checkpoint
 from openbezoar.rows.records import Turn
-local = Local(open_checkpoint(sys.argv[1]))
+local = LocalLLM(open_checkpoint(sys.argv[1]))
 assert local.choice_logprobs([[Turn("user", "Hello")]], "", ["a", "b"])[0][0] < 0
 """
 

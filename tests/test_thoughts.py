@@ -27,9 +27,9 @@ from openbezoar.engine import execution, graph
 from openbezoar.judging.parsers import parse_rating
 from openbezoar.judging.questions import read_answers, read_questions
 from openbezoar.llm import Call, Completion, Sampling
+from openbezoar.llm.cached import CachedLLM
 from openbezoar.llm.decoding import TextOf
-from openbezoar.llm.local import Local
-from openbezoar.llm.remembered import Remembered
+from openbezoar.llm.local import LocalLLM
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.streaming import Stream
 from openbezoar.models.references import Checkpoint
@@ -178,7 +178,7 @@ class Thinker(Fake):
         return self.answers.pop(0)
 
 
-def behind_a_cache(folder: Path, llm: Thinker, keep: Any = "drop") -> tuple[Remembered, Counts]:
+def behind_a_cache(folder: Path, llm: Thinker, keep: Any = "drop") -> tuple[CachedLLM, Counts]:
     made, counts = remembered(folder, llm, "call"), Counts()
     made.spoken = Spoken("m", keep, counts)
     return made, counts
@@ -230,12 +230,12 @@ def test_a_raw_completion_of_a_server_goes_on_in_the_thought_that_its_prompt_ope
 
 
 @pytest.fixture(scope="module")
-def reasoner(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Local]:
+def reasoner(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalLLM]:
     """A tiny model whose thoughts' marks are special tokens, which decoding leaves out."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    def made(template: str) -> Local:
+    def made(template: str) -> LocalLLM:
         folder = tmp_path_factory.mktemp("reasoner") / "m"
         shutil.copytree(tiny, folder)
         tokenizer = with_template(folder, template)
@@ -245,12 +245,12 @@ def reasoner(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         torch.manual_seed(0)
         model.resize_token_embeddings(len(tokenizer))
         model.save_pretrained(str(folder))
-        return Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec(template="own")))
+        return LocalLLM(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec(template="own")))
 
     return made
 
 
-def says(local: Local, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def says(local: LocalLLM, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Have the model's decoder draw these tokens."""
     ids = local.tokenizer(text, add_special_tokens=False).input_ids
 
@@ -265,7 +265,7 @@ def says(local: Local, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_special_tokens_that_part_thoughts_from_answers_stay(
-    reasoner: Callable[[str], Local], monkeypatch: pytest.MonkeyPatch
+    reasoner: Callable[[str], LocalLLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = reasoner(QWEN3)
     text = "<think>\nHm.\n</think>\n\nYes.</s>"
@@ -283,7 +283,7 @@ def test_special_tokens_that_part_thoughts_from_answers_stay(
     ("text", "said", "finish"), [("Hm.\n</think>\n\nYes.", "Yes.", "stop"), ("Hm. Yes", "", "length")]
 )
 def test_an_answer_that_begins_in_a_thought_says_nothing_before_its_end(
-    text: str, said: str, finish: str, reasoner: Callable[[str], Local], monkeypatch: pytest.MonkeyPatch
+    text: str, said: str, finish: str, reasoner: Callable[[str], LocalLLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = reasoner(R1)
     says(local, monkeypatch, text)
@@ -302,7 +302,7 @@ def test_an_answer_that_begins_in_a_thought_says_nothing_before_its_end(
     assert begun.text in (text, "Yes.")  # behind a closed thought all is said, but what closes another one
 
 
-def test_choices_are_weighed_after_the_empty_thought(reasoner: Callable[[str], Local]) -> None:
+def test_choices_are_weighed_after_the_empty_thought(reasoner: Callable[[str], LocalLLM]) -> None:
     import torch
 
     local = reasoner(R1)
@@ -390,7 +390,7 @@ def test_a_judge_s_rating_is_what_it_says() -> None:
         assert parse_rating(text) == (8 if said == "Yes." else None)
 
 
-def test_benchmarks_read_what_is_said(monkeypatch: pytest.MonkeyPatch, reasoner: Callable[[str], Local]) -> None:
+def test_benchmarks_read_what_is_said(monkeypatch: pytest.MonkeyPatch, reasoner: Callable[[str], LocalLLM]) -> None:
     pytest.importorskip("lm_eval")
     from openbezoar.harness.forest_lm import ForestLM
 

@@ -12,7 +12,7 @@ from conftest import save_tiny_model
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.dialogue.tokens import Frame
 from openbezoar.llm import Sampling
-from openbezoar.llm.local import Local
+from openbezoar.llm.local import LocalLLM
 from openbezoar.models.references import Checkpoint
 from openbezoar.publishing.vocabulary import begins_with_bos
 from openbezoar.recipe.blocks import PromptSpec
@@ -30,8 +30,8 @@ def framed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, save_tiny_model(tmp_path_factory.mktemp("framed"), frame=request.param)
 
 
-def local(folder: Path) -> Local:
-    return Local(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))
+def local(folder: Path) -> LocalLLM:
+    return LocalLLM(Checkpoint("m", str(folder), (), "none", "float32", PromptSpec()))
 
 
 def test_a_text_keeps_its_beginning_and_loses_its_end(framed: tuple[str, Path]) -> None:

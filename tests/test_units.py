@@ -13,7 +13,7 @@ import pytest
 from openbezoar.cleaning import units
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.duplicates import NearDuplicates, shingles
-from openbezoar.cleaning.rules import Candidate, Screen, echo, repeated_share
+from openbezoar.cleaning.rules import Candidate, RowFilter, echo, repeated_share
 from openbezoar.judging.failures import loops
 from openbezoar.recipe.data_steps import Rules
 from openbezoar.rows.records import read_jsonl
@@ -132,14 +132,14 @@ def test_a_good_row_in_a_script_without_spaces_is_kept(script: str) -> None:
     answer = UNSPACED[script]
     assert 8 < units.words(answer) < 90
     translation = Candidate(f"Translate into {script}: a text about the country and its people.", answer)
-    assert Screen(Rules())(translation) is None
-    assert Screen(Rules(language="any"))(Candidate(answer[: len(answer) // 2], answer[::-1])) is None
+    assert RowFilter(Rules())(translation) is None
+    assert RowFilter(Rules(language="any"))(Candidate(answer[: len(answer) // 2], answer[::-1])) is None
     assert repeated_share(answer) < 0.2 and not loops(answer)
 
 
 @pytest.mark.parametrize("answer", ["谢谢", "你好", "早上好", "我爱你", "ありがとう", "ขอบคุณ", "猫"])
 def test_short_answers_to_translation_tasks(answer: str) -> None:
-    drop = Screen(Rules())(Candidate("Translate the phrase into the language named.", answer))
+    drop = RowFilter(Rules())(Candidate("Translate the phrase into the language named.", answer))
     assert (drop.rule if drop else None) == ("response_too_short" if answer == "猫" else None)  # as "Cat." is
 
 
@@ -148,15 +148,15 @@ def test_loops_echoes_and_lengths_are_found_in_every_script(script: str) -> None
     text = UNSPACED[script]
     part = text[:14]
     assert repeated_share(part * 20) > 0.8 and loops(part * 20)
-    broken = Screen(Rules(language="any"))(Candidate(text, part * 20))
+    broken = RowFilter(Rules(language="any"))(Candidate(text, part * 20))
     assert broken is not None and broken.rule == "repetition"
     assert echo(Candidate(text, f"{text}\n{text[::-1]}"), Rules()) and not echo(Candidate(text, text[::-1]), Rules())
     long = "".join(random.Random(1).choices(text, k=9000))
-    too_long = Screen(Rules(language="any"))(Candidate(text, long))
+    too_long = RowFilter(Rules(language="any"))(Candidate(text, long))
     assert too_long is not None and too_long.rule == "response_too_long"
     apology = Candidate(text, f"Sorry. {text}{text[::-1]}{text}{text[::-1]}"[:300])
     assert (units.words(apology.response) < 80) == (
-        getattr(Screen(Rules(language="any"))(apology), "rule", "") == "refusal"
+        getattr(RowFilter(Rules(language="any"))(apology), "rule", "") == "refusal"
     )
 
 
@@ -220,7 +220,7 @@ def test_texts_that_differ_in_their_pictograms_or_signs_only_are_no_near_duplica
 
 
 def test_width_and_case_make_no_other_text() -> None:
-    screen = Screen(Rules(language="any"))
+    screen = RowFilter(Rules(language="any"))
     assert screen(Candidate("What is the capital of France?", "It is Paris.", id="a")) is None
     drop = screen(Candidate("ＷＨＡＴ　ｉｓ　ｔｈｅ　ｃａｐｉｔａｌ　ｏｆ　Ｆｒａｎｃｅ？", "パリです。", id="b"))
     assert drop is not None and drop.rule == "duplicate"
@@ -230,6 +230,6 @@ def test_width_and_case_make_no_other_text() -> None:
 @pytest.mark.parametrize("stretch", ["!", "ha", "a", "🎉", "나는고양이를좋아합니다", "ተክሎች፡በፀሐይ፡ብርሃን፡", "word-", "\n|"])
 def test_an_answer_that_goes_round_without_a_blank_is_dropped_as_a_loop(stretch: str) -> None:
     looping = Candidate("Say something nice.", f"Here it is: {stretch * 120}")
-    drop = Screen(Rules(language="any"))(looping)
+    drop = RowFilter(Rules(language="any"))(looping)
     assert drop is not None and drop.rule == "repetition"
-    assert Screen(Rules(language="any", drop_repetition=1.0))(looping) is None
+    assert RowFilter(Rules(language="any", drop_repetition=1.0))(looping) is None

@@ -22,7 +22,7 @@ from openbezoar.judging.votes import read_votes
 from openbezoar.people.ballots import Ballot, make_ballots
 from openbezoar.people.outcome import numbers, preference_rows, votes_on
 from openbezoar.people.server import listen, make_server
-from openbezoar.people.votes import Poll, VoteFile
+from openbezoar.people.votes import BallotQueue, VoteFile
 from openbezoar.progress import PlainProgress
 from openbezoar.rows.forms import to_pair
 from openbezoar.rows.records import Counts, Row, read_jsonl, write_jsonl
@@ -61,16 +61,16 @@ def votes(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def poll(path: Path, some: list[Ballot] | None = None, judge: str = "expert_me") -> Iterator[Poll]:
+def poll(path: Path, some: list[Ballot] | None = None, judge: str = "expert_me") -> Iterator[BallotQueue]:
     file = VoteFile(path)
     try:
-        yield Poll(some or ballots(), file, judge)
+        yield BallotQueue(some or ballots(), file, judge)
     finally:
         file.close()
 
 
 @contextmanager
-def served(asked: Poll) -> Iterator[int]:
+def served(asked: BallotQueue) -> Iterator[int]:
     """The page's server in a thread; its port."""
     socket = listen(0)
     port = socket.getsockname()[1]
@@ -362,7 +362,7 @@ def test_win_rates_count_ties_half_and_name_both_bad_and_side_and_length(votes: 
             ballot = asked.waiting[0]
             choice = "tie" if k == 0 else "bad" if k == 1 else "a" if ballot.a.model == "zeta-secret" else "b"
             asked.cast(ballot.id, choice)  # type: ignore[arg-type]
-        found = numbers(asked.models, votes_on(asked.ballots, asked.given), 0)
+        found = numbers(asked.models, votes_on(asked.ballots, asked.own_votes), 0)
     (pair,) = found["pairs"]
     assert (pair["a"], pair["wins"], pair["losses"], pair["ties"], pair["both_bad"]) == ("alpha-secret", 0, 6, 2, 1)
     assert (

@@ -2,7 +2,7 @@
 
 Reads rows' texts, writes nothing. ``RULES`` look at one row: each is a pure function of a
 candidate and the recipe's ``rules`` block. ``ACROSS_ROWS`` compare it with the benchmarks and
-with the rows that passed before it, in a ``Screen``. The first rule that catches a row, in the
+with the rows that passed before it, in a ``RowFilter``. The first rule that catches a row, in the
 order of ``NAMES``, gives its reason. To add a rule: a function, a line in ``RULES``, a row each
 that it must and must not catch in ``tests/test_filter.py``.
 """
@@ -148,7 +148,7 @@ class Drop:
     why: str = ""
 
 
-class Screen:
+class RowFilter:
     """All rules, asked of one row after another; only rows that pass are remembered.
 
     overlap: the benchmarks' texts, None to look for none. Raises UserError if near-duplicates

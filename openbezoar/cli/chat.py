@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openbezoar.errors import UserError
-from openbezoar.people.chat import Session, Talk
+from openbezoar.people.chat import ChatSession, Talk
 
 if TYPE_CHECKING:
     pass
@@ -62,7 +62,7 @@ def chat(
                 f"--max-new-tokens {max_new_tokens}: {talk.name} reads {talk.local.window} tokens with its answer; give"
                 " fewer"
             )
-    session = Session(talks, room, seed, system, _write, _tell, _think)
+    session = ChatSession(talks, room, seed, system, _write, _tell, _think)
     if prompt is not None:
         session.send(_clean(sys.stdin.read() if prompt == "-" else prompt))
         if session.stopped:
@@ -78,13 +78,13 @@ def _open(references: Sequence[str]) -> list[Talk]:
     from openbezoar.models import needs
 
     extras.require(*needs.MODEL)  # before those that are there are imported, which takes seconds
-    from openbezoar.llm.local import Local
+    from openbezoar.llm.local import LocalLLM
     from openbezoar.models.references import open_checkpoint
 
     checkpoints = [open_checkpoint(reference) for reference in references]
     names = [checkpoint.name for checkpoint in checkpoints]
     talks = [
-        Talk(name if names.count(name) == 1 else ref, Local(c))
+        Talk(name if names.count(name) == 1 else ref, LocalLLM(c))
         for ref, name, c in zip(references, names, checkpoints, strict=True)
     ]
     for talk in talks:

@@ -20,7 +20,7 @@ from openbezoar.progress import visible
 
 if TYPE_CHECKING:
     from openbezoar.people.ballots import Ballot
-    from openbezoar.people.votes import Poll
+    from openbezoar.people.votes import BallotQueue
 
 
 def vote(
@@ -59,7 +59,7 @@ def vote(
 
     Example: openbezoar vote runs/demo --models base --models OpenBezoar-SFT
     """
-    from openbezoar.people.votes import Poll, VoteFile
+    from openbezoar.people.votes import BallotQueue, VoteFile
     from openbezoar.store.digests import MANIFEST
 
     if turns not in ("1", "2", "both"):
@@ -71,8 +71,8 @@ def vote(
     if (export or result) and not path.is_file():
         raise UserError(f"{path}: no such file of votes; vote first, or name it with --votes")
     with closing(VoteFile(path, read_only=export is not None or result)) as file:
-        poll = Poll(ballots, file, f"expert_{voter}")
-        _warn_of_others(poll)
+        queue = BallotQueue(ballots, file, f"expert_{voter}")
+        _warn_of_others(queue)
         if export:
             if (
                 export.resolve() in {p.resolve() for p in (path, *source, questions or path)}
@@ -81,11 +81,11 @@ def vote(
                 raise UserError(
                     f"--export {export}: it would take the place of what the pairs are made from; name another file"
                 )
-            _export(poll, export)
+            _export(queue, export)
         elif result:
-            _print_result(poll, seed, as_json)
+            _print_result(queue, seed, as_json)
         else:
-            _page(poll, port, seed, not no_browser)
+            _page(queue, port, seed, not no_browser)
 
 
 def _ballots(
@@ -122,18 +122,18 @@ def _ballots(
     return ballots[:limit], path
 
 
-def _warn_of_others(poll: Poll) -> None:
+def _warn_of_others(queue: BallotQueue) -> None:
     from openbezoar.people.outcome import votes_on
 
-    others = len(poll.votes.rows) - len(votes_on(poll.ballots, poll.votes.rows))
+    others = len(queue.votes.rows) - len(votes_on(queue.ballots, queue.votes.rows))
     if others:
         print(
-            f"{poll.votes.path}: votes on other answers or models: {others}; they stay there and are not counted here",
+            f"{queue.votes.path}: votes on other answers or models: {others}; they stay there and are not counted here",
             file=sys.stderr,
         )
 
 
-def _page(poll: Poll, port: int, seed: int, browser: bool) -> None:
+def _page(queue: BallotQueue, port: int, seed: int, browser: bool) -> None:
     from openbezoar.people.server import HOST, listen, make_server
 
     with closing(listen(port)) as socket:
@@ -141,15 +141,15 @@ def _page(poll: Poll, port: int, seed: int, browser: bool) -> None:
         url = f"http://{HOST}:{port}/"
         print(url, flush=True)
         print(
-            f"{len(poll.done)} of {len(poll.ballots)} votes given, in {poll.votes.path}; Ctrl-C ends the page, the same"
-            " command goes on",
+            f"{len(queue.done)} of {len(queue.ballots)} votes given, in {queue.votes.path}; Ctrl-C ends the page, the"
+            " same command goes on",
             file=sys.stderr,
         )
         if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             _open_later(url)
         with suppress(KeyboardInterrupt):
-            make_server(poll, port, seed).run(sockets=[socket])
-    print(f"\n{len(poll.done)} of {len(poll.ballots)} votes given, in {poll.votes.path}", file=sys.stderr)
+            make_server(queue, port, seed).run(sockets=[socket])
+    print(f"\n{len(queue.done)} of {len(queue.ballots)} votes given, in {queue.votes.path}", file=sys.stderr)
 
 
 def _open_later(url: str) -> None:
@@ -163,12 +163,12 @@ def _open_later(url: str) -> None:
     timer.start()
 
 
-def _export(poll: Poll, path: Path) -> None:
+def _export(queue: BallotQueue, path: Path) -> None:
     from openbezoar.people.outcome import preference_rows, votes_on
     from openbezoar.rows.records import Counts, write_jsonl
 
     counts = Counts()
-    voted = votes_on(poll.ballots, poll.votes.rows)
+    voted = votes_on(queue.ballots, queue.votes.rows)
     rows = preference_rows(voted, counts)
     for reason, n in counts.by_reason.items():
         print(visible(f"left out: {n} {reason}"), file=sys.stderr)
@@ -184,14 +184,14 @@ def _export(poll: Poll, path: Path) -> None:
     print(f"{path}: {len(rows)} pairs")
 
 
-def _print_result(poll: Poll, seed: int, as_json: bool) -> None:
+def _print_result(queue: BallotQueue, seed: int, as_json: bool) -> None:
     from openbezoar.people.outcome import numbers, tables, votes_on
 
-    found = numbers(poll.models, votes_on(poll.ballots, poll.given), seed)
+    found = numbers(queue.models, votes_on(queue.ballots, queue.own_votes), seed)
     if as_json:
-        print_json({"judge": poll.judge, "ballots": len(poll.ballots), **found})
+        print_json({"judge": queue.judge, "ballots": len(queue.ballots), **found})
         return
-    print(f"{found['n']} of {len(poll.ballots)} votes given by {poll.judge}")
+    print(f"{found['n']} of {len(queue.ballots)} votes given by {queue.judge}")
     made, notes = tables(found)
     for table in made:
         print(visible(f"\n{table.text()}"))

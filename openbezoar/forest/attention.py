@@ -133,7 +133,7 @@ def _has_cpu_kernel(device: torch.device) -> bool:
     return device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 
 
-def _parts(calls: Sequence[_Call], query: Tensor, *keys_and_values: Tensor) -> list[tuple[Tensor, ...]]:
+def _parts(calls: Sequence[_AttentionCall], query: Tensor, *keys_and_values: Tensor) -> list[tuple[Tensor, ...]]:
     """Each tensor in the calls' parts: queries [kv heads, heads a kv head, m, d], keys and values [kv heads, 1, m, d].
 
     The heads that share keys become the heads of one batch entry, whose keys are then seen by all of them uncopied.
@@ -143,7 +143,7 @@ def _parts(calls: Sequence[_Call], query: Tensor, *keys_and_values: Tensor) -> l
     return [torch.split(x.reshape(shared, -1, *x.shape[2:]), sizes, 2) for x in (query, *keys_and_values)]
 
 
-def _read(call: _Call, parts: Sequence[Tensor]) -> Tensor:
+def _read(call: _AttentionCall, parts: Sequence[Tensor]) -> Tensor:
     """The keys (or values) that a call sees, along its path."""
     return torch.cat([parts[j] for j in call.reads], 2) if len(call.reads) > 1 else parts[call.reads[0]]
 
@@ -162,7 +162,7 @@ class _OnCpu(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        calls: Sequence[_Call],
+        calls: Sequence[_AttentionCall],
         masks: Sequence[Tensor | None],
         scaling: float | None,
     ) -> Tensor:
@@ -234,7 +234,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
 
 
 @dataclass(frozen=True)
-class _Call:
+class _AttentionCall:
     """One use of torch's attention: for one segment, or for short leaves of one parent side by side.
 
     reads: the calls whose keys it sees, the root's first, its own last. sizes: tokens of each of its segments.
@@ -244,30 +244,30 @@ class _Call:
     sizes: tuple[int, ...]
 
 
-def _calls(layout: Layout) -> list[_Call]:
+def _calls(layout: Layout) -> list[_AttentionCall]:
     """The calls that cover a layout's row in order; worked out once for all layers."""
-    found: list[_Call] | None = layout.kept.get("calls")
+    found: list[_AttentionCall] | None = layout.kept.get("calls")
     if found is not None:
         return found
     inner = {start for segment in layout.segments for start, _ in segment.before}
-    calls: list[_Call] = []
+    calls: list[_AttentionCall] = []
     at: dict[int, int] = {}  # an inner segment's start → its call
     parent: tuple[tuple[int, int], ...] | None = None  # of the leaves that the last call holds
     for segment in layout.segments:
         size, leaf = segment.end - segment.start, segment.start not in inner
         if leaf and calls and parent == segment.before and sum(calls[-1].sizes) + size <= TOGETHER:
-            calls[-1] = _Call(calls[-1].reads, (*calls[-1].sizes, size))
+            calls[-1] = _AttentionCall(calls[-1].reads, (*calls[-1].sizes, size))
             continue
         parent = segment.before if leaf else None
         if not leaf:
             at[segment.start] = len(calls)
-        calls.append(_Call((*(at[start] for start, _ in segment.before), len(calls)), (size,)))
+        calls.append(_AttentionCall((*(at[start] for start, _ in segment.before), len(calls)), (size,)))
     layout.kept["calls"] = calls
     return calls
 
 
 def _mask(
-    layout: Layout, i: int, call: _Call, window: int | None, dtype: torch.dtype, device: torch.device
+    layout: Layout, i: int, call: _AttentionCall, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
     """What is added to the scores [queries, keys] of the i-th call: 0 or minus infinity; None if
     plain causal attention says the same.

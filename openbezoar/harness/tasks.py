@@ -24,7 +24,7 @@ from openbezoar.rows.records import Row, read_jsonl
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalTask:
     """How a task is fed from a local file."""
 
     folder: str  # of its definition, in lm_eval/tasks
@@ -52,24 +52,24 @@ def _ifeval_metric() -> None:
         ) from None
 
 
-LOCAL: dict[str, Local] = {
-    "arc_easy": Local("arc", c.arc, "test", "train"),
-    "arc_challenge": Local("arc", c.arc, "test", "train"),
-    "boolq": Local("super_glue/boolq", c.boolq, "validation", "train"),
-    "copa": Local("super_glue/copa", c.copa, "validation", "train"),
-    "gsm8k": Local("gsm8k", c.gsm8k, "test", "train"),
-    "ifeval": Local("ifeval", c.ifeval, "train", "", needs=_ifeval_metric),
-    "hellaswag": Local("hellaswag", c.hellaswag, "validation", "train"),
-    "lambada_openai": Local("lambada", c.lambada, "test", ""),
-    "mmlu": Local("mmlu/default", c.mmlu, "test", "dev"),
-    "openbookqa": Local("openbookqa", c.openbookqa, "test", "train"),
-    "piqa": Local("piqa", c.piqa, "validation", "train"),
-    "rte": Local("glue/rte", c.rte, "validation", "train"),
-    "siqa": Local("siqa", c.social_iqa, "validation", "train", file="social_iqa", task="social_iqa"),
-    "social_iqa": Local("siqa", c.social_iqa, "validation", "train"),
-    "truthfulqa_mc1": Local("truthfulqa", c.truthfulqa_mc1, "validation", "", file="truthfulqa_mc"),
-    "truthfulqa_mc2": Local("truthfulqa", c.truthfulqa_mc2, "validation", "", file="truthfulqa_mc"),
-    "winogrande": Local("winogrande", c.winogrande, "validation", "train"),
+LOCAL: dict[str, LocalTask] = {
+    "arc_easy": LocalTask("arc", c.arc, "test", "train"),
+    "arc_challenge": LocalTask("arc", c.arc, "test", "train"),
+    "boolq": LocalTask("super_glue/boolq", c.boolq, "validation", "train"),
+    "copa": LocalTask("super_glue/copa", c.copa, "validation", "train"),
+    "gsm8k": LocalTask("gsm8k", c.gsm8k, "test", "train"),
+    "ifeval": LocalTask("ifeval", c.ifeval, "train", "", needs=_ifeval_metric),
+    "hellaswag": LocalTask("hellaswag", c.hellaswag, "validation", "train"),
+    "lambada_openai": LocalTask("lambada", c.lambada, "test", ""),
+    "mmlu": LocalTask("mmlu/default", c.mmlu, "test", "dev"),
+    "openbookqa": LocalTask("openbookqa", c.openbookqa, "test", "train"),
+    "piqa": LocalTask("piqa", c.piqa, "validation", "train"),
+    "rte": LocalTask("glue/rte", c.rte, "validation", "train"),
+    "siqa": LocalTask("siqa", c.social_iqa, "validation", "train", file="social_iqa", task="social_iqa"),
+    "social_iqa": LocalTask("siqa", c.social_iqa, "validation", "train"),
+    "truthfulqa_mc1": LocalTask("truthfulqa", c.truthfulqa_mc1, "validation", "", file="truthfulqa_mc"),
+    "truthfulqa_mc2": LocalTask("truthfulqa", c.truthfulqa_mc2, "validation", "", file="truthfulqa_mc"),
+    "winogrande": LocalTask("winogrande", c.winogrande, "validation", "train"),
 }
 MMLU = "mmlu_"  # lm-eval has a task for each subject
 SPLITS = ("fewshot", "eval")
@@ -116,7 +116,7 @@ def open_benchmarks(
     return list(benchmarks.values())
 
 
-def find_local(task: str) -> Local:
+def find_local(task: str) -> LocalTask:
     """The entry of a task, or of MMLU for one of its subjects. Raises RecipeError listing the known tasks."""
     if task in LOCAL:
         return LOCAL[task]
@@ -129,7 +129,7 @@ def find_local(task: str) -> Local:
     )
 
 
-def task_file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable[[str], Path]) -> Path:
+def task_file(spec: TaskSpec, local: LocalTask, data: Path | None, resolve: Callable[[str], Path]) -> Path:
     """The file of a task's local rows: its own, or the task's in the folder ``data``. Raises
     DataError if that holds none.
     """
@@ -146,7 +146,7 @@ def task_file(spec: TaskSpec, local: Local, data: Path | None, resolve: Callable
     )
 
 
-def read_rows(path: Path, local: Local) -> tuple[list[Row], list[Row]]:
+def read_rows(path: Path, local: LocalTask) -> tuple[list[Row], list[Row]]:
     """(example rows, question rows) in the task's columns; MMLU's rows keep their ``subject``."""
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for number, row in enumerate(read_jsonl(path), 1):
@@ -188,7 +188,7 @@ def _open_local(
     return Benchmark(spec.name or spec.task, spec.task, tasks, limit)
 
 
-def _build(local: Local, parts: dict[str, tuple[list[Row], list[Row]]], path: Path) -> dict[str, Any]:
+def _build(local: LocalTask, parts: dict[str, tuple[list[Row], list[Row]]], path: Path) -> dict[str, Any]:
     """lm-eval's task objects with local rows; no other folder of definitions is read."""
     lm_eval_tasks, folder = _definitions(local.folder)
     manager = lm_eval_tasks.TaskManager(include_defaults=False, include_path=[folder])
@@ -210,7 +210,7 @@ def _definitions(folder: str) -> tuple[Any, Path]:
     return lm_eval.tasks, Path(str(lm_eval.tasks.__file__)).parent / folder
 
 
-def _dataset(local: Local, examples: list[Row], questions: list[Row]) -> Callable[..., Any]:
+def _dataset(local: LocalTask, examples: list[Row], questions: list[Row]) -> Callable[..., Any]:
     """What lm-eval calls in place of a download."""
 
     def load(**_: Any) -> Any:

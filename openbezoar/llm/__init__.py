@@ -1,7 +1,7 @@
 """Who answers a prompt: a model in this process, or a server. One small protocol.
 
 ``open_llm`` gives the one that a recipe's name stands for, behind the call cache: every
-answer is on disk before it is used (``llm/remembered.py``).
+answer is on disk before it is used (``llm/cached.py``).
 """
 
 from __future__ import annotations
@@ -139,32 +139,32 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
     Nothing is loaded or connected before the first call that the cache cannot answer.
     """
-    from openbezoar.llm.budget import purse_of, worst_case
+    from openbezoar.llm.budget import spending_limits, worst_case
+    from openbezoar.llm.cached import CachedLLM
     from openbezoar.llm.calls import CallStore
-    from openbezoar.llm.remembered import Remembered
     from openbezoar.llm.spoken import Spoken
     from openbezoar.llm.tally import Tally
 
     store = CallStore(context.run.path.parent, context.progress.warn)
-    purse = purse_of(context, name, store)
+    spending = spending_limits(context, name, store)
     most = getattr(context.recipe.steps.get(context.name), "max_refused", MAX_REFUSED)
     tally = Tally(name, context.counts, most, f"steps.{context.name}.max_refused")
     spec = context.model_spec(name)
     if isinstance(spec, ServerModel):
-        from openbezoar.llm.server import Server
+        from openbezoar.llm.server import ServerLLM
 
         def server() -> Any:
             def lost(call: Call) -> None:
-                store.unanswered(purse.spender, worst_case([call]))
+                store.unanswered(spending.spender, worst_case([call]))
 
-            return Server(name, spec, say=context.progress.warn, count=context.counts.add, lost=lost)
+            return ServerLLM(name, spec, say=context.progress.warn, count=context.counts.add, lost=lost)
 
-        return Remembered(
+        return CachedLLM(
             name,
             spec.identity(),
             server,
             store,
-            purse,
+            spending,
             "call",
             tally=tally,
             spoken=Spoken(name, spec.thoughts, context.counts),
@@ -172,9 +172,9 @@ def open_llm(name: str, context: StepContext) -> LLM:
     checkpoint = context.checkpoint(name)
 
     def local() -> LLM:
-        from openbezoar.llm.local import Local
+        from openbezoar.llm.local import LocalLLM
 
-        model = Local(checkpoint)
+        model = LocalLLM(checkpoint)
         for note in model.formatter.prompt_notes:
             context.progress.say(f"  {name}: {note}")
         return model
@@ -186,12 +186,12 @@ def open_llm(name: str, context: StepContext) -> LLM:
         return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
 
     spoken = Spoken(name, checkpoint.thoughts, context.counts)
-    return Remembered(
+    return CachedLLM(
         name,
         checkpoint.identity(),
         local,
         store,
-        purse,
+        spending,
         "row" if checkpoint.dtype == "float32" else "batch",
         formatter,
         tally,

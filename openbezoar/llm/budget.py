@@ -35,7 +35,7 @@ class _Limit:
     step: str | None
 
 
-class Purse:
+class SpendingLimits:
     """What one model may still be asked in one step."""
 
     def __init__(self, store: CallStore, spender: Spender, limits: Sequence[_Limit], prices: dict[str, Price]) -> None:
@@ -107,8 +107,8 @@ def worst_case(calls: Sequence[Call]) -> Spent:
     return Spent(len(calls), sum(map(prompt_tokens, calls)), sum(map(asked_tokens, calls)))
 
 
-def purse_of(context: StepContext, model: str, store: CallStore) -> Purse:
-    """The purse of a model in a step: the step's own budget and the recipe's."""
+def spending_limits(context: StepContext, model: str, store: CallStore) -> SpendingLimits:
+    """The spending of a model in a step: the step's own budget and the recipe's."""
     step = context.recipe.steps.get(context.name)
     own: Budget | None = getattr(step, "budget", None)
     limits = [_Limit(f"steps.{context.name}.budget", own, context.name)] if own else []
@@ -124,4 +124,4 @@ def purse_of(context: StepContext, model: str, store: CallStore) -> Purse:
             " or limit tokens"
         )
     prices = {name: spec.price for name, spec in context.recipe.models.items() if isinstance(spec, ServerModel)}
-    return Purse(store, Spender(context.run.name, context.name, model), limits, prices)
+    return SpendingLimits(store, Spender(context.run.name, context.name, model), limits, prices)

@@ -5,7 +5,7 @@ one file for all recipes that keep their runs in that folder; several threads an
 may use it at once. An answer is committed and synced before ``keep`` returns, so what was
 used was on disk.
 
-Keys are digests (``remembered.py`` says of what); values are JSON lists of answers, each with
+Keys are digests (``cached.py`` says of what); values are JSON lists of answers, each with
 a digest that is checked when it is read: a damaged answer is forgotten and asked again.
 Before a call is sent it is claimed, so that nobody else sends it; a claim whose owner is gone
 ends as spent at its worst case, since nobody knows whether the call was answered. ``spent``

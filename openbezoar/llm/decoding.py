@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from openbezoar.dialogue import thoughts
 from openbezoar.forest import Scorer, TokenPath
 from openbezoar.llm import Sampling
-from openbezoar.llm.cache import roomy_cache
+from openbezoar.llm.kv_cache import roomy_cache
 
 CANDIDATES = (512, 8192)  # tokens sorted for top-p before the whole vocabulary is
 

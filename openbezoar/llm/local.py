@@ -21,7 +21,7 @@ from openbezoar.rows.records import Turn
 CHECK_EVERY = 8  # tokens between looks for a stop string
 
 
-class Local:
+class LocalLLM:
     """A checkpoint that answers."""
 
     def __init__(self, checkpoint: Checkpoint, loaded: tuple[Any, Any] | None = None) -> None:

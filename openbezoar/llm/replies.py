@@ -48,17 +48,17 @@ class _Told(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=True)
 
 
-class _Part(_Told):
+class _ContentPart(_Told):
     type: str
     text: str | None = None
     refusal: str | None = None
-    thinking: str | list[_Part] | None = None
-    reasoning: str | list[_Part] | None = None
-    summary: str | list[_Part] | None = None
+    thinking: str | list[_ContentPart] | None = None
+    reasoning: str | list[_ContentPart] | None = None
+    summary: str | list[_ContentPart] | None = None
 
 
 class _Message(_Told):
-    content: str | list[_Part] | None = None
+    content: str | list[_ContentPart] | None = None
     refusal: str | None = None
     tool_calls: Any = None
     reasoning_content: Any = None
@@ -194,7 +194,7 @@ def _texts(choice: _Choice) -> tuple[str, str]:
     return answer or message.refusal or "", thought
 
 
-def _parts(content: str | Sequence[_Part] | None, where: str) -> tuple[str, str]:
+def _parts(content: str | Sequence[_ContentPart] | None, where: str) -> tuple[str, str]:
     """The text of a content, and the thoughts that stand beside it in parts of their own."""
     if content is None or isinstance(content, str):
         return content or "", ""
@@ -226,7 +226,7 @@ def _reasoning(value: Any) -> str:
             part
             if isinstance(part, str)
             else part.text
-            if isinstance(part, _Part)
+            if isinstance(part, _ContentPart)
             else part.get("text")
             if isinstance(part, dict)
             else None

@@ -55,7 +55,7 @@ class _Lost:
     busy: bool = False
 
 
-class Server:
+class ServerLLM:
     """An LLM over HTTP. Seeds are passed on; whether they are honoured is the server's affair."""
 
     def __init__(

@@ -30,7 +30,7 @@ SHARD_BYTES = 1 << 30  # a shard in the making is what ``write`` holds
 _one_at_a_time = threading.Lock()
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """A tensor that is made when it is indexed with ``[...]``; its shape and dtype are known before."""
 
     @property
@@ -217,7 +217,7 @@ def of_model(weights: Mapping[str, Weight], model: Any) -> dict[str, Weight]:
     )
 
 
-def write(weights: Mapping[str, Source], folder: Path, most: int = SHARD_BYTES) -> None:
+def write(weights: Mapping[str, TensorSource], folder: Path, most: int = SHARD_BYTES) -> None:
     """Write weights as safetensors, one file or shards of at most ``most`` bytes (or one tensor) with their index."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = list(_groups(weights, most))
@@ -237,7 +237,7 @@ def write(weights: Mapping[str, Source], folder: Path, most: int = SHARD_BYTES) 
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _groups(weights: Mapping[str, Source], most: int) -> Iterator[list[str]]:
+def _groups(weights: Mapping[str, TensorSource], most: int) -> Iterator[list[str]]:
     """Names in order, cut where the next tensor would pass ``most`` bytes."""
     group: list[str] = []
     size = 0

@@ -11,7 +11,7 @@ from openbezoar.errors import UserError
 
 if TYPE_CHECKING:
     from openbezoar.llm import Sampling
-    from openbezoar.llm.local import Local
+    from openbezoar.llm.local import LocalLLM
     from openbezoar.rows.records import Turn
 
 
@@ -31,11 +31,11 @@ class Talk:
     """One model's side of the conversation; its own answers are what it goes on from."""
 
     name: str
-    local: Local
+    local: LocalLLM
     turns: list[Turn] = field(default_factory=list)
 
 
-class Session:
+class ChatSession:
     """A conversation with one model or several. ``write`` takes pieces of answers, ``tell`` lines
     of news, ``think`` pieces of thoughts, which are not sent back.
     """

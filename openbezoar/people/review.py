@@ -91,7 +91,7 @@ def entries(run: RunFolder, step: str, shown: str = "all") -> list[Entry]:
 
 
 @dataclass
-class Session:
+class ReviewSession:
     """One pass over a step's rows. ``say`` prints a line; ``editor`` changes a text or returns it as it was."""
 
     entries: list[Entry]
@@ -270,9 +270,9 @@ def undo(run: RunFolder, step: str, what: str) -> list[Decision]:
     return undone
 
 
-def review(run: RunFolder, step: str, shown: str, commands: Iterator[str], say: Callable[[str], None]) -> Session:
+def review(run: RunFolder, step: str, shown: str, commands: Iterator[str], say: Callable[[str], None]) -> ReviewSession:
     """A whole session, alone in the run, so that no run starts from decisions that are still being made."""
     with run.lock():
-        session = Session(entries(run, step, shown), Reviews(run.path, step), say, with_editor)
+        session = ReviewSession(entries(run, step, shown), Reviews(run.path, step), say, with_editor)
         session.run(commands)
     return session

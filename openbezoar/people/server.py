@@ -1,4 +1,4 @@
-"""The voting page on the loopback. Reads ``page/``; what it writes is the poll's file of votes.
+"""The voting page on the loopback. Reads ``page/``; what it writes is a file of votes.
 
 Only 127.0.0.1 is listened to, and only requests that call it by that name (or localhost) are
 answered, so that a foreign site cannot reach it through a name of its own. What changes
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from openbezoar.errors import UserError
 from openbezoar.people.outcome import numbers, tables, votes_on
-from openbezoar.people.votes import Choice, Poll
+from openbezoar.people.votes import BallotQueue, Choice
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
@@ -44,13 +44,13 @@ HEADERS = {
 Next = Callable[[Request], Awaitable[Response]]
 
 
-class Asked(BaseModel):
+class BallotRef(BaseModel):
     """The ballot that a request is about."""
 
     id: str
 
 
-class Voted(Asked):
+class BallotVote(BallotRef):
     """A vote on a ballot."""
 
     choice: Choice
@@ -68,16 +68,16 @@ def listen(port: int) -> socket.socket:
     return found
 
 
-def make_server(poll: Poll, port: int, seed: int) -> uvicorn.Server:
+def make_server(queue: BallotQueue, port: int, seed: int) -> uvicorn.Server:
     """A server of the page that is not running yet; ``run(sockets=[…])`` runs it until it is interrupted."""
     return uvicorn.Server(
         uvicorn.Config(
-            make_app(poll, port, seed), log_level="warning", server_header=False, timeout_graceful_shutdown=1
+            make_app(queue, port, seed), log_level="warning", server_header=False, timeout_graceful_shutdown=1
         )
     )
 
 
-def make_app(poll: Poll, port: int, seed: int) -> FastAPI:
+def make_app(queue: BallotQueue, port: int, seed: int) -> FastAPI:
     """The page and its five calls. Handlers are coroutines of one thread, so votes come one after another."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     token = secrets.token_urlsafe(24)
@@ -89,36 +89,36 @@ def make_app(poll: Poll, port: int, seed: int) -> FastAPI:
         try:
             done = do()
         except OSError as error:
-            return JSONResponse({"detail": f"{poll.votes.path}: {error.strerror}"}, 507)
-        return JSONResponse({"token": token, **poll.state()}, 200 if done else 409)
+            return JSONResponse({"detail": f"{queue.votes.path}: {error.strerror}"}, 507)
+        return JSONResponse({"token": token, **queue.state()}, 200 if done else 409)
 
     @app.get("/api/state")
     async def state() -> JSONResponse:
         return answer(lambda: True)
 
     @app.post("/api/vote")
-    async def vote(asked: Voted) -> JSONResponse:
-        return answer(lambda: poll.cast(asked.id, asked.choice))
+    async def vote(body: BallotVote) -> JSONResponse:
+        return answer(lambda: queue.cast(body.id, body.choice))
 
     @app.post("/api/skip")
-    async def skip(asked: Asked) -> JSONResponse:
-        return answer(lambda: poll.skip(asked.id))
+    async def skip(body: BallotRef) -> JSONResponse:
+        return answer(lambda: queue.skip(body.id))
 
     @app.post("/api/undo")
-    async def undo(asked: Asked) -> JSONResponse:
-        return answer(lambda: poll.undo(asked.id))
+    async def undo(body: BallotRef) -> JSONResponse:
+        return answer(lambda: queue.undo(body.id))
 
     @app.post("/api/result")
     async def result() -> JSONResponse:
-        return JSONResponse(result_of(poll, seed))
+        return JSONResponse(result_of(queue, seed))
 
     return app
 
 
-def result_of(poll: Poll, seed: int) -> dict[str, Any]:
+def result_of(queue: BallotQueue, seed: int) -> dict[str, Any]:
     """This person's votes as tables of text: {votes, tables: [{headers, rows, note}], notes}."""
-    voted = votes_on(poll.ballots, poll.given)
-    made, notes = tables(numbers(poll.models, voted, seed))
+    voted = votes_on(queue.ballots, queue.own_votes)
+    made, notes = tables(numbers(queue.models, voted, seed))
     return {
         "votes": len(voted),
         "tables": [{"headers": t.headers, "rows": t.rows, "note": t.note} for t in made],

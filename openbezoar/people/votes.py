@@ -117,7 +117,7 @@ class VoteFile:
         self.rows.pop()
 
 
-class Poll:
+class BallotQueue:
     """The ballots that one person has before them. A ballot that is skipped comes again after the others."""
 
     def __init__(self, ballots: Sequence[Ballot], votes: VoteFile, judge: str) -> None:
@@ -173,7 +173,7 @@ class Poll:
         return sorted({side.model for ballot in self.ballots for side in (ballot.a, ballot.b)})
 
     @property
-    def given(self) -> list[Row]:
+    def own_votes(self) -> list[Row]:
         """This person's votes."""
         return [row for row in self.votes.rows if row.get("judge") == self.judge]
 

@@ -28,7 +28,7 @@ from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench, TaskSpec
 from openbezoar.recipe.schema import verb_of
 from openbezoar.recipe.train_steps import Dpo, Merge, Sft
-from openbezoar.rows.lengths import CHARACTERS_A_TOKEN, Texts, path_tokens, texts_of, trained
+from openbezoar.rows.lengths import CHARACTERS_A_TOKEN, TextLengths, path_tokens, texts_of, trained
 from openbezoar.rows.records import JsonLines, Row, read_jsonl
 from openbezoar.rows.sources import ROWS, resolve_path, select
 from openbezoar.verbs.generate.cost import PASSED, filter_tokens, generate_tokens, rows_made
@@ -90,17 +90,19 @@ class _Book:
 
     # ---- data
 
-    def texts(self, ref: DataRef, rejected: bool = True) -> Iterator[Texts]:
+    def texts(self, ref: DataRef, rejected: bool = True) -> Iterator[TextLengths]:
         """Rows by length: each of a file; those of a step that has not run as so many of one
         length. ``rejected``: of a pair's both dialogues.
         """
         for spec in data_specs(ref):
             done = spec.data in self.graph.nodes and self.graph.nodes[spec.data].state == "done"
             if spec.data.startswith("hub:"):
-                yield Texts(spec.limit or 10_000, (1000.0,))
+                yield TextLengths(spec.limit or 10_000, (1000.0,))
             elif spec.data in self.graph.nodes and not (done and self.file_of(spec).is_file()):
                 rows = max(self.kept(spec.data) - spec.offset, 0)
-                yield Texts(min(rows, spec.limit or rows), (self.made(spec.data)[1],), self.brings_system(spec.data))
+                yield TextLengths(
+                    min(rows, spec.limit or rows), (self.made(spec.data)[1],), self.brings_system(spec.data)
+                )
             else:
                 yield from (texts_of(row, rejected) for row in self.rows_of(spec))
 

@@ -16,7 +16,7 @@ SYSTEM_TOKENS = 36  # of the project's system message, under vocabularies of 49k
 FIELDS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")
 
 
-class Texts(NamedTuple):
+class TextLengths(NamedTuple):
     """``rows`` rows of like length. paths: characters of each text that is trained or shown: one, or those of a pair's
     chosen and rejected; own_system: the system message is among them."""
 
@@ -29,21 +29,21 @@ class Texts(NamedTuple):
         return sum(self.paths)
 
 
-def texts_of(row: Row, rejected: bool = True) -> Texts:
+def texts_of(row: Row, rejected: bool = True) -> TextLengths:
     """Of one row; ``rejected``: of a pair's both dialogues."""
     if "chosen" in row and "rejected" in row:
         shared = len(row["prompt"]) if isinstance(row.get("prompt"), str) else 0
-        return Texts(
+        return TextLengths(
             1, tuple(shared + len(str(row[name])) for name in (("chosen", "rejected") if rejected else ("chosen",)))
         )
-    return Texts(
+    return TextLengths(
         1,
         (sum(len(v) for k, v in row.items() if isinstance(v, str) and k in FIELDS),),
         isinstance(row.get("system"), str),
     )
 
 
-def path_tokens(texts: Texts, system: str | None) -> list[float]:
+def path_tokens(texts: TextLengths, system: str | None) -> list[float]:
     """Tokens of each path, with its prompt's headings and ``system``, or the project's own message,
     where the rows bring none.
     """
@@ -51,7 +51,7 @@ def path_tokens(texts: Texts, system: str | None) -> list[float]:
     return [characters / CHARACTERS_A_TOKEN + MARKERS + shown for characters in texts.paths]
 
 
-def trained(step: Training, texts: Iterable[Texts], system: str | None) -> tuple[float, float]:
+def trained(step: Training, texts: Iterable[TextLengths], system: str | None) -> tuple[float, float]:
     """(rows that a training step sees, their tokens on average, of all paths): without those held out or too long."""
     rows = tokens = 0.0
     for some in texts:

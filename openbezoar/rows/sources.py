@@ -33,7 +33,7 @@ def model_reference(text: str, recipe_folder: Path, data_folder: str | None) -> 
     return str(resolve_path(text, recipe_folder, data_folder).resolve()) if text.startswith("$data") else text
 
 
-class Table(Protocol):
+class RowTable(Protocol):
     """Rows that can be gone through again and again."""
 
     def __iter__(self) -> Iterator[Row]: ...
@@ -42,7 +42,7 @@ class Table(Protocol):
         """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
 
 
-def select(table: Table, spec: DataSpec, seed: int) -> Iterator[Row]:
+def select(table: RowTable, spec: DataSpec, seed: int) -> Iterator[Row]:
     """The rows that ``shuffle``, ``where``, ``offset`` and ``limit`` leave, in that order, fields
     renamed and added first.
 
@@ -86,7 +86,7 @@ def read(
     scratch, mended: as for ``JsonLines``.
     """
     for spec in data_specs(ref):
-        table: Table
+        table: RowTable
         if spec.data in step_folder:
             name, table = f"step {spec.data}", JsonLines(step_folder[spec.data] / ROWS, scratch, mended)
         elif spec.data.startswith("hub:"):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openbezoar import prompts
 from openbezoar.llm import LLM, Completion, Sampling, recorded
-from openbezoar.llm.remembered import Remembered
+from openbezoar.llm.cached import CachedLLM
 from openbezoar.llm.settings import wrapped, wrapper_stop
 from openbezoar.progress import Bar
 from openbezoar.recipe.blocks import DataRef, ServerModel
@@ -198,14 +198,14 @@ class Work:
         ask: Callable[[Sequence[T], Sequence[int]], list[Completion]],
     ) -> list[Completion]:
         # Calls to a server are kept one by one, so nothing is gained by waiting for the slowest of a batch.
-        alone = isinstance(llm, Remembered) and llm.unit == "call"
+        alone = isinstance(llm, CachedLLM) and llm.unit == "call"
         size = max(1, len(items)) if alone else self.batch
         replies: list[Completion] = []
         shown: AbstractContextManager[Any] = (
             self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()
         )
         with shown as line:
-            if isinstance(llm, Remembered):
+            if isinstance(llm, CachedLLM):
                 llm.heard = _shown_on(line, llm) if line is not None else None
             for first in range(0, len(items), size):
                 replies += [
@@ -226,7 +226,7 @@ class Work:
         return replace(reply, text=text)
 
 
-def _shown_on(line: Bar, llm: Remembered) -> Callable[[int], None]:
+def _shown_on(line: Bar, llm: CachedLLM) -> Callable[[int], None]:
     """Counts answers on a bar, beside the tokens a second that were written since now."""
     begun, before = time.monotonic(), llm.written
 

@@ -90,7 +90,7 @@ def _without_oldest(prompt: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
 # ------------------------------------------------------------------------- many rows
 
 
-class Outcome(NamedTuple):
+class EncodedRow(NamedTuple):
     """What became of one row.
 
     unread: why it is no example or pair, None if it is one. counts: what encoding counted.
@@ -108,7 +108,7 @@ def encode_rows(
     rows: Iterable[tuple[str, Row]],
     processes: int | None = None,
     say: Callable[[str], None] | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[EncodedRow]:
     """What became of each row, in order; ``rows`` come with where each is from.
 
     processes: default, the cores that this process may use. Few rows are encoded in this
@@ -122,21 +122,21 @@ def encode_rows(
     del first
     if few or processes < 2:
         own = Encoder(encoder.formatter, encoder.max_length, encoder.too_long, Counts())
-        yield from (_outcome(own, convert, where, row) for where, row in rows)
+        yield from (_encoded(own, convert, where, row) for where, row in rows)
         return
     if say is not None:
         say(f"  encoding the rows in {processes} processes")
     yield from _on_all_cores(encoder, convert, rows, processes)
 
 
-def _outcome(encoder: Encoder, convert: Convert, where: str, row: Row) -> Outcome:
+def _encoded(encoder: Encoder, convert: Convert, where: str, row: Row) -> EncodedRow:
     encoder.counts = Counts()
     try:
         made = convert(row, where)
     except RowError as error:
-        return Outcome(error.reason, {}, None)
+        return EncodedRow(error.reason, {}, None)
     ids = encoder.encode(made)
-    return Outcome(
+    return EncodedRow(
         None, encoder.counts.by_reason, None if ids is None else tuple(array("i", part).tobytes() for part in ids)
     )
 
@@ -149,17 +149,17 @@ def cores() -> int:
 
 def _on_all_cores(
     encoder: Encoder, convert: Convert, rows: Iterator[tuple[str, Row]], processes: int
-) -> Iterator[Outcome]:
+) -> Iterator[EncodedRow]:
     """Chunks of rows to spawned processes (a fork would copy locks that this process's threads
     hold), answers in order.
     """
 
-    def collect(future: Future[tuple[list[Outcome], int]]) -> list[Outcome]:
+    def collect(future: Future[tuple[list[EncodedRow], int]]) -> list[EncodedRow]:
         outcomes, shifts = future.result()
         encoder.formatter.boundary_shifts += shifts
         return outcomes
 
-    waiting: deque[Future[tuple[list[Outcome], int]]] = deque()
+    waiting: deque[Future[tuple[list[EncodedRow], int]]] = deque()
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (encoder, convert))
     try:
         for chunk in iter(lambda: list(islice(rows, CHUNK)), []):
@@ -197,8 +197,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_chunk(chunk: list[tuple[str, Row]]) -> tuple[list[Outcome], int]:
+def _encode_chunk(chunk: list[tuple[str, Row]]) -> tuple[list[EncodedRow], int]:
     """Outcomes of some rows, and how many of their answers began within a token of the prompt."""
     ((encoder, convert),) = _at_work
     before = encoder.formatter.boundary_shifts
-    return [_outcome(encoder, convert, where, row) for where, row in chunk], encoder.formatter.boundary_shifts - before
+    return [_encoded(encoder, convert, where, row) for where, row in chunk], encoder.formatter.boundary_shifts - before

@@ -15,7 +15,7 @@ from typing import Any
 from openbezoar.training import distributed
 
 
-class Wish:
+class StopRequest:
     """Whether the user has asked to stop."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -30,18 +30,18 @@ class Wish:
 
 
 @contextmanager
-def finishing_the_step(say: Callable[[str], None]) -> Iterator[Wish]:
+def finishing_the_step(say: Callable[[str], None]) -> Iterator[StopRequest]:
     """Inside, the first SIGINT is only noted. say: is told when it comes."""
-    wish = Wish(say)
+    stop = StopRequest(say)
     if (
         threading.current_thread() is not threading.main_thread()
         or distributed.world() > 1
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):
-        yield wish
+        yield stop
         return
-    before = signal.signal(signal.SIGINT, wish.heard)
+    before = signal.signal(signal.SIGINT, stop.heard)
     try:
-        yield wish
+        yield stop
     finally:
         signal.signal(signal.SIGINT, before)

@@ -33,7 +33,7 @@ from openbezoar.store.files import write_text
 from openbezoar.training import distributed
 from openbezoar.training.interrupts import finishing_the_step
 from openbezoar.training.resume import State, make_optimizer
-from openbezoar.training.speed import Pace, matmul_rate, work, work_of
+from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
 
 RESUME = ".resume.safetensors"
 LEAST_SCALE = 2.0**-10
@@ -174,13 +174,15 @@ def _loop(
     log: list[dict[str, Any]],
     heldout: list[dict[str, Any]],
     progress: Progress,
-) -> Pace:
+) -> Throughput:
     """Optimiser steps, held-out measurements and checkpoints, until the end or until patience is
     out. Extends ``log`` and ``heldout``.
     """
     settings, steps = job.settings, job.steps
-    pace = Pace(distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"])
-    with progress.bar("training", steps, "steps", state.step) as bar, finishing_the_step(progress.warn) as wish:
+    pace = Throughput(
+        distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"]
+    )
+    with progress.bar("training", steps, "steps", state.step) as bar, finishing_the_step(progress.warn) as stop:
         while True:
             due = state.step in (0, steps) or (settings.evaluate_every and state.step % settings.evaluate_every == 0)
             if due and not (heldout and heldout[-1]["step"] == state.step):
@@ -199,9 +201,9 @@ def _loop(
             pace.count(metrics["tokens"], done, time.monotonic() - begun)
             log.append({"step": state.step, **metrics})
             _append(job.out / "metrics.jsonl", log[-1])
-            if (state.step % settings.save_every == 0 or state.step == steps or wish.made) and distributed.rank() == 0:
+            if (state.step % settings.save_every == 0 or state.step == steps or stop.made) and distributed.rank() == 0:
                 state.save(job.out / RESUME, [job.out / "metrics.jsonl", job.out / "heldout.jsonl"])
-            if wish.made:
+            if stop.made:
                 raise KeyboardInterrupt
             bar.advance(
                 1,

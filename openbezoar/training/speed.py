@@ -17,7 +17,7 @@ ENOUGH = 0.01  # seconds of a product; one of the next size takes eight times as
 
 
 @dataclass
-class Pace:
+class Throughput:
     """What a training has got through in this process's life: tokens written out, operations, and
     seconds of optimiser steps.
 

@@ -41,8 +41,8 @@ STEPS: dict[str, Any] = {
 # (step, module, function, which call, before or after it)
 MOMENTS = [
     ("made", "openbezoar.llm.calls", "CallStore.keep", 2, "after"),  # a batch kept, not yet used
-    ("made", "openbezoar.llm.local", "Local.generate", 2, "after"),  # a batch made, not yet written
-    ("kept", "openbezoar.llm.local", "Local.choice_logprobs", 3, "before"),
+    ("made", "openbezoar.llm.local", "LocalLLM.generate", 2, "after"),  # a batch made, not yet written
+    ("kept", "openbezoar.llm.local", "LocalLLM.choice_logprobs", 3, "before"),
     ("sft", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints
     ("sft", "openbezoar.training.resume", "State.save", 2, "before"),
     ("SFT", "openbezoar.models.load", "torch.Tensor.copy_", 3, "after"),  # inside a merge

@@ -179,11 +179,11 @@ def test_a_model_in_this_process_stops_at_the_end_of_the_user_s_turn(tiny: Path)
     """Also where that is a special token which does not end answers, and which decoding leaves out."""
     import torch
 
-    from openbezoar.llm.local import Local
+    from openbezoar.llm.local import LocalLLM
     from openbezoar.models.references import Checkpoint
     from openbezoar.recipe.blocks import PromptSpec
 
-    llm = Local(Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec(template="own")))
+    llm = LocalLLM(Checkpoint("tiny", str(tiny), (), "none", "float32", PromptSpec(template="own")))
     with torch.no_grad():  # all tokens are as likely, so that greedily the first is drawn: <s>
         llm.model.lm_head.weight.zero_()
     free, ended = llm.complete(["x"], Sampling(6), [1])[0], llm.complete(["x"], Sampling(6, stop=("<s>",)), [1])[0]

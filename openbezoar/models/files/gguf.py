@@ -23,7 +23,7 @@ from typing import Any
 from openbezoar.errors import ModelError
 from openbezoar.machine import disk
 from openbezoar.machine.foreign import foreign_file
-from openbezoar.models.files.gguf_header import Header, read_header
+from openbezoar.models.files.gguf_header import GgufHeader, read_header
 from openbezoar.models.files.rope_scaling import stated_in
 from openbezoar.models.files.stored import READ, TERMS, files
 from openbezoar.store.digests import file_digest
@@ -214,7 +214,7 @@ def _dequantise(gguf: Path, work: Path, about: dict[str, Any]) -> None:
     )
 
 
-def _check_sizes(gguf: Path, header: Header) -> None:
+def _check_sizes(gguf: Path, header: GgufHeader) -> None:
     """Raises ModelError where the file ends within its tensors, or its blocks are not as many as it states."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -235,7 +235,7 @@ def _check_sizes(gguf: Path, header: Header) -> None:
         raise ModelError(f"{gguf}: it states {stated} blocks and holds {len(blocks)}; fetch it again")
 
 
-def _check_parameters(gguf: Path, header: Header, config: Any) -> None:
+def _check_parameters(gguf: Path, header: GgufHeader, config: Any) -> None:
     """Raises ModelError where the model that the header describes is larger than what the file holds."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -40,7 +40,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """What a GGUF says of itself. ``fields``: values by key, arrays as lists; ``data``: bytes
     before the tensors' data.
     """
@@ -51,7 +51,7 @@ class Header:
     data: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """The header of a GGUF file. Raises ModelError for a file that is none, is cut off, or states
     more than it can hold.
     """
@@ -84,7 +84,7 @@ def read_header(path: Path) -> Header:
         data = math.ceil(reader.place / alignment) * alignment
         if infos and data + max(info.offset for info in infos.values()) >= size:
             raise reader.wrong("it ends before its last tensor begins")
-        return Header(version, fields, infos, data)
+        return GgufHeader(version, fields, infos, data)
 
 
 class _Reader:

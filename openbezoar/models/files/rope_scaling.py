@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import ModelError
-from openbezoar.models.files.gguf_header import Header
+from openbezoar.models.files.gguf_header import GgufHeader
 
 FREQS = "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -36,7 +36,7 @@ def llama3_factors(head_dim: int, base: float, rope: Mapping[str, Any]) -> list[
     return found
 
 
-def stated_in(gguf: Path, header: Header) -> dict[str, Any] | None:
+def stated_in(gguf: Path, header: GgufHeader) -> dict[str, Any] | None:
     """A GGUF's scaling in transformers' words; None where it has none. Raises ModelError for one that is not read."""
     arch = header.fields.get("general.architecture")
     kind = header.fields.get(f"{arch}.rope.scaling.type") or "none"
@@ -59,7 +59,7 @@ def stated_in(gguf: Path, header: Header) -> dict[str, Any] | None:
     )
 
 
-def _llama3(gguf: Path, header: Header) -> dict[str, Any] | None:
+def _llama3(gguf: Path, header: GgufHeader) -> dict[str, Any] | None:
     """The settings that give the factors in the file."""
     arch, info = header.fields.get("general.architecture"), header.tensors[FREQS]
     if info.kind != 0:

@@ -89,7 +89,7 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """Everything about one checkpoint; its memory is free again afterwards."""
     from openbezoar.forest import Scorer
-    from openbezoar.llm.local import Local
+    from openbezoar.llm.local import LocalLLM
     from openbezoar.models.load import free, load_for_inference, window_of
 
     checkpoint = context.checkpoint(name)
@@ -111,7 +111,7 @@ def _checkpoint(
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
             results["samples"] = {
-                key: sampled(answers, Local(checkpoint, (model, tokenizer)), rows, step, key)
+                key: sampled(answers, LocalLLM(checkpoint, (model, tokenizer)), rows, step, key)
                 for key, rows in pairs.items()
                 if answers
             }

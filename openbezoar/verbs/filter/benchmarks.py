@@ -16,7 +16,7 @@ from openbezoar.store.digests import digest, file_digest
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class EvaluationRows:
     """Rows that a recipe evaluates on. ``name``: the step and what it calls them; ``spec``: None if
     they are not on this machine.
     """
@@ -25,7 +25,7 @@ class Benchmark:
     spec: DataSpec | None
 
 
-def benchmarks(recipe: Recipe, folder: Path) -> list[Benchmark]:
+def benchmarks(recipe: Recipe, folder: Path) -> list[EvaluationRows]:
     """What the recipe's evaluate and mt_bench steps ask, in its order.
 
     folder: the recipe's. Raises RecipeError or DataError as those steps would.
@@ -34,13 +34,13 @@ def benchmarks(recipe: Recipe, folder: Path) -> list[Benchmark]:
     for step_name, step in recipe.steps.items():
         if isinstance(step, Evaluate):
             found += [
-                Benchmark(f"{step_name}: {_task_name(task)}", _task_rows(task, step, recipe, folder))
+                EvaluationRows(f"{step_name}: {_task_name(task)}", _task_rows(task, step, recipe, folder))
                 for task in step.tasks
             ]
         if isinstance(step, (Evaluate, MtBench)):
             refs = {**step.losses, **step.pairs} if isinstance(step, Evaluate) else {"questions": step.questions}
             found += [
-                Benchmark(
+                EvaluationRows(
                     f"{step_name}: {name}", None if spec.data.startswith("hub:") or spec.data in recipe.steps else spec
                 )
                 for name, ref in refs.items()

@@ -22,7 +22,7 @@ from openbezoar.cleaning import funnel
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.funnel import Outcome
 from openbezoar.cleaning.reviews import Reviews, row_hash
-from openbezoar.cleaning.rules import Candidate, Screen
+from openbezoar.cleaning.rules import Candidate, RowFilter
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, named
@@ -39,7 +39,7 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     """Filter; returns the numbers for the manifest. Raises DataError if no row is kept."""
     rows, changes = _cleaned(step, context)
     overlap, contamination = _benchmarks(step, context)
-    screen = Screen(step.rules, overlap)
+    screen = RowFilter(step.rules, overlap)
     candidates = [_candidate(row) for row in rows]
     drops = [screen(candidate) for candidate in candidates]
     passed = [i for i, drop in enumerate(drops) if drop is None]

@@ -30,7 +30,7 @@ from openbezoar.dialogue import thoughts
 from openbezoar.dialogue.prompt import FOLDED
 from openbezoar.errors import BudgetError, ModelError, RecipeError
 from openbezoar.llm import LLM, Call, Completion, Sampling, Samplings, each
-from openbezoar.llm.budget import Purse, worst_case
+from openbezoar.llm.budget import SpendingLimits, worst_case
 from openbezoar.llm.calls import NOTHING, CallStore, Spent
 from openbezoar.llm.replies import HALVES, mended
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
@@ -43,7 +43,7 @@ CHOICE = Sampling(1)
 FREE = Spent()  # a local model's call: nobody sends a bill for one that a kill ended
 
 
-class Remembered:
+class CachedLLM:
     """An LLM that never asks twice, nor what another process is asking.
 
     identity: what makes the model the same one, plain data. opener: called at the first call
@@ -58,13 +58,13 @@ class Remembered:
         identity: Any,
         opener: Callable[[], LLM],
         store: CallStore,
-        purse: Purse,
+        spending: SpendingLimits,
         unit: Literal["call", "row", "batch"],
         formatter: Callable[[], Any] | None = None,
         tally: Tally | None = None,
         spoken: Spoken | None = None,
     ) -> None:
-        self.name, self.store, self.purse, self.unit = name, store, purse, unit
+        self.name, self.store, self.spending, self.unit = name, store, spending, unit
         self._identity, self._opener, self._formatter = identity, opener, formatter
         self._tally, self.spoken = tally or Tally(name, Counts()), spoken or Spoken(name)
         self.heard: Callable[[int], None] | None = None  # told how many calls more are answered
@@ -184,7 +184,7 @@ class Remembered:
         """
         answers: dict[str, list[Completion]] = {}
         while unanswered := [key for key in keys if key not in answers]:
-            if not self.store.claim(unanswered, self.purse.spender, cost):
+            if not self.store.claim(unanswered, self.spending.spender, cost):
                 self.store.wait(unanswered, off)
                 answers |= self.store.find(unanswered)
                 continue
@@ -212,12 +212,14 @@ class Remembered:
         self, calls: Sequence[Call], by_key: Callable[[list[Completion]], dict[str, list[Completion]]]
     ) -> dict[str, list[Completion]]:
         """A local model's answers to a batch, kept."""
-        with self.purse.reserved(calls):
+        with self.spending.reserved(calls):
             llm, begun = self._opened(), time.monotonic()
             answers = ask(llm, calls)
             self.written += sum(answer.tokens for answer in answers)
             seconds = round((time.monotonic() - begun) / len(calls), 6)
-            return self.store.keep(by_key([replace(answer, seconds=seconds) for answer in answers]), self.purse.spender)
+            return self.store.keep(
+                by_key([replace(answer, seconds=seconds) for answer in answers]), self.spending.spender
+            )
 
     def _side_by_side(self, calls: Sequence[tuple[str, Call]]) -> dict[str, list[Completion]]:
         """A server's answers, each kept when it comes."""
@@ -227,7 +229,7 @@ class Remembered:
             key, call = calls[place]
 
             def ask(_: Sequence[str]) -> dict[str, list[Completion]]:
-                with self.purse.reserved([call], off):
+                with self.spending.reserved([call], off):
                     answer = server.answer(call, off)
                     with self._counting:
                         self.written += answer.tokens
@@ -235,7 +237,7 @@ class Remembered:
                     if answer.refused and not answer.tokens:
                         self.store.release([key], sent=False)
                         return {key: [answer]}
-                    return self.store.keep({key: [answer]}, self.purse.spender)
+                    return self.store.keep({key: [answer]}, self.spending.spender)
 
             answers = self._shared([key], ask, worst_case([call]), off)
             if kind := answers[key][0].refused:
