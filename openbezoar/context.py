@@ -1,4 +1,4 @@
-"""What a stage is given: where to write, what to read from, where to report to."""
+"""What a step is given: its place in the recipe, where to write, what to read from, where to report to."""
 
 from __future__ import annotations
 
@@ -18,6 +18,30 @@ from openbezoar.rows.sources import model_reference, read, resolve_path
 from openbezoar.store.runs import RunFolder
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands, before anything runs: what its verb's part of the checks and of the key may look at."""
+
+    recipe: Recipe
+    recipe_path: Path
+    run: RunFolder
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's folder, which relative paths are of."""
+        return self.recipe_path.parent
+
+    @property
+    def where(self) -> str:
+        """The step in messages."""
+        return f"{self.recipe_path}: steps.{self.name}"
+
+    def path(self, text: str) -> Path:
+        """A path of the recipe on disk."""
+        return resolve_path(text, self.folder, self.recipe.data)
 
 
 @dataclass

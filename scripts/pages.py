@@ -24,8 +24,9 @@ from openbezoar.recipe import losses
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel, Shape
 from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.measure_steps import Gate, TaskSpec
-from openbezoar.recipe.schema import VERBS, Recipe, json_schema
+from openbezoar.recipe.schema import Recipe, json_schema
 from openbezoar.recipe.train_steps import Lora
+from openbezoar.recipe.verbs import VERBS
 from openbezoar.schemes import SCHEMES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -85,8 +86,8 @@ def recipe_reference() -> str:
         "",
         *_table(Recipe),
     ]
-    for verb, step in VERBS.items():
-        lines += ["", f"## `{verb}`", "", _about(step), "", *_table(step)]
+    for verb, row in VERBS.items():
+        lines += ["", f"## `{verb}`", "", _about(row.settings), "", *_table(row.settings)]
         if verb == "generate":
             for name, scheme in SCHEMES.items():
                 lines += [

@@ -493,12 +493,12 @@ def main() -> int:
     from conftest import save_tiny_model
 
     from openbezoar.llm import server
-    from openbezoar.verbs import STAGES
+    from openbezoar.recipe.verbs import VERBS
 
     torch.set_num_threads(1)
-    for stage in STAGES.values():  # once, not in each fork
-        if not options.rows_only or stage.module.rsplit(".", 1)[1] in ("generate", "filter"):
-            __import__(stage.module)
+    for row in VERBS.values():  # once, not in each fork
+        if not options.rows_only or "rows" in row.produces:
+            row.part("work")
     server.ServerLLM = Teacher  # type: ignore[misc, assignment]
     rng, done, wrong = random.Random(options.seed), Counter[str](), []
     with tempfile.TemporaryDirectory() as scratch:

@@ -16,6 +16,7 @@ from openbezoar.cleaning.duplicates import NearDuplicates, likeness, shingles
 from openbezoar.cleaning.language import foreign
 from openbezoar.cleaning.text import CLEANERS, clean_row
 from openbezoar.engine import graph
+from openbezoar.engine.keys import difference
 from openbezoar.errors import DataError
 from openbezoar.recipe.data_steps import CleanerName
 from openbezoar.recipe.file import load, parse
@@ -374,6 +375,6 @@ def test_a_filter_that_decontaminates_depends_on_the_benchmarks_and_on_no_checkp
     )
     (folder / "tasks/arc_easy.jsonl").write_text('{"question": "other", "choices": ["x", "y"], "gold": 1}\n')
     assert node(True).key != before.key and node(False).key == alone.key
-    assert graph._difference(before.parts, node(True).parts) == "benchmark scores: arc_easy changed"
+    assert difference(before.parts, node(True).parts) == "benchmark scores: arc_easy changed"
     without = {name: part for name, part in before.parts.items() if name != "benchmarks"}
-    assert "benchmark scores: arc_easy changed" in graph._difference(before.parts, without)
+    assert "benchmark scores: arc_easy changed" in difference(before.parts, without)

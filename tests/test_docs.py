@@ -31,7 +31,7 @@ from openbezoar.llm.calls import CallStore, Spender
 from openbezoar.people.review import review
 from openbezoar.progress import Silent
 from openbezoar.recipe.file import load, parse
-from openbezoar.recipe.schema import VERBS
+from openbezoar.recipe.verbs import VERBS
 from openbezoar.schemes import SCHEMES
 from openbezoar.store.runs import RunFolder
 from scripts import pages as reference
@@ -349,7 +349,7 @@ def test_recipes_on_the_pages_are_recipes() -> None:
 
 def _schema_default(key: str) -> Any:
     verb, *names = key.split(".")
-    kind: Any = VERBS[verb] if verb in VERBS else SCHEMES[verb].Options
+    kind: Any = VERBS[verb].settings if verb in VERBS else SCHEMES[verb].Options
     for name in names[:-1]:
         kind = kind.model_fields[name].annotation
     return kind.model_fields[names[-1]].get_default(call_default_factory=True)

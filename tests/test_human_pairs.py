@@ -17,9 +17,9 @@ from openbezoar.llm import Completion
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.file import parse
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Gate
+from openbezoar.recipe.verbs import row_of
 from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
 from openbezoar.store.runs import RunFolder
-from openbezoar.verbs.evaluate import gates
 from openbezoar.verbs.judge import agreement as stage
 from openbezoar.verbs.judge.human_pairs import read_pairs
 
@@ -193,7 +193,7 @@ def test_an_answer_that_is_a_bare_truth_value_is_a_text() -> None:
 
 def gate_of(step: Any, scores: dict[str, Any], folder: Path) -> list[str]:
     (folder / "scores.json").write_text(json.dumps(scores))
-    return list(gates.check("s", step, folder, 1))
+    return list(row_of(step).part("gate")("s", step, folder, 1))
 
 
 def test_a_judge_below_the_minimum_stops_the_run(judged: Any, tmp_path: Path) -> None:

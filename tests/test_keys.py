@@ -20,6 +20,7 @@ import pytest
 from openbezoar.engine import graph
 from openbezoar.recipe.file import load
 from openbezoar.recipe.measure_steps import Evaluate
+from openbezoar.rows import sources
 from openbezoar.store.digests import digest
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
 @contextmanager
 def stand_ins(tasks: list[str]) -> Iterator[None]:
     """Files of ``$data/``, and folders of benchmarks with these tasks, are made when a recipe's path is resolved."""
-    original = graph.resolve_path
+    original = sources.resolve_path
 
     def resolve(text: str, recipe_folder: Path, data_folder: str | None) -> Path:
         path = original(text, recipe_folder, data_folder)
@@ -41,8 +42,9 @@ def stand_ins(tasks: list[str]) -> Iterator[None]:
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openbezoar.engine.graph.resolve_path", resolve)
+        patch.setattr("openbezoar.context.resolve_path", resolve)
         patch.setattr("openbezoar.verbs.filter.benchmarks.resolve_path", resolve)
+        patch.setattr("openbezoar.verbs.evaluate.key.resolve_path", resolve)
         yield
 
 
@@ -63,7 +65,7 @@ def built(name: str, folder: Path) -> graph.Graph:
 def parts(name: str, folder: Path) -> dict[str, Any]:
     """By step, what its key is made of; of its inputs, whose keys are made in their turn, the names."""
     made = {
-        node.name: {**node.parts, "inputs": list(node.parts["inputs"])} for node in built(name, folder).nodes.values()
+        node.name: {**node.parts, "inputs": sorted(node.parts["inputs"])} for node in built(name, folder).nodes.values()
     }
     plain: dict[str, Any] = json.loads(json.dumps(made, default=str))
     return plain

@@ -25,7 +25,7 @@ from openbezoar.models.load import load_base, load_for_training, load_tokenizer
 from openbezoar.models.references import Checkpoint, digests, fetch
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.train_steps import Lora, Merge
-from openbezoar.verbs.evaluate import gates
+from openbezoar.verbs.merge.gate import gate
 
 
 @pytest.fixture(autouse=True)
@@ -550,4 +550,4 @@ def test_a_drift_is_too_large_by_kl_or_by_loss(tmp_path: Path, kl: float, loss: 
         json.dumps({"numbers": {"kl": kl, "loss": loss, "loss_unmerged": 2.317, "tokens": 10}})
     )
     with pytest.raises(RunError, match="raise its max_drift") if stops else nullcontext():
-        list(gates.check("m", Merge(merge="a"), tmp_path, 0))
+        list(gate("m", Merge(merge="a"), tmp_path, 0))

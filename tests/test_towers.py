@@ -20,7 +20,7 @@ from openbezoar.models.files import checks as model_checks
 from openbezoar.models.files.towers import TEXT, WRAPPERS
 from openbezoar.models.load import load_base
 from openbezoar.models.references import fetch
-from openbezoar.plan.shapes import shape_of_model
+from openbezoar.models.shapes import shape_of_model
 from openbezoar.recipe.file import load
 
 TEXT_OF = {"gemma3": "gemma3_text", "llava": "llama", "mistral3": "mistral"}
@@ -127,7 +127,7 @@ def test_a_wrapper_is_trained_merged_and_released_as_its_text_model(
     }
     recipe = write_recipe(steps, models={"base": {"model": str(folder), "dtype": "float32"}})
     planned = graph.build(load(recipe), recipe, tmp_path / "runs")
-    shape = shape_of_model(planned, "a")
+    shape = shape_of_model(planned.recipe, planned.recipe_path.parent, "a")
     assert shape is not None and shape.hidden == 64  # what plan counts memory by
     main_ends(["run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet"], 0)
     run = tmp_path / "runs/t"

@@ -14,9 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.cleaning import units
+from openbezoar.recipe.blocks import DataSpec
 from openbezoar.rows.records import Row
 
 FEWEST = 8  # words of a benchmark text that is looked for; GPT-3's least n
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """Rows that a recipe evaluates on. ``name``: the step and what it calls them; ``spec``: None if
+    they are not on this machine.
+    """
+
+    name: str
+    spec: DataSpec | None
 
 
 @dataclass(frozen=True)

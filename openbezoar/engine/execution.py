@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,14 @@ from typing import Any
 from openbezoar import __version__
 from openbezoar.context import StepContext
 from openbezoar.engine import needs
-from openbezoar.engine.graph import Graph, Node, _state, build
+from openbezoar.engine.graph import Graph, Node, build, state_of
 from openbezoar.errors import UserError
 from openbezoar.machine import extras, limits
 from openbezoar.progress import Progress, Silent
-from openbezoar.recipe.tell_steps import Release
-from openbezoar.recipe.train_steps import Training
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.digests import digest, moved, result_digest
 from openbezoar.store.files import environment
 from openbezoar.training import distributed
-from openbezoar.verbs import STAGES
-from openbezoar.verbs.evaluate import gates
 
 
 def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str]:
@@ -42,7 +37,7 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
         ):
             raise error
         for number, node in enumerate(wanted, 1):
-            state, why = _state(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
+            state, why = state_of(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
                 place = f"{number}/{len(wanted)}"
                 with progress.step(place, node.name, f"{node.verb}; {why}"):
@@ -51,8 +46,9 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
                 progress.ended(place, node.name, manifest["seconds"], manifest.get("summary", ""))
             elif moved(graph.run.step(node.name), (graph.run.manifest(node.name) or {}).get("files", {})):
                 graph.run.vouch(node.name)  # a copied run; what was read once need not be read each time
-            for warning in gates.check(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
-                progress.warn(warning)
+            if gate := node.row.part("gate"):
+                for warning in gate(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
+                    progress.warn(warning)
     distributed.announce(None)
     return ran
 
@@ -66,9 +62,7 @@ def follow(make: Callable[[], Graph]) -> None:
     while (name := distributed.announced()) is not None:
         graph = graph or make()  # not earlier, so that a mistake in the recipe is reported once
         node = graph.nodes[name]
-        importlib.import_module(STAGES[node.verb].module).run(
-            node.step, _context(graph, node, graph.run.work(name), Silent())
-        )
+        node.row.part("work")(node.step, _context(graph, node, graph.run.work(name), Silent()))
 
 
 def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepContext:
@@ -85,18 +79,17 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
 
 
 def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
-    if isinstance(node.step, Release):  # what is published is read whole before
+    if node.row.reads_wholly:  # as what is published is
         for needed in graph.upto(node.name):
             if needed is not node:
                 graph.run.checked(needed.name, wholly=True)
     used = {i: result for i in node.inputs if (result := result_digest(graph.run.manifest(i) or {}))}
     context = _context(graph, node, graph.run.begin(node.name, digest([node.key, used])), progress)
-    if isinstance(node.step, Training):
+    if node.row.together:
         distributed.announce(node.name)
     begun = time.monotonic()
     try:
-        stage = importlib.import_module(STAGES[node.verb].module)
-        numbers: dict[str, Any] = stage.run(node.step, context)
+        numbers: dict[str, Any] = node.row.part("work")(node.step, context)
     except UserError as error:
         raise type(error)(f"step {node.name}: {error}") from error
     except Exception as error:

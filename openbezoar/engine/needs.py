@@ -5,21 +5,17 @@ step. Reads recipes; imports none of the packages.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from openbezoar.engine.graph import Node
+from openbezoar.errors import UserError
 from openbezoar.machine import extras
-from openbezoar.models.needs import IFEVAL, MODEL, NF4, TASKS, of_model
-from openbezoar.recipe.data_steps import Filter, Generate
-from openbezoar.recipe.measure_steps import Evaluate, TaskSpec
-from openbezoar.recipe.schema import Recipe, Step
-from openbezoar.recipe.tell_steps import Release, Report
-from openbezoar.recipe.train_steps import Merge, Training
-
-if TYPE_CHECKING:
-    from openbezoar.engine.graph import Node
-    from openbezoar.errors import UserError
+from openbezoar.models.needs import of_model
+from openbezoar.recipe.blocks import Step
+from openbezoar.recipe.refs import references
+from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.verbs import row_of
 
 
 def lacking(nodes: Iterable[Node], recipe: Recipe, folder: Path) -> UserError | None:
@@ -38,35 +34,17 @@ def lacking(nodes: Iterable[Node], recipe: Recipe, folder: Path) -> UserError | 
 
 def packages_of(node: Node, recipe: Recipe, folder: Path) -> Iterator[str]:
     """The packages that a step imports on its way, by the names under which they are imported."""
-    step = node.step
-    if isinstance(step, Report):
-        return
     for name in node.parts.get("models", ()):
         yield from of_model(recipe, name, folder)
-    for name in node.inputs:
-        yield from _of_trained(recipe.steps[name])
-    if isinstance(step, (Training, Merge, Release)):
-        yield from (*MODEL, *_of_trained(step))
-    if isinstance(step, Training):
-        yield "peft"
-        if step.optimizer != "adamw":
-            yield "bitsandbytes"
-    if isinstance(step, Filter) and step.rules.near_duplicates is not None:
-        yield "datasketch"
-    if isinstance(step, Evaluate) and step.tasks:
-        yield from TASKS
-        if any((task.task if isinstance(task, TaskSpec) else task) == "ifeval" for task in step.tasks):
-            yield from IFEVAL
-    if isinstance(step, Release):
-        yield from ["gguf"] if step.gguf else []
-        yield from ["pyarrow"] if any(isinstance(other, (Generate, Filter)) for other in recipe.steps.values()) else []
+    # the models of other steps that it opens
+    for reference in references(node.step):
+        other = recipe.steps.get(reference.name)
+        if other is not None and reference.ref.product in ("model", "adapter", "merged model"):
+            yield from _named(row_of(other).part("opening"), other, recipe)
+    yield from _named(node.row.part("packages"), node.step, recipe)
     if '"hub:' in json.dumps(node.parts.get("settings", {})):  # in whatever key, a scheme's own options too
         yield "datasets"
 
 
-def _of_trained(step: Step) -> Iterator[str]:
-    """What it takes to open the model that a step made; nothing for steps that made none."""
-    if isinstance(step, (Training, Merge)):
-        yield from MODEL
-    if isinstance(step, Training) and step.quantize == "nf4":
-        yield from NF4
+def _named(packages: Callable[..., Iterator[str]] | None, step: Step, recipe: Recipe) -> Iterator[str]:
+    yield from packages(step, recipe) if packages is not None else ()

@@ -7,34 +7,32 @@ can state it. A base model is not asked for: its own terms are carried on by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+from openbezoar.context import Place
+from openbezoar.engine.names import named_by
 from openbezoar.errors import RecipeError
 from openbezoar.publishing.licences import UNKNOWN, is_open, non_commercial, normal
 from openbezoar.publishing.licences_of import licence_of_data, licence_of_model
-from openbezoar.recipe.blocks import data_specs
-from openbezoar.recipe.data_steps import Filter, Generate
 from openbezoar.recipe.schema import Recipe
-from openbezoar.recipe.train_steps import Dpo, Sft
 
-Use = tuple[str, str, str]  # what it is to the step ("teacher", "judge", "seeds", ...), "model" or "data", its name
+ASKED = ("teacher", "judge", "seeds", "rows")
+"""Roles of what becomes part of a step's rows or model, and of who judges."""
 
 
-def check_open(recipe: Recipe, recipe_path: Path, options: dict[str, list[tuple[str, str]]]) -> None:
-    """Raises RecipeError naming every model and every file of rows that 'policy: open' refuses.
-
-    options: what the schemes' own options name, by step, as ("model" or "data", name).
-    """
+def check_open(recipe: Recipe, recipe_path: Path, places: Iterable[Place]) -> None:
+    """Raises RecipeError naming every model and every file of rows that 'policy: open' refuses."""
     refused: dict[str, None] = {}
-    for step_name in recipe.steps:
-        for role, kind, name in _uses(recipe, step_name, options.get(step_name, [])):
-            if kind == "model" and name in recipe.models:
-                licence = normal(licence_of_model(recipe, name, recipe_path.parent))
-            elif kind == "data" and name not in recipe.steps:
-                licence = normal(licence_of_data(recipe, name, recipe_path.parent))
-            else:
+    for place in places:
+        for reference in named_by(place):
+            role, name = reference.ref.role, reference.name
+            if role not in ASKED or name in recipe.steps:
                 continue
+            if reference.ref.kind == "model":
+                licence = normal(licence_of_model(recipe, name, recipe_path.parent))
+            else:
+                licence = normal(licence_of_data(recipe, name, recipe_path.parent))
             if not is_open(licence):
                 refused[f"{role} '{name}' ({_why(licence)})"] = None
     if refused:
@@ -46,24 +44,3 @@ def _why(licence: str) -> str:
     if licence == UNKNOWN:
         return "no licence is stated"
     return f"{licence}, non-commercial" if non_commercial(licence) else f"{licence}, not a known open licence"
-
-
-def _uses(recipe: Recipe, step_name: str, options: Iterable[tuple[str, str]]) -> Iterator[Use]:
-    """What becomes part of a step's rows or model, and who judges."""
-    step = recipe.steps[step_name]
-    if isinstance(step, Generate):
-        yield "teacher", "model", step.teacher
-        yield from (("seeds", "data", spec.data) for spec in data_specs(step.seeds or []))
-        yield from (("judge" if kind == "model" else "seeds", kind, name) for kind, name in options)
-    if judge := getattr(step, "judge", None):
-        yield "judge", "model", judge
-    ref = (
-        step.filter
-        if isinstance(step, Filter)
-        else step.sft
-        if isinstance(step, Sft)
-        else step.dpo
-        if isinstance(step, Dpo)
-        else []
-    )
-    yield from (("rows", "data", spec.data) for spec in data_specs(ref))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from openbezoar.errors import ModelError
-from openbezoar.recipe.blocks import MAX_REFUSED, ServerModel
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.recipe.fields import MAX_REFUSED
 from openbezoar.rows.records import Turn
 from openbezoar.stats.seeds import step_seed
 

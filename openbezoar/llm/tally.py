@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion
 from openbezoar.llm.refusals import REASONS
-from openbezoar.recipe.blocks import MAX_REFUSED
+from openbezoar.recipe.fields import MAX_REFUSED
 from openbezoar.rows.records import Counts
 
 FEW = 10

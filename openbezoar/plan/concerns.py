@@ -8,7 +8,7 @@ package does a run not begin.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,15 +18,13 @@ from openbezoar.engine.graph import Graph, Node
 from openbezoar.llm.calls import FILE, CallStore, Spent
 from openbezoar.machine.devices import Device
 from openbezoar.models.files.checks import check
-from openbezoar.models.memory import lora_parameters, parameters
+from openbezoar.models.memory import parameters
 from openbezoar.models.references import cache_folder, folder_here, is_here
-from openbezoar.plan.estimates import Estimate
-from openbezoar.plan.shapes import model_of, shape_of_model
-from openbezoar.recipe.blocks import Budget, LocalModel, Price, ServerModel
-from openbezoar.recipe.data_steps import Filter
-from openbezoar.recipe.tell_steps import GgufForm, Release
-from openbezoar.recipe.train_steps import Dpo, Merge, Sft, Training
+from openbezoar.models.shapes import model_of
+from openbezoar.recipe.blocks import Budget, LocalModel, ServerModel
+from openbezoar.recipe.refs import references
 from openbezoar.rows.sources import model_reference
+from openbezoar.verbs.book import Estimate
 
 SURE = 0.85  # of the memory; the estimates are good to some 15 %
 
@@ -50,8 +48,8 @@ def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to
     return [
         *about_models,
         *_memory(todo, estimates, device),
-        *_arithmetic(todo, device),
-        *_disk(graph, todo),
+        *_arithmetic(todo, estimates, device),
+        *_disk(graph, todo, estimates),
         *_budgets(graph, todo, estimates),
     ]
 
@@ -72,19 +70,11 @@ def _memory(todo: list[Node], estimates: Mapping[str, Estimate], device: Device)
             if need > have
             else f"may not fit: about {need / 1e9:.1f} GB of {room}"
         )
-        yield Concern("memory", node.name, f"{verdict}; {_remedy(node.step)}")
+        yield Concern("memory", node.name, f"{verdict}; {estimates[node.name].remedy}")
 
 
-def _remedy(step: object) -> str:
-    if not isinstance(step, Training):
-        return "take a smaller model or a larger machine"
-    ways = ["quantize: nf4"] if step.quantize == "none" else ["nf4: packed"] if step.nf4 == "unpacked" else []
-    ways += ["checkpointing: true"] if step.checkpointing is False else []
-    return f"set {' and '.join([*ways, 'smaller tokens and max_length'])}, or take a smaller model"
-
-
-def _arithmetic(todo: list[Node], device: Device) -> Iterator[Concern]:
-    slow = [node.name for node in todo if isinstance(node.step, Training) and node.step.dtype == "bfloat16"]
+def _arithmetic(todo: list[Node], estimates: Mapping[str, Estimate], device: Device) -> Iterator[Concern]:
+    slow = [node.name for node in todo if estimates[node.name].dtype == "bfloat16"]
     if slow and not device.bfloat16:
         yield Concern(
             "device",
@@ -110,11 +100,11 @@ def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
 # ---------------------------------------------------------------------------- disk
 
 
-def _disk(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+def _disk(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) -> Iterator[Concern]:
     """What the steps will write, and what has to be fetched first, against the free space of the disks they go to."""
     wanted: dict[int, list[tuple[int, str, Path]]] = {}
     for where, bytes_, what in (
-        (graph.run.path, written_bytes(graph, todo), "the run's files"),
+        (graph.run.path, written_bytes(estimates[node.name] for node in todo), "the run's files"),
         (cache_folder(), _fetched_bytes(graph, todo), "models to fetch"),
     ):
         place = _existing(where)
@@ -139,36 +129,12 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def written_bytes(graph: Graph, todo: list[Node]) -> int:
+def written_bytes(estimates: Iterable[Estimate]) -> int:
     """Bytes of weights that steps write, with the most that one of them holds for a while. Rows are
     small beside them.
     """
-    parts = [_written(graph, node) for node in todo]
-    return sum(stays for stays, _ in parts) + max((passing for _, passing in parts), default=0)
-
-
-def _written(graph: Graph, node: Node) -> tuple[int, int]:
-    """(bytes that a step leaves, bytes that it has beside them until it is done)."""
-    step = node.step
-    if isinstance(step, (Sft, Dpo)) and (shape := shape_of_model(graph, step.model)):
-        adapter = 4 * lora_parameters(shape, step)
-        return adapter, adapter * (4 if step.evaluate_every else 3)  # values and two moments, perhaps the best values
-    if isinstance(step, Merge) and (shape := shape_of_model(graph, step.merge)):
-        model = (4 if step.dtype == "float32" else 2) * sum(parameters(shape))
-        return model, model if step.onto == "best" else 0  # both bases are tried
-    if isinstance(step, Release):
-        shapes = [shape for name in step.release if (shape := shape_of_model(graph, name))]
-        return sum(int(width * sum(parameters(shape))) for shape in shapes for width in _release_widths(step)), 0
-    return 0, 0
-
-
-GGUF_WIDTHS: Mapping[GgufForm, float] = {"f16": 2.0, "q8_0": 34 / 32}
-"""Bytes a weight in GGUF; q8_0 holds 32 weights in 32 bytes and a 16-bit scale."""
-
-
-def _release_widths(step: Release) -> tuple[float, ...]:
-    """Bytes a weight of a release's copies; the safetensors are links to the merge step's."""
-    return tuple(GGUF_WIDTHS[kind] for kind in step.gguf)
+    leaves = [(made.written_bytes, made.passing_bytes) for made in estimates]
+    return sum(stays for stays, _ in leaves) + max((passing for _, passing in leaves), default=0)
 
 
 def _fetched_bytes(graph: Graph, todo: list[Node]) -> int:
@@ -227,9 +193,7 @@ def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) 
 
 def _asks(node: Node) -> bool:
     """Whether a step asks a model, on the budget's account."""
-    return node.verb in ("generate", "mt_bench", "agreement", "failures") or (
-        isinstance(node.step, Filter) and node.step.judge is not None
-    )
+    return hasattr(node.step, "budget") and any(one.ref.kind == "model" for one in references(node.step))
 
 
 def _spent(graph: Graph) -> dict[tuple[str, str], Spent]:
@@ -243,6 +207,5 @@ def _spent(graph: Graph) -> dict[tuple[str, str], Spent]:
 
 
 def _money(graph: Graph, model: str, cost: Spent) -> float:
-    spec = model_of(graph, model)
-    price = spec.price if isinstance(spec, ServerModel) else Price()
-    return (cost.prompt_tokens * price.input + cost.tokens * price.output) / 1e6
+    spec = model_of(graph.recipe, model)
+    return spec.price.of(cost.prompt_tokens, cost.tokens) if isinstance(spec, ServerModel) else 0.0

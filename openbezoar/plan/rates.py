@@ -6,21 +6,16 @@ Reads and writes ``rates.json`` in the cache folder. ``plan`` divides by them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from openbezoar.machine.devices import Device, this_device
+from openbezoar.engine.graph import Graph
+from openbezoar.machine.devices import this_device
 from openbezoar.models.references import cache_folder
-from openbezoar.recipe.data_steps import Generate
-from openbezoar.recipe.schema import Recipe
 from openbezoar.store.files import write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from openbezoar.engine.graph import Graph
-    from openbezoar.plan.estimates import Estimate
+from openbezoar.verbs.book import Estimate, rate_name
 
 # FLOPs of a step below which its time is loading and starting, which says nothing of the machine's
 # rate
@@ -33,19 +28,8 @@ def _file() -> Path:
     return cache_folder() / "rates.json"
 
 
-def rate_name(device: Device, verb: str) -> str:
-    """Under what a verb's FLOP/s on a device are kept."""
-    return f"{device.kind}.{verb}"
-
-
-def ratio_name(step: Generate, recipe: Recipe) -> str:
-    """Under what the tokens of a scheme with a teacher, against those estimated, are kept."""
-    teacher = recipe.models.get(step.teacher)
-    return f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
-
-
 def learnt_rates() -> dict[str, float]:
-    """FLOP/s by ``rate_name``, and ratios of tokens by ``ratio_name``, as ``learn`` kept them on this machine."""
+    """FLOP/s by ``rate_name``, and ratios of tokens by ``Estimate.ratio``, as ``learn`` kept them on this machine."""
     try:
         return {
             str(name): float(rate) for name, rate in json.loads(_file().read_text(encoding="utf-8")).items() if rate > 0
@@ -74,9 +58,9 @@ def learn(graph: Graph, ran: list[str], estimates: Mapping[str, Estimate]) -> No
     known, device = learnt_rates(), this_device()
     for name, made in estimates.items():
         manifest = graph.run.manifest(name) if name in ran else None
-        step, numbers = graph.nodes[name].step, (manifest or {}).get("numbers", {})
+        numbers = (manifest or {}).get("numbers", {})
         if (
-            isinstance(step, Generate)
+            made.ratio
             and numbers.get("tokens")
             and made.tokens_in
             and made.tokens_out
@@ -86,7 +70,7 @@ def learn(graph: Graph, ran: list[str], estimates: Mapping[str, Estimate]) -> No
                 ("in", numbers["prompt_tokens"], made.tokens_in),
                 ("out", numbers["tokens"], made.tokens_out),
             ):
-                key = f"{ratio_name(step, graph.recipe)}.{side}"
+                key = f"{made.ratio}.{side}"
                 ratios[key] = known.get(key, 1.0) * real / thought
         if (
             manifest

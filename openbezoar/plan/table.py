@@ -15,9 +15,10 @@ from typing import Any
 from openbezoar.engine.graph import Graph, Node
 from openbezoar.machine.devices import Device
 from openbezoar.plan.concerns import Concern, concerns
-from openbezoar.plan.estimates import Estimate, safe_estimate
+from openbezoar.plan.estimates import safe_estimate
 from openbezoar.plan.rates import learnt_rates
 from openbezoar.progress import duration
+from openbezoar.verbs.book import Estimate
 
 WIDTH = 100  # where there is no terminal to ask
 WHY, NAME = 24, 10  # least columns of the reason, and of a step's name

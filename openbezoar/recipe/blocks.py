@@ -52,6 +52,10 @@ class Strict(Plain):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
+class Step(Strict):
+    """Base of every verb's settings."""
+
+
 class Shape(Strict):
     """Size of a decoder model, for ``plan`` to estimate without downloading it."""
 
@@ -113,6 +117,10 @@ class Price(Strict):
 
     input: float = Field(0.0, ge=0)
     output: float = Field(0.0, ge=0)
+
+    def of(self, tokens_in: float, tokens_out: float) -> float:
+        """The price of tokens that a model reads and writes."""
+        return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
 
 class ServerModel(Strict):
@@ -198,37 +206,6 @@ class Budget(Strict):
         if self.tokens is None and self.money is None:
             raise ValueError("expected tokens, money or both")
         return self
-
-
-def _judge_temperature() -> Any:
-    return Field(
-        0.0,
-        ge=0,
-        description=(
-            "Of the judge's replies, by text; 0 is greedy. Some judges take 1 only; they are asked without it if it is"
-            " another."
-        ),
-    )
-
-
-def _judge_top_p() -> Any:
-    return Field(1.0, gt=0, le=1, description="Of the judge's replies, where their temperature is above 0.")
-
-
-MAX_REFUSED = 0.1
-
-
-def _max_refused() -> Any:
-    return Field(
-        MAX_REFUSED,
-        ge=0,
-        le=1,
-        description=(
-            "Share of a model's calls in this step that may be refused one by one (a prompt over the window, refused"
-            " content); more stop the step, once there are more than 10. 0: none may. This project's: a judge or"
-            " teacher that cannot answer one row in ten is the wrong one for these rows."
-        ),
-    )
 
 
 class DataSpec(Strict):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
-from openbezoar.recipe.blocks import Budget, DataRef, Plain, Strict, _judge_temperature, _judge_top_p, _max_refused
+from openbezoar.recipe.blocks import DataRef, Step, Strict
+from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, MaxRefused, Prompts, StepBudget
+from openbezoar.recipe.refs import Ref
 
 
-class Generate(Plain):
+class Generate(Step):
     """Make synthetic instruction data by one scheme. Further keys are the scheme's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     generate: str = Field(description="The scheme; the options of each are below.")
-    teacher: str = Field(description="Name of a model.")
-    seeds: DataRef | None = Field(
+    teacher: Annotated[str, Ref("model", role="teacher")] = Field(description="Name of a model.")
+    seeds: Annotated[DataRef | None, Ref("data", role="seeds")] = Field(
         None,
         description=(
             "Seed rows: instructions (lamini, evol_instruct) or tasks with a 'submix' (orca); a scheme that needs none"
@@ -30,11 +32,11 @@ class Generate(Plain):
     batch: int = Field(
         32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows."
     )
-    prompts: dict[str, str] = Field(
+    prompts: Annotated[dict[str, str], Ref("file")] = Field(
         default={}, description="Files with texts to use instead of the scheme's own, by prompt name."
     )
-    budget: Budget | None = Field(None, description="What this step may spend on models.")
-    max_refused: float = _max_refused()
+    budget: StepBudget = None
+    max_refused: MaxRefused = MAX_REFUSED
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,12 +108,12 @@ class Rules(Strict):
     )
 
 
-class Filter(Strict):
+class Filter(Step):
     """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason,
     and 'openbezoar review' has the last word.
     """
 
-    filter: DataRef
+    filter: Annotated[DataRef, Ref("data", role="rows")]
     clean: list[CleanerName] = Field(
         list(get_args(CleanerName)),
         description=(
@@ -119,7 +121,9 @@ class Filter(Strict):
             " thoughts leaves 'thoughts' out."
         ),
     )
-    judge: str | None = Field(None, description="Name of a model; without one only the rules decide.")
+    judge: Annotated[str | None, Ref("model", role="judge")] = Field(
+        None, description="Name of a model; without one only the rules decide."
+    )
     mode: Literal["text", "probability"] = Field(
         "text",
         description=(
@@ -130,12 +134,10 @@ class Filter(Strict):
     min_rating: float = Field(5.0, ge=1, le=10)
     retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
     max_new_tokens: int = Field(160, gt=0)
-    judge_temperature: float = _judge_temperature()
-    judge_top_p: float = _judge_top_p()
+    judge_temperature: JudgeTemperature = 0.0
+    judge_top_p: JudgeTopP = 1.0
     batch: int = Field(32, ge=1)
     rules: Rules = Rules()
-    prompts: dict[str, str] = Field(
-        default={}, description="Files with texts to use instead of the project's own, by prompt name."
-    )
-    budget: Budget | None = Field(None, description="What this step may spend on models.")
-    max_refused: float = _max_refused()
+    prompts: Prompts = {}
+    budget: StepBudget = None
+    max_refused: MaxRefused = MAX_REFUSED

@@ -15,10 +15,11 @@ from openbezoar.errors import RecipeError, named, shown
 from openbezoar.machine.textfiles import read_text
 from openbezoar.recipe import shipped
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel
-from openbezoar.recipe.data_steps import Generate, Rules
+from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.measure_steps import TaskSpec
-from openbezoar.recipe.schema import VERBS, Recipe, verb_of
+from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.train_steps import Lora
+from openbezoar.recipe.verbs import VERBS, verb_of
 
 # values of a recipe, each alias counted as all that it stands for; the largest one here has some
 # hundreds
@@ -185,10 +186,10 @@ def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
             else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
         )
         raise RecipeError(f"{where}: steps.{name}: {hint}")
-    kind = VERBS[verb]
+    kind = VERBS[verb].settings
     common = defaults.get(verb, {}) if isinstance(defaults, dict) else {}
-    if verb == "generate" and isinstance(common, dict):  # options of one scheme must not reach another
-        common = {k: v for k, v in common.items() if k in Generate.model_fields}
+    if isinstance(common, dict):  # options that the class leaves open, as those of one scheme, must not reach another
+        common = {k: v for k, v in common.items() if k in kind.model_fields or kind.model_config["extra"] == "forbid"}
     try:
         return kind.model_validate({**(common or {}), **step})
     except ValidationError as error:
@@ -208,9 +209,9 @@ def _check_defaults(defaults: Any, where: str) -> None:
                 f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {shown(settings)})"
             )
         for key in settings:
-            if key not in VERBS[verb].model_fields:
+            if key not in VERBS[verb].settings.model_fields:
                 raise RecipeError(
-                    f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].model_fields)}"
+                    f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].settings.model_fields)}"
                 )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from openbezoar.recipe.blocks import Budget, DataRef, Strict, _judge_temperature, _judge_top_p, _max_refused
+from openbezoar.recipe.blocks import DataRef, Step, Strict
+from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, MaxRefused, Prompts, StepBudget
+from openbezoar.recipe.refs import NotInKey, Ref
 
 
 class TaskSpec(Strict):
@@ -16,7 +18,7 @@ class TaskSpec(Strict):
     name: str | None = Field(
         None, description="The name to report under; give one when the rows are not the task's own."
     )
-    file: str | None = Field(
+    file: Annotated[str | None, Ref("file")] = Field(
         None, description="Rows in the plain schema ('openbezoar docs data'); default: DATA/TASK.jsonl.gz."
     )
     fewshot: int | None = Field(None, ge=0, description="Default: the step's 'fewshot'.")
@@ -43,18 +45,22 @@ class Gate(Strict):
     broken: Literal["fail", "warn"] = Field("fail", description="What a broken gate does; an open one warns.")
 
 
-class Evaluate(Strict):
+class Evaluate(Step):
     """LM-Eval tasks, held-out losses and preference accuracies of several checkpoints."""
 
-    evaluate: list[str] = Field(min_length=1, description="Names of models and steps, in the order of the table.")
+    evaluate: Annotated[list[str], Ref("model")] = Field(
+        min_length=1, description="Names of models and steps, in the order of the table."
+    )
     tasks: list[str | TaskSpec] = Field(
         default=[], description="LM-Eval tasks, by name or with rows and shots of their own."
     )
-    data: str | None = Field(None, description="Folder of local task rows; default: the hub.")
+    data: Annotated[str | None, Ref("folder")] = Field(None, description="Folder of local task rows; default: the hub.")
     fewshot: int | None = Field(None, ge=0, description="Default: 0.")
     limit: int | None = Field(None, ge=1, description="Questions a task.")
-    losses: dict[str, DataRef] = Field(default={}, description="Held-out loss on these rows, by the name to report.")
-    pairs: dict[str, DataRef] = Field(
+    losses: Annotated[dict[str, DataRef], Ref("data", role="benchmark")] = Field(
+        default={}, description="Held-out loss on these rows, by the name to report."
+    )
+    pairs: Annotated[dict[str, DataRef], Ref("data", role="benchmark")] = Field(
         default={}, description="Share of these pairs in which the chosen answer is the likelier one."
     )
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
@@ -71,7 +77,9 @@ class Evaluate(Strict):
         description="Prompts of each pair set that a checkpoint answers for its KL divergence from the reference.",
     )
     kl_tokens: int = Field(64, ge=1, description="Most new tokens of such an answer.")
-    gate: list[Gate] = Field(default=[], description="What must hold before the run goes on.")
+    gate: Annotated[list[Gate], NotInKey("what is done about the result")] = Field(
+        default=[], description="What must hold before the run goes on."
+    )
     tokens: int = Field(2048, ge=64)
 
     @model_validator(mode="after")
@@ -83,13 +91,15 @@ class Evaluate(Strict):
         return self
 
 
-class MtBench(Strict):
+class MtBench(Step):
     """Two-turn answers, graded by a judge: each from 1 to 10, or every two against each other."""
 
-    mt_bench: list[str] = Field(description="Names of models and steps; may be empty where 'answers' brings others.")
-    questions: DataRef
-    judge: str
-    answers: DataRef | None = Field(
+    mt_bench: Annotated[list[str], Ref("model")] = Field(
+        description="Names of models and steps; may be empty where 'answers' brings others."
+    )
+    questions: Annotated[DataRef, Ref("data", role="benchmark")]
+    judge: Annotated[str, Ref("model", role="judge")]
+    answers: Annotated[DataRef | None, Ref("data")] = Field(
         None,
         description=(
             "Published answers of other models to set beside: rows with question_id, model_id and turns ('openbezoar"
@@ -108,21 +118,19 @@ class MtBench(Strict):
     )
     max_new_tokens: int = Field(1024, gt=0, description="FastChat: 1024.")
     judge_max_new_tokens: int = Field(512, gt=0)
-    judge_temperature: float = _judge_temperature()
-    judge_top_p: float = _judge_top_p()
-    judge_prompts: DataRef | None = Field(
+    judge_temperature: JudgeTemperature = 0.0
+    judge_top_p: JudgeTopP = 1.0
+    judge_prompts: Annotated[DataRef | None, Ref("data")] = Field(
         None,
         description="Rows of FastChat's judge_prompts.jsonl, used word for word; default: the project's own texts.",
     )
-    judge_check: str | None = Field(
+    judge_check: Annotated[str | None, Ref("step", to="judge check")] = Field(
         None, description="An agreement step that the judge must have passed before it grades."
     )
     batch: int = Field(16, ge=1)
-    prompts: dict[str, str] = Field(
-        default={}, description="Files with texts to use instead of the project's own, by prompt name."
-    )
-    budget: Budget | None = Field(None, description="What this step may spend on models.")
-    max_refused: float = _max_refused()
+    prompts: Prompts = {}
+    budget: StepBudget = None
+    max_refused: MaxRefused = MAX_REFUSED
 
     @model_validator(mode="after")
     def _something_to_grade(self) -> MtBench:
@@ -135,20 +143,20 @@ class MtBench(Strict):
         return self
 
 
-class Agreement(Strict):
+class Agreement(Step):
     """A judge on pairs of answers that people have compared, in both orders, so that it earns its
     number before it grades.
     """
 
-    agreement: str = Field(description="The judge: name of a model or a step.")
-    pairs: DataRef = Field(
+    agreement: Annotated[str, Ref("model")] = Field(description="The judge: name of a model or a step.")
+    pairs: Annotated[DataRef, Ref("data")] = Field(
         description=(
             "Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie ('openbezoar docs"
             " data')."
         )
     )
     mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
-    min_agreement: float | None = Field(
+    min_agreement: Annotated[float | None, NotInKey("what is done about the result")] = Field(
         None,
         ge=0,
         le=1,
@@ -158,31 +166,33 @@ class Agreement(Strict):
         ),
     )
     judge_max_new_tokens: int = Field(512, gt=0)
-    judge_temperature: float = _judge_temperature()
-    judge_top_p: float = _judge_top_p()
-    judge_prompts: DataRef | None = Field(None, description="As in mt_bench.")
+    judge_temperature: JudgeTemperature = 0.0
+    judge_top_p: JudgeTopP = 1.0
+    judge_prompts: Annotated[DataRef | None, Ref("data")] = Field(None, description="As in mt_bench.")
     batch: int = Field(16, ge=1)
-    prompts: dict[str, str] = Field(
-        default={}, description="Files with texts to use instead of the project's own, by prompt name."
-    )
-    budget: Budget | None = Field(None, description="What this step may spend on models.")
-    max_refused: float = _max_refused()
+    prompts: Prompts = {}
+    budget: StepBudget = None
+    max_refused: MaxRefused = MAX_REFUSED
 
 
-class Failures(Strict):
+class Failures(Step):
     """What checkpoints get wrong: loops, empty and endless answers, refusals, what the system
     prompt changes, unsafe and unsupported answers.
     """
 
-    failures: list[str] = Field(min_length=1, description="Names of models and steps.")
-    instructions: DataRef = Field(description="Rows whose prompts every checkpoint answers, greedily.")
-    harmless: DataRef | None = Field(
+    failures: Annotated[list[str], Ref("model")] = Field(min_length=1, description="Names of models and steps.")
+    instructions: Annotated[DataRef, Ref("data")] = Field(
+        description="Rows whose prompts every checkpoint answers, greedily."
+    )
+    harmless: Annotated[DataRef | None, Ref("data")] = Field(
         None, description="Prompts whose answers the judge checks for harm, such as HH-RLHF's harmless-base."
     )
-    grounded: DataRef | None = Field(
+    grounded: Annotated[DataRef | None, Ref("data")] = Field(
         None, description="Rows with instruction and context; the judge checks whether the context supports the answer."
     )
-    judge: str | None = Field(None, description="Needed with 'harmless' and 'grounded'.")
+    judge: Annotated[str | None, Ref("model", role="judge")] = Field(
+        None, description="Needed with 'harmless' and 'grounded'."
+    )
     mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
     systems: dict[str, str] = Field(
         default={"none": "", "wrong": "You are a weather station. You report temperatures and nothing else."},
@@ -191,14 +201,12 @@ class Failures(Strict):
     rows: int = Field(64, ge=1, description="Most rows of each set.")
     max_new_tokens: int = Field(256, gt=0)
     judge_max_new_tokens: int = Field(256, gt=0)
-    judge_temperature: float = _judge_temperature()
-    judge_top_p: float = _judge_top_p()
+    judge_temperature: JudgeTemperature = 0.0
+    judge_top_p: JudgeTopP = 1.0
     batch: int = Field(16, ge=1)
-    prompts: dict[str, str] = Field(
-        default={}, description="Files with texts to use instead of the project's own, by prompt name."
-    )
-    budget: Budget | None = Field(None, description="What this step may spend on models.")
-    max_refused: float = _max_refused()
+    prompts: Prompts = {}
+    budget: StepBudget = None
+    max_refused: MaxRefused = MAX_REFUSED
 
     @model_validator(mode="after")
     def _checks_have_a_judge(self) -> Failures:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from openbezoar.recipe.blocks import Strict
+from openbezoar.recipe.blocks import Step
+from openbezoar.recipe.refs import Ref
 
 
-class Report(Strict):
+class Report(Step):
     """One page about the run."""
 
-    report: Literal["all"] | list[str] = "all"
+    report: Annotated[Literal["all"] | list[str], Ref("step", every="all")] = "all"
 
 
 GgufForm = Literal["f16", "q8_0"]
 
 
-class Release(Strict):
+class Release(Step):
     """Merged weights, tokenizer with template, GGUF, data sets and cards, ready to publish."""
 
-    release: list[str] = Field(min_length=1, description="Names of merge steps.")
+    release: Annotated[list[str], Ref("step", to="merged model")] = Field(
+        min_length=1, description="Names of merge steps."
+    )
     gguf: list[GgufForm] = Field(
         ["q8_0"],
         description=(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from openbezoar.recipe.blocks import DataRef, Strict
+from openbezoar.recipe.blocks import DataRef, Step, Strict
 from openbezoar.recipe.losses import LOSSES, constants, described, filled
+from openbezoar.recipe.refs import NotInKey, Ref
 
 if TYPE_CHECKING:
     LossName = str
@@ -28,10 +29,12 @@ class Lora(Strict):
     )
 
 
-class Training(Strict):
+class Training(Step):
     """What sft and dpo have in common."""
 
-    model: str = Field(description="A model's or a step's name: the whole model that is trained on.")
+    model: Annotated[str, Ref("model", role="base")] = Field(
+        description="A model's or a step's name: the whole model that is trained on."
+    )
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps.")
     batch: int = Field(16, ge=1, description="Rows (or pairs) an optimiser step. [QLoRA] 16.")
@@ -66,7 +69,7 @@ class Training(Strict):
     too_long: Literal["drop", "truncate"] = Field(
         "drop", description="What happens to longer rows; counted either way. Truncation drops the oldest turns first."
     )
-    heldout: DataRef | None = Field(
+    heldout: Annotated[DataRef | None, Ref("data")] = Field(
         None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data."
     )
     heldout_every: int = Field(10, ge=2, description="Without 'heldout': each n-th row is held out.")
@@ -87,14 +90,16 @@ class Training(Strict):
     tokens: int = Field(
         1024, ge=64, description="Token budget of one forward pass; a longer row or pair is a pass by itself."
     )
-    checkpointing: Literal["auto"] | bool = Field(
+    checkpointing: Annotated[Literal["auto"] | bool, NotInKey("changes memory and time")] = Field(
         "auto",
         description=(
             "Recompute activations in the backward pass: less memory, a third more arithmetic, the same bits. auto:"
             " where keeping them takes over 7.5 GB."
         ),
     )
-    save_every: int = Field(5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from.")
+    save_every: Annotated[int, NotInKey("where a killed training goes on from, which leaves no trace")] = Field(
+        5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from."
+    )
 
     @model_validator(mode="after")
     def _patience_has_measurements(self) -> Training:
@@ -106,7 +111,7 @@ class Training(Strict):
 class Sft(Training):
     """QLoRA fine-tuning, loss on the answer only."""
 
-    sft: DataRef
+    sft: Annotated[DataRef, Ref("data", role="rows")]
     adapter: Literal["continue", "new"] = Field(
         "continue",
         description=(
@@ -116,10 +121,12 @@ class Sft(Training):
     )
 
 
-class Merge(Strict):
+class Merge(Step):
     """Adapters into their base, in fp32 and then cast; the drift from the unmerged model is measured."""
 
-    merge: str = Field(description="The step whose adapters are merged.")
+    merge: Annotated[str, Ref("step", to="adapter", role="base")] = Field(
+        description="The step whose adapters are merged."
+    )
     onto: Literal["best", "original", "dequantized"] = Field(
         "best",
         description=(
@@ -128,11 +135,11 @@ class Merge(Strict):
         ),
     )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    drift: DataRef | None = Field(
+    drift: Annotated[DataRef | None, Ref("data")] = Field(
         None, description="Rows on which the drift is measured; default: the training step's held-out rows."
     )
     drift_rows: int = Field(16, ge=1)
-    max_drift: float | None = Field(
+    max_drift: Annotated[float | None, NotInKey("what is done about the result")] = Field(
         1.0,
         gt=0,
         description=(
@@ -146,7 +153,7 @@ class Merge(Strict):
 class Preference(Training):
     """The data and the loss of preference training."""
 
-    dpo: DataRef
+    dpo: Annotated[DataRef, Ref("data", role="rows")]
     loss: LossName = Field(
         "sigmoid",
         description="The preference loss; 'sigmoid' is DPO [DPO] equation 7, with label_smoothing conservative DPO.",

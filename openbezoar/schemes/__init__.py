@@ -23,7 +23,7 @@ class Scheme:
     """A way to make rows, by the names that its module gives to the parts.
 
     Options: the recipe's keys that are the scheme's own; a field that names data or a model
-    is marked ``json_schema_extra={"refers_to": "data"}`` (or ``"model"``).
+    says so: ``Annotated[..., Ref("data")]`` (or ``"model"``).
     make: the rows, from checked options and what the stage offers.
     prompts (PROMPTS): names of the texts it sends, which a recipe may replace.
     seed_fields (SEED_FIELDS): what every seed row must hold as non-empty text; a scheme

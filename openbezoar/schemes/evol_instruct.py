@@ -12,12 +12,13 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from openbezoar.llm import Sampling, recorded
 from openbezoar.recipe.blocks import Strict
+from openbezoar.recipe.refs import Ref
 from openbezoar.rows.forms import instruction_text
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import elimination as rules
@@ -50,13 +51,12 @@ class Options(Strict):
         ),
     )
     complicate_input: bool = Field(False, description="Add the operation of WizardLM's paper that its code leaves out.")
-    equality_judge: str | None = Field(
+    equality_judge: Annotated[str | None, Ref("model", role="judge")] = Field(
         None,
         description=(
             "Model, not the teacher, that is asked whether an evolution is equal to its source; none: rule 1 is"
             " skipped."
         ),
-        json_schema_extra={"refers_to": "model"},
     )
     seed_tokens: int = Field(
         1024, ge=16, description="Seeds are cut to this many teacher tokens [a co-author's rewrite]."

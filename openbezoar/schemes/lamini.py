@@ -13,7 +13,7 @@ import random
 import re
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from openbezoar.cleaning import units
 from openbezoar.errors import DataError, fields_of, named, shown
 from openbezoar.llm import Completion, Sampling
 from openbezoar.recipe.blocks import DataRef, Strict
+from openbezoar.recipe.refs import Ref
 from openbezoar.rows.forms import instruction_text, text_in
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.gathering import Found, gather
@@ -35,10 +36,9 @@ EXAMPLES, TOPICS = "example-guided", "topic-guided"
 class Options(Strict):
     """The scheme's own keys. Numbers without a note are LaMini-LM's, as third-party notes give them."""
 
-    topics: DataRef | None = Field(
+    topics: Annotated[DataRef | None, Ref("data", role="seeds")] = Field(
         None,
         description="Topic rows with a 'title'; without them every prompt is example-guided.",
-        json_schema_extra={"refers_to": "data"},
     )
     examples_per_prompt: int = Field(3, ge=1, description="Seed instructions shown in a prompt.")
     instructions_per_prompt: int = Field(20, ge=1, description="New instructions asked for in a prompt.")

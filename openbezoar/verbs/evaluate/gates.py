@@ -1,7 +1,6 @@
-"""What a finished step's numbers must hold before the run goes on: ``gate`` of evaluate,
-``min_agreement`` of agreement, ``max_drift`` of merge.
+"""What an evaluation's numbers must hold before the run goes on: ``gate``.
 
-Reads ``scores.json`` of the step, or its manifest; writes nothing. Gates are no part of a step's key: the
+Reads ``scores.json`` of the step; writes nothing. Gates are no part of a step's key: the
 numbers stay when a gate is changed, and are held against it each time the recipe runs.
 """
 
@@ -13,74 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar.errors import RecipeError, RunError
-from openbezoar.recipe.measure_steps import Agreement, Evaluate, Gate
-from openbezoar.recipe.schema import Step
-from openbezoar.recipe.train_steps import Merge
+from openbezoar.recipe.measure_steps import Evaluate, Gate
 from openbezoar.stats.intervals import Interval, paired_difference, widened
 from openbezoar.stats.seeds import step_seed
-from openbezoar.store.digests import MANIFEST
 from openbezoar.store.manifests import read_object
-from openbezoar.verbs.judge.human_pairs import agreement_with_majority
 
 HELD, OPEN, BROKEN = "held", "open", "broken"
 
 
-def check(name: str, step: Step, folder: Path, seed: int) -> Iterator[str]:
+def gate(name: str, step: Evaluate, folder: Path, seed: int) -> Iterator[str]:
     """Warnings about a finished step's gates. Raises RunError where one is broken that shall stop the run."""
-    if isinstance(step, Merge) and step.max_drift is not None:
-        _drift(
-            name,
-            step.max_drift,
-            read_object(folder / MANIFEST, "a step's manifest", "delete the folder and run again").get("numbers") or {},
-        )
-    gated = (isinstance(step, Agreement) and step.min_agreement is not None) or (
-        isinstance(step, Evaluate) and step.gate
-    )
-    if not gated:
+    if not step.gate:
         return
     scores = read_object(folder / "scores.json", "a step's scores", "delete the folder and run again")
-    if isinstance(step, Agreement):
-        _judge(name, step, scores)
-    elif isinstance(step, Evaluate):
-        for gate in step.gate:
-            state, words = judged(gate, scores, seed, f"step {name}")
-            if state == BROKEN and gate.broken == "fail":
-                raise RunError(
-                    f"step {name}: {words}; the scores are in {folder / 'scores.json'}; train otherwise, or change the"
-                    " step's gate"
-                )
-            if state != HELD:
-                yield f"  {name}: {words}"
-
-
-def _judge(name: str, step: Agreement, scores: Mapping[str, Any]) -> None:
-    assert step.min_agreement is not None
-    found = agreement_with_majority(dict(scores))
-    if not found["n"]:
-        raise RunError(
-            f"step {name}: no verdict of judge '{step.agreement}' could be read on {scores['unscored']} pairs; use"
-            " mode: probability or another judge"
-        )
-    if found["agreement"] < step.min_agreement:
-        raise RunError(
-            f"step {name}: judge '{step.agreement}' agrees with people on {100 * found['agreement']:.1f} % of"
-            f" {found['n']} pairs (95 %: {100 * found['low']:.1f} to {100 * found['high']:.1f}), expected"
-            f" {100 * step.min_agreement:.1f} % or more; name another judge, or lower min_agreement"
-        )
-
-
-def _drift(name: str, most: float, numbers: Mapping[str, Any]) -> None:
-    """A merge is meant to be the same model again. A drift that is no number is beyond every limit."""
-    if not {"kl", "loss", "loss_unmerged", "tokens"} <= set(numbers):  # of an older version
-        return
-    kl, rise = numbers["kl"], numbers["loss"] - numbers["loss_unmerged"]
-    if not (kl <= most and rise <= most):
-        raise RunError(
-            f"step {name}: the merged model is not the one that was trained: loss {numbers['loss_unmerged']:.3f}"
-            f" unmerged, {numbers['loss']:.3f} merged, KL divergence {kl:.3g} nats a token on {numbers['tokens']}"
-            f" tokens, allowed: {most:g}; look at the base's weights and at 'onto' and 'dtype' of the step, or raise"
-            " its max_drift"
-        )
+    for one in step.gate:
+        state, words = judged(one, scores, seed, f"step {name}")
+        if state == BROKEN and one.broken == "fail":
+            raise RunError(
+                f"step {name}: {words}; the scores are in {folder / 'scores.json'}; train otherwise, or change the"
+                " step's gate"
+            )
+        if state != HELD:
+            yield f"  {name}: {words}"
 
 
 KINDS = {"tasks": 0.01, "pairs": 0.01, "losses": 1.0}

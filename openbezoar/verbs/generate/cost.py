@@ -1,4 +1,4 @@
-"""How many tokens the models of generate and filter steps will read and write, before any is asked.
+"""How many tokens the models of a generate step will read and write, before any is asked.
 
 Reads prompt texts and seeds' lengths, writes nothing. Lengths of prompts are counted in
 characters of what will be sent. What a teacher makes of them is not known beforehand: the
@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from openbezoar.recipe.data_steps import Filter, Generate
+from openbezoar.recipe.blocks import LocalModel
+from openbezoar.recipe.data_steps import Generate
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row
+from openbezoar.verbs.book import Book, Estimate, HandedOn
+from openbezoar.verbs.generate.key import scheme_options
 
 TEMPLATE = 25  # tokens of a chat template and its own system message
 INSTRUCTION = 22  # tokens of a new instruction with its tags
@@ -26,10 +29,32 @@ ANSWER = 90  # of another scheme's
 # of the limit, that an unknown teacher behind a server takes for an answer: rather too much money
 # than too little
 SHARE = 0.6
-PASSED = 0.9  # of a filter's finished rows come to the judge
-VERDICT = 40  # tokens of a judge's reply
 
 Text = Callable[[str], str]
+
+
+def cost(step: Generate, book: Book) -> Estimate:
+    """Tokens as the scheme asks for them, corrected by what this teacher did in it before."""
+    options = scheme_options(step, "plan")
+    local = isinstance(book.spec(step.teacher), LocalModel)
+    tokens = generate_tokens(step, options, book.rows_here(step.seeds or []), book.text(step), local)
+    teacher = book.recipe.models.get(step.teacher)
+    ratio = f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
+    tokens_in = tokens[0] * book.rates.get(f"{ratio}.in", 1.0)
+    tokens_out = tokens[1] * book.rates.get(f"{ratio}.out", 1.0)
+    made = book.answered("generate", step.teacher, step.rows, tokens_in, tokens_out)
+    made.ratio = ratio
+    # a model in this process reads faster than it writes
+    return book.timed(
+        book.with_cache(made, step.teacher, step.batch), "generate", step.teacher, tokens_in / 8 + tokens_out
+    )
+
+
+def hands_on(step: Generate, book: Book, name: str) -> HandedOn:
+    """The rows that it will make."""
+    options = scheme_options(step, "plan")
+    share, characters = rows_made(step, options, book.rows_here(step.seeds or []), book.text(step))
+    return HandedOn(book.estimates[name].rows or 0, share, characters, step.generate == "orca")
 
 
 def up_to(mean: float, limit: int) -> float:
@@ -116,15 +141,6 @@ def _orca(options: Any, seeds: Sequence[Row]) -> float:
         if weights
         else _mean(seeds, "input")
     )
-
-
-def filter_tokens(step: Filter, rows: float, characters: float, template: str) -> tuple[float, float]:
-    """(tokens read, tokens written) by a filter's judge. rows: those not dropped as unfinished;
-    characters: of their texts, on average.
-    """
-    judged = rows * PASSED
-    written = judged * up_to(VERDICT, step.max_new_tokens) if step.mode == "text" else 0.0
-    return judged * (TEMPLATE + (characters + len(template)) / CHARACTERS_A_TOKEN), written
 
 
 def _mean(rows: Sequence[Row], *fields: str) -> float:

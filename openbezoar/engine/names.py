@@ -1,0 +1,98 @@
+"""What a step names, held against the recipe and the disk: models, steps, rows, files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from openbezoar.context import Place
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.recipe.refs import Reference, references
+from openbezoar.recipe.verbs import VERBS, row_of, verb_of
+from openbezoar.rows.hub import DataSetRef
+
+
+def named_by(place: Place) -> Iterator[Reference]:
+    """Everything that a step names, in its own fields and in those that its class leaves open.
+
+    Raises RecipeError for open fields that are none.
+    """
+    step = place.recipe.steps[place.name]
+    yield from references(step)
+    if options := row_of(step).part("options"):
+        yield from references(options(step, place))
+
+
+def inputs_of(place: Place) -> tuple[str, ...]:
+    """Names of the steps that a step reads. Raises RecipeError for a name that stands for nothing
+    here, DataError for a missing file.
+    """
+    recipe, step = place.recipe, place.recipe.steps[place.name]
+    inputs: dict[str, None] = {}
+    for reference in named_by(place):
+        if reference.ref.every and reference.name == reference.ref.every:
+            inputs.update({name: None for name, other in recipe.steps.items() if not row_of(other).tells})
+        elif reference.name in recipe.steps and reference.ref.kind in ("model", "step", "data"):
+            _check_product(place, reference)
+            inputs[reference.name] = None
+        elif reference.ref.kind == "step" or (reference.ref.kind == "model" and reference.name not in recipe.models):
+            raise _unknown(place, reference)
+        elif reference.ref.kind == "data":
+            data_file(place, reference)
+    if further := row_of(step).part("inputs"):
+        inputs.update(dict.fromkeys(further(step, recipe)))
+    return tuple(inputs)
+
+
+def _check_product(place: Place, reference: Reference) -> None:
+    """Raise RecipeError if the step that is named does not make what it is named for."""
+    product, verb = reference.ref.product, verb_of(place.recipe.steps[reference.name])
+    if product and product not in VERBS[verb].produces:
+        makers = ", ".join(name for name, row in VERBS.items() if product in row.produces)
+        kind = "model" if product in ("adapter", "merged model") else product
+        raise RecipeError(
+            f"{place.where}.{reference.key}: '{reference.name}' is a {verb} step and has no {kind}; name one of the"
+            f" verbs {makers}"
+        )
+
+
+def _unknown(place: Place, reference: Reference) -> RecipeError:
+    recipe, name = place.recipe, reference.name
+    where = f"{place.where}.{reference.key}"
+    if name in recipe.models:
+        return RecipeError(f"{where}: '{name}' is a model as it came; name a step that trained one")
+    close = difflib.get_close_matches(name, [*recipe.steps, *recipe.models], n=1)
+    names = f"models: {', '.join(recipe.models)}; steps: {', '.join(recipe.steps)}"
+    hint = f"did you mean '{close[0]}'?" if close else names
+    return RecipeError(f"{where}: no step or model '{name}'; {hint}")
+
+
+def data_file(place: Place, reference: Reference) -> Path | None:
+    """The file of rows that a step names; None for rows of the hub. Raises DataError if there is none."""
+    where, text = f"{place.where}.{reference.key}", reference.name
+    if text.startswith("hub:"):
+        try:
+            DataSetRef.of(text)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        return None
+    file = place.path(text)
+    if not file.is_file():
+        hint = "" if "/" in text or "." in text else f" and no step '{text}'"
+        raise DataError(f"{where}: no file {file}{hint}; paths are relative to the recipe's own file")
+    if file.stat().st_size == 0:
+        raise DataError(f"{where}: {file} is empty; expected JSON lines")
+    return file
+
+
+def other_files(place: Place, reference: Reference) -> dict[str, Path]:
+    """The files behind a name of kind 'file' or 'folder', by what the key calls them. Raises DataError for none."""
+    path, where = place.path(reference.name), f"{place.where}.{reference.key}"
+    if reference.ref.kind == "folder":
+        if not path.is_dir():
+            raise DataError(f"{where}: no folder {path}; expected one with TASK.jsonl.gz files")
+        return {file.name: file for file in sorted(path.glob("*.jsonl*"))}
+    if not path.is_file():
+        raise DataError(f"{where}: no file {path}; paths are relative to the recipe's own file")
+    return {reference.name: path}

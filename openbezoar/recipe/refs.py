@@ -1,0 +1,97 @@
+"""What a field of a step refers to, and whether it is part of the step's key: said where the field is declared.
+
+Inputs, checks of names, keys, licences, decontamination and the plan read it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from openbezoar.recipe.blocks import DataSpec, data_specs
+
+Mark = TypeVar("Mark")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A field holds a name, or several in a list or a mapping.
+
+    kind: 'model', a model of the recipe or a step that made one; 'step', a step; 'data', rows of a
+    step, a file or the hub; 'file' and 'folder', what lies on disk.
+    to: what a step that is named must produce (``Verb.produces``); any step will do for 'step' without it.
+    role: what becomes of it. For 'teacher', 'judge', 'seeds' and 'rows' an open policy asks for a licence;
+    'benchmark' is kept out of training rows; 'base' is what the step's model is made from.
+    every: the text that stands for all steps which do more than tell about others.
+    """
+
+    kind: Literal["model", "step", "data", "file", "folder"]
+    to: str = ""
+    role: str = ""
+    every: str = ""
+
+    @property
+    def product(self) -> str:
+        """What a step that is named must produce; '' for anything."""
+        return self.to or {"model": "model", "data": "rows"}.get(self.kind, "")
+
+
+ALWAYS = object()
+
+
+@dataclass(frozen=True)
+class NotInKey:
+    """A field changes no bit of the step's result, for this reason; with ``at`` only while it has that value."""
+
+    reason: str
+    at: Any = ALWAYS
+
+
+class Reference(NamedTuple):
+    """A name that a step holds. key: the field, with the name inside of a mapping; rows: of 'data' its long form."""
+
+    key: str
+    ref: Ref
+    name: str
+    rows: DataSpec | None = None
+
+
+def references(step: BaseModel) -> Iterator[Reference]:
+    """Everything that a step names, in the order of its fields."""
+    for key, field in type(step).model_fields.items():
+        value, ref = getattr(step, key), mark(field, Ref)
+        if ref is not None:
+            yield from _names(key, ref, value)
+        else:  # blocks inside of a step, such as the tasks that bring a file of their own
+            for block in value if isinstance(value, list) else [value]:
+                if isinstance(block, BaseModel):
+                    yield from (inner._replace(key=key) for inner in references(block))
+
+
+def _names(key: str, ref: Ref, value: Any) -> Iterator[Reference]:
+    if value is None:
+        return
+    if isinstance(value, dict):
+        for inner, one in value.items():
+            yield from _names(f"{key}.{inner}" if ref.kind == "data" else key, ref, one)
+    elif ref.kind == "data":
+        yield from (Reference(key, ref, spec.data, spec) for spec in data_specs(value))
+    elif isinstance(value, list):
+        yield from (Reference(key, ref, name) for name in value)
+    else:
+        yield Reference(key, ref, value)
+
+
+def mark(field: FieldInfo, kind: Callable[..., Mark]) -> Mark | None:
+    """The mark of a kind that a field's annotation carries."""
+    return next((one for one in field.metadata if isinstance(one, kind)), None)  # type: ignore[arg-type]
+
+
+def not_in_key(step: BaseModel) -> set[str]:
+    """The fields that a step's key leaves out."""
+    marks = ((name, mark(field, NotInKey)) for name, field in type(step).model_fields.items())
+    return {name for name, one in marks if one is not None and one.at in (ALWAYS, getattr(step, name))}

@@ -1,0 +1,216 @@
+"""The table of verbs: one row says all that the rest of the package asks of a step by its verb.
+
+A verb is its settings (a class of this room), its row here, and its room in ``verbs/``. What the
+row names as text, 'module:name' in that room, is imported when it is used, so that planning stays
+without torch. A verb of another package: ``VERBS["name"] = Verb(...)`` before a recipe is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel
+
+from openbezoar.recipe.blocks import Step
+from openbezoar.recipe.data_steps import Filter, Generate
+from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench
+from openbezoar.recipe.tell_steps import Release, Report
+from openbezoar.recipe.train_steps import Dpo, Merge, Sft
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One row. Functions of a step are given its settings first, and most a ``Place`` of it in its recipe.
+
+    version: of the work, part of the step's key; raised when the same settings would give other results.
+    produces: what other steps can name it for ('rows', 'model', 'adapter', 'merged model', 'judge check').
+    tells: it only tells about other steps. scores: its result scores checkpoints. together: all
+    processes of a run take part. reads_wholly: its inputs' files are read whole against their digests.
+
+    work: (settings, context) -> the numbers of its manifest, with 'summary', a line.
+    cost: (settings, book) -> Estimate. hands_on: (settings, book, name) -> the rows it hands on, estimated.
+    result: the class that writes and reads what it measured. section: (facts) -> sections of the report.
+    options: (settings, place) -> checked settings that the class leaves open.
+    check: (settings, place), raises RecipeError. inputs: (settings, recipe) -> further steps that it reads.
+    parts: (settings, place) -> groups of its key beside those of every step. texts: (settings) -> names
+    of the project's texts that it sends. benchmarks: (settings, name, recipe, its folder) -> rows to
+    keep out of training.
+    packages: (settings, recipe) -> optional packages it imports; opening: those to open its model.
+    gate: (name, settings, folder, seed) -> warnings about finished numbers; raises RunError.
+    """
+
+    settings: type[Step]
+    version: int
+    does: str
+    room: str
+    work: str
+    produces: tuple[str, ...] = ()
+    tells: bool = False
+    scores: bool = False
+    together: bool = False
+    reads_wholly: bool = False
+    cost: str = ""
+    hands_on: str = ""
+    result: str = ""
+    section: str = ""
+    options: str = ""
+    check: str = ""
+    inputs: str = ""
+    parts: str = ""
+    texts: str = ""
+    benchmarks: str = ""
+    packages: str = ""
+    opening: str = ""
+    gate: str = ""
+
+    def part(self, name: str) -> Any:
+        """What the row names, imported; None where it names nothing."""
+        if not (text := getattr(self, name)):
+            return None
+        module, _, attribute = text.partition(":")
+        return getattr(import_module(f"{self.room}.{module}"), attribute)
+
+
+VERBS: dict[str, Verb] = {
+    "generate": Verb(
+        settings=Generate,
+        version=4,
+        does="a teacher writes instructions and answers",
+        room="openbezoar.verbs.generate",
+        work="work:run",
+        produces=("rows",),
+        cost="cost:cost",
+        hands_on="cost:hands_on",
+        options="key:options",
+        texts="key:texts",
+    ),
+    "filter": Verb(
+        settings=Filter,
+        version=4,
+        does="rules and a judge keep the good rows",
+        room="openbezoar.verbs.filter",
+        work="work:run",
+        produces=("rows",),
+        cost="cost:cost",
+        hands_on="cost:hands_on",
+        parts="key:parts",
+        texts="key:texts",
+        packages="key:packages",
+    ),
+    "sft": Verb(
+        settings=Sft,
+        version=2,
+        does="trains on answers (an adapter)",
+        room="openbezoar.verbs.train",
+        work="sft:run",
+        produces=("model", "adapter"),
+        together=True,
+        cost="cost:sft",
+        check="key:check",
+        packages="key:packages",
+        opening="key:opening",
+    ),
+    "merge": Verb(
+        settings=Merge,
+        version=2,
+        does="adds the adapter to the weights",
+        room="openbezoar.verbs.merge",
+        work="work:run",
+        produces=("model", "merged model"),
+        cost="cost:cost",
+        packages="key:packages",
+        opening="key:packages",
+        gate="gate:gate",
+    ),
+    "dpo": Verb(
+        settings=Dpo,
+        version=2,
+        does="trains on preferred against rejected answers",
+        room="openbezoar.verbs.train",
+        work="dpo:run",
+        produces=("model", "adapter"),
+        together=True,
+        cost="cost:dpo",
+        packages="key:packages",
+        opening="key:opening",
+    ),
+    "evaluate": Verb(
+        settings=Evaluate,
+        version=5,
+        does="scores checkpoints on tasks and held-out rows",
+        room="openbezoar.verbs.evaluate",
+        work="work:run",
+        scores=True,
+        cost="cost:cost",
+        benchmarks="key:benchmarks",
+        packages="key:packages",
+        gate="gates:gate",
+    ),
+    "agreement": Verb(
+        settings=Agreement,
+        version=3,
+        does="holds the judge against people",
+        room="openbezoar.verbs.judge",
+        work="agreement:run",
+        produces=("judge check",),
+        cost="cost:agreement",
+        texts="key:agreement_texts",
+        gate="gate:gate",
+    ),
+    "mt_bench": Verb(
+        settings=MtBench,
+        version=4,
+        does="asks two-turn questions; a judge grades",
+        room="openbezoar.verbs.judge",
+        work="mt_bench:run",
+        scores=True,
+        cost="cost:mt_bench",
+        texts="key:mt_bench_texts",
+    ),
+    "failures": Verb(
+        settings=Failures,
+        version=4,
+        does="counts what goes wrong in answers",
+        room="openbezoar.verbs.failures",
+        work="work:run",
+        cost="cost:cost",
+        texts="key:texts",
+    ),
+    "report": Verb(
+        settings=Report,
+        version=2,
+        does="writes one page about the run",
+        room="openbezoar.verbs.report",
+        work="work:run",
+        tells=True,
+    ),
+    "release": Verb(
+        settings=Release,
+        version=3,
+        does="writes models, data and cards, ready to publish",
+        room="openbezoar.verbs.release",
+        work="work:run",
+        tells=True,
+        reads_wholly=True,
+        cost="cost:cost",
+        inputs="key:inputs",
+        parts="key:parts",
+        packages="key:packages",
+    ),
+}
+
+
+def verb_of(step: BaseModel | Mapping[str, Any]) -> str:
+    """The verb of a step; '' of a mapping that has none, or more than one."""
+    if isinstance(step, BaseModel):
+        return next(verb for verb, row in VERBS.items() if type(step) is row.settings)
+    verbs = [verb for verb in VERBS if verb in step]
+    return verbs[0] if len(verbs) == 1 else ""
+
+
+def row_of(step: BaseModel) -> Verb:
+    """The row of a step's verb."""
+    return VERBS[verb_of(step)]

@@ -1,0 +1,232 @@
+"""What a step will cost, as its verb's room reckons it: the estimate, and the book it is reckoned with.
+
+The book knows the recipe, the rows on disk, the models' sizes, this machine and its rates. Rows and
+lengths come from the data where it is on disk, from the recipe's limits where it is not. Times come
+from the rates of steps that ran on this machine; without one, from an assumed share of a CPU's
+arithmetic, and are marked so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from openbezoar import prompts
+from openbezoar.machine.devices import Device
+from openbezoar.models.memory import cache_bytes, parameters, process_bytes
+from openbezoar.models.shapes import model_of, shape_of_model
+from openbezoar.recipe.blocks import DataRef, DataSpec, LocalModel, Price, ServerModel, Shape, Step, data_specs
+from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.verbs import row_of
+from openbezoar.rows.lengths import TextLengths, texts_of
+from openbezoar.rows.records import JsonLines, Row
+from openbezoar.rows.sources import ROWS, resolve_path, select
+from openbezoar.store.runs import RunFolder
+
+ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
+CHARACTERS = 900.0  # of a row of which nothing is known
+
+
+@dataclass
+class Estimate:
+    """Of one step; None where it cannot be known yet."""
+
+    rows: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    money: float | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
+    assumed: bool = True  # the time is from no measurement
+    flops: float | None = None  # of the work on a model in this process
+    written_bytes: int = 0  # weights that it leaves; rows are small beside them
+    passing_bytes: int = 0  # what it has beside them until it is done
+    dtype: str = ""  # of its arithmetic, where the recipe says it
+    remedy: str = "take a smaller model or a larger machine"  # where its memory does not fit
+    ratio: str = ""  # under which its tokens against those estimated are learnt
+
+
+class HandedOn(NamedTuple):
+    """Rows that a step which has not run will hand on. finished: the share whose answers are whole;
+    characters: of a finished row's texts; system: whether they bring system messages.
+    """
+
+    rows: float
+    finished: float
+    characters: float
+    system: bool
+
+
+class Asked(NamedTuple):
+    """Calls to a judge: how many, the tokens they read, the most that a reply may have."""
+
+    calls: int
+    tokens_in: float
+    most: int
+
+
+def rate_name(device: Device, verb: str) -> str:
+    """Under what a verb's FLOP/s on a device are kept."""
+    return f"{device.kind}.{verb}"
+
+
+class Book:
+    """done: the steps that have run; rates: FLOP/s and ratios, by name."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        recipe_path: Path,
+        run: RunFolder,
+        *,
+        done: Collection[str],
+        device: Device,
+        rates: Mapping[str, float],
+    ) -> None:
+        self.recipe, self.folder, self.run, self.done = recipe, recipe_path.parent, run, done
+        self.device, self.rates = device, rates
+        self.estimates: dict[str, Estimate] = {}
+
+    def path(self, text: str) -> Path:
+        """A path of the recipe on disk."""
+        return resolve_path(text, self.folder, self.recipe.data)
+
+    # ---- data
+
+    def texts(self, ref: DataRef, rejected: bool = True) -> Iterator[TextLengths]:
+        """Rows by length: each of a file; those of a step that has not run as so many of one
+        length. ``rejected``: of a pair's both dialogues.
+        """
+        for spec in data_specs(ref):
+            if spec.data.startswith("hub:"):
+                yield TextLengths(spec.limit or 10_000, (1000.0,))
+            elif spec.data in self.recipe.steps and not (spec.data in self.done and self.file_of(spec).is_file()):
+                handed = self.handed_on(spec.data)
+                rows = max(handed.rows - spec.offset, 0)
+                yield TextLengths(min(rows, spec.limit or rows), (handed.characters,), handed.system)
+            else:
+                yield from (texts_of(row, rejected) for row in self.rows_of(spec))
+
+    def rows_of(self, spec: DataSpec) -> Iterator[Row]:
+        """Rows on disk, one at a time."""
+        return select(JsonLines(self.file_of(spec)), spec, self.recipe.seed)
+
+    def file_of(self, spec: DataSpec) -> Path:
+        """Where a step's rows lie or will lie, or a local file's."""
+        return self.run.step(spec.data) / ROWS if spec.data in self.recipe.steps else self.path(spec.data)
+
+    def rows(self, ref: DataRef) -> tuple[int, float]:
+        """(number of rows, mean characters of a row's texts)."""
+        total = characters = 0.0
+        for some in self.texts(ref):
+            total, characters = total + some.rows, characters + some.rows * some.characters
+        return round(total), characters / max(1, total)
+
+    def rows_here(self, ref: DataRef) -> list[Row]:
+        """Rows that are on disk; none of a step that has not run, or of the hub."""
+        rows: list[Row] = []
+        for spec in data_specs(ref):
+            if not spec.data.startswith("hub:") and self.file_of(spec).is_file():
+                rows += self.rows_of(spec)
+        return rows
+
+    def handed_on(self, name: str) -> HandedOn:
+        """What a step hands on: lengths as they are if it is done, else as its room estimates them."""
+        step = self.recipe.steps[name]
+        room = row_of(step).part("hands_on")
+        estimated = room(step, self, name) if room else HandedOn(self.estimates[name].rows or 0, 1.0, CHARACTERS, False)
+        if name in self.done and (rows := self.rows_here(name)):
+            whole = [row for row in rows if row.get("finish") != "length"] or rows
+            characters = fmean(texts_of(row, False).characters for row in whole)
+            return estimated._replace(finished=len(whole) / len(rows), characters=characters)
+        assert isinstance(estimated, HandedOn)
+        return estimated
+
+    def from_steps(self, ref: DataRef) -> list[HandedOn]:
+        """What each step among the sources of rows hands on."""
+        return [self.handed_on(spec.data) for spec in data_specs(ref) if spec.data in self.recipe.steps]
+
+    # ---- models
+
+    def spec(self, name: str) -> LocalModel | ServerModel | None:
+        """The model at the bottom of a name's chain of steps."""
+        return model_of(self.recipe, name)
+
+    def shape(self, name: str) -> Shape | None:
+        """Its size; None where that is not known."""
+        return shape_of_model(self.recipe, self.folder, name)
+
+    def system(self, name: str) -> str | None:
+        """The system message that a model, or a step's model, is prompted with; None for the project's own."""
+        spec = self.spec(name)
+        prompt = spec.prompt if isinstance(spec, LocalModel) else None
+        return (prompt or self.recipe.prompt).system
+
+    def money(self, name: str, tokens_in: float, tokens_out: float) -> float | None:
+        """What a model's tokens cost; None where they cost nothing."""
+        spec = self.spec(name)
+        price = spec.price if isinstance(spec, ServerModel) else Price()
+        return price.of(tokens_in, tokens_out) or None
+
+    def resident(self, name: str) -> int | None:
+        """Bytes of a model that only answers."""
+        shape, spec = self.shape(name), self.spec(name)
+        width = 4 if isinstance(spec, LocalModel) and spec.dtype == "float32" else 2
+        return process_bytes(self.device) + width * sum(parameters(shape)) if shape else None
+
+    def text(self, step: Step) -> Callable[[str], str]:
+        """The texts that a step sends, by name: the project's, or the recipe's own."""
+        own = {name: self.path(file) for name, file in getattr(step, "prompts", {}).items()}
+        return lambda name: prompts.load(name, own)
+
+    # ---- work
+
+    def timed(self, made: Estimate, verb: str, name: str, work: float) -> Estimate:
+        """The estimate with FLOPs and time for ``work`` tokens (forward passes' worth) on a model in this process."""
+        shape = self.shape(name)
+        if shape is not None:
+            made.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
+            made.assumed = rate_name(self.device, verb) not in self.rates
+            # of another machine nothing is known
+            if self.device.here and not (made.assumed and self.device.kind == "cuda"):
+                made.seconds = made.flops / self.rates.get(rate_name(self.device, verb), ASSUMED_FLOPS)
+        return made
+
+    def answered(self, verb: str, model: str, rows: int, tokens_in: float, tokens_out: float) -> Estimate:
+        """Tokens of one model's calls as an estimate with money and memory, and no time."""
+        money = self.money(model, tokens_in, tokens_out)
+        return Estimate(rows, int(tokens_in), int(tokens_out), money, self.resident(model))
+
+    def with_cache(self, made: Estimate, model: str, batch: int) -> Estimate:
+        """The estimate with the memory of the keys and values of a batch of its rows."""
+        shape = self.shape(model)
+        if shape is not None and made.memory_bytes is not None:
+            length = ((made.tokens_in or 0) + (made.tokens_out or 0)) / max(1, made.rows or 0)
+            made.memory_bytes += cache_bytes(shape, batch * length)
+        return made
+
+    def judged(
+        self,
+        verb: str,
+        judge: str,
+        asked: Asked,
+        *,
+        rows: int,
+        mode: str,
+        answering: str = "",
+        answers: Any = (0.0, 0.0),
+    ) -> Estimate:
+        """What questions to a judge cost, beside the answers that they are about.
+
+        answering: of the contestants the first, which stands for all; answers: tokens that they read and write.
+        """
+        judged_out = asked.calls * asked.most * 0.5 if mode == "text" else 0.0
+        timed, (answers_in, answers_out) = answering or judge, answers
+        money = self.money(judge, asked.tokens_in, judged_out)
+        tokens = int(answers_in + asked.tokens_in), int(answers_out + judged_out)
+        return self.timed(
+            Estimate(rows, *tokens, money, self.resident(timed)), verb, timed, answers_out + asked.tokens_in
+        )

@@ -1,0 +1,50 @@
+"""What answers and a judge's verdicts on them cost."""
+
+from __future__ import annotations
+
+import math
+
+from openbezoar.recipe.measure_steps import Agreement, MtBench
+from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
+from openbezoar.verbs.book import Asked, Book, Estimate
+
+QUESTION = 150  # tokens of a question with what was said before
+PROMPT = 400  # tokens that a judge is sent beside the answers
+PAIR = 250  # tokens beside a pair's texts
+LENGTH = 0.6  # of the limit, that an answer has
+
+
+def mt_bench(step: MtBench, book: Book) -> Estimate:
+    """Two turns of every question: answers of the models, and verdicts on all that are graded."""
+    questions = max(1, book.rows(step.questions)[0])
+    rows, answer = questions * 2 * len(step.mt_bench), step.max_new_tokens * LENGTH
+    models = len(step.mt_bench) + _others(step, book)
+    single = models if step.grading != "pairwise" else 0
+    compared = (models - 1 if step.against else math.comb(models, 2)) if step.grading != "single" else 0
+    asked = Asked(
+        calls=questions * 2 * (single + 2 * compared),
+        tokens_in=questions * 2 * (answer + PROMPT) * (single + 4 * compared),
+        most=step.judge_max_new_tokens,
+    )
+    return book.judged(
+        "mt_bench",
+        step.judge,
+        asked,
+        rows=rows,
+        mode=step.mode,
+        answering=next(iter(step.mt_bench), ""),
+        answers=(rows * QUESTION, rows * answer),
+    )
+
+
+def _others(step: MtBench, book: Book) -> int:
+    """Models whose published answers stand beside ours; a file may hold answers to questions that are not asked."""
+    rows = book.rows_here(step.answers) if step.answers is not None else []
+    return len({str(row.get("model_id", row.get("model"))) for row in rows})
+
+
+def agreement(step: Agreement, book: Book) -> Estimate:
+    """Each pair in both orders."""
+    rows, characters = book.rows(step.pairs)
+    asked = Asked(2 * rows, 2 * rows * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
+    return book.judged("agreement", step.agreement, asked, rows=rows, mode=step.mode)

@@ -1,0 +1,42 @@
+"""How many tokens training passes over, and what that takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from openbezoar.models.memory import lora_parameters, step_memory
+from openbezoar.recipe.losses import LOSSES
+from openbezoar.recipe.train_steps import Dpo, Sft, Training
+from openbezoar.rows.lengths import TextLengths, trained
+from openbezoar.verbs.book import Book, Estimate
+
+
+def sft(step: Sft, book: Book) -> Estimate:
+    """A backward pass with a frozen base costs about one more forward pass for the inputs' gradients."""
+    return _cost(step, book, "sft", book.texts(step.sft, rejected=False), 2)
+
+
+def dpo(step: Dpo, book: Book) -> Estimate:
+    """As ``sft``, and the reference's forward pass, where the loss has one."""
+    return _cost(step, book, "dpo", book.texts(step.dpo), 3 if LOSSES[step.loss].needs_reference else 2)
+
+
+def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], passes: int) -> Estimate:
+    rows, length = trained(step, texts, book.system(step.model))
+    steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
+    tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
+    shape = book.shape(step.model)
+    made = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step))
+    if shape is not None:
+        adapter = 4 * lora_parameters(shape, step)
+        made.memory_bytes = step_memory(shape, step, book.device)
+        # values and two moments, perhaps the best values
+        made.written_bytes, made.passing_bytes = adapter, adapter * (4 if step.evaluate_every else 3)
+    return book.timed(made, verb, step.model, tokens * passes)
+
+
+def _remedy(step: Training) -> str:
+    ways = ["quantize: nf4"] if step.quantize == "none" else ["nf4: packed"] if step.nf4 == "unpacked" else []
+    ways += ["checkpointing: true"] if step.checkpointing is False else []
+    return f"set {' and '.join([*ways, 'smaller tokens and max_length'])}, or take a smaller model"
