@@ -87,6 +87,16 @@ def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-gemma"), kind="gemma3", bos=True)
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Any]:
+    """The command line in forks of one warm process (``warm.Commands``)."""
+    from warm import Commands
+
+    warm = Commands()
+    yield warm
+    warm.close()
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
     """Writes a recipe and its data into a temporary folder; steps are given as a mapping."""

@@ -2,72 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import FAST
 from rich.console import Console
+from warm import Commands
 
 from openbezoar import progress as progress_module
 from openbezoar.progress import PlainProgress, RichProgress, Silent, duration
 
 STEPS = {
-    "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 20, "save_every": 1000, **FAST},
+    "sft": {"sft": "rows.jsonl", "model": "base", "epochs": 8, "save_every": 1000, **FAST},
     "scores": {"evaluate": ["base", "sft"], "losses": {"own": "rows.jsonl"}},
 }
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80"}
 
 
-def started(arguments: list[str], on_terminal: bool) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
-    """(the program, all that it said when it has ended)."""
-    near, far = pty.openpty() if on_terminal else os.pipe()
-    command = [sys.executable, "-m", "openbezoar", *arguments]
-    # A job that a shell has put into the background ignores SIGINT, and its children would too.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    program = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=far, stderr=far, env=ENVIRONMENT, preexec_fn=heed
-    )
-    os.close(far)
-    said: list[bytes] = []
+class Started:
+    """A command under way whose words go to a terminal of 80 columns, or into a pipe."""
 
-    def listen() -> None:
-        while True:
-            try:
-                text = os.read(near, 65536)
-            except OSError:  # the terminal is closed
-                return
-            if not text:
-                return
-            said.append(text)
+    def __init__(self, commands: Commands, arguments: list[str], place: Path | None) -> None:
+        """place: where the named pipe is made; None for a terminal."""
+        self._said: list[bytes] = []
+        if place is None:
+            near, self._far = pty.openpty()
+            said_to = Path(os.ttyname(self._far))
+        else:
+            said_to = place / f"pipe{len(list(place.iterdir()))}"
+            os.mkfifo(said_to)
+            near = os.open(said_to, os.O_RDONLY | os.O_NONBLOCK)
+            os.set_blocking(near, True)
+            self._far = os.open(said_to, os.O_WRONLY)  # so that it has no end before the command has
+        self._listener = threading.Thread(target=self._listen, args=(near,), daemon=True)
+        self._listener.start()
+        self.program = commands.start(*arguments, env={"TERM": "xterm", "COLUMNS": "80"}, said_to=said_to, seconds=240)
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-
-    def all_said() -> str:
-        listener.join(60)
+    def _listen(self, near: int) -> None:
+        with contextlib.suppress(OSError):  # the terminal is closed
+            while text := os.read(near, 65536):
+                self._said.append(text)
         os.close(near)
-        return b"".join(said).decode()
 
-    return program, all_said
+    def when(self, condition: Callable[[], bool]) -> None:
+        """Wait for a moment in its work."""
+        until = time.monotonic() + 240
+        while not condition():
+            assert self.program.running() and time.monotonic() < until, "it ended or hung before the moment came"
+            time.sleep(0.01)
 
-
-def when(condition: Callable[[], bool], program: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 240
-    while not condition():
-        assert program.poll() is None and time.monotonic() < until, "the program ended or hung before the moment came"
-        time.sleep(0.01)
+    def end(self) -> tuple[int, str]:
+        """Its exit code, and all that it said."""
+        code = self.program.wait().code
+        os.close(self._far)
+        self._listener.join(60)
+        return code, b"".join(self._said).decode()
 
 
 def lines(file: Path) -> int:
@@ -75,20 +73,20 @@ def lines(file: Path) -> int:
 
 
 def test_ctrl_c_on_a_terminal_and_a_signal_in_a_pipe_finish_the_step_and_the_run_goes_on_to_the_same_weights(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
 ) -> None:
     recipe = write_recipe(STEPS)
     whole, runs = tmp_path / "whole", tmp_path / "runs"
-    assert started(["run", str(recipe), "--runs", str(whole), "--to", "sft", "--quiet"], False)[0].wait(240) == 0
+    assert commands("run", str(recipe), "--runs", str(whole), "--to", "sft", "--quiet").code == 0
     metrics = runs / "t/.work/sft/metrics.jsonl"
     arguments = ["run", str(recipe), "--runs", str(runs), "--to", "sft"]
     done = 0
     for on_terminal in (True, False):
-        program, said = started(arguments, on_terminal)
-        when(lambda done=done: lines(metrics) > done + 3, program)  # type: ignore[misc]
-        program.send_signal(signal.SIGINT)
-        assert program.wait(240) == 130
-        words = said()
+        started = Started(commands, arguments, None if on_terminal else tmp_path)
+        started.when(lambda done=done: lines(metrics) > done + 3)  # type: ignore[misc]
+        started.program.send_signal(signal.SIGINT)
+        code, words = started.end()
+        assert code == 130
         assert "stopping after this optimiser step" in words
         assert f"To go on: python -m openbezoar {shlex.join(arguments)}" in words.replace("\r", "")
         assert "Traceback" not in words
@@ -99,19 +97,19 @@ def test_ctrl_c_on_a_terminal_and_a_signal_in_a_pipe_finish_the_step_and_the_run
         )
         assert lines(metrics) > done
         done = lines(metrics)
-    assert started(arguments, False)[0].wait(240) == 0
+    assert commands(*arguments).code == 0
     assert (runs / "t/sft/adapter/adapter_model.safetensors").read_bytes() == (
         whole / "t/sft/adapter/adapter_model.safetensors"
     ).read_bytes()
 
 
 def test_on_a_terminal_each_step_leaves_one_line_and_the_table_fits(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
 ) -> None:
     recipe = write_recipe({**STEPS, "sft": {**STEPS["sft"], "epochs": 1}})
-    program, said = started(["run", str(recipe), "--runs", str(tmp_path / "runs")], True)
-    assert program.wait(240) == 0
-    words = said().replace("\r", "")
+    code, said = Started(commands, ["run", str(recipe), "--runs", str(tmp_path / "runs")], None).end()
+    assert code == 0
+    words = said.replace("\r", "")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", words)
     assert re.search(r"✓ \[1/2\] sft \S+ (s|min) 6 steps on 2\d rows; held-out loss", " ".join(plain.split()))
     assert "2 steps done in" in plain

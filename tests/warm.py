@@ -1,23 +1,27 @@
 """The command line in forked children of one warm process, so that hundreds of commands do not
 import torch hundreds of times.
 
-The warm process imports what every command imports, runs no operation (no pool of threads
-exists when it forks), and forks a child a command. ``Commands`` is its client.
+The warm process imports every module of the package, runs no operation (no pool of threads
+exists when it forks), and forks a child a command. ``Commands`` is its client, the fixture
+``commands`` one for all tests of a worker.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,35 @@ class Done:
     code: int
     out: str
     err: str
+
+
+class Running:
+    """A command under way. pid: its process, which leads a group of its own."""
+
+    def __init__(self, pid: int, scratch: Path, end: Callable[[], int]) -> None:
+        self.pid, self._scratch, self._end = pid, scratch, end
+        self._done: Done | None = None
+
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return Path(f"/proc/{self.pid}").exists() and self._done is None
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> Done:
+        """How it ended; what went to a place of the caller's is not in it."""
+        if self._done is None:
+            code = self._end()
+            out, err = (file.read_text(errors="replace") if file.is_file() else "" for file in _outputs(self._scratch))
+            shutil.rmtree(self._scratch)
+            self._done = Done(code, out, err)
+        return self._done
+
+
+def _outputs(scratch: Path) -> tuple[Path, Path]:
+    return scratch / "out", scratch / "err"
 
 
 class Commands:
@@ -55,23 +88,42 @@ class Commands:
         env: Mapping[str, str] | None = None,
         seconds: float = 120,
     ) -> Done:
-        with tempfile.TemporaryDirectory() as scratch:
-            out, err = Path(scratch, "out"), Path(scratch, "err")
-            order = {
-                "arguments": arguments,
-                "first": first,
-                "cwd": str(cwd or Path.cwd()),
-                "env": dict(env or {}),
-                "out": str(out),
-                "err": str(err),
-                "seconds": seconds,
-            }
-            assert self._process.stdin and self._process.stdout
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-            assert answer, "the warm process is gone"
-            return Done(json.loads(answer), out.read_text(errors="replace"), err.read_text(errors="replace"))
+        """A command from its beginning to its end."""
+        return self.start(*arguments, first=first, cwd=cwd, env=env, seconds=seconds).wait()
+
+    def start(
+        self,
+        *arguments: str,
+        first: str = "",
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 120,
+        said_to: Path | None = None,
+    ) -> Running:
+        """Begin a command; wait for it before the next one. said_to: a terminal or named pipe that
+        gets all that it says, instead of what ``Done`` tells.
+        """
+        scratch = Path(tempfile.mkdtemp())
+        out, err = (said_to, said_to) if said_to else _outputs(scratch)
+        order = {
+            "arguments": arguments,
+            "first": first,
+            "cwd": str(cwd or Path.cwd()),
+            "env": dict(env or {}),
+            "out": str(out),
+            "err": str(err),
+            "seconds": seconds,
+        }
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return Running(self._answer(), scratch, self._answer)
+
+    def _answer(self) -> int:
+        assert self._process.stdout
+        answer = self._process.stdout.readline()
+        assert answer, "the warm process is gone"
+        return int(json.loads(answer))
 
     def close(self) -> None:
         """End the warm process."""
@@ -114,14 +166,17 @@ def killing(module: str, name: str, count: int, when: str) -> str:
 def _child(order: Mapping[str, Any]) -> int:
     """In the forked process: the command, with its output in files. Returns the exit code."""
     for name, number in (("out", 1), ("err", 2)):
-        file = os.open(order[name], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        file = os.open(order[name], os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  the parent's has read orders
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
-    sys.argv = ["openbezoar", *order["arguments"]]
+    import openbezoar
     from openbezoar.cli.app import main
+
+    sys.argv = [str(Path(openbezoar.__path__[0], "__main__.py")), *order["arguments"]]  # as python -m openbezoar
 
     try:
         if order["first"]:
@@ -140,21 +195,21 @@ def _child(order: Mapping[str, Any]) -> int:
 
 
 def _serve() -> None:
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import openbezoar
 
-    import openbezoar.cli.app
-    import openbezoar.engine.graph
-    import openbezoar.training.loop  # noqa: F401
-
+    for module in pkgutil.walk_packages(openbezoar.__path__, "openbezoar."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("peft", "torch", "transformers.models.llama.modeling_llama", "rich.table"):
+        importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
         if child == 0:
             os.setpgid(0, 0)
             os._exit(_child(order) & 0xFF)
-        print(json.dumps(_ended(child, order["seconds"])), flush=True)
+        print(child, flush=True)
+        print(_ended(child, order["seconds"]), flush=True)
 
 
 def _ended(child: int, seconds: float) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,9 @@ STEPS: dict[str, Any] = {
     "DPO": {"merge": "dpo"},
 }
 
+Moment = tuple[str, str, str, int, str]
 # (step, module, function, which call, before or after it)
-MOMENTS = [
+MOMENTS: list[Moment] = [
     ("made", "openbezoar.llm.calls", "CallStore.keep", 2, "after"),  # a batch kept, not yet used
     ("made", "openbezoar.llm.local", "LocalLLM.generate", 2, "after"),  # a batch made, not yet written
     ("kept", "openbezoar.llm.local", "LocalLLM.choice_logprobs", 3, "before"),
@@ -50,6 +50,7 @@ MOMENTS = [
     ("dpo", "openbezoar.training.loop", "_step", 3, "after"),
     ("dpo", "openbezoar.store.runs", "write_json", 2, "after"),  # manifest written, not yet published
 ]
+FEW = (1, 3, 5)  # of a batch of answers, a training and a merge
 
 
 @pytest.fixture
@@ -63,15 +64,6 @@ def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def commands() -> Iterator[tuple[Commands, Commands]]:
-    """Two, each of which takes one core."""
-    two = Commands(), Commands()
-    yield two
-    for each in two:
-        each.close()
-
-
 def command(commands: Commands, recipe: Path, runs: Path, to: str | None = None, killer: tuple[Any, ...] = ()) -> Done:
     arguments = ["run", str(recipe), "--runs", str(runs), "--quiet", *(["--to", to] if to else [])]
     return commands(*arguments, first=killing(*killer) if killer else "")
@@ -83,46 +75,49 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in names}
 
 
-def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(
-    recipe: Path, tmp_path: Path, commands: tuple[Commands, Commands]
-) -> None:
-    whole = tmp_path / "whole" / "t"
-    done = command(commands[0], recipe, whole.parent)
+def killed_and_gone_on(commands: Commands, recipe: Path, folder: Path, moments: Sequence[Moment]) -> None:
+    """A step killed at each moment, then begun again, has the results of one that was never killed."""
+    whole = folder / "whole" / "t"
+    done = command(commands, recipe, whole.parent)
     assert done.code == 0, done.err
-
-    def killed(number: int, step: str, *killer: Any) -> None:
-        run = tmp_path / f"killed{number}" / "t"
+    for number, (step, *killer) in enumerate(moments):
+        run = folder / f"killed{number}" / "t"
         for earlier in list(STEPS)[: list(STEPS).index(step)]:
             shutil.copytree(whole / earlier, run / earlier)
-        died = command(commands[number % 2], recipe, run.parent, step, tuple(killer))
+        died = command(commands, recipe, run.parent, step, tuple(killer))
         assert died.code == -signal.SIGKILL, f"{step} {killer} was never reached: {died.err}"
-        again = command(commands[number % 2], recipe, run.parent, step)
+        again = command(commands, recipe, run.parent, step)
         assert again.code == 0, again.err
         expected, found = results(whole / step), results(run / step)
         assert expected
         assert found == expected, (step, killer)
         assert not any((run / ".work").iterdir())
 
-    def every_second(first: int) -> None:
-        for number in range(first, len(MOMENTS), 2):
-            killed(number, *MOMENTS[number])
 
-    with ThreadPoolExecutor(2) as two:
-        for outcome in [two.submit(every_second, first) for first in (0, 1)]:
-            outcome.result()
+def test_a_step_killed_at_some_moments_ends_as_one_that_was_never_killed(
+    recipe: Path, tmp_path: Path, commands: Commands
+) -> None:
+    killed_and_gone_on(commands, recipe, tmp_path, [MOMENTS[number] for number in FEW])
+
+
+@pytest.mark.slow
+def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(
+    recipe: Path, tmp_path: Path, commands: Commands
+) -> None:
+    killed_and_gone_on(commands, recipe, tmp_path, MOMENTS)
 
 
 def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(
-    recipe: Path, tmp_path: Path, commands: tuple[Commands, Commands]
+    recipe: Path, tmp_path: Path, commands: Commands
 ) -> None:
     runs = tmp_path / "runs"
-    assert command(commands[0], recipe, runs, "dpo").code == 0
+    assert command(commands, recipe, runs, "dpo").code == 0
     before = results(runs / "t")
     recipe.write_text(recipe.read_text().replace('"dpo": "pairs.jsonl",', '"dpo": "pairs.jsonl", "beta": 0.5,'))
     for function in ("RunFolder.publish", "shutil.rmtree"):
-        killed = command(commands[0], recipe, runs, "dpo", ("openbezoar.store.runs", function, 1, "before"))
+        killed = command(commands, recipe, runs, "dpo", ("openbezoar.store.runs", function, 1, "before"))
         assert killed.code == -signal.SIGKILL
-    assert command(commands[0], recipe, runs, "dpo").code == 0
+    assert command(commands, recipe, runs, "dpo").code == 0
     after = results(runs / "t")
     changed = sorted(name for name in after if after[name] != before[name])
     assert changed and all(name.startswith("dpo/") for name in changed)

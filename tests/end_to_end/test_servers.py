@@ -148,13 +148,6 @@ def test_work_goes_on_at_one_address_while_another_is_down(
     assert sum(down.asked.values()) < sum(proxy.asked.values()) / 2 and proxy.twice == {}
 
 
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    made = Commands()
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("moment", [7, 41])
 def test_a_killed_run_asks_again_for_nothing_that_was_kept(
     moment: int, write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path, commands: Commands

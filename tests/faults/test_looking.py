@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import every_verb
@@ -16,16 +16,9 @@ from warm import Commands, Done
 
 from openbezoar.llm.calls import FILE
 
-DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "3"))
+DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "1"))
 SHARE_OF_CACHE = 0.15  # of the damages, done to the call cache rather than to a step's files
 ALLOWED = (0, 2)
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    made = Commands()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,10 @@ from warm import Commands
 from openbezoar.errors import ModelError
 from openbezoar.models.files import stored
 
-DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "3"))
+DAMAGES = int(os.environ.get("OPENBEZOAR_FAULTS", "1"))
 # of address space; a whole model takes less
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"
 SECONDS = 60
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    made = Commands()
-    yield made
-    made.close()
 
 
 @pytest.fixture
