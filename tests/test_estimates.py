@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from openbezoar.recipe.blocks import LocalModel, PromptSpec
 from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Dpo, Sft
 from openbezoar.rows.lengths import TextLengths, path_tokens, texts_of, trained
+from openbezoar.schemes import SCHEMES
+from openbezoar.schemes.expected import Calls, Expected
 
 ROOT = Path(__file__).parent.parent
 
@@ -328,6 +331,37 @@ def test_a_filter_s_estimate_leaves_out_answers_that_would_be_cut_off(tmp_path: 
         )
 
     assert judged(40) < judged(400) / 2
+
+
+def test_a_scheme_s_own_calls_are_estimated_and_one_that_says_nothing_gets_a_call_and_an_answer_a_row(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(SCHEMES["magpie"], seed_fields=())
+    told = replace(plain, expected=lambda options, known: Expected((Calls("twice", 2 * known.rows, 420.0, 10),), 84.0))
+    monkeypatch.setitem(SCHEMES, "plain", plain)
+    monkeypatch.setitem(SCHEMES, "told", told)
+    step = {"teacher": "base", "rows": 20, "max_new_tokens": 10_000}
+    path = write_recipe({"a": {"generate": "plain", **step}, "b": {"generate": "told", **step}})
+    made = estimate(graph.build(load(path), path, tmp_path / "runs"))
+    template, answers = 25, 20 * 90
+    assert (made["a"].tokens_in, made["a"].tokens_out) == (20 * (2 * template + 22), 20 * 22 + answers)
+    assert (made["b"].tokens_in, made["b"].tokens_out) == (40 * (template + 100) + 20 * (template + 20), 400 + answers)
+
+
+def test_rows_of_a_scheme_that_brings_system_messages_get_no_other_one(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCHEMES, "plain", SCHEMES["magpie"])
+    monkeypatch.setitem(SCHEMES, "with-system", replace(SCHEMES["magpie"], brings_system=True))
+    steps: dict[str, Any] = {}
+    for name in ("plain", "with-system"):
+        steps[name] = {"generate": name, "teacher": "base", "rows": 50}
+        steps[f"{name}-kept"] = {"filter": name}
+        steps[f"{name}-sft"] = {"sft": f"{name}-kept", "model": "base"}
+    path = write_recipe(steps)
+    made = estimate(graph.build(load(path), path, tmp_path / "runs"))
+    plain, own = made["plain-sft"], made["with-system-sft"]
+    assert plain.rows == own.rows and (plain.tokens_in or 0) - (own.tokens_in or 0) > 30 * (plain.rows or 0)
 
 
 def test_what_a_teacher_did_in_a_scheme_corrects_the_next_estimate_of_that_scheme(

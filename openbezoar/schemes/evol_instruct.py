@@ -20,8 +20,10 @@ from openbezoar.llm import Sampling, recorded
 from openbezoar.recipe.blocks import Strict
 from openbezoar.recipe.refs import Ref
 from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import elimination as rules
+from openbezoar.schemes.expected import Calls, Expected, Known, mean_characters, up_to
 from openbezoar.schemes.work import Work, row_id, unquoted
 
 OPERATIONS = ("add-constraints", "deepening", "concretizing", "increase-reasoning-steps")
@@ -64,6 +66,30 @@ class Options(Strict):
     evolved_tokens: int = Field(512, ge=16, description="Most tokens of an evolved instruction. This project's.")
     retry_rounds: int = Field(
         3, ge=0, description="Further rounds over seeds not yet evolved, when too few rows were kept. This project's."
+    )
+
+
+TRIES = 1.9  # evolutions for one that passes the rules
+EVOLUTION = 55  # tokens of one, were there no limit
+
+
+def expected(options: Options, known: Known) -> Expected:
+    """One operation in five is in breadth; with an equality judge each kept evolution is asked about."""
+    evolved = up_to(EVOLUTION, options.evolved_tokens)
+    seed = min(mean_characters(known.seeds, "instruction", "context"), options.seed_tokens * CHARACTERS_A_TOKEN)
+    depth, breadth = (
+        len(known.text("evol_in_depth")) + len(known.text("evol_deepening")),
+        len(known.text("evol_in_breadth")),
+    )
+    before = [Calls("evolutions", TRIES * known.rows, 0.8 * depth + 0.2 * breadth + seed, evolved)]
+    if options.equality_judge is not None:
+        asked = len(known.text("evol_equality")) + seed + evolved * CHARACTERS_A_TOKEN
+        before.append(Calls("equality", 1.5 * known.rows, asked, 15))
+    return Expected(
+        before=tuple(before),
+        prompt=evolved * CHARACTERS_A_TOKEN,
+        instruction=EVOLUTION * CHARACTERS_A_TOKEN,
+        answer=180,
     )
 
 

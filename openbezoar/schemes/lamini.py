@@ -23,7 +23,9 @@ from openbezoar.llm import Completion, Sampling
 from openbezoar.recipe.blocks import DataRef, Strict
 from openbezoar.recipe.refs import Ref
 from openbezoar.rows.forms import instruction_text, text_in
+from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row, Turn
+from openbezoar.schemes.expected import INSTRUCTION, Calls, Expected, Known, mean_characters
 from openbezoar.schemes.gathering import Found, gather
 from openbezoar.schemes.work import Work, answered, unquoted
 
@@ -58,6 +60,24 @@ class Options(Strict):
         None,
         ge=1,
         description="Give up after this many prompts; default: as many as rows, but at least 20. This project's.",
+    )
+
+
+USABLE = 0.37  # of the instructions asked for: new, whole and well-formed
+
+
+def expected(options: Options, known: Known) -> Expected:
+    """Prompts until enough instructions are usable."""
+    written = min(options.instruction_tokens, options.instructions_per_prompt * INSTRUCTION)
+    prompts = min(known.rows / (USABLE * written / INSTRUCTION), options.max_prompts or max(20, known.rows))
+    shown = [row for row in known.seeds if not row.get("context")] or known.seeds
+    guided = options.topic_share if options.topics else 0.0
+    prompt = guided * len(known.text("lamini_topics")) + (1 - guided) * len(known.text("lamini_examples"))
+    prompt += options.examples_per_prompt * (mean_characters(shown, "instruction") + len("<example></example>"))
+    return Expected(
+        before=(Calls("instructions", prompts, prompt, written),),
+        prompt=len(known.text("lamini_answer_system")) + (INSTRUCTION - 5) * CHARACTERS_A_TOKEN,
+        answer=62,
     )
 
 

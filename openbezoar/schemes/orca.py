@@ -17,11 +17,13 @@ from pydantic import Field, field_validator
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.recipe.blocks import Strict
 from openbezoar.rows.records import Row, Turn
+from openbezoar.schemes.expected import Expected, Known, mean_characters
 from openbezoar.schemes.work import CHARACTERS_A_TOKEN, Work, answered, normal, row_id, shares
 
 Submix = Literal["cot", "niv2", "t0", "flan2021"]
 PROMPTS = ("orca_system_messages",)
 SEED_FIELDS = ("submix", "task", "input")
+BRINGS_SYSTEM = True
 
 # Which messages go with which sub-collection, by their numbers in Orca's Table 2.
 MESSAGES: dict[str, tuple[int, ...]] = {
@@ -57,6 +59,20 @@ class Options(Strict):
         if any(not 0 <= w < float("inf") for w in value.values()) or not sum(value.values()) > 0:
             raise ValueError("weights are numbers from 0 up, at least one above 0")
         return value
+
+
+def expected(options: Options, known: Known) -> Expected:
+    """Queries are the seeds' own, drawn by the weights of the sub-collections that the seeds have."""
+    by_submix: dict[str, list[Row]] = {}
+    for row in known.seeds:
+        by_submix.setdefault(_submix(row), []).append(row)
+    weights = {name: weight for name, weight in options.submixes.items() if name in by_submix and weight > 0}
+    query = mean_characters(known.seeds, "input")
+    if weights:
+        drawn = sum(weight * mean_characters(by_submix[name], "input") for name, weight in weights.items())
+        query = drawn / sum(weights.values())
+    query += len(known.text("orca_system_messages")) / 16
+    return Expected(before=(), prompt=query, instruction=query, answer=75)
 
 
 def make(options: Options, work: Work) -> list[Row]:
@@ -104,7 +120,7 @@ def _row(number: int, seed: Row, messages: Mapping[int, str], work: Work) -> Row
 
 
 def _submix(seed: Row) -> str:
-    return str(seed["submix"]).strip().lower()
+    return str(seed.get("submix", "")).strip().lower()
 
 
 def _queries(options: Options, work: Work) -> list[Row]:
