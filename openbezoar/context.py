@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class StepPlace:
     """Where a step stands, before anything runs: what its verb's part of the checks and of the key may look at."""
 
     recipe: Recipe

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.engine.keys import difference, parts_of
 from openbezoar.engine.names import inputs_of
 from openbezoar.engine.policy import check_open
@@ -68,9 +68,9 @@ class Graph:
         needed = needed_by({node.name: node.inputs for node in self.nodes.values()}, name)
         return [node for node in self.nodes.values() if node.name in needed]
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> StepPlace:
         """Where a step stands."""
-        return Place(self.recipe, self.recipe_path, self.run, name)
+        return StepPlace(self.recipe, self.recipe_path, self.run, name)
 
 
 def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
@@ -79,7 +79,7 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
     Raises RecipeError for an unknown name or a cycle, DataError for a missing file.
     """
     run = RunFolder(runs / recipe.name)
-    places = {name: Place(recipe, recipe_path, run, name) for name in recipe.steps}
+    places = {name: StepPlace(recipe, recipe_path, run, name) for name in recipe.steps}
     inputs = {name: inputs_of(place) for name, place in places.items()}
     if recipe.policy == "open":
         check_open(recipe, recipe_path, places.values())

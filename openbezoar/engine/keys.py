@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openbezoar import prompts
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.engine.names import data_file, named_by, other_files
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.models.references import digests
@@ -19,7 +19,7 @@ from openbezoar.recipe.verbs import row_of
 from openbezoar.store.digests import digest, file_digest
 
 
-def parts_of(place: Place, input_keys: dict[str, str]) -> dict[str, Any]:
+def parts_of(place: StepPlace, input_keys: dict[str, str]) -> dict[str, Any]:
     """Everything a step's result depends on. input_keys: of the steps that it reads."""
     recipe, step = place.recipe, place.recipe.steps[place.name]
     row = row_of(step)
@@ -53,7 +53,7 @@ def parts_of(place: Place, input_keys: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _texts(place: Place) -> dict[str, str]:
+def _texts(place: StepPlace) -> dict[str, str]:
     """Digests of the project's own texts that a step sends to a model. Raises RecipeError for an
     override of no such text.
     """
@@ -66,7 +66,7 @@ def _texts(place: Place) -> dict[str, str]:
     return {name: digest(prompts.load(name, {})) for name in texts}
 
 
-def _template_file(place: Place, prompt: PromptSpec, key: str) -> Path | None:
+def _template_file(place: StepPlace, prompt: PromptSpec, key: str) -> Path | None:
     """The file of a prompt's chat template; None for one that has a name."""
     if prompt.template in TEMPLATES:
         return None
@@ -85,7 +85,7 @@ def _without_licences(settings: Any) -> Any:
     return [_without_licences(value) for value in settings] if isinstance(settings, list) else settings
 
 
-def _model_identity(place: Place, name: str) -> Any:
+def _model_identity(place: StepPlace, name: str) -> Any:
     """What makes a model the same one: its reference, and for local files their bytes."""
     spec = place.recipe.models[name]
     kept = {} if spec.thoughts == "drop" else {"thoughts": spec.thoughts}

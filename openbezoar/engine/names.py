@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.recipe.refs import Reference, references
 from openbezoar.recipe.verbs import VERBS, row_of, verb_of
 from openbezoar.rows.hub import DataSetRef
 
 
-def named_by(place: Place) -> Iterator[Reference]:
+def named_by(place: StepPlace) -> Iterator[Reference]:
     """Everything that a step names, in its own fields and in those that its class leaves open.
 
     Raises RecipeError for open fields that are none.
@@ -24,7 +24,7 @@ def named_by(place: Place) -> Iterator[Reference]:
         yield from references(options(step, place))
 
 
-def inputs_of(place: Place) -> tuple[str, ...]:
+def inputs_of(place: StepPlace) -> tuple[str, ...]:
     """Names of the steps that a step reads. Raises RecipeError for a name that stands for nothing
     here, DataError for a missing file.
     """
@@ -45,7 +45,7 @@ def inputs_of(place: Place) -> tuple[str, ...]:
     return tuple(inputs)
 
 
-def _check_product(place: Place, reference: Reference) -> None:
+def _check_product(place: StepPlace, reference: Reference) -> None:
     """Raise RecipeError if the step that is named does not make what it is named for."""
     product, verb = reference.ref.product, verb_of(place.recipe.steps[reference.name])
     if product and product not in VERBS[verb].produces:
@@ -57,7 +57,7 @@ def _check_product(place: Place, reference: Reference) -> None:
         )
 
 
-def _unknown(place: Place, reference: Reference) -> RecipeError:
+def _unknown(place: StepPlace, reference: Reference) -> RecipeError:
     recipe, name = place.recipe, reference.name
     where = f"{place.where}.{reference.key}"
     if name in recipe.models:
@@ -68,7 +68,7 @@ def _unknown(place: Place, reference: Reference) -> RecipeError:
     return RecipeError(f"{where}: no step or model '{name}'; {hint}")
 
 
-def data_file(place: Place, reference: Reference) -> Path | None:
+def data_file(place: StepPlace, reference: Reference) -> Path | None:
     """The file of rows that a step names; None for rows of the hub. Raises DataError if there is none."""
     where, text = f"{place.where}.{reference.key}", reference.name
     if text.startswith("hub:"):
@@ -86,7 +86,7 @@ def data_file(place: Place, reference: Reference) -> Path | None:
     return file
 
 
-def other_files(place: Place, reference: Reference) -> dict[str, Path]:
+def other_files(place: StepPlace, reference: Reference) -> dict[str, Path]:
     """The files behind a name of kind 'file' or 'folder', by what the key calls them. Raises DataError for none."""
     path, where = place.path(reference.name), f"{place.where}.{reference.key}"
     if reference.ref.kind == "folder":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.engine.names import named_by
 from openbezoar.errors import RecipeError
 from openbezoar.publishing.licences import UNKNOWN, is_open, non_commercial, normal
@@ -21,7 +21,7 @@ ASKED = ("teacher", "judge", "seeds", "rows")
 """Roles of what becomes part of a step's rows or model, and of who judges."""
 
 
-def check_open(recipe: Recipe, recipe_path: Path, places: Iterable[Place]) -> None:
+def check_open(recipe: Recipe, recipe_path: Path, places: Iterable[StepPlace]) -> None:
     """Raises RecipeError naming every model and every file of rows that 'policy: open' refuses."""
     refused: dict[str, None] = {}
     for place in places:

@@ -23,7 +23,7 @@ from openbezoar.recipe.train_steps import Dpo, Merge, Sft
 
 @dataclass(frozen=True)
 class Verb:
-    """One row. Functions of a step are given its settings first, and most a ``Place`` of it in its recipe.
+    """One row. Functions of a step are given its settings first, and most a ``StepPlace`` of it in its recipe.
 
     version: of the work, part of the step's key; raised when the same settings would give other results.
     produces: what other steps can name it for ('rows', 'model', 'adapter', 'merged model', 'judge check').

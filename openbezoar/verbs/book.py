@@ -60,7 +60,7 @@ class HandedOn(NamedTuple):
     system: bool
 
 
-class Asked(NamedTuple):
+class JudgeCalls(NamedTuple):
     """Calls to a judge: how many, the tokens they read, the most that a reply may have."""
 
     calls: int
@@ -212,7 +212,7 @@ class Book:
         self,
         verb: str,
         judge: str,
-        asked: Asked,
+        asked: JudgeCalls,
         *,
         rows: int,
         mode: str,

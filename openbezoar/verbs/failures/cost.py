@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openbezoar.recipe.measure_steps import Failures
-from openbezoar.verbs.book import Asked, Book, Estimate
+from openbezoar.verbs.book import Book, Estimate, JudgeCalls
 
 QUESTION = 150  # tokens of a prompt
 PROMPT = 400  # tokens that a judge is sent beside an answer
@@ -18,7 +18,7 @@ def cost(step: Failures, book: Book) -> Estimate:
     return book.judged(
         "failures",
         step.judge or step.failures[0],
-        Asked(calls, calls * (answer + PROMPT), step.judge_max_new_tokens),
+        JudgeCalls(calls, calls * (answer + PROMPT), step.judge_max_new_tokens),
         rows=rows,
         mode=step.mode,
         answering=step.failures[0],

@@ -7,13 +7,13 @@ from typing import Any
 
 from openbezoar import prompts
 from openbezoar.cleaning.reviews import Reviews
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.recipe.data_steps import Filter
 from openbezoar.recipe.schema import Recipe
 from openbezoar.verbs.filter.benchmarks import benchmark_digests
 
 
-def parts(step: Filter, place: Place) -> dict[str, Any]:
+def parts(step: Filter, place: StepPlace) -> dict[str, Any]:
     """A person's reviews, and the benchmarks that it keeps out of the data."""
     groups = {
         "reviews": Reviews(place.run.path, place.name).digest,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.errors import RecipeError
 from openbezoar.recipe.data_steps import Generate
 from openbezoar.recipe.file import one_line
 from openbezoar.schemes import SCHEMES
 
 
-def options(step: Generate, place: Place) -> BaseModel:
+def options(step: Generate, place: StepPlace) -> BaseModel:
     """The checked options of the step's scheme."""
     return scheme_options(step, place.where)
 

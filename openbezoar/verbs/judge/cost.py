@@ -6,7 +6,7 @@ import math
 
 from openbezoar.recipe.measure_steps import Agreement, MtBench
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
-from openbezoar.verbs.book import Asked, Book, Estimate
+from openbezoar.verbs.book import Book, Estimate, JudgeCalls
 
 QUESTION = 150  # tokens of a question with what was said before
 PROMPT = 400  # tokens that a judge is sent beside the answers
@@ -21,7 +21,7 @@ def mt_bench(step: MtBench, book: Book) -> Estimate:
     models = len(step.mt_bench) + _others(step, book)
     single = models if step.grading != "pairwise" else 0
     compared = (models - 1 if step.against else math.comb(models, 2)) if step.grading != "single" else 0
-    asked = Asked(
+    asked = JudgeCalls(
         calls=questions * 2 * (single + 2 * compared),
         tokens_in=questions * 2 * (answer + PROMPT) * (single + 4 * compared),
         most=step.judge_max_new_tokens,
@@ -46,5 +46,5 @@ def _others(step: MtBench, book: Book) -> int:
 def agreement(step: Agreement, book: Book) -> Estimate:
     """Each pair in both orders."""
     rows, characters = book.rows(step.pairs)
-    asked = Asked(2 * rows, 2 * rows * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
+    asked = JudgeCalls(2 * rows, 2 * rows * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
     return book.judged("agreement", step.agreement, asked, rows=rows, mode=step.mode)

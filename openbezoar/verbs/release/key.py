@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.models.needs import MODEL
 from openbezoar.publishing.licences_of import stated_for_data
 from openbezoar.recipe.schema import Recipe
@@ -19,7 +19,7 @@ def inputs(step: Release, recipe: Recipe) -> list[str]:
     return [name for name, other in recipe.steps.items() if row_of(other).scores]
 
 
-def parts(step: Release, place: Place) -> dict[str, Any]:
+def parts(step: Release, place: StepPlace) -> dict[str, Any]:
     """The licences that the recipe states."""
     models = [(name, spec.licence) for name, spec in place.recipe.models.items() if spec.licence]
     stated = [*stated_for_data(place.recipe), *models]

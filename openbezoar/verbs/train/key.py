@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from openbezoar.context import Place
+from openbezoar.context import StepPlace
 from openbezoar.errors import RecipeError
 from openbezoar.models.needs import MODEL, NF4
 from openbezoar.recipe.blocks import Step
@@ -12,7 +12,7 @@ from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.train_steps import Lora, Sft, Training
 
 
-def check(step: Sft, place: Place) -> None:
+def check(step: Sft, place: StepPlace) -> None:
     """Refuse stated settings of an adapter where one that has others is continued: they would have no effect."""
     held = _adapter_of(place.recipe.steps, step.model) if step.adapter == "continue" else None
     if held is None or "lora" not in step.model_fields_set:
