@@ -11,7 +11,7 @@ from synthetic_run import step as finished_step
 from openbezoar.cli.app import main
 from openbezoar.reporting.facts import read_facts
 from openbezoar.reporting.scores import differences
-from openbezoar.reporting.table import scores_table
+from openbezoar.reporting.scores_table import scores_table
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.report.compare import compare_scores, settings_that_differ
 from openbezoar.verbs.report.compare_page import write_comparison

@@ -18,11 +18,12 @@ from openbezoar.progress import PlainProgress
 from openbezoar.recipe.file import parse
 from openbezoar.recipe.measure_steps import Failures
 from openbezoar.reporting.document import Grid, Paragraph, flat
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.facts import RunFacts
+from openbezoar.reporting.results import StepFacts
 from openbezoar.rows.records import Turn, read_jsonl, write_jsonl
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.failures import work as stage
-from openbezoar.verbs.failures.section import failure_sections
+from openbezoar.verbs.failures.section import sections
 
 SENTENCE = (
     "The river runs past the old mill, and in spring its water turns the wheel that grinds the corn of three villages. "
@@ -219,7 +220,7 @@ def test_a_grounded_row_needs_its_context(measured: Any, tmp_path: Path) -> None
 def test_the_report_has_a_table_and_says_what_is_real(measured: Any, tmp_path: Path) -> None:
     numbers, context = measured()
     step = StepFacts("wrong", "failures", context.out, {"numbers": numbers})
-    (section,) = failure_sections(RunFacts(RunFolder(tmp_path), {"wrong": step}))
+    (section,) = sections(RunFacts(RunFolder(tmp_path), {"wrong": step}))
     text = json.dumps(
         [
             b.table.markdown() if isinstance(b, Grid) else b.text

@@ -21,7 +21,8 @@ from openbezoar.recipe.tell_steps import Report
 from openbezoar.reporting.document import Grid, Page, Section, write_page
 from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_chart, line_chart, radar_chart
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
-from openbezoar.reporting.table import Table, checkpoint_table
+from openbezoar.reporting.scores_table import checkpoint_table
+from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import code, fenced, markdown_text
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.report import work as stage

@@ -297,10 +297,11 @@ def _judge_words(step: Any) -> str:
     from openbezoar.verbs.judge.answers_section import group_table, health_table
     from openbezoar.verbs.judge.section import agreement_blocks, pairwise_blocks
 
-    blocks = agreement_blocks(step) if step.verb == "agreement" else []
+    result = step.result
+    blocks = agreement_blocks(result) if step.verb == "agreement" else []
     if step.settings.get("grading") in ("single", "both"):
-        blocks += [Grid(health_table(step)), Grid(group_table(step))]
-    blocks += pairwise_blocks(step) if step.verb == "mt_bench" else []
+        blocks += [Grid(health_table(result)), Grid(group_table(result))]
+    blocks += pairwise_blocks(result.pairwise) if step.verb == "mt_bench" else []
     return "\n\n".join(
         b.table.text() if isinstance(b, Grid) else b.text for b in flat(blocks) if isinstance(b, Grid | Paragraph)
     )

@@ -99,7 +99,7 @@ def run(
 
 def _print_results(graph: Graph, to: str | None) -> None:
     """The table of checkpoints, and where the report and the release are."""
-    from openbezoar.reporting.table import checkpoint_table
+    from openbezoar.reporting.scores_table import checkpoint_table
 
     table = checkpoint_table(graph.run)
     if table is not None:

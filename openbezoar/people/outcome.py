@@ -11,12 +11,12 @@ from typing import Any
 from openbezoar.errors import DataError
 from openbezoar.judging.pairwise import pair_numbers
 from openbezoar.people.ballots import Ballot
+from openbezoar.reporting.order_numbers import OrderNumbers
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, estimate
 from openbezoar.rows.forms import to_pair
 from openbezoar.rows.records import Counts, Row
 from openbezoar.stats.agreement import TIE, vote
-from openbezoar.verbs.judge.section import order_sentences
 
 _VERDICT = {"model_a": "A", "model_b": "B"}
 
@@ -80,7 +80,7 @@ def tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
                 tuple((m, _share(f["win_rate"]), str(f["win_rate"]["n"])) for m, f in found["models"].items()),
             )
         )
-    return made, order_sentences({name: found[name] for name in ("first", "longer")})
+    return made, OrderNumbers(first=found["first"], longer=found["longer"]).sentences()
 
 
 def _share(share: dict[str, Any]) -> str:

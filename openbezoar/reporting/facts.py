@@ -2,88 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from openbezoar.errors import RunError, UserError
 from openbezoar.recipe.file import load
+from openbezoar.recipe.order import Circle, in_order, needed_by
 from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.verbs import VERBS
+from openbezoar.reporting.results import Result, StepFacts
 from openbezoar.reporting.wording import NOTHING
-from openbezoar.rows.records import Row, read_jsonl
 from openbezoar.store.digests import MANIFEST
 from openbezoar.store.manifests import read_object
 from openbezoar.store.runs import RunFolder
 
-ABOUT = ("report", "release")  # verbs that only tell about the other steps
-
-
-@dataclass(frozen=True)
-class StepFacts:
-    """One finished step, as its manifest has it."""
-
-    name: str
-    verb: str
-    folder: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def parts(self) -> Mapping[str, Any]:
-        return _mapping(self.manifest.get("parts"))
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return _mapping(self.parts.get("settings"))
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return tuple(_mapping(self.parts.get("inputs")))
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Rows dropped or changed, by reason."""
-        return _mapping(self.manifest.get("counts"))
-
-    @property
-    def numbers(self) -> Mapping[str, Any]:
-        return _mapping(self.manifest.get("numbers"))
-
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        return _mapping(self.manifest.get("environment"))
-
-    @property
-    def seconds(self) -> float:
-        return float(self.manifest.get("seconds") or 0.0)
-
-    @property
-    def place(self) -> int:
-        """Where the step stands in its recipe's order; -1 if its manifest does not say."""
-        return int(self.manifest.get("place", -1))
-
-    @property
-    def finished(self) -> str:
-        """Time of the end, UTC, as written."""
-        return str(self.manifest.get("finished") or "")
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the step, {} if it has none. Raises RunError if it cannot be read."""
-        path = self.folder / name
-        return read_object(path, "JSON", "delete the step's folder and run again") if path.is_file() else {}
-
-    def rows(self, name: str) -> Iterator[Row]:
-        """Rows of a JSON lines file of the step, none if it has no such file."""
-        path = self.folder / name
-        return read_jsonl(path) if path.is_file() else iter(())
-
-    def rows_in(self, name: str) -> int:
-        """How many rows a JSON lines file of the step has."""
-        path = self.folder / name
-        if not path.is_file():
-            return 0
-        with path.open("rb") as lines:
-            return sum(bool(line.strip()) for line in lines)
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -98,16 +33,19 @@ class RunFacts:
         """The steps with one of these verbs, in order."""
         return [s for s in self.steps.values() if s.verb in verbs]
 
+    def results(self, kind: type[R]) -> list[R]:
+        """The steps' results of a kind, in order."""
+        return [s.result for s in self.steps.values() if isinstance(s.result, kind)]
+
     def lineage(self, names: Iterable[str]) -> list[StepFacts]:
         """These steps and everything they were made from, in order."""
-        wanted: set[str] = set()
-        todo = [n for n in names if n in self.steps]
-        while todo:
-            name = todo.pop()
-            if name not in wanted:
-                wanted.add(name)
-                todo += [i for i in self.steps[name].inputs if i in self.steps]
-        return [s for s in self.steps.values() if s.name in wanted]
+        inputs = _inputs(self.steps.values())
+        wanted = {needed for name in names if name in inputs for needed in needed_by(inputs, name)}
+        return [step for name, step in self.steps.items() if name in wanted]
+
+    def part(self, names: Iterable[str]) -> RunFacts:
+        """The run as if it had only these steps and what they were made from."""
+        return RunFacts(self.run, {step.name: step for step in self.lineage(names)}, self.recipe)
 
     def trained_on(self, name: str) -> str | None:
         """The recipe's model at the root of a sft, dpo or merge step."""
@@ -122,8 +60,8 @@ class RunFacts:
         """Identities of the recipe's models that a step used, by name."""
         found: dict[str, Mapping[str, Any]] = {}
         for step in self.steps.values():
-            for name, identity in _mapping(step.parts.get("models")).items():
-                found.setdefault(name, _mapping(identity))
+            for name, identity in (step.parts.get("models") or {}).items():
+                found.setdefault(name, identity if isinstance(identity, Mapping) else {})
         return found
 
     @property
@@ -132,7 +70,7 @@ class RunFacts:
 
 
 def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recipe | None = None) -> RunFacts:
-    """The finished steps of a run, or those of them in ``names``; reports and releases never.
+    """The finished steps of a run, or those of them in ``names``; never steps that tell of others.
 
     Raises RunError if there is no such step, or if a file of one is not what it made.
     """
@@ -141,31 +79,31 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recip
     for path in sorted(run.path.glob(f"*/{MANIFEST}")):
         folder = path.parent
         manifest = run.checked(folder.name)
-        if manifest is None or manifest.get("verb") in ABOUT or (allowed is not None and folder.name not in allowed):
+        if manifest is None or (allowed is not None and folder.name not in allowed):
             continue
-        found[folder.name] = StepFacts(folder.name, str(manifest.get("verb", "")), folder, manifest)
+        step = StepFacts(folder.name, str(manifest.get("verb", "")), folder, manifest)
+        if not (step.verb in VERBS and VERBS[step.verb].tells):
+            found[step.name] = step
     if not found:
         raise RunError(f"{run.path}: no finished step to report on; run the recipe first")
-    return RunFacts(run, _ordered(found), recipe)
+    try:
+        return RunFacts(run, _ordered(found), recipe)
+    except Circle as circle:
+        raise RunError(f"{run.path}: its steps read one another: {circle}; run the recipe again") from None
 
 
 def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:
     """Inputs first, otherwise as the recipe has them; steps of older versions, which did not say,
     before, by the time of their end.
     """
-    ordered: dict[str, StepFacts] = {}
+    by_place = sorted(found.values(), key=lambda s: (s.place, "" if s.place >= 0 else s.finished, s.name))
+    return {name: found[name] for name in in_order(_inputs(by_place))}
 
-    def visit(step: StepFacts, trail: tuple[str, ...]) -> None:
-        if step.name in ordered or step.name in trail:
-            return
-        for name in step.inputs:
-            if name in found:
-                visit(found[name], (*trail, step.name))
-        ordered[step.name] = step
 
-    for step in sorted(found.values(), key=lambda s: (s.place, "" if s.place >= 0 else s.finished, s.name)):
-        visit(step, ())
-    return ordered
+def _inputs(steps: Iterable[StepFacts]) -> dict[str, list[str]]:
+    """What each of these steps has read of the others."""
+    by_name = {step.name: step for step in steps}
+    return {name: [other for other in step.inputs if other in by_name] for name, step in by_name.items()}
 
 
 def reference_of(identity: Mapping[str, Any]) -> str:
@@ -183,7 +121,3 @@ def known_recipe(run: RunFolder) -> Recipe | None:
         return load(Path(about["recipe"]), about["overrides"])
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

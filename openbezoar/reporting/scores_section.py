@@ -1,18 +1,19 @@
 """The report's section of scores: the table, its intervals as pictures, and which differences are more than noise.
 
-Takes what ``table`` and ``scores`` read; writes nothing.
+Takes what ``scores_table`` and ``scores`` tell; writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Part, Picture, Point, Points, Section
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Picture, Point, Points, Section
+from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import Interval, interval_chart
-from openbezoar.reporting.scores import SCORES, Difference, differences, mapping, score_of, stop_differences
-from openbezoar.reporting.table import Table, checkpoints, columns, scores_table
+from openbezoar.reporting.measured import Difference
+from openbezoar.reporting.scores import answer_differences, checkpoints, differences, scored
+from openbezoar.reporting.scores_table import columns, scores_table
+from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, estimate, plural
 
 WORDS = {"better": "better", "worse": "worse", "changed": "different", "noise": "no clear difference"}
@@ -32,44 +33,10 @@ def scores_section(facts: RunFacts) -> Section | None:
         Grid(table, "Scores of every checkpoint", stack=True),
         Gallery(tuple(_pictures(facts))),
     ]
-    for step in facts.of("evaluate"):
-        blocks += reference_blocks(step)
-    return Section("Scores", (*blocks, *difference_blocks([*differences(facts), *stop_differences(facts)])))
-
-
-def reference_blocks(step: StepFacts) -> list[Block]:
-    """Implicit rewards on pairs, by subset, and the divergence, where an evaluate step named a
-    reference; nothing without one.
-    """
-    scores, rows = step.read_json(SCORES), []
-    for checkpoint, content in mapping(scores.get("checkpoints")).items():
-        for name, rewards in mapping(content.get("rewards")).items():
-            moved = mapping(mapping(content.get("kl")).get(name))
-            kl = score_of(moved)
-            drift = NOTHING if kl is None else f"{kl.text()}, {moved['per_token']:.4f} a token"
-            rows.append((checkpoint, name, *_rewards(rewards), drift))
-            rows += [
-                (checkpoint, f"{name}: {subset}", *_rewards(part), NOTHING)
-                for subset, part in mapping(rewards.get("subsets")).items()
-            ]
-    if not rows:
-        return []
-    headers = ("checkpoint", "pairs", "reward accuracy", "margin, nats", "KL divergence of whole answers, nats")
-    note = (
-        f"Seen from '{scores.get('reference')}': how much likelier an answer has become than it was there. KL: over"
-        " answers that the checkpoint itself gave."
-    )
-    return [
-        Part(
-            f"Against the reference ({step.name})",
-            (Grid(Table(headers, tuple(rows), note), "Implicit rewards and divergence", stack=True),),
-        )
-    ]
-
-
-def _rewards(found: Mapping[str, Any]) -> tuple[str, str]:
-    first, second = (score_of(found.get(key), found.get("n")) for key in ("accuracy", "margin"))
-    return (NOTHING if first is None else first.text(), NOTHING if second is None else second.text())
+    results = scored(facts)
+    blocks += [block for result in results for block in result.blocks()]
+    found = [*differences(facts), *answer_differences(facts, results)]
+    return Section("Scores", (*blocks, *difference_blocks(found)))
 
 
 def _pictures(facts: RunFacts) -> list[Picture]:

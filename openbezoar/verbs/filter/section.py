@@ -4,91 +4,29 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from openbezoar.cleaning.units import words
 from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Part, Picture, Section, Texts
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import bar_chart, funnel_chart
-from openbezoar.reporting.scores import mapping
+from openbezoar.reporting.funnels import ROWS, Funnel, funnel_table, funnels
+from openbezoar.reporting.results import StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, plural, shorten, slug, tally
 from openbezoar.rows.records import Row
+from openbezoar.verbs.filter.result import REJECTED, UNSCORED, FilterNumbers
 
 SHOWN = 1200  # characters of an example's text
 
 
-@dataclass(frozen=True)
-class Funnel:
-    """One scheme's way from rows asked for to rows kept."""
-
-    scheme: str
-    steps: tuple[StepFacts, ...]  # the generate step if there is one, then the filters on it
-
-
-def funnels(facts: RunFacts) -> list[Funnel]:
-    """One funnel a generate step, and one a filter step that reads none or several of them."""
-    found, placed = [], set()
-    for made in facts.of("generate"):
-        chain = [made]
-        for step in facts.of("filter"):
-            if chain[-1].name in step.inputs and len(_sources(facts, step)) == 1:
-                chain.append(step)
-                placed.add(step.name)
-        found.append(Funnel(scheme_of(made), tuple(chain)))
-    found += [Funnel(step.name, (step,)) for step in facts.of("filter") if step.name not in placed]
-    return found
-
-
-def scheme_of(step: StepFacts) -> str:
-    return str(step.settings.get("generate") or step.name)
-
-
-def _sources(facts: RunFacts, step: StepFacts) -> list[StepFacts]:
-    return [s for s in facts.lineage([step.name]) if s.verb == "generate"]
-
-
-def funnel_table(found: list[Funnel]) -> Table:
-    """Rows in and out of every step, with what was dropped by reason."""
-    rows = []
-    for funnel in found:
-        for step in funnel.steps:
-            rows.append((funnel.scheme, f"{step.name} ({step.verb})", *in_out(step), tally(step.counts)))
-    return Table(
-        ("scheme", "step", "rows asked for or read", "rows kept", "rejected", "unscored", "counted by reason"),
-        tuple(rows),
-    )
-
-
-def row_counts(step: StepFacts) -> dict[str, int | None]:
-    """Rows asked of or read by a generate or filter step, kept, rejected and unscored; None where
-    it has no such count.
-    """
-    kept = step.rows_in("rows.jsonl")
-    if step.verb == "generate":
-        return {"in": step.settings.get("rows"), "kept": kept, "rejected": None, "unscored": None}
-    rejected, unscored = step.rows_in("rejected.jsonl"), step.rows_in("unscored.jsonl")
-    return {
-        "in": step.numbers.get("rows_in", kept + rejected + unscored),
-        "kept": kept,
-        "rejected": rejected,
-        "unscored": unscored,
-    }
-
-
-def in_out(step: StepFacts) -> tuple[str, ...]:
-    """The same as text."""
-    return tuple(NOTHING if n is None else str(n) for n in row_counts(step).values())
-
-
-def data_section(facts: RunFacts) -> Section | None:
-    """Funnels, lengths, ratings, what was cleaned, and examples of dropped rows; None if no step
+def sections(facts: RunFacts) -> list[Section]:
+    """Funnels, lengths, ratings, what was cleaned, and examples of dropped rows; nothing if no step
     made or filtered data.
     """
     found = funnels(facts)
     if not found:
-        return None
+        return []
     about = (
         "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no"
         " verdict; they are neither kept nor rejected."
@@ -96,20 +34,26 @@ def data_section(facts: RunFacts) -> Section | None:
     blocks: list[Block] = [Paragraph(about), Grid(funnel_table(found), "Rows in and out of every step", stack=True)]
     for funnel in found:
         inside: list[Block] = [Gallery(pictures)] if (pictures := tuple(_pictures(funnel))) else []
-        inside += [block for step in funnel.steps for block in (*_contamination(step), *_details(step))]
+        for result in _filters(funnel):
+            inside += [*_contamination(result), *_details(result)]
         if inside:
             blocks.append(Part(" → ".join(step.name for step in funnel.steps), tuple(inside)))
-    return Section("Data", tuple(blocks))
+    return [Section("Data", tuple(blocks))]
 
 
-def _details(step: StepFacts) -> Iterator[Block]:
+def _filters(funnel: Funnel) -> list[FilterNumbers]:
+    return [result for result in funnel.results if isinstance(result, FilterNumbers)]
+
+
+def _details(result: FilterNumbers) -> Iterator[Block]:
     """What is long: rows after each rule, what was cleaned, examples by rule."""
-    if way := list(_way(step)):
-        yield Fold(f"{step.name}: rows left after each rule", tuple(way))
-    if cleaned := list(_cleaned(step)):
-        yield Fold(f"{step.name}: what was cleaned", tuple(cleaned))
-    if examples := list(_dropped(step)):
-        yield Fold(f"{step.name}: examples of dropped rows, by rule", tuple(examples))
+    name = result.step.name
+    if way := list(_way(result)):
+        yield Fold(f"{name}: rows left after each rule", tuple(way))
+    if cleaned := list(_cleaned(result)):
+        yield Fold(f"{name}: what was cleaned", tuple(cleaned))
+    if examples := list(_dropped(result)):
+        yield Fold(f"{name}: examples of dropped rows, by rule", tuple(examples))
 
 
 # ------------------------------------------------------------------------------ pictures
@@ -121,19 +65,13 @@ def _pictures(funnel: Funnel) -> Iterator[Picture]:
     """Rows left after each rule of a funnel's filters and their judges' ratings; the length of what
     is left at its end.
     """
-    for step in funnel.steps:
-        stages = [(str(name), int(left)) for name, left in step.numbers.get("funnel") or ()]
-        if svg := funnel_chart(stages, title := f"{step.name}: rows left after each rule"):
-            yield Picture(svg, f"{slug(step.name)}-funnel", title)
-        ratings = mapping(step.numbers.get("rating_histogram"))
-        if svg := bar_chart(
-            {"rows": [int(v) for v in ratings.values()]},
-            list(map(str, ratings)),
-            title := f"{step.name}: the judge's ratings",
-            "rating",
-            "rows",
-        ):
-            yield Picture(svg, f"{slug(step.name)}-ratings", title)
+    for result in _filters(funnel):
+        name = result.step.name
+        if svg := funnel_chart(result.funnel, title := f"{name}: rows left after each rule"):
+            yield Picture(svg, f"{slug(name)}-funnel", title)
+        ratings, title = result.rating_histogram, f"{name}: the judge's ratings"
+        if svg := bar_chart({"rows": list(ratings.values())}, list(ratings), title, "rating", "rows"):
+            yield Picture(svg, f"{slug(name)}-ratings", title)
     last = funnel.steps[-1]
     bins = [f"{edge:g}" if edge < 1000 else f"{edge // 1000}k" for edge in EDGES]
     if svg := bar_chart(
@@ -145,7 +83,7 @@ def _pictures(funnel: Funnel) -> Iterator[Picture]:
 def lengths(step: StepFacts) -> dict[str, list[int]]:
     """How many instructions and answers of a step's rows have a length in words within each bin of ``EDGES``."""
     counts = {"instruction": [0] * len(EDGES), "answer": [0] * len(EDGES)}
-    for row in step.rows("rows.jsonl"):
+    for row in step.rows(ROWS):
         for label, text in (
             ("instruction", row.get("instruction")),
             ("answer", row.get("response", row.get("output"))),
@@ -158,93 +96,58 @@ def lengths(step: StepFacts) -> dict[str, list[int]]:
 # -------------------------------------------------------------------------------- tables
 
 
-def _way(step: StepFacts) -> Iterator[Block]:
+def _way(result: FilterNumbers) -> Iterator[Block]:
     """Rows left after each rule, the judge and the review by hand."""
     rows, before = [], None
-    for name, left in step.numbers.get("funnel") or ():
-        rows.append((str(name), NOTHING if before is None else f"{left - before:+d}", str(left)))
+    for name, left in result.funnel:
+        rows.append((name, NOTHING if before is None else f"{left - before:+d}", str(left)))
         before = left
     if rows:
         yield Grid(Table(("rule", "rows", "rows left"), tuple(rows)))
-    if reviewed := step.numbers.get("reviewed"):
-        yield Paragraph(f"Decided by hand: {tally(reviewed)}.")
+    if result.reviewed:
+        yield Paragraph(f"Decided by hand: {tally(result.reviewed)}.")
 
 
-def contamination_line(step: StepFacts) -> str | None:
-    """What a filter's rows were compared with, and how many fell; None if with nothing."""
-    compared = step.numbers.get("contamination")
-    if not compared:
-        return None
-    words = (step.settings.get("rules") or {}).get("decontaminate_words")
-    dropped = (step.numbers.get("rejected_by_rule") or {}).get("contaminated", 0)
-    missing = (
-        f" Not compared, because their rows were not local: {', '.join(compared['not_compared'])}."
-        if compared.get("not_compared")
-        else ""
-    )
-    return (
-        f"{step.name}: compared with {tally(compared.get('benchmark_rows') or {})} rows by runs of {words} words;"
-        f" {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
-    )
-
-
-def _contamination(step: StepFacts) -> Iterator[Block]:
+def _contamination(result: FilterNumbers) -> Iterator[Block]:
     """The rows that share a run of words with a benchmark, all of them."""
-    if line := contamination_line(step):
+    if line := result.compared_with():
         yield Paragraph(line)
-        if hits := [
-            (str(row.get("id")), str(row.get("why")))
-            for row in step.rows("rejected.jsonl")
-            if row.get("rule") == "contaminated"
-        ]:
+        rejected = result.step.rows(REJECTED)
+        hits = [(str(row.get("id")), str(row.get("why"))) for row in rejected if row.get("rule") == "contaminated"]
+        if hits:
             yield Grid(Table(("row", "benchmark, its row and the words in common"), tuple(hits)))
 
 
-def _cleaned(step: StepFacts) -> Iterator[Block]:
+def _cleaned(result: FilterNumbers) -> Iterator[Block]:
     rows = []
-    for name, changed in (step.numbers.get("cleaned") or {}).items():
-        for number, example in enumerate(changed["examples"]):
+    for name, changed in result.cleaned.items():
+        for number, example in enumerate(changed.examples):
             before, after = (json.dumps(example[key], ensure_ascii=True) for key in ("before", "after"))
-            rows.append(
-                (
-                    name if number == 0 else "",
-                    str(changed["rows"]) if number == 0 else "",
-                    f"{example['id']}: {example['field']}",
-                    before,
-                    after,
-                )
-            )
+            first = (name, str(changed.rows)) if number == 0 else ("", "")
+            rows.append((*first, f"{example['id']}: {example['field']}", before, after))
     if rows:
         yield Grid(Table(("cleaned", "rows", "example", "before", "after"), tuple(rows)))
 
 
-def _dropped(step: StepFacts) -> Iterator[Block]:
+def _dropped(result: FilterNumbers) -> Iterator[Block]:
     """The first rows that each reason took away, as the manifest has them, or by their ids in an older one."""
-    found = mapping(step.numbers.get("examples"))
+    step, found = result.step, result.examples
     by_id: dict[str, Row] = {}
     if any(isinstance(row, str) for rows in found.values() for row in rows):
-        by_id = {str(row.get("id")): row for name in ("rejected.jsonl", "unscored.jsonl") for row in step.rows(name)}
+        by_id = {str(row.get("id")): row for name in (REJECTED, UNSCORED) for row in step.rows(name)}
     for reason, rows in found.items():
-        blocks: list[Block] = []
-        for example in rows:
-            row = example if isinstance(example, Mapping) else by_id.get(str(example), {"id": example})
-            why = {"why": row["reply"]} if row.get("reply") and "why" not in row else {}
-            texts = {
-                "instruction": row.get("instruction"),
-                "response": row.get("response", row.get("output")),
-                "why": row.get("why"),
-                **why,
-            }
-            blocks.append(
-                Texts(
-                    tuple(
-                        (f"Row {row.get('id', NOTHING)}: {label}", shorten(str(text), SHOWN))
-                        for label, text in texts.items()
-                        if text
-                    )
-                )
-            )
+        blocks = [_texts(by_id.get(row, {"id": row}) if isinstance(row, str) else row) for row in rows]
         n = step.counts.get(reason)
-        yield Part(
-            f"{reason}: {plural(n, 'row')}, {len(rows)} shown" if isinstance(n, int) else str(reason), tuple(blocks)
-        )
+        title = f"{reason}: {plural(n, 'row')}, {len(rows)} shown" if isinstance(n, int) else reason
+        yield Part(title, tuple(blocks))
+
+
+def _texts(row: Row) -> Texts:
+    """A dropped row: what was asked, what was answered, why it was dropped."""
+    texts = {
+        "instruction": row.get("instruction"),
+        "response": row.get("response", row.get("output")),
+        "why": row.get("why", row.get("reply")),
+    }
+    name = f"Row {row.get('id', NOTHING)}"
+    return Texts(tuple((f"{name}: {label}", shorten(str(text), SHOWN)) for label, text in texts.items() if text))

@@ -20,24 +20,27 @@ from openbezoar.reporting.document import (
     Section,
     Texts,
 )
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import bar_chart, radar_chart
-from openbezoar.reporting.scores import SCORES, Score, checkpoints_of, graded, mapping, score_of
+from openbezoar.reporting.measured import Score
+from openbezoar.reporting.results import StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, number, shorten, slug
 from openbezoar.rows.records import Row
+from openbezoar.verbs.judge.result import ANSWERS, JUDGMENTS, MtBenchScores
 from openbezoar.verbs.judge.section import pairwise_blocks
 
 LIMIT = 6000  # characters of an answer shown
 GRADING = {"single": "from 1 to 10", "pairwise": "in pairs", "both": "from 1 to 10 and in pairs"}
 
 
-def answer_sections(facts: RunFacts) -> list[Section]:
+def sections(facts: RunFacts) -> list[Section]:
     """One section a mt_bench step."""
-    return [_section(step) for step in facts.of("mt_bench")]
+    return [_section(result) for result in facts.results(MtBenchScores)]
 
 
-def _section(step: StepFacts) -> Section:
+def _section(result: MtBenchScores) -> Section:
+    step = result.step
     judge = step.settings.get("judge", NOTHING)
     about = Paragraph(
         f"Two-turn questions, answered by every checkpoint and graded by '{judge}'"
@@ -46,34 +49,30 @@ def _section(step: StepFacts) -> Section:
         " counted as zero."
     )
     blocks: list[Block] = [about]
-    if (health := health_table(step)).rows:
+    if (health := health_table(result)).rows:
         blocks.append(Grid(health, "Ratings and state of the answers", stack=True))
-    own = mapping(step.read_json(SCORES).get("self_preference"))
-    if (score := score_of(own, key="mean")) is not None:
+    if (own := result.self_preference) is not None and (score := own.score()) is not None:
         said = (
-            f"The judge is itself a contestant ({own['model']}) and rates its own answers {score.text(2)} above the"
+            f"The judge is itself a contestant ({own.model}) and rates its own answers {score.text(2)} above the"
             " mean of the others' (n: questions)."
         )
         blocks.append(Paragraph(said))
-    if pictures := tuple(_pictures(step)):
+    if pictures := tuple(_pictures(result)):
         blocks.append(Gallery(pictures))
-    if (groups := group_table(step)).rows:
+    if (groups := group_table(result)).rows:
         blocks.append(Fold("Ratings by turn and category", (Grid(groups, "Ratings by turn and category"),)))
-    blocks += pairwise_blocks(step)
-    if folds := tuple(_side_by_side(step)):
+    blocks += pairwise_blocks(result.pairwise)
+    if folds := tuple(_side_by_side(result)):
         blocks.append(Part("All answers side by side", (Searchable("questions and answers", folds),)))
     return Section(f"Two-turn answers ({step.name})", tuple(blocks))
 
 
-def _pictures(step: StepFacts) -> Iterator[Picture]:
+def _pictures(result: MtBenchScores) -> Iterator[Picture]:
     """Radars by category of ratings and of win rates, and how often each rating was given."""
-    grades, order = graded(step), checkpoints_of(step)
-    rated = {g.checkpoint: {c: s.value for c, s in g.by_category.items()} for g in grades}
-    wins = mapping(mapping(step.read_json(SCORES).get("pairwise")).get("models"))
-    won = {
-        m: {str(c): s.value for c, v in mapping(found.get("by_category")).items() if (s := score_of(v))}
-        for m, found in wins.items()
-    }
+    step, order = result.step, result.checkpoints()
+    rated = {g.checkpoint: {c: s.value for c, s in g.by_category.items()} for g in result.grades()}
+    wins = {} if result.pairwise is None else result.pairwise.models
+    won = {m: {c: s.value for c, rate in w.by_category.items() if (s := rate.score())} for m, w in wins.items()}
     for values, low, high, kind, title in (
         (rated, 1, 10, "radar", "mean rating by category, from 1 to 10"),
         (won, 0, 1, "wins", "win rate by category"),
@@ -82,14 +81,14 @@ def _pictures(step: StepFacts) -> Iterator[Picture]:
         if svg := radar_chart(values, axes, low, high, title.capitalize()):
             yield Picture(svg, f"{slug(step.name)}-{kind}", f"{step.name}: {title}")
     counted = {m: [0] * 10 for m in order}
-    for row in step.rows("judgments.jsonl"):
+    for row in step.rows(JUDGMENTS):
         if isinstance(rating := row.get("rating"), int | float) and row.get("model") in counted:
             counted[str(row["model"])][min(9, max(0, int(rating + 0.5) - 1))] += 1
     if svg := bar_chart(counted, [str(n) for n in range(1, 11)], "How often each rating was given", "rating", "turns"):
         yield Picture(svg, f"{slug(step.name)}-ratings", f"{step.name}: how often each rating was given")
 
 
-def health_table(step: StepFacts) -> Table:
+def health_table(result: MtBenchScores) -> Table:
     """Per checkpoint: graded and unscored turns, and how many answers stop, loop or are empty."""
     rows = tuple(
         (
@@ -100,7 +99,7 @@ def health_table(step: StepFacts) -> Table:
             number(g.mean_tokens, 0),
             str(g.errors if g.errors is not None else NOTHING),
         )
-        for g in graded(step)
+        for g in result.grades()
     )
     headers = (
         "checkpoint",
@@ -120,9 +119,9 @@ def health_table(step: StepFacts) -> Table:
     )
 
 
-def group_table(step: StepFacts) -> Table:
+def group_table(result: MtBenchScores) -> Table:
     """Mean ratings by turn and category."""
-    grades = graded(step)
+    grades = result.grades()
     turns = list(dict.fromkeys(k for g in grades for k in g.by_turn))
     categories = list(dict.fromkeys(k for g in grades for k in g.by_category))
     rows = [(f"turn {k}", *(_cell(g.by_turn.get(k)) for g in grades)) for k in turns]
@@ -134,13 +133,14 @@ def _cell(score: Score | None) -> str:
     return NOTHING if score is None else score.text(2)
 
 
-def _side_by_side(step: StepFacts) -> Iterator[Fold]:
+def _side_by_side(result: MtBenchScores) -> Iterator[Fold]:
     """Every question with the answers of all checkpoints, a turn after the other."""
+    step = result.step
     questions: dict[Any, dict[str, Row]] = {}
-    for row in step.rows("answers.jsonl"):
+    for row in step.rows(ANSWERS):
         questions.setdefault(row.get("question_id"), {})[str(row.get("model"))] = row
     judgments = _judgments(step)
-    order = checkpoints_of(step)
+    order = result.checkpoints()
     for place, (key, by_model) in enumerate(questions.items()):
         models = sorted(by_model, key=lambda m: order.index(m) if m in order else len(order))
         first = by_model[models[0]]
@@ -186,4 +186,4 @@ def _label(model: str, turn: int, row: Mapping[str, Any], judged: Mapping[str, A
 
 
 def _judgments(step: StepFacts) -> dict[tuple[str, Any, int], Row]:
-    return {(str(r.get("model")), r.get("question_id"), int(r.get("turn", 0))): r for r in step.rows("judgments.jsonl")}
+    return {(str(r.get("model")), r.get("question_id"), int(r.get("turn", 0))): r for r in step.rows(JUDGMENTS)}

@@ -15,14 +15,24 @@ from typing import Any
 from openbezoar.errors import DataError
 from openbezoar.publishing.checksums import File
 from openbezoar.publishing.licences import Licence, Source, for_use
+from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.document import template
-from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
-from openbezoar.reporting.scores import Measured, differences, graded, measured
-from openbezoar.reporting.table import Table, scores_table
-from openbezoar.reporting.wording import NOTHING, size, tally
-from openbezoar.verbs.filter.section import contamination_line, funnel_table, funnels
+from openbezoar.reporting.facts import RunFacts, reference_of
+from openbezoar.reporting.funnels import RowNumbers, funnel_table, funnels
+from openbezoar.reporting.measured import Measured
+from openbezoar.reporting.results import Scores, StepFacts
+from openbezoar.reporting.scores import differences
+from openbezoar.reporting.scores_table import scores_table
+from openbezoar.reporting.table import Table
+from openbezoar.reporting.training import (
+    PreferenceNumbers,
+    TrainingNumbers,
+    preference_table,
+    settings_table,
+    training_table,
+)
+from openbezoar.reporting.wording import NOTHING, size
 from openbezoar.verbs.release.released_rows import languages
-from openbezoar.verbs.train.section import merge_section, preference_table, settings_table, training_table
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
 
@@ -44,13 +54,13 @@ class ModelFiles:
 
 def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence, sources: Sequence[Source]) -> str:
     """README.md of one released merge step."""
-    made = RunFacts(facts.run, {s.name: s for s in facts.lineage([files.name])})
-    trained = made.of("sft", "dpo")
+    made = facts.part([files.name])
+    trainings = made.results(TrainingNumbers)
     root = made.trained_on(files.name) or NOTHING
     base = reference_of(made.models().get(root, {}))
     found = funnels(made)
     values = {
-        "metadata": _model_metadata(facts, files, licence, base, trained),
+        "metadata": _model_metadata(facts, files, licence, base, trainings),
         "title": title,
         "files": files,
         "size": size(files.bytes),
@@ -62,9 +72,9 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "use": for_use(sources),
         "sources": sources,
         "funnels": funnel_table(found) if found else None,
-        "training": [training_table(trained, speed=False), settings_table(trained)] if trained else [],
-        "preference": preference_table(p) if (p := made.of("dpo")) else None,
-        "merges": merge_section(made),
+        "training": _training_tables(trainings),
+        "preference": preference_table(p) if (p := made.results(PreferenceNumbers)) else None,
+        "merges": next(iter(VERBS["merge"].part("section")(made)), None),
         "scores": scores_table(facts),
         "limitations": limitations(facts, files),
         "lineage": Table(
@@ -76,15 +86,21 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
     return template("model_card.md.j2", **values)
 
 
+def _training_tables(trainings: Sequence[TrainingNumbers]) -> list[Table]:
+    if not trainings:
+        return []
+    return [training_table(trainings, speed=False), settings_table([n.step for n in trainings])]
+
+
 def _model_metadata(
-    facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trained: Sequence[StepFacts]
+    facts: RunFacts, files: ModelFiles, licence: Licence, base: str, trainings: Sequence[TrainingNumbers]
 ) -> str:
     """The hub's fields: https://huggingface.co/docs/hub/model-cards. A base that is not on the hub
     has no field there.
     """
     lineage = facts.lineage([files.name])
-    tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(s.verb == verb for s in trained))]
-    tags += ["qlora"] if any(s.settings.get("quantize") == "nf4" for s in trained) else []
+    tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(n.step.verb == verb for n in trainings))]
+    tags += ["qlora"] if any(n.step.settings.get("quantize") == "nf4" for n in trainings) else []
     tags += ["gguf"] if files.gguf else []
     metadata: dict[str, Any] = {
         **_licence_metadata(licence, files.terms),
@@ -99,7 +115,7 @@ def _model_metadata(
     if data := hub_datasets(lineage):
         metadata["datasets"] = data
     if results := [
-        _result(m) for s in facts.of("evaluate", "mt_bench") for m in measured(s) if m.checkpoint == files.name
+        _result(m) for result in facts.results(Scores) for m in result.scores() if m.checkpoint == files.name
     ]:
         metadata["model-index"] = [{"name": files.name, "results": results}]
     return yaml_text(metadata)
@@ -189,22 +205,17 @@ def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
     """What was measured against this model; what was not measured is said too."""
     said = []
     name = files.name
-    for step in facts.of("mt_bench"):
-        for g in graded(step):
-            if g.checkpoint == name:
-                said += [
-                    f"{what}: {score.text()} answers ({step.name})."
-                    for what, score in (
-                        ("Answers that the model ended itself, the rest was cut off at the token limit", g.ended),
-                        ("Answers that repeat themselves", g.degenerate),
-                        ("Empty answers", g.empty),
-                    )
-                    if score is not None
-                ]
-                if g.unscored:
-                    said.append(
-                        f"{g.unscored} turns have no rating, because the judge's reply could not be read ({step.name})."
-                    )
+    for result in facts.results(Scores):
+        for g in (g for g in result.grades() if g.checkpoint == name):
+            told = (
+                ("Answers that the model ended itself, the rest was cut off at the token limit", g.ended),
+                ("Answers that repeat themselves", g.degenerate),
+                ("Empty answers", g.empty),
+            )
+            where = f"({result.step.name})"
+            said += [f"{what}: {score.text()} answers {where}." for what, score in told if score is not None]
+            if g.unscored:
+                said.append(f"{g.unscored} turns have no rating, because the judge's reply could not be read {where}.")
     for d in differences(facts):
         if d.after == name and d.worse and d.outside_noise:
             said.append(f"Worse than {d.before}, outside noise: {d}.")
@@ -246,7 +257,7 @@ def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sou
         "tags": ["openbezoar", "synthetic", "instruction-tuning"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data.file}]}],
     }
-    made = RunFacts(facts.run, {s.name: s for s in steps})
+    made = facts.part([data.step])
     return template(
         "data_card.md.j2",
         metadata=yaml_text(metadata),
@@ -257,8 +268,8 @@ def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sou
         columns=", ".join(data.columns),
         teachers=_teachers(made),
         funnels=funnel_table(funnels(made)),
-        filters=[line for step in made.of("filter") for line in filter_lines(step, made)],
-        reviewed=any(step.numbers.get("reviewed") for step in made.of("filter")),
+        filters=[line for result in made.results(RowNumbers) for line in result.told(made)],
+        reviewed=any(result.by_hand() for result in made.results(RowNumbers)),
         licence=licence,
         use=for_use(sources),
         sources=sources,
@@ -270,31 +281,6 @@ def _size_category(rows: int) -> str:
     """The hub's name for a number of rows."""
     names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
     return next((name for place, name in enumerate(names) if rows < 1000 * 10**place), "n>1T")
-
-
-def filter_lines(step: StepFacts, facts: RunFacts) -> list[str]:
-    """What a filter did to the rows and by which settings, a sentence each."""
-    rules = step.settings.get("rules") or {}
-    said = [
-        f"{step.name}, texts cleaned:"
-        f" {tally({name: changed['rows'] for name, changed in (step.numbers.get('cleaned') or {}).items()})}."
-    ]
-    if rules:
-        said.append(f"{step.name}, rules: {', '.join(f'{name} {_setting(value)}' for name, value in rules.items())}.")
-    if judge := step.settings.get("judge"):
-        reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
-        said.append(
-            f"{step.name}, judge: {reference}, by {step.settings.get('mode')}; kept from a rating of"
-            f" {step.settings.get('min_rating')} of 10."
-        )
-    said.append(contamination_line(step) or f"{step.name}: not compared with any benchmark.")
-    if reviewed := step.numbers.get("reviewed"):
-        said.append(f"{step.name}, decided by a person: {tally(reviewed)}.")
-    return said
-
-
-def _setting(value: Any) -> str:
-    return {True: "yes", False: "no", None: "none"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def check_card(text: str, where: str, kind: str) -> None:

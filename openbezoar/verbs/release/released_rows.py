@@ -9,13 +9,14 @@ from collections.abc import Container
 from typing import Any
 
 from openbezoar.publishing.licences import Licence
-from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
-from openbezoar.verbs.filter.section import scheme_of
+from openbezoar.reporting.facts import RunFacts, reference_of
+from openbezoar.reporting.funnels import ROWS, makers
+from openbezoar.reporting.results import StepFacts
 
 
 def data_name(facts: RunFacts, step: StepFacts, taken: Container[str]) -> str:
     """The scheme's name where a step stands for one scheme, else the step's."""
-    schemes = {scheme_of(s) for s in facts.lineage([step.name]) if s.verb == "generate"}
+    schemes = {str(result.scheme()) for result in makers(facts.part([step.name]))}
     name = schemes.pop() if len(schemes) == 1 else step.name
     return step.name if name in taken else name
 
@@ -27,15 +28,16 @@ def rows_of(facts: RunFacts, step: StepFacts, licence: Licence) -> list[dict[str
     a filter held the texts to be in, None if none did.
     """
     lineage = facts.lineage([step.name])
-    teachers = {scheme_of(s): _reference(facts, s, "teacher") for s in lineage if s.verb == "generate"}
+    made = makers(facts.part([step.name]))
+    teachers = {result.scheme(): _reference(facts, result.step, "teacher") for result in made}
     constant = {
         "judge": _reference(facts, step, "judge"),
         "language": next(iter(languages([step, *lineage])), None),
         "licence": licence.name or licence.id,
     }
-    rows = [{**row, "teacher": teachers.get(str(row.get("scheme"))), **constant} for row in step.rows("rows.jsonl")]
+    rows = [{**row, "teacher": teachers.get(str(row.get("scheme"))), **constant} for row in step.rows(ROWS)]
     for earlier in (s for s in lineage if s.verb == "filter" and s.name != step.name):
-        verdicts = {row.get("id"): row for row in earlier.rows("rows.jsonl")}
+        verdicts = {row.get("id"): row for row in earlier.rows(ROWS)}
         for row in rows:
             found = verdicts.get(row.get("id"), {})
             row |= {f"{earlier.name}_{k}": found[k] for k in ("status", "rating", "reason") if k in found}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from openbezoar.publishing.licences import Source, of_model_folder, of_reference, strictest
 from openbezoar.publishing.licences_of import licence_of_data, stated_for_data
 from openbezoar.recipe.blocks import LocalModel, ServerModel
-from openbezoar.reporting.facts import RunFacts, StepFacts, reference_of
+from openbezoar.reporting.facts import RunFacts, reference_of
+from openbezoar.reporting.results import StepFacts
 from openbezoar.verbs.release.cards import hub_datasets
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,18 @@ from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
 from openbezoar.publishing.licences import GEMMA_NOTICE, Licence, Source, derive, terms_in
 from openbezoar.publishing.ollama import modelfile, pieces_of
 from openbezoar.recipe.tell_steps import Release
-from openbezoar.reporting.facts import RunFacts, StepFacts, read_facts
-from openbezoar.reporting.scores import differences, graded
-from openbezoar.reporting.table import columns
+from openbezoar.reporting.facts import RunFacts, read_facts
+from openbezoar.reporting.funnels import RowNumbers
+from openbezoar.reporting.results import Scores, StepFacts
+from openbezoar.reporting.scores import differences
+from openbezoar.reporting.scores_table import columns
+from openbezoar.reporting.training import PreferenceNumbers
 from openbezoar.rows.records import Turn
 from openbezoar.store.digests import file_digest
 from openbezoar.store.files import write_text
-from openbezoar.verbs.filter.section import row_counts
 from openbezoar.verbs.release.cards import DataFile, ModelFiles, check_card, data_card, model_card
 from openbezoar.verbs.release.released_rows import data_name, rows_of
 from openbezoar.verbs.release.sources_of import sources_of
-from openbezoar.verbs.train.section import heldout_accuracy, rewards
 
 DATA = "data"
 GGUF = "gguf"  # apart from the tokenizer files, which transformers would read along with a GGUF
@@ -68,15 +69,18 @@ def _measured(facts: RunFacts) -> dict[str, Any]:
     """The numbers on the cards that other steps keep in files of theirs: scores, differences, row
     counts, rewards; and intervals.
     """
+    rows, preference = facts.results(RowNumbers), facts.results(PreferenceNumbers)
+    accuracies = {n.step.name: n.heldout_accuracy() for n in preference}
+    graded = {result.step.name: grades for result in facts.results(Scores) if (grades := result.grades())}
     return {
         "scores": {
             column.title: {name: asdict(score) for name, score in column.scores.items()} for column in columns(facts)
         },
         "differences": [asdict(difference) for difference in differences(facts)],
-        "rows": {s.name: row_counts(s) for s in facts.of("generate", "filter")},
-        "answers": {s.name: [asdict(grades) for grades in graded(s)] for s in facts.of("mt_bench")},
-        "rewards": {s.name: rewards(s) for s in facts.of("dpo")},
-        "heldout_accuracy": {s.name: heldout_accuracy(s) for s in facts.of("dpo")},
+        "rows": {n.step.name: n.row_counts().by_name() for n in rows},
+        "answers": {name: [asdict(grades) for grades in of] for name, of in graded.items()},
+        "rewards": {n.step.name: n.rewards() for n in preference},
+        "heldout_accuracy": {name: None if score is None else astuple(score) for name, score in accuracies.items()},
     }
 
 

@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openbezoar.judging.failures import MEASURES
-from openbezoar.judging.scores import question_of, turn_ratings
-from openbezoar.reporting.facts import RunFacts, StepFacts
-from openbezoar.reporting.scores import SCORES, Difference, Score, mapping, measured, published, score_of, stopped
+from openbezoar.judging.scores import question_of
+from openbezoar.reporting.facts import RunFacts
+from openbezoar.reporting.measured import Comparable, Difference, Score
+from openbezoar.reporting.results import Scores, StepFacts
+from openbezoar.reporting.scores import published
 from openbezoar.rows.records import Row
 from openbezoar.stats.comparisons import correct, every_pair
 from openbezoar.store.digests import digest
-
-Items = Mapping[Any, float]
 
 
 @dataclass(frozen=True)
@@ -112,25 +111,11 @@ def _text(value: Any) -> str:
 # -------------------------------------------------------------------------------- scores
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """A score with its values by item and a digest of what the items are; None where that is not known."""
-
-    title: str
-    kind: str
-    digits: int
-    score: Score
-    items: Items | None
-    same: str | None
-    what: str = ""  # of a failure its own name, which says whether fewer are better
-    lower: bool = False  # a task of which lower values are better
-
-
 def compare_scores(first: RunFacts, other: RunFacts) -> list[Compared]:
     """Every score of every checkpoint that either run has. Checkpoints of the same name are paired,
     and the last of both runs where neither name is in the other.
     """
-    left, right = _measures(first), _measures(other)
+    left, right = _comparable(first), _comparable(other)
     others = published(first) | published(other)
     last = [[name for name in dict.fromkeys(key[0] for key in found) if name not in others] for found in (left, right)]
     if last[0] and last[1] and last[0][-1] not in last[1] and last[1][-1] not in last[0]:
@@ -139,48 +124,34 @@ def compare_scores(first: RunFacts, other: RunFacts) -> list[Compared]:
             {((name if key[0] == own[-1] else key[0]), key[1]): value for key, value in found.items()}
             for found, own in ((left, last[0]), (right, last[1]))
         )
-    keys = dict.fromkeys([*left, *right])
-    rows: list[tuple[tuple[str, str], Row | None, str]] = []
-    for key in keys:
-        row, why = _pair(left.get(key), right.get(key), key)
-        rows.append((key, row, why))
-    correct([row for _, row, _ in rows if row is not None])
-    found = []
-    for key, row, why in rows:
-        a, b = left.get(key), right.get(key)
-        known = a or b
-        assert known is not None
-        d = (
-            None
-            if row is None
-            else Difference(
-                "",
-                "",
-                known.what or known.title,
-                row["difference"],
-                row["low"],
-                row["high"],
-                row["n"],
-                known.kind,
-                row["p_holm"],
-                lower=known.lower,
-            )
-        )
-        found.append(
-            Compared(key[0], known.title, known.digits, a.score if a else None, b.score if b else None, d, why)
-        )
-    return found
+    paired = {key: _pair(left.get(key), right.get(key), key) for key in dict.fromkeys([*left, *right])}
+    correct([row for row, _ in paired.values() if row is not None])
+    return [_compared(key[0], left.get(key), right.get(key), row, why) for key, (row, why) in paired.items()]
 
 
-def _pair(a: _Measure | None, b: _Measure | None, key: tuple[str, str]) -> tuple[Row | None, str]:
-    """The paired difference of two measures, or why there is none."""
+def _compared(checkpoint: str, a: Comparable | None, b: Comparable | None, row: Row | None, why: str) -> Compared:
+    known = a or b
+    assert known is not None
+    m = known.measured
+    difference = None
+    if row is not None:
+        what = m.name if m.kind == "failures" else m.title  # whose own name says whether fewer are better
+        numbers = (row["difference"], row["low"], row["high"], row["n"])
+        difference = Difference("", "", what, *numbers, m.kind, row["p_holm"], lower=m.lower)
+    first, other = (None if one is None else one.measured.score for one in (a, b))
+    return Compared(checkpoint, m.title, m.digits, first, other, difference, why)
+
+
+def _pair(a: Comparable | None, b: Comparable | None, key: tuple[str, str]) -> tuple[Row | None, str]:
+    """The paired difference of two scores, or why there is none."""
     if a is None or b is None:
         return None, "in one run only"
     if a.same is None or b.same is None or a.items is None or b.items is None:
         return None, "not known to be the same items"
     if a.same != b.same:
         return None, "other items, judge or settings"
-    rows = every_pair({"first": a.items, "other": b.items}, int(digest([*key])[:8], 16), {"what": a.title}, _unit)
+    items = {"first": a.items, "other": b.items}
+    rows = every_pair(items, int(digest([*key])[:8], 16), {"what": a.measured.title}, _unit)
     return (rows[0], "") if rows else (None, "no item in common")
 
 
@@ -189,110 +160,14 @@ def _unit(item: Any) -> Any:
     return question_of(item) if isinstance(item, tuple) else item
 
 
-def _measures(facts: RunFacts) -> dict[tuple[str, str], _Measure]:
-    """{(checkpoint, measure): measure} of all scoring steps; the step's name goes into the
-    measure's where two steps have the same.
+def _comparable(facts: RunFacts) -> dict[tuple[str, str], Comparable]:
+    """{(checkpoint, measure): its values} of all steps that measure, those of the table first; the
+    step's name goes into the measure's where two steps have the same.
     """
-    found: dict[tuple[str, str], _Measure] = {}
-    for step in facts.of("evaluate", "mt_bench"):
-        scores = step.read_json(SCORES)
-        for m in measured(step):
-            items, same = (_evaluated if step.verb == "evaluate" else _graded)(
-                step, scores, m.checkpoint, m.kind, m.name
-            )
-            title = m.title if (m.checkpoint, m.title) not in found else f"{m.title}, {step.name}"
-            found[m.checkpoint, title] = _Measure(
-                title, m.kind, m.digits, m.score, items, same, lower=m.kind == "task" and m.lower
-            )
-    for step in facts.of("failures"):
-        for checkpoint, measure in _failures(step):
-            title = measure.title if (checkpoint, measure.title) not in found else f"{measure.title}, {step.name}"
-            found[checkpoint, title] = replace(measure, title=title)
+    found: dict[tuple[str, str], Comparable] = {}
+    for result in sorted(facts.results(Scores), key=lambda result: not result.scores()):
+        for one in result.comparable():
+            m = one.measured
+            title = m.title if (m.checkpoint, m.title) not in found else f"{m.title}, {result.step.name}"
+            found[m.checkpoint, title] = replace(one, measured=replace(m, title=title))
     return found
-
-
-_KINDS = {"task": "tasks", "loss": "losses", "rewards": "rewards", "pairs": "pairs"}
-
-
-def _evaluated(
-    step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind: str, name: str
-) -> tuple[Items | None, str | None]:
-    """Values by place, and what says that two lists of places are of the same items."""
-    result = mapping(mapping(mapping(mapping(scores.get("checkpoints")).get(checkpoint)).get(_KINDS[kind])).get(name))
-    values = result.get("items")
-    items = {place: float(v) for place, v in enumerate(values) if v is not None} if isinstance(values, list) else None
-    if kind == "rewards" and items is not None:  # margins, in nats
-        items = {place: float(margin > 0) for place, margin in items.items()}
-    if kind == "task":
-        told = [
-            result.get("prompt_hash"),
-            result.get("task"),
-            result.get("main"),
-            result.get("fewshot"),
-            len(values or ()),
-        ]
-        return items, digest(told) if told[0] else None
-    # A loss a token is comparable only where the same text is as many tokens.
-    ref = mapping(step.settings.get({"loss": "losses"}.get(kind, "pairs"))).get(name)
-    told = [
-        _data(step, ref),
-        step.settings.get("loss_rows"),
-        result.get("tokens"),
-        len(values or ()),
-        *([scores.get("reference")] if kind == "rewards" else []),
-    ]
-    return items, digest(told) if told[0] else None
-
-
-def _data(step: StepFacts, ref: Any) -> Any:
-    """A data reference with the hash of its file (or the key of its step) in place of the name, and
-    the seed where rows are shuffled; None if neither is known.
-    """
-    name = ref.get("data") if isinstance(ref, Mapping) else ref
-    known = mapping(step.parts.get("files")).get(str(name)) or mapping(step.parts.get("inputs")).get(str(name))
-    known = known or (name if str(name).startswith("hub:") else None)
-    some = {k: v for k, v in ref.items() if k != "data"} if isinstance(ref, Mapping) else {}
-    return [known, some, step.parts.get("seed") if some.get("shuffle") else None] if known else None
-
-
-def _graded(
-    step: StepFacts, scores: Mapping[str, Any], checkpoint: str, kind: str, name: str
-) -> tuple[Items | None, str | None]:
-    """Ratings or answers that stop, by question and turn; the same if the questions' texts are, and
-    who grades them how.
-    """
-    rows = [row for row in step.rows("answers.jsonl") if row.get("model") == checkpoint]
-    asked = {str(row.get("question_id")): row.get("questions") for row in rows}
-    if kind == "ended":
-        items = {(str(q), turn): v for (q, turn), v in stopped(step).get(checkpoint, {}).items()}
-        return items, digest([asked, step.settings.get("max_new_tokens")])
-    judged = [row for row in step.rows("judgments.jsonl") if row.get("model") == checkpoint]
-    judge = str(step.settings.get("judge"))
-    who = mapping(step.parts.get("models")).get(judge) or mapping(step.parts.get("inputs")).get(judge)
-    how = [
-        who,
-        step.settings.get("mode"),
-        step.settings.get("judge_prompts"),
-        step.parts.get("texts"),
-        step.settings.get("prompts"),
-    ]
-    return {(str(q), turn): v for (q, turn), v in turn_ratings(judged).items()}, digest([asked, *how]) if who else None
-
-
-def _failures(step: StepFacts) -> Iterator[tuple[str, _Measure]]:
-    """Checkpoints with what goes wrong under the trained system message, by prompt."""
-    told = [_data(step, step.settings.get("instructions")), *(step.settings.get(k) for k in ("rows", "max_new_tokens"))]
-    same = digest(told) if told[0] else None
-    rows = [
-        r
-        for r in step.rows("answers.jsonl")
-        if r.get("set") == "instructions" and r.get("system") == "trained" and r.get("finish") != "error"
-    ]
-    for checkpoint, numbers in mapping(step.read_json(SCORES).get("checkpoints")).items():
-        own = [r for r in rows if r.get("model") == checkpoint]
-        for name, measure in MEASURES.items():
-            if score := score_of(mapping(numbers.get("answers")).get(name)):
-                yield (
-                    checkpoint,
-                    _Measure(name, "failures", 3, score, {r["id"]: float(measure(r)) for r in own}, same, name),
-                )

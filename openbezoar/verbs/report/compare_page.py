@@ -19,17 +19,17 @@ from openbezoar.reporting.document import (
     Section,
     write_page,
 )
-from openbezoar.reporting.facts import RunFacts, StepFacts, known_recipe, read_facts
+from openbezoar.reporting.facts import RunFacts, known_recipe, read_facts
 from openbezoar.reporting.figures import Interval, Series, interval_chart, line_chart
-from openbezoar.reporting.scores import Score
+from openbezoar.reporting.funnels import RowNumbers, funnels
+from openbezoar.reporting.measured import Score
 from openbezoar.reporting.scores_section import WORDS
 from openbezoar.reporting.table import Table
+from openbezoar.reporting.training import HELD_OUT, METRICS, TrainingNumbers, curve
 from openbezoar.reporting.wording import NOTHING, duration, estimate, number, plural, shorten, slug
 from openbezoar.store.runs import RunFolder
-from openbezoar.verbs.filter.section import funnels, in_out
 from openbezoar.verbs.report.compare import Compared, Setting, compare_scores, settings_that_differ
 from openbezoar.verbs.report.recipe_section import Cost, costs
-from openbezoar.verbs.train.section import curve
 
 NAME = "compare"
 OPEN = 20  # settings that differ up to which all of them are unfolded
@@ -214,13 +214,15 @@ def _difference(c: Compared) -> tuple[str, str, str, str]:
 
 def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
     """Rows that every generate and filter step of either run left."""
-    steps = [{s.name: s for f in funnels(facts) for s in f.steps} for facts in (first, other)]
-    rows = tuple((name, *(_rows(found.get(name)) for found in steps)) for name in dict.fromkeys([*steps[0], *steps[1]]))
-    reasons = [
-        (name, reason, *(str(found[name].counts.get(reason, 0)) if name in found else NOTHING for found in steps))
-        for name in dict.fromkeys([*steps[0], *steps[1]])
-        for reason in dict.fromkeys(r for found in steps if name in found for r in found[name].counts)
-    ]
+    results = [{r.step.name: r for f in funnels(facts) for r in f.results} for facts in (first, other)]
+    names_of_steps = list(dict.fromkeys([*results[0], *results[1]]))
+    rows = tuple((name, *(_rows(found.get(name)) for found in results)) for name in names_of_steps)
+    reasons = []
+    for name in names_of_steps:
+        counts = [found[name].step.counts if name in found else None for found in results]
+        for reason in dict.fromkeys(reason for counted in counts for reason in counted or ()):
+            cells = (NOTHING if counted is None else str(counted.get(reason, 0)) for counted in counts)
+            reasons.append((name, reason, *cells))
     if not rows:
         return None
     blocks: list[Block] = [Grid(Table(("step", *names), rows), "Rows of both runs")]
@@ -234,20 +236,20 @@ def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
     return Section("Data", tuple(blocks))
 
 
-def _rows(step: StepFacts | None) -> str:
-    if step is None:
+def _rows(result: RowNumbers | None) -> str:
+    if result is None:
         return NOTHING
-    asked, kept, *_ = in_out(step)
-    return f"{kept} rows" if step.verb == "generate" else f"{kept} of {asked} kept"
+    asked, kept, *_ = result.row_counts().texts()
+    return f"{kept} of {asked} kept" if result.scheme() is None else f"{kept} rows"
 
 
 def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
     """Held-out losses side by side, and the curves of both runs in one frame."""
-    steps = [{s.name: s for s in facts.of("sft", "dpo")} for facts in (first, other)]
-    if not any(steps):
+    trainings = [{n.step.name: n for n in facts.results(TrainingNumbers)} for facts in (first, other)]
+    if not any(trainings):
         return None
-    order = list(dict.fromkeys([*steps[0], *steps[1]]))
-    rows = tuple((name, *(text for found in steps for text in _losses(found.get(name)))) for name in order)
+    order = list(dict.fromkeys([*trainings[0], *trainings[1]]))
+    rows = tuple((name, *(text for found in trainings for text in _losses(found.get(name)))) for name in order)
     headers = (
         "step",
         *(
@@ -257,15 +259,15 @@ def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
         ),
     )
     pictures = []
-    for name in (n for n in order if all(n in found for found in steps)):
+    for name in (n for n in order if all(n in found for found in trainings)):
         for what, file, key in (
-            ("training loss", "metrics.jsonl", "loss"),
-            ("held-out loss", "heldout.jsonl", "loss"),
-            ("training margin", "metrics.jsonl", "rewards/margins"),
+            ("training loss", METRICS, "loss"),
+            ("held-out loss", HELD_OUT, "loss"),
+            ("training margin", METRICS, "rewards/margins"),
         ):
             series = [
-                Series(label, curve(found[name], file, key), file == "heldout.jsonl")
-                for label, found in zip(names, steps, strict=True)
+                Series(label, curve(found[name].step, file, key), file == HELD_OUT)
+                for label, found in zip(names, trainings, strict=True)
             ]
             if svg := line_chart(series, f"{name}: {what}", "optimiser step"):
                 pictures.append(
@@ -276,10 +278,10 @@ def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
     )
 
 
-def _losses(step: StepFacts | None) -> tuple[str, str, str]:
-    n = step.numbers if step else {}
-    loss = f"{number(n.get('heldout_loss_before'))} → {number(n.get('heldout_loss_after'))}" if n else NOTHING
-    return number(n.get("rows")), loss, number(n.get("heldout_accuracy_after"))
+def _losses(n: TrainingNumbers | None) -> tuple[str, str, str]:
+    if n is None:
+        return NOTHING, NOTHING, NOTHING
+    return number(n.rows), n.losses(), number(n.accuracy_after())
 
 
 def _costs(first: RunFacts, other: RunFacts, names: Names) -> Section:

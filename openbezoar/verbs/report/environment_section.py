@@ -82,7 +82,7 @@ def _environments(facts: RunFacts) -> list[tuple[str, str, str]]:
 def stated_licences(facts: RunFacts) -> dict[str, str]:
     """Licences of the recipe's models, as ``model.json`` of the steps trained on them has them."""
     found: dict[str, str] = {}
-    for step in facts.of("sft", "dpo", "merge"):
+    for step in facts.steps.values():
         licence, root = step.read_json("model.json").get("licence"), facts.trained_on(step.name)
         if licence and root:
             found.setdefault(root, str(licence))

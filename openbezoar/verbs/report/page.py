@@ -11,18 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.document import Page, write_page
 from openbezoar.reporting.facts import RunFacts, known_recipe, read_facts
 from openbezoar.reporting.scores_section import scores_section
 from openbezoar.store.runs import RunFolder
-from openbezoar.verbs.failures.section import failure_sections
-from openbezoar.verbs.filter.section import data_section
-from openbezoar.verbs.judge.answers_section import answer_sections
-from openbezoar.verbs.judge.section import judge_sections
 from openbezoar.verbs.report.environment_section import environment_section
 from openbezoar.verbs.report.recipe_section import cost_section, recipe_section
 from openbezoar.verbs.report.summary_section import summary_section
-from openbezoar.verbs.train.section import merge_section, training_section
 
 NAME = "report"
 
@@ -38,17 +34,13 @@ def write_report(run: RunFolder, out: Path, steps: Iterable[str] | None = None, 
 
 
 def page(facts: RunFacts) -> Page:
-    """The report as plain data."""
+    """The report as plain data: what is said of every run, and between it the verbs' own sections."""
+    own = dict.fromkeys(row.part("section") for row in VERBS.values() if row.section)  # one for verbs that share it
     sections = [
         summary_section(facts),
         recipe_section(facts),
         scores_section(facts),
-        data_section(facts),
-        training_section(facts),
-        merge_section(facts),
-        *judge_sections(facts),
-        *answer_sections(facts),
-        *failure_sections(facts),
+        *(section for sections_of in own for section in sections_of(facts)),
         cost_section(facts),
         environment_section(facts),
     ]

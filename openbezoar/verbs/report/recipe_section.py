@@ -12,31 +12,23 @@ from functools import reduce
 from openbezoar.errors import RunError
 from openbezoar.llm.calls import FILE, CallStore, Spent
 from openbezoar.recipe.blocks import Price, ServerModel
+from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.document import Block, Chart, Fold, Grid, Paragraph, Section
-from openbezoar.reporting.facts import RunFacts, StepFacts
+from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.recipe_picture import Box, mermaid, recipe_picture
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, duration, number, tally
-from openbezoar.verbs.filter.section import in_out
-
-DOES = {
-    "generate": "a teacher writes instructions and answers",
-    "filter": "rules and a judge keep the good rows",
-    "sft": "trains on answers (an adapter)",
-    "merge": "adds the adapter to the weights",
-    "dpo": "trains on preferred against rejected answers",
-    "evaluate": "scores checkpoints on tasks and held-out rows",
-    "mt_bench": "asks two-turn questions; a judge grades",
-    "agreement": "holds the judge against people",
-    "failures": "counts what goes wrong in answers",
-}
 
 
 def recipe_section(facts: RunFacts) -> Section:
     """The picture, and beside it what every step does and came to."""
-    boxes = [Box(s.name, s.verb, outcome(s), s.inputs) for s in facts.steps.values()]
+    boxes = [Box(s.name, s.verb, s.result.outcome(), s.inputs) for s in facts.steps.values()]
     rows = tuple(
-        (s.name, f"{s.verb}: {DOES.get(s.verb, '')}".rstrip(": "), str(s.manifest.get("summary") or NOTHING))
+        (
+            s.name,
+            f"{s.verb}: {VERBS[s.verb].does if s.verb in VERBS else ''}".rstrip(": "),
+            str(s.manifest.get("summary") or NOTHING),
+        )
         for s in facts.steps.values()
     )
     about = Paragraph(
@@ -53,26 +45,6 @@ def recipe_section(facts: RunFacts) -> Section:
             ),
         ),
     )
-
-
-def outcome(step: StepFacts) -> str:
-    """A step's main numbers in a few words; '' where its manifest has none."""
-    n = step.numbers
-    if step.verb == "generate":
-        return f"{step.rows_in('rows.jsonl'):,} rows"
-    if step.verb == "filter":
-        return "{1} of {0} kept".format(*in_out(step))
-    if step.verb in ("sft", "dpo"):
-        before, after = (number(n.get(f"heldout_loss_{when}"), 2) for when in ("before", "after"))
-        return f"{number(n.get('rows'))} {'pairs' if step.verb == 'dpo' else 'rows'}, loss {before} → {after}"
-    if step.verb == "merge":
-        return f"KL {n['kl']:.2g}" if isinstance(n.get("kl"), int | float) else str(n.get("onto") or "")
-    scored = step.read_json("scores.json")
-    if step.verb in ("evaluate", "failures", "mt_bench"):
-        return f"{len(scored.get('checkpoints') or scored.get('models') or ())} checkpoints"
-    if step.verb == "agreement":
-        return f"{scored.get('n', '?')} pairs"
-    return ""
 
 
 # --------------------------------------------------------------------------------- cost
@@ -136,12 +108,10 @@ def cost_section(facts: RunFacts) -> Section:
     found = costs(facts)
     rows = []
     for step in facts.steps.values():
-        cost, n = found[step.name], step.numbers
-        speed = f"{n['tokens_per_second']:,.0f}" if isinstance(n.get("tokens_per_second"), int | float) else NOTHING
-        trained = number(n.get("tokens")) if step.verb in ("sft", "dpo") else NOTHING
-        rows.append(
-            (step.name, step.verb, duration(cost.seconds), *_paid(cost), trained, speed, step.finished or NOTHING)
-        )
+        cost, result = found[step.name], step.result
+        speed = NOTHING if (rate := result.speed()) is None else f"{rate:,.0f}"
+        work = (*_paid(cost), number(result.tokens_trained()), speed)
+        rows.append((step.name, step.verb, duration(cost.seconds), *work, step.finished or NOTHING))
     asked = [c.asked for c in found.values() if c.asked is not None]
     money = [c.money for c in found.values() if c.money is not None]
     whole = Cost(

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from openbezoar.recipe.verbs import row_of
 from openbezoar.reporting.document import Block, Fold, Point, Points, Section
 from openbezoar.reporting.facts import RunFacts, reference_of
-from openbezoar.reporting.scores import (
-    SCORES,
-    Difference,
-    differences,
-    failure_differences,
-    published,
-    score_of,
-    stop_differences,
-)
-from openbezoar.reporting.table import Column, checkpoints, columns
+from openbezoar.reporting.funnels import funnels, makers
+from openbezoar.reporting.measured import Difference
+from openbezoar.reporting.scores import answer_differences, checkpoints, differences, published
+from openbezoar.reporting.scores_table import Column, columns
+from openbezoar.reporting.training import TrainingNumbers
 from openbezoar.reporting.wording import NOTHING, duration, estimate, plural
-from openbezoar.verbs.filter.section import funnels, scheme_of
 from openbezoar.verbs.report.environment_section import stated_licences
 from openbezoar.verbs.report.recipe_section import costs
 
@@ -60,7 +55,7 @@ READING = (
 
 def summary_section(facts: RunFacts) -> Section:
     """The points, and how to read numbers."""
-    found = [*differences(facts), *stop_differences(facts), *failure_differences(facts)]
+    found = [*differences(facts), *answer_differences(facts)]
     points = (*_made(facts), *verdicts(facts, found), *_trust(facts), *_cost(facts), *_missing(facts, found))
     blocks: tuple[Block, ...] = (Points(points), Fold("How to read the numbers", (Points(tuple(map(Point, READING))),)))
     return Section("In short", blocks)
@@ -85,34 +80,26 @@ def _made(facts: RunFacts) -> Iterator[Point]:
         " (UTC).",
         "made",
     )
-    made = facts.of("generate")
-    if made:
+    if made := makers(facts):
         models = facts.models()
-        teachers = dict.fromkeys(
-            reference_of(models.get(str(t), {"model": t})) for t in (s.settings.get("teacher") for s in made) if t
-        )
-        rows = sum(s.rows_in("rows.jsonl") for s in made)
-        kept = sum(
-            f.steps[-1].rows_in("rows.jsonl")
-            for f in funnels(facts)
-            if f.steps[-1].verb == "filter" and f.steps[0].verb == "generate"
-        )
-        schemes = ", ".join(dict.fromkeys(map(scheme_of, made)))
+        named = [str(teacher) for result in made if (teacher := result.step.settings.get("teacher"))]
+        teachers = dict.fromkeys(reference_of(models.get(teacher, {"model": teacher})) for teacher in named)
+        rows = sum(result.row_counts().kept for result in made)
+        filtered = [f for f in funnels(facts) if len(f.results) > 1]
+        kept = sum(f.results[-1].row_counts().kept for f in filtered)
+        schemes = ", ".join(dict.fromkeys(str(result.scheme()) for result in made))
         yield Point(
             f"{' and '.join(teachers) or 'A teacher'} wrote {rows:,} instructions with answers ({schemes}); {kept:,}"
             " passed the filters.",
             "made",
         )
-    trained = facts.of("sft", "dpo")
-    if trained:
+    if trainings := facts.results(TrainingNumbers):
         licences, models = stated_licences(facts), facts.models()
-        roots = dict.fromkeys(r for s in trained if (r := facts.trained_on(s.name)))
+        roots = dict.fromkeys(r for n in trainings if (r := facts.trained_on(n.step.name)))
         bases = ", ".join(
             f"{reference_of(models.get(r, {'model': r}))} (licence: {licences.get(r, 'not stated')})" for r in roots
         )
-        steps = ", ".join(
-            f"{s.name} on {s.numbers.get('rows', '?')} {'pairs' if s.verb == 'dpo' else 'rows'}" for s in trained
-        )
+        steps = ", ".join(f"{n.step.name} on {'?' if n.rows is None else n.rows} {n.ROWS}" for n in trainings)
         yield Point(f"Trained, starting from {bases}: {steps}.", "made")
 
 
@@ -170,18 +157,7 @@ def sentence(d: Difference, shown: Sequence[Column]) -> str:
 
 def _trust(facts: RunFacts) -> Iterator[Point]:
     """How far the judge can be trusted."""
-    for step in facts.of("agreement"):
-        numbers = step.read_json(SCORES)
-        for row in numbers.get("agreement") or []:
-            if (
-                row.get("pair") == "judge-majority"
-                and row.get("setup") == "S1"
-                and (score := score_of(row, key="agreement"))
-            ):
-                yield Point(
-                    f"The judge {numbers.get('judge')} and the majority of people agree on {score.text()} of the"
-                    " compared answers (ties count)."
-                )
+    yield from (Point(sentence) for step in facts.steps.values() for sentence in step.result.trust())
 
 
 def _cost(facts: RunFacts) -> Iterator[Point]:
@@ -197,14 +173,10 @@ def _cost(facts: RunFacts) -> Iterator[Point]:
 
 
 def _missing(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
-    """What this run, or an older version's manifests, do not tell."""
+    """What this run, or another version's files, do not tell."""
+    yield from (Point(line, "missing") for step in facts.steps.values() for line in step.result.missing())
     if facts.recipe is not None:
-        about = ("report", "release")
-        left = [
-            n
-            for n, s in facts.recipe.steps.items()
-            if n not in facts.steps and not any(getattr(s, verb, None) is not None for verb in about)
-        ]
+        left = [n for n, s in facts.recipe.steps.items() if n not in facts.steps and not row_of(s).tells]
         if left:
             yield Point(
                 f"what the recipe's {'steps' if len(left) > 1 else 'step'} {', '.join(left)} would show (not finished,"

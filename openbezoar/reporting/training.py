@@ -1,0 +1,205 @@
+"""Trainings in numbers: what a step trained on, how its held-out loss moved, how it was set.
+
+Asks the steps' results and reads their logs; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from openbezoar.recipe.losses import LOSSES
+from openbezoar.reporting.measured import Score
+from openbezoar.reporting.measured import score as score_of
+from openbezoar.reporting.results import Number, Result, StepFacts
+from openbezoar.reporting.table import Table
+from openbezoar.reporting.wording import NOTHING, number, tally
+from openbezoar.stats.intervals import proportion_interval
+
+METRICS, HELD_OUT = "metrics.jsonl", "heldout.jsonl"
+Curve = tuple[tuple[float, float], ...]
+"""A quantity over optimiser steps."""
+
+
+class TrainingNumbers(Result):
+    """Of a step that trains, as ``training.loop.train`` gives them and the step adds to them."""
+
+    ROWS: ClassVar[str] = "rows"
+    """What is trained on, in the plural."""
+
+    rows: int | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    tokens_per_second: Number | None = None
+    matmul_fraction: Number | None = None
+    first_loss: Number | None = None
+    last_loss: Number | None = None
+    trainable_parameters: int | None = None
+    kept_step: int | None = None  # with measurements on the way: the step of the best one
+    processes: int | None = None
+    heldout_loss_before: Number | None = None
+    heldout_loss_after: Number | None = None
+    heldout_rows: int | None = None
+    answers_end_scored: bool | None = None
+    summary: str | None = None
+
+    def outcome(self) -> str:
+        before, after = number(self.heldout_loss_before, 2), number(self.heldout_loss_after, 2)
+        return f"{number(self.rows)} {self.ROWS}, loss {before} → {after}"
+
+    def speed(self) -> float | None:
+        return self.tokens_per_second
+
+    def tokens_trained(self) -> int | None:
+        return self.tokens
+
+    def losses(self) -> str:
+        """The held-out loss before and after."""
+        return f"{number(self.heldout_loss_before)} → {number(self.heldout_loss_after)}"
+
+    def accuracy_after(self) -> float | None:
+        """Reward accuracy on held-out pairs after a preference training."""
+        return None
+
+
+class PreferenceNumbers(TrainingNumbers):
+    """Of a step that trains on preferred against rejected answers."""
+
+    ROWS: ClassVar[str] = "pairs"
+
+    heldout_accuracy_before: Number | None = None
+    heldout_accuracy_after: Number | None = None
+    loss: str | None = None
+    beta: Number | None = None
+
+    def accuracy_after(self) -> float | None:
+        return self.heldout_accuracy_after
+
+    def heldout_accuracy(self) -> Score | None:
+        """Reward accuracy on held-out pairs after training."""
+        value, n = self.heldout_accuracy_after, self.heldout_rows
+        if value is None or n is None or n < 1:
+            return None
+        return score_of(value, *proportion_interval(min(max(round(value * n), 0), n), n), n)
+
+    def rewards(self) -> dict[str, tuple[object, object]]:
+        """Rewards in the first and in the last batch, by name."""
+        log = list(self.step.rows(METRICS))
+        first, last = (log[0], log[-1]) if log else ({}, {})
+        return {k: (first.get(f"rewards/{k}"), last.get(f"rewards/{k}")) for k in ("chosen", "rejected", "margins")}
+
+
+def curve(step: StepFacts, file: str, key: str) -> Curve:
+    """A quantity of a training step's log over its optimiser steps."""
+    rows = ((row.get("step"), row.get(key)) for row in step.rows(file))
+    return tuple((float(x), float(y)) for x, y in rows if isinstance(x, int | float) and isinstance(y, int | float))
+
+
+def training_table(trainings: Sequence[TrainingNumbers], speed: bool = True) -> Table:
+    """Rows, steps, held-out loss before and after; with ``speed`` tokens a second, which no two runs have the same."""
+    rows = []
+    for n in trainings:
+        step = n.step
+        rows.append(
+            (
+                f"{step.name} ({step.verb})",
+                str(step.settings.get("model", NOTHING)),
+                number(n.rows),
+                number(n.steps),
+                f"{n.losses()} (n={NOTHING if n.heldout_rows is None else n.heldout_rows} rows)",
+                number(n.tokens),
+                *([_decimal(n.tokens_per_second, 1)] if speed else []),
+                NOTHING if n.answers_end_scored is None else "yes" if n.answers_end_scored else "no",
+                tally(step.counts),
+            )
+        )
+    headers = (
+        "step",
+        "on top of",
+        "rows",
+        "optimiser steps",
+        "held-out loss before → after",
+        "tokens",
+        *(["tokens/s"] if speed else []),
+        "end of answer trained",
+        "rows counted by reason",
+    )
+    return Table(
+        headers,
+        tuple(rows),
+        "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier"
+        " steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean"
+        " per answer token in nats.",
+    )
+
+
+def settings_table(steps: Sequence[StepFacts]) -> Table:
+    """The settings that a reader would need to train again."""
+    rows = []
+    for step in steps:
+        s = step.settings
+        lora = s.get("lora") or {}
+        adapter = (
+            f"r={lora.get('r')}, alpha={lora.get('alpha')}, dropout={lora.get('dropout')},"
+            f" {' '.join(lora.get('targets') or [])}"
+        )
+        schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
+        kind = s.get("adapter", "new")
+        rows.append(
+            (
+                step.name,
+                *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")),
+                schedule,
+                f"{kind}: {adapter}",
+                str(s.get("quantize", NOTHING)),
+                str(s.get("max_length", NOTHING)),
+            )
+        )
+    note = "'continue' goes on with the adapter of the sft step below, and starts a new one on a model that has none."
+    return Table(
+        ("step", "learning rate", "batch", "epochs", "schedule", "adapter", "base held in", "most tokens"),
+        tuple(rows),
+        note,
+    )
+
+
+def preference_table(trainings: Sequence[PreferenceNumbers]) -> Table:
+    """Rewards of preference trainings."""
+    rows = []
+    for n in trainings:
+        settings = n.step.settings
+        after = n.heldout_accuracy()
+        rows.append(
+            (
+                n.step.name,
+                str(n.loss or settings.get("loss") or "sigmoid"),
+                str(n.beta or settings.get("beta") or NOTHING),
+                _decimal(n.first_loss, 4),
+                *(f"{_decimal(first)} → {_decimal(last)}" for first, last in n.rewards().values()),
+                _decimal(n.heldout_accuracy_before),
+                NOTHING if after is None else after.text(),
+            )
+        )
+    headers = (
+        "step",
+        "preference loss",
+        "beta",
+        "loss before the first update",
+        "reward of chosen, first → last batch",
+        "reward of rejected",
+        "margin",
+        "held-out reward accuracy before",
+        "after",
+    )
+    alone = ", ".join(name for name, loss in LOSSES.items() if not loss.needs_reference)
+    note = (
+        "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards,"
+        " margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference"
+        f" ({alone}) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
+    )
+    return Table(headers, tuple(rows), note)
+
+
+def _decimal(value: object, digits: int = 3) -> str:
+    """A number with so many decimals, whole ones too."""
+    return number(float(value), digits) if isinstance(value, int | float) and not isinstance(value, bool) else NOTHING

@@ -1,0 +1,102 @@
+"""What ``filter`` leaves for others to read: the numbers of its manifest, beside its three files of rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from openbezoar.reporting.facts import RunFacts, reference_of
+from openbezoar.reporting.funnels import ROWS, RowCounts, RowNumbers
+from openbezoar.reporting.results import Number, Record
+from openbezoar.reporting.wording import tally
+from openbezoar.rows.records import Row
+
+Left = Annotated[tuple[str, int], Field(strict=False)]
+"""A rule and the rows that are left after it."""
+REJECTED, UNSCORED = "rejected.jsonl", "unscored.jsonl"
+
+
+class Cleaned(Record):
+    """How many rows a cleaner changed, and its first changes: {id, field, before, after}."""
+
+    rows: int = 0
+    examples: list[dict[str, str]] = Field(default_factory=list)
+
+
+class Contamination(Record):
+    """What rows were compared with: rows by benchmark, and the benchmarks that were not on this machine."""
+
+    benchmark_rows: dict[str, int] = Field(default_factory=dict)
+    not_compared: list[str] = Field(default_factory=list)
+
+
+class FilterNumbers(RowNumbers):
+    """The funnel in numbers, as ``cleaning.funnel`` gives them, with examples by reason."""
+
+    rows_in: int | None = None
+    kept: int | None = None
+    rejected_by_rule: dict[str, int] = Field(default_factory=dict)
+    rejected_by_judge: int | None = None
+    unscored: int | None = None
+    rating_mean: Number | None = None
+    rating_histogram: dict[str, int] = Field(default_factory=dict)
+    reviewed: dict[str, int] = Field(default_factory=dict)
+    examples: dict[str, list[Row | str]] = Field(default_factory=dict)  # ids alone in files of an older version
+    funnel: list[Left] = Field(default_factory=list)
+    cleaned: dict[str, Cleaned] = Field(default_factory=dict)
+    contamination: Contamination | None = None
+    summary: str | None = None
+
+    def outcome(self) -> str:
+        read, kept, *_ = self.row_counts().texts()
+        return f"{kept} of {read} kept"
+
+    def row_counts(self) -> RowCounts:
+        kept, rejected, unscored = (self.step.rows_in(name) for name in (ROWS, REJECTED, UNSCORED))
+        read = kept + rejected + unscored if self.rows_in is None else self.rows_in
+        return RowCounts(read, kept, rejected, unscored)
+
+    def by_hand(self) -> int:
+        return sum(self.reviewed.values())
+
+    def compared_with(self) -> str | None:
+        """What the rows were compared with, and how many fell; None if with nothing."""
+        compared = self.contamination
+        if compared is None:
+            return None
+        words = self._rules().get("decontaminate_words")
+        dropped = self.rejected_by_rule.get("contaminated", 0)
+        missing = (
+            f" Not compared, because their rows were not local: {', '.join(compared.not_compared)}."
+            if compared.not_compared
+            else ""
+        )
+        return (
+            f"{self.step.name}: compared with {tally(compared.benchmark_rows)} rows by runs of {words} words;"
+            f" {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
+        )
+
+    def told(self, facts: RunFacts) -> list[str]:
+        name, settings = self.step.name, self.step.settings
+        said = [f"{name}, texts cleaned: {tally({cleaner: c.rows for cleaner, c in self.cleaned.items()})}."]
+        if rules := self._rules():
+            said.append(f"{name}, rules: {', '.join(f'{rule} {_setting(value)}' for rule, value in rules.items())}.")
+        if judge := settings.get("judge"):
+            reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
+            said.append(
+                f"{name}, judge: {reference}, by {settings.get('mode')}; kept from a rating of"
+                f" {settings.get('min_rating')} of 10."
+            )
+        said.append(self.compared_with() or f"{name}: not compared with any benchmark.")
+        if self.reviewed:
+            said.append(f"{name}, decided by a person: {tally(self.reviewed)}.")
+        return said
+
+    def _rules(self) -> dict[str, Any]:
+        rules = self.step.settings.get("rules")
+        return dict(rules) if isinstance(rules, dict) else {}
+
+
+def _setting(value: Any) -> str:
+    return {True: "yes", False: "no", None: "none"}[value] if isinstance(value, bool | None) else str(value)

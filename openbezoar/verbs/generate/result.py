@@ -1,0 +1,34 @@
+"""What ``generate`` leaves for others to read: the numbers of its manifest, beside its rows."""
+
+from __future__ import annotations
+
+from openbezoar.reporting.funnels import ROWS, RowCounts, RowNumbers
+from openbezoar.reporting.results import Number
+
+
+class GenerateNumbers(RowNumbers):
+    """Counts, tokens of all replies (also those that led to no row), mean lengths in words, share
+    of finished answers.
+    """
+
+    rows: int | None = None
+    wanted: int | None = None
+    prompt_tokens: int | None = None
+    tokens: int | None = None
+    tokens_per_second: Number | None = None
+    instruction_words: Number | None = None
+    response_words: Number | None = None
+    finished: Number | None = None
+    summary: str | None = None
+
+    def outcome(self) -> str:
+        return f"{self.row_counts().kept:,} rows"
+
+    def speed(self) -> float | None:
+        return self.tokens_per_second
+
+    def scheme(self) -> str:
+        return str(self.step.settings.get(self.step.verb) or self.step.name)
+
+    def row_counts(self) -> RowCounts:
+        return RowCounts(self.step.settings.get("rows"), self.step.rows_in(ROWS))
