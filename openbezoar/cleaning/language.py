@@ -48,10 +48,12 @@ _ENGLISH_WORDS = """
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 _NAMES = re.compile(
-    r"\b(?:translat\w*|language|afrikaans|albanian|arabic|armenian|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|esperanto|estonian"
-    r"|finnish|french|german|greek|gujarati|hebrew|hindi|hungarian|icelandic|indonesian|irish|italian|japanese|kannada|korean|latin|latvian|lithuanian|malay\w*"
-    r"|mandarin|marathi|nepali|norwegian|persian|polish|portuguese|punjabi|romanian|russian|sanskrit|serbian|slovak|slovenian|somali|spanish|swahili|swedish"
-    r"|tagalog|tamil|telugu|thai|turkish|ukrainian|urdu|vietnamese|welsh|yoruba)\b",
+    r"\b(?:translat\w*|language|afrikaans|albanian|arabic|armenian|bengali|bulgarian|catalan|chinese"
+    r"|croatian|czech|danish|dutch|esperanto|estonian|finnish|french|german|greek|gujarati|hebrew|hindi"
+    r"|hungarian|icelandic|indonesian|irish|italian|japanese|kannada|korean|latin|latvian|lithuanian"
+    r"|malay\w*|mandarin|marathi|nepali|norwegian|persian|polish|portuguese|punjabi|romanian|russian"
+    r"|sanskrit|serbian|slovak|slovenian|somali|spanish|swahili|swedish|tagalog|tamil|telugu|thai|turkish"
+    r"|ukrainian|urdu|vietnamese|welsh|yoruba)\b",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+")

@@ -14,6 +14,7 @@ import typer
 
 from openbezoar.cli.arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of, print_json
 from openbezoar.progress import duration
+from openbezoar.store.digests import MANIFEST
 
 if TYPE_CHECKING:
     from openbezoar.engine.graph import Graph
@@ -106,8 +107,8 @@ def _print_results(graph: Graph, to: str | None) -> None:
         print(table.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     for node in graph.upto(to):
         folder = graph.run.step(node.name)
-        if node.verb in ("report", "release") and (folder / "manifest.json").is_file():
-            print(f"{node.verb}: {folder / 'report.html' if node.verb == 'report' else folder}")
+        if node.row.tells and (folder / MANIFEST).is_file():
+            print(f"{node.verb}: {next(folder.glob('*.html'), folder)}")
 
 
 def schema() -> None:

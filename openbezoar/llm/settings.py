@@ -35,7 +35,8 @@ _ABOUT_ROLES = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_SETTINGS = re.compile(
-    r"support|unknown|unrecogni[sz]ed|invalid|unexpected|permitted|allowed|must|cannot|can't|only|deprecated|parameter|argument|field|option|property|sequence",
+    r"support|unknown|unrecogni[sz]ed|invalid|unexpected|permitted|allowed|must|cannot|can't|only|deprecated"
+    r"|parameter|argument|field|option|property|sequence",
     re.IGNORECASE,
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from openbezoar.machine.devices import Device, this_device
 from openbezoar.recipe.blocks import Shape
-from openbezoar.recipe.train_steps import Dpo, Training
+from openbezoar.recipe.train_steps import Training
 
 # The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
 PROCESS_BYTES = 460 << 20
@@ -144,7 +144,7 @@ INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "
 
 def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -> TrainingMemory:
     width, held = 4 if step.dtype == "float32" else 2, _held(shape, step, device)
-    tokens = max(step.tokens, step.max_length * (2 if isinstance(step, Dpo) else 1))  # a pair is one tree of two paths
+    tokens = max(step.tokens, step.max_length * step.paths)  # a pair is one tree of two paths
     a_layer = tokens * kept_of_a_layer(shape, step, width)
     # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
     # the down projection's weight made 16-bit again.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -31,6 +31,8 @@ class Lora(Strict):
 
 class Training(Step):
     """What sft and dpo have in common."""
+
+    paths: ClassVar[int] = 1  # of a row's tree
 
     model: Annotated[str, Ref("model", role="base")] = Field(
         description="A model's or a step's name: the whole model that is trained on."
@@ -152,6 +154,8 @@ class Merge(Step):
 
 class Preference(Training):
     """The data and the loss of preference training."""
+
+    paths: ClassVar[int] = 2
 
     dpo: Annotated[DataRef, Ref("data", role="rows")]
     loss: LossName = Field(

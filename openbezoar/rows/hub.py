@@ -16,7 +16,8 @@ from openbezoar.errors import DataError, brief
 
 FORM = "hub:org/name/config[split]@revision (config, split and revision may be left out)"
 _REF = re.compile(
-    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/\[\]@]+))?(?:\[(?P<split>\w+(?:[.-]\w+)*)\])?(?:@(?P<revision>[\w./-]+))?"
+    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/\[\]@]+))?"
+    r"(?:\[(?P<split>\w+(?:[.-]\w+)*)\])?(?:@(?P<revision>[\w./-]+))?"
 )
 
 

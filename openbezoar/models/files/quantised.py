@@ -28,7 +28,8 @@ BUFFER = re.compile(r"(^|\.)(masked_bias|position_ids|inv_freq|attn\.bias|attent
 # Scales of activations and of the key/value cache: they say nothing about a weight.
 BESIDE = re.compile(r"(^|\.)(input_scale|activation_scale|[qkv]_scale|kv_scale|output_scale|input_global_scale)$")
 _SIGN = re.compile(
-    r"(^|[._])(qweight|qzeros|g_idx|absmax|quant_map|quant_state|scb|weight_format|scale_inv|weight_scale(_inv|_2)?|weight_packed|weight_shape"
+    r"(^|[._])(qweight|qzeros|g_idx|absmax|quant_map|quant_state|scb|weight_format"
+    r"|scale_inv|weight_scale(_inv|_2)?|weight_packed|weight_shape"
     r"|weight_zero_point|weight_global_scale|w_q)$|:_weight|\._(data|scale)$",
     re.IGNORECASE,
 )
