@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import openbezoar
+from scripts.house import Count, counts
 from scripts.pages import main
 
 ROOT = Path(openbezoar.__file__).parent
@@ -109,3 +110,8 @@ def test_the_code_that_the_how_to_pages_show_is_the_code() -> None:
         blocks = (ROOT.parent / "docs/how-to" / page).read_text().split("```python")[1:]
         shown = [line.strip() for block in blocks for line in block.split("```")[0].splitlines()]
         assert len(shown) > 5 and [line for line in shown if line not in code and line != "..."] == []
+
+
+@pytest.mark.parametrize("count", counts(), ids=lambda count: count.what)
+def test_the_house_keeps_its_shape(count: Count) -> None:
+    assert count.value <= count.limit, "\n".join(count.items)
