@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,29 @@ def test_the_code_that_the_how_to_pages_show_is_the_code() -> None:
 @pytest.mark.parametrize("count", counts(), ids=lambda count: count.what)
 def test_the_house_keeps_its_shape(count: Count) -> None:
     assert count.value <= count.limit, "\n".join(count.items)
+
+
+def test_the_picture_of_the_house_is_true() -> None:
+    page = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    picture = page.split("```mermaid")[1].split("```")[0]
+    drawn: dict[str, set[str]] = {}
+    for lower, upper in re.findall(r"^  (.+) --> (.+)$", picture, re.M):
+        for room in upper.split(" & "):
+            drawn.setdefault(room, set()).update(lower.split(" & "))
+    everybodys = {"__init__", "__main__", "errors", "progress"}
+    real: dict[str, set[str]] = {}
+    for of, to, _ in imports():
+        if of != to and not {of, to} & everybodys:
+            real.setdefault(of, set()).add(to)
+    assert {room: reached(drawn, room) for room in real} == {room: reached(real, room) for room in real}
+
+
+def reached(arrows: dict[str, set[str]], room: str) -> set[str]:
+    """The rooms that a room stands on, directly or not."""
+    rooms: set[str] = set()
+    todo = [*arrows.get(room, ())]
+    while todo:
+        if (lower := todo.pop()) not in rooms:
+            rooms.add(lower)
+            todo += arrows.get(lower, ())
+    return rooms

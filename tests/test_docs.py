@@ -294,7 +294,8 @@ def test_every_page_can_be_reached_from_the_index() -> None:
 
 
 def test_modules_and_functions_that_the_architecture_page_names_exist() -> None:
-    page = re.sub(r"^```.*?^```", "", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    pages = "\n".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("architecture.md", "inside.md"))
+    page = re.sub(r"^```.*?^```", "", pages, flags=re.M | re.S)
     found = 0
     for name in re.findall(r"`([\w./]+)`", page):
         if name.endswith(".py"):

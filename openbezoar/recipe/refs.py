@@ -91,6 +91,12 @@ def mark(field: FieldInfo, kind: Callable[..., Mark]) -> Mark | None:
     return next((one for one in field.metadata if isinstance(one, kind)), None)  # type: ignore[arg-type]
 
 
+def field_of(kind: type[BaseModel], role: str) -> str | None:
+    """The field of a step's class that has a role."""
+    marks = ((name, mark(field, Ref)) for name, field in kind.model_fields.items())
+    return next((name for name, one in marks if one is not None and one.role == role), None)
+
+
 def not_in_key(step: BaseModel) -> set[str]:
     """The fields that a step's key leaves out."""
     marks = ((name, mark(field, NotInKey)) for name, field in type(step).model_fields.items())

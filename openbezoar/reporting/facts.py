@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from openbezoar.errors import RunError, UserError
 from openbezoar.recipe.file import load
 from openbezoar.recipe.order import Circle, in_order, needed_by
+from openbezoar.recipe.refs import field_of
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.results import Result, StepFacts
@@ -48,12 +49,13 @@ class RunFacts:
         return RunFacts(self.run, {step.name: step for step in self.lineage(names)}, self.recipe)
 
     def trained_on(self, name: str) -> str | None:
-        """The recipe's model at the root of a sft, dpo or merge step."""
+        """The recipe's model at the root of a step that made one."""
         seen: set[str] = set()
         while name in self.steps and name not in seen:
             seen.add(name)
-            settings = self.steps[name].settings
-            name = str(settings.get("merge") or settings.get("model") or "")
+            step = self.steps[name]
+            field = field_of(VERBS[step.verb].settings, "base") if step.verb in VERBS else None
+            name = str(step.settings.get(field) or "") if field else ""
         return name or None
 
     def models(self) -> dict[str, Mapping[str, Any]]:
