@@ -55,17 +55,17 @@ def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch
     assert nf4.weights == pytest.approx(3_221_504_000 * 4.127 / 8 + 2 * 2 * 32000 * 3200, rel=1e-5)
     assert nf4.adapter == 7_987_200 * 16
     # Checkpointing keeps each layer's 16-bit input, and one layer's activations at a time.
-    assert nf4.kept == 26 * 1024 * 3200 * 2
+    assert nf4.activations == 26 * 1024 * 3200 * 2
     whole = of(checkpointing=False)
     # 16-bit norms' inputs; q, k, v and the output; two of the MLP; the input that three adapters
     # share, and their masks.
     a_token = 26 * (2 * 2 * 3200 + 2 * 4 * 3200 + 2 * 2 * 8640 + 2 * 3200 + 3 * 3200)
-    assert whole.kept == 1024 * a_token
+    assert whole.activations == 1024 * a_token
     assert of(checkpointing="auto") == whole
     assert of(checkpointing="auto", tokens=2048) == of(checkpointing=True, tokens=2048)
     assert of(checkpointing=False, tokens=2048).peak > 7.5e9 > whole.peak > nf4.peak
     assert of(checkpointing=True, tokens=4096).peak > nf4.peak
-    assert of(checkpointing=False, lora={"dropout": 0.0}).kept == whole.kept - 26 * 1024 * 3 * 3200
+    assert of(checkpointing=False, lora={"dropout": 0.0}).activations == whole.activations - 26 * 1024 * 3 * 3200
     assert of(checkpointing=True, nf4="unpacked").weights == plain.weights
     monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 64_000_000_000)
     monkeypatch.setattr("openbezoar.machine.devices.GPU", tmp_path / "none")

@@ -388,7 +388,7 @@ def test_flex_attention_is_asked_once_for_each_kind_and_never_of_a_device_that_i
     query: Any = OnGpu(9)
     key: Any = OnGpu(3)
     monkeypatch.setattr(flex, "_usable", {})
-    monkeypatch.setattr(flex, "_said", set())
+    monkeypatch.setattr(flex, "_reported", set())
     monkeypatch.setattr(flex, "_fault", lambda *kind: asked.append(kind) or "no kernel")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not flex.usable(query, key, None, None, _segments) and not asked
@@ -406,7 +406,7 @@ def test_flex_attention_is_asked_once_for_each_kind_and_never_of_a_device_that_i
 def on_a_gpu(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention passes for usable until it fails; nothing of other tests is remembered."""
     monkeypatch.setattr(flex, "_usable", {})
-    monkeypatch.setattr(flex, "_said", set())
+    monkeypatch.setattr(flex, "_reported", set())
     monkeypatch.setattr(flex, "_able", lambda device: True)
     monkeypatch.setattr(flex, "_fault", lambda *kind: "")
     monkeypatch.setattr(flex, "BLOCK", 16)

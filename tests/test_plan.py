@@ -117,7 +117,7 @@ def test_on_a_gpu_weights_stay_packed_and_the_interpreter_does_not_count() -> No
     step = Sft(sft="x", model="base", checkpointing=True)
     card, cpu = training_memory(base.shape, step, CARDS["t4"]), training_memory(base.shape, step, LARGE)
     assert card.weights < cpu.weights / 2, "much free memory lets a CPU hold NF4's values in 16 bits"
-    assert card.kept == cpu.kept and card.adapter == cpu.adapter
+    assert card.activations == cpu.activations and card.adapter == cpu.adapter
     assert load_memory(base.shape, step, CARDS["t4"]) < card.peak < CARDS["t4"].bytes  # type: ignore[operator]
 
 

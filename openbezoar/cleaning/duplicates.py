@@ -63,14 +63,14 @@ class NearDuplicates(Generic[Name]):
         """The row most like this one, the earliest among equals, with the instructions' likeness;
         None if none is near.
         """
-        wanted, answer = shingles(instruction), shingles(response)
+        parts, answer = shingles(instruction), shingles(response)
         best: tuple[Name, float] | None = None
-        for place in sorted(self._index.query(self._sketch(wanted))):
+        for place in sorted(self._index.query(self._sketch(parts))):
             name, other, other_answer = self._rows[place]
-            alike = likeness(wanted, shingles(other))
+            alike = likeness(parts, shingles(other))
             if alike < self.threshold or (best and alike <= best[1]):
                 continue
-            if not _long(wanted) or likeness(answer, shingles(other_answer)) >= self.threshold:
+            if not _long(parts) or likeness(answer, shingles(other_answer)) >= self.threshold:
                 best = (name, alike)
         return best
 
@@ -80,6 +80,6 @@ class NearDuplicates(Generic[Name]):
         self._rows.append((name, instruction, response))
 
     def _sketch(self, parts: frozenset[str]) -> Any:
-        made = self._empty.copy()
-        made.update_batch([part.encode() for part in sorted(parts)])
-        return made
+        sketch = self._empty.copy()
+        sketch.update_batch([part.encode() for part in sorted(parts)])
+        return sketch

@@ -86,7 +86,7 @@ def lay_over(outcomes: Sequence[Outcome], decisions: Mapping[str, Decision]) -> 
 
     Accepting a row that was dropped brings back the first row with its texts, not that one's duplicates.
     """
-    made, met = [], set()
+    merged, met = [], set()
     for outcome in outcomes:
         decision = decisions.get(outcome.row["hash"])
         if decision is not None and (
@@ -94,8 +94,8 @@ def lay_over(outcomes: Sequence[Outcome], decisions: Mapping[str, Decision]) -> 
         ):
             outcome = reviewed(outcome, decision)
         met.add(outcome.row["hash"])
-        made.append(outcome)
-    return made, len(set(decisions) - met)
+        merged.append(outcome)
+    return merged, len(set(decisions) - met)
 
 
 # ------------------------------------------------------------------------------ in numbers
@@ -117,12 +117,12 @@ def numbers(before: Sequence[Outcome], after: Sequence[Outcome], judge: bool) ->
     if judge:
         funnel += [["unscored", left - unscored], ["judge", left - unscored - sum(counted[r] for r in BY_JUDGE)]]
     by_hand = Counter(o.row["review"] for o in after if "review" in o.row)
-    kept = sum(o.bucket == "kept" for o in after)
+    n_kept = sum(o.bucket == "kept" for o in after)
     if by_hand:
-        funnel.append(["review", kept])
+        funnel.append(["review", n_kept])
     return {
         "rows_in": len(before),
-        "kept": kept,
+        "kept": n_kept,
         "rejected_by_rule": {name: counted[name] for name in NAMES if counted[name]},
         "rejected_by_judge": sum(counted[r] for r in BY_JUDGE),
         "unscored": sum(o.bucket == "unscored" for o in after),
@@ -149,9 +149,9 @@ def summary(numbers: Mapping[str, Any]) -> str:
 
 def examples(outcomes: Sequence[Outcome]) -> dict[str, list[Row]]:
     """The first rows that each reason took away, shortened."""
-    found: dict[str, list[Row]] = {}
+    by_reason: dict[str, list[Row]] = {}
     for outcome in outcomes:
-        if outcome.reason and len(rows := found.setdefault(outcome.reason, [])) < EXAMPLES:
+        if outcome.reason and len(rows := by_reason.setdefault(outcome.reason, [])) < EXAMPLES:
             row = outcome.row
             why = (
                 row.get("why")
@@ -160,21 +160,21 @@ def examples(outcomes: Sequence[Outcome]) -> dict[str, list[Row]]:
             )
             texts = {"instruction": row["instruction"], "response": row.get("response", row.get("output")), "why": why}
             rows.append({"id": str(row.get("id", "")), **{name: _short(text) for name, text in texts.items() if text}})
-    return found
+    return by_reason
 
 
 def changes(rows: Sequence[tuple[str, Sequence[Change]]]) -> dict[str, dict[str, Any]]:
     """By cleaner, how many rows it changed and the first changes. rows: id and changes of each row."""
-    found: dict[str, dict[str, Any]] = {}
+    by_cleaner: dict[str, dict[str, Any]] = {}
     for id_, changed in rows:
         for change in {c.cleaner: c for c in reversed(changed)}.values():
-            entry = found.setdefault(change.cleaner, {"rows": 0, "examples": []})
+            entry = by_cleaner.setdefault(change.cleaner, {"rows": 0, "examples": []})
             entry["rows"] += 1
             if entry["rows"] <= EXAMPLES:
                 entry["examples"].append(
                     {"id": id_, "field": change.field, "before": change.before, "after": change.after}
                 )
-    return found
+    return by_cleaner
 
 
 def _short(text: Any) -> str:

@@ -48,7 +48,7 @@ class Reviews:
 
     def __init__(self, run: Path, step: str) -> None:
         self.path = run / FOLDER / f"{step}.jsonl"
-        self._made: list[Decision] = []  # in force and superseded, oldest first
+        self._decisions: list[Decision] = []  # in force and superseded, oldest first
         if self.path.is_file():
             for number, line in enumerate(read_text(self.path, RunError).split("\n"), 1):
                 if line.strip():
@@ -57,26 +57,26 @@ class Reviews:
     @property
     def in_force(self) -> dict[str, Decision]:
         """The decision on each row, by the row's hash, in the order they were made."""
-        found: dict[str, Decision] = {}
-        for decision in self._made:
-            found.pop(decision.row, None)
-            found[decision.row] = decision
-        return found
+        decisions: dict[str, Decision] = {}
+        for decision in self._decisions:
+            decisions.pop(decision.row, None)
+            decisions[decision.row] = decision
+        return decisions
 
     @property
     def digest(self) -> str | None:
         """Hash of the decisions in force, whatever led to them; None if there is none."""
-        return digest({d.row: [d.verdict, d.texts] for d in self.in_force.values()}) if self._made else None
+        return digest({d.row: [d.verdict, d.texts] for d in self.in_force.values()}) if self._decisions else None
 
     def add(self, decision: Decision) -> None:
         """Make a decision; it is on disk when this returns."""
         edited = {"texts": decision.texts} if decision.texts else {}
         self._write({"row": decision.row, "verdict": decision.verdict, "id": decision.id, **edited})
-        self._made.append(decision)
+        self._decisions.append(decision)
 
     def undo(self, row: str) -> Decision | None:
         """Take back the last decision on a row, so that the one before it holds again; None if there is none."""
-        decision = next((d for d in reversed(self._made) if d.row == row), None)
+        decision = next((d for d in reversed(self._decisions) if d.row == row), None)
         if decision is not None:
             self._write({"row": row, "verdict": "undo", "id": decision.id})
             self._forget(row)
@@ -84,12 +84,12 @@ class Reviews:
 
     def undo_last(self) -> Decision | None:
         """Take back the last decision that is in force."""
-        return self.undo(self._made[-1].row) if self._made else None
+        return self.undo(self._decisions[-1].row) if self._decisions else None
 
     def _forget(self, row: str) -> None:
-        place = max((i for i, d in enumerate(self._made) if d.row == row), default=None)
+        place = max((i for i, d in enumerate(self._decisions) if d.row == row), default=None)
         if place is not None:
-            del self._made[place]
+            del self._decisions[place]
 
     def _replay(self, line: str, number: int) -> None:
         try:
@@ -103,7 +103,7 @@ class Reviews:
                     for name in TEXTS
                     if name in content.get("texts", {})
                 }
-                self._made.append(Decision(str(row), verdict, str(content.get("id", "")), texts))
+                self._decisions.append(Decision(str(row), verdict, str(content.get("id", "")), texts))
             else:
                 raise ValueError(f"verdict {shown(verdict)}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError) as error:

@@ -109,10 +109,12 @@ def refusal(c: Candidate, rules: Rules) -> bool:
 
 def echo(c: Candidate, rules: Rules) -> bool:
     """The answer is the instruction, or begins with all of it; case and punctuation aside."""
-    asked, answered = units.bare(c.instruction), units.bare(c.response)
-    if not rules.drop_echoes or not asked:
+    instruction, response = units.bare(c.instruction), units.bare(c.response)
+    if not rules.drop_echoes or not instruction:
         return False
-    return answered == asked or (units.size(asked) >= ECHO_WORDS * units.WORD and answered[: len(asked)] == asked)
+    return response == instruction or (
+        units.size(instruction) >= ECHO_WORDS * units.WORD and response[: len(instruction)] == instruction
+    )
 
 
 def repetition(c: Candidate, rules: Rules) -> bool:

@@ -54,37 +54,37 @@ _QUOTES = {'"': '"', "“": "”"}
 _FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)([^\n]*)$", re.MULTILINE)
 
 
-def line_ends(text: str, asked: str) -> str:
+def line_ends(text: str, instruction: str) -> str:
     """Every kind of line end becomes a line feed."""
     return _LINE_ENDS.sub("\n", text)
 
 
-def control_characters(text: str, asked: str) -> str:
+def control_characters(text: str, instruction: str) -> str:
     """Terminal sequences, control and invisible characters, lone surrogates, and piles of combining marks go."""
     return _PILE.sub(r"\1", _INVISIBLE.sub("", _ANSI.sub("", text)))
 
 
-def unicode_form(text: str, asked: str) -> str:
+def unicode_form(text: str, instruction: str) -> str:
     """One code for each letter (NFC), so that equal texts are equal to tokenizers and to the duplicate rules."""
     return unicodedata.normalize("NFC", text)
 
 
-def thoughts(text: str, asked: str) -> str:
+def thoughts(text: str, instruction: str) -> str:
     """Take out what a model thought before it answered; nothing is left of a thought that was cut off."""
-    return text if mentions(asked) else without_thoughts(text)
+    return text if mentions(instruction) else without_thoughts(text)
 
 
-def run_on(text: str, asked: str) -> str:
+def run_on(text: str, instruction: str) -> str:
     """Cut an answer where its writer went on with another turn, as models do that never learnt to stop."""
-    about = _ANY.findall(asked)
+    about = _ANY.findall(instruction)
     begin = _after_markers(text, about)
     cut = next((m.start() for m in _NEXT_TURN.finditer(text, begin) if m.start() > begin and m[0] not in about), None)
     return text if cut is None else text[:cut]
 
 
-def markers(text: str, asked: str) -> str:
+def markers(text: str, instruction: str) -> str:
     """Take prompt formats' and chat templates' markers off both ends."""
-    about = _ANY.findall(asked)
+    about = _ANY.findall(instruction)
     begin = _after_markers(text, about)
     end = whole = len(text)
     while True:
@@ -105,7 +105,7 @@ def _after_markers(text: str, about: Sequence[str]) -> int:
     return begin
 
 
-def quotes(text: str, asked: str) -> str:
+def quotes(text: str, instruction: str) -> str:
     """Take off quotation marks that do nothing but enclose the whole text."""
     bare = text.strip()
     if len(bare) < 2 or _QUOTES.get(bare[0]) != bare[-1] or any(c in bare[1:-1] for c in '"“”'):
@@ -113,13 +113,13 @@ def quotes(text: str, asked: str) -> str:
     return bare[1:-1]
 
 
-def whitespace(text: str, asked: str) -> str:
+def whitespace(text: str, instruction: str) -> str:
     """Blank lines become empty ones, two in a row at most; both ends are trimmed."""
     lines = "\n".join(line if line.strip() else "" for line in text.split("\n"))
     return re.sub(r"\n{4,}", "\n\n\n", lines).strip()
 
 
-def unclosed_fence(text: str, asked: str) -> str:
+def unclosed_fence(text: str, instruction: str) -> str:
     """Close a block of code that the text leaves open."""
     opened = ""
     for fence, rest in _FENCE.findall(text):
@@ -161,18 +161,18 @@ class Change:
     after: str
 
 
-def clean_row(row: Mapping[str, object], wanted: Sequence[str]) -> tuple[Row, list[Change]]:
+def clean_row(row: Mapping[str, object], names: Sequence[str]) -> tuple[Row, list[Change]]:
     """The row with its texts cleaned, and what each cleaner changed; the row given is left alone."""
     cleaned, changes = dict(row), []
-    asked = "\n".join(str(row.get(field) or "") for field in FIELDS if field not in ANSWERS)
+    instruction = "\n".join(str(row.get(field) or "") for field in FIELDS if field not in ANSWERS)
     for name, cleaner in CLEANERS.items():
-        if name not in wanted:
+        if name not in names:
             continue
         for field in cleaner.fields:
             before = cleaned.get(field)
             if not isinstance(before, str):
                 continue
-            after = cleaner.clean(before, asked if field in ANSWERS else "")
+            after = cleaner.clean(before, instruction if field in ANSWERS else "")
             if after != before:
                 cleaned[field] = after
                 changes.append(Change(name, field, *_around_change(before, after)))

@@ -114,15 +114,15 @@ def words(text: str) -> int:
     return -(-size(split(text)) // WORD)
 
 
-def grams(units: Sequence[str], wanted: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of each shortest run of units that is ``wanted`` sixths of a word long or longer."""
+def grams(units: Sequence[str], length: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each shortest run of units that is ``length`` sixths of a word long or longer."""
     parts = list(map(sixths, units))
     end = have = 0
     for begin, part in enumerate(parts):
-        while have < wanted and end < len(parts):
+        while have < length and end < len(parts):
             have += parts[end]
             end += 1
-        if have < wanted:
+        if have < length:
             return
         yield begin, end
         have -= part

@@ -32,11 +32,11 @@ def score(
     """
     from openbezoar.harness.run import score_reference
 
-    found = score_reference(model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot, limit)
+    result = score_reference(model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot, limit)
     if as_json:
-        print_json(found)
+        print_json(result)
         return
-    for name, task in found["tasks"].items():
+    for name, task in result["tasks"].items():
         for metric, value in task["metrics"].items():
             ends = f"[{value['low']:.4f}, {value['high']:.4f}]" if value["low"] is not None else "(no interval)"
             print(f"{name:20} {metric:10} {value['value']:.4f}  {ends}  n={task['n']}  {task['fewshot']}-shot")
@@ -261,32 +261,38 @@ def check(
     from openbezoar.verbs.filter import check as labelled
 
     settings = {"mode": mode, "min_rating": min_rating, "judge_temperature": temperature, "judge_top_p": top_p}
-    found = labelled.check(_spec(model, server, key), rows, label, settings, limit, out, for_terminal())
+    result = labelled.check(_spec(model, server, key), rows, label, settings, limit, out, for_terminal())
     if as_json:
-        print_json(found)
+        print_json(result)
         return
-    print(_check_words(found))
+    print(_check_words(result))
     print(f"Every verdict: {out / labelled.STEP}", file=sys.stderr)
 
 
-def _check_words(found: dict[str, Any]) -> str:
+def _check_words(result: dict[str, Any]) -> str:
     """A check's numbers as a table and sentences."""
     from openbezoar.reporting.table import Table
 
-    def shown(value: dict[str, float] | None, *scale: Any) -> str:
+    def interval(value: dict[str, float] | None, *scale: Any) -> str:
         return "-" if value is None else _estimate(value["value"], value["low"], value["high"], *scale)
 
     rows = tuple(
-        (name, str(f["kept"]), shown(f["precision"], 100, " %"), shown(f["recall"], 100, " %"), shown(f["auc"]))
-        for name, f in found["filters"].items()
+        (
+            name,
+            str(f["kept"]),
+            interval(f["precision"], 100, " %"),
+            interval(f["recall"], 100, " %"),
+            interval(f["auc"]),
+        )
+        for name, f in result["filters"].items()
     )
-    left_out = "".join(f" Left out: {n} {reason}." for reason, n in found["left_out"].items())
-    left_out += "".join(f" {n} {reason}." for reason, n in found["calls"].items())
+    left_out = "".join(f" Left out: {n} {reason}." for reason, n in result["left_out"].items())
+    left_out += "".join(f" {n} {reason}." for reason, n in result["calls"].items())
     note = (
-        f"{found['good']} of {found['n']} answers are good, by '{found['label']}'; the judge keeps those rated"
-        f" {found['min_rating']:g} or more that it does not reject, and {found['unscored']} could not be read (not"
+        f"{result['good']} of {result['n']} answers are good, by '{result['label']}'; the judge keeps those rated"
+        f" {result['min_rating']:g} or more that it does not reject, and {result['unscored']} could not be read (not"
         f" kept, and not in its AUC).{left_out}\nlength only: as many, the longest. In brackets: 95 % interval,"
-        f" bootstrap over {found['instructions']} instructions. An AUC of 0.5 is chance."
+        f" bootstrap over {result['instructions']} instructions. An AUC of 0.5 is chance."
     )
     return Table(("filter", "kept", "precision", "recall", "AUC"), rows, note).text()
 

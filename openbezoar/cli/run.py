@@ -43,11 +43,11 @@ def plan(
     from openbezoar.machine.devices import device_named, this_device
     from openbezoar.plan.table import plan_json, plan_of, print_plan
 
-    made = plan_of(graph_of(recipe, overrides, runs), this_device() if device is None else device_named(device))
+    planned = plan_of(graph_of(recipe, overrides, runs), this_device() if device is None else device_named(device))
     if as_json:
-        print_json(plan_json(made))
+        print_json(plan_json(planned))
     else:
-        print_plan(made)
+        print_plan(planned)
 
 
 def run(

@@ -64,20 +64,20 @@ def verify(run_path: RunPath, as_json: AsJson = False) -> None:
     from openbezoar.engine.verify import verify as read_again
     from openbezoar.store.runs import open_run
 
-    found = read_again(open_run(run_path))
+    report = read_again(open_run(run_path))
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(report))
     else:
-        for line in (*found.notes, *found.wrong):
+        for line in (*report.notes, *report.wrong):
             print(visible(line))
         print(
-            f"{found.files} files, {found.bytes / 1e6:.1f} MB, and {found.answers} cached answers read;"
-            f" {len(found.wrong) or 'no'} difference{'s' * (len(found.wrong) != 1)}"
+            f"{report.files} files, {report.bytes / 1e6:.1f} MB, and {report.answers} cached answers read;"
+            f" {len(report.wrong) or 'no'} difference{'s' * (len(report.wrong) != 1)}"
         )
-    if found.wrong:
+    if report.wrong:
         raise RunError(
             f"{run_path}: not what was made:"
-            f" {found.wrong[0]}{f', and {len(found.wrong) - 1} more' * (len(found.wrong) > 1)}; {REMEDY}"
+            f" {report.wrong[0]}{f', and {len(report.wrong) - 1} more' * (len(report.wrong) > 1)}; {REMEDY}"
         )
 
 
@@ -113,7 +113,7 @@ def review(
         return
     if not listed:
         session = reviewing.review(run, step, only, _typed("a r e u v n b g q ?> "), print)
-        print(f"\n{len(session.made)} decisions made", file=sys.stderr)
+        print(f"\n{len(session.decisions)} decisions made", file=sys.stderr)
     decisions = Reviews(run.path, step).in_force
     for decision in decisions.values() if listed else ():
         print(visible(f"{decision.verdict:7} {decision.row} {decision.id}"))

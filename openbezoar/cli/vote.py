@@ -187,12 +187,12 @@ def _export(queue: BallotQueue, path: Path) -> None:
 def _print_result(queue: BallotQueue, seed: int, as_json: bool) -> None:
     from openbezoar.people.outcome import numbers, tables, votes_on
 
-    found = numbers(queue.models, votes_on(queue.ballots, queue.own_votes), seed)
+    totals = numbers(queue.models, votes_on(queue.ballots, queue.own_votes), seed)
     if as_json:
-        print_json({"judge": queue.judge, "ballots": len(queue.ballots), **found})
+        print_json({"judge": queue.judge, "ballots": len(queue.ballots), **totals})
         return
-    print(f"{found['n']} of {len(queue.ballots)} votes given by {queue.judge}")
-    made, notes = tables(found)
-    for table in made:
+    print(f"{totals['n']} of {len(queue.ballots)} votes given by {queue.judge}")
+    rendered, notes = tables(totals)
+    for table in rendered:
         print(visible(f"\n{table.text()}"))
     print("\n".join(("", *notes)))

@@ -85,11 +85,11 @@ def attend(
     usable = flex.usable(query, key, window, cap, _segments)
     # A layer that activation checkpointing runs again goes the way of its first run, since the
     # other would save other tensors.
-    again: bool | None = layout.kept.get(("by flex", module))
+    again: bool | None = layout.cache.get(("by flex", module))
     out = None
     if again or (again is None and usable and query.shape[2] >= flex.BLOCK):
         out = (flex.attend if again else flex.attempt)(layout, query, key, value, scaling, window, cap)
-    layout.kept["by flex", module] = out is not None
+    layout.cache["by flex", module] = out is not None
     if out is None:
         out = _segments(layout, query, key, value, scaling, window, cap)
     return out.transpose(1, 2).contiguous(), None
@@ -246,9 +246,9 @@ class _AttentionCall:
 
 def _calls(layout: Layout) -> list[_AttentionCall]:
     """The calls that cover a layout's row in order; worked out once for all layers."""
-    found: list[_AttentionCall] | None = layout.kept.get("calls")
-    if found is not None:
-        return found
+    cached: list[_AttentionCall] | None = layout.cache.get("calls")
+    if cached is not None:
+        return cached
     inner = {start for segment in layout.segments for start, _ in segment.before}
     calls: list[_AttentionCall] = []
     at: dict[int, int] = {}  # an inner segment's start → its call
@@ -262,7 +262,7 @@ def _calls(layout: Layout) -> list[_AttentionCall]:
         if not leaf:
             at[segment.start] = len(calls)
         calls.append(_AttentionCall((*(at[start] for start, _ in segment.before), len(calls)), (size,)))
-    layout.kept["calls"] = calls
+    layout.cache["calls"] = calls
     return calls
 
 
@@ -276,7 +276,7 @@ def _mask(
     if whole == n and len(call.sizes) == 1 and (window is None or n <= window):
         return None
     name = (i, None if window is None or whole <= window else window, dtype)
-    if name not in layout.kept:
+    if name not in layout.cache:
         before = whole - n
         sizes = torch.tensor(call.sizes)
         branch = torch.arange(len(call.sizes)).repeat_interleave(sizes)
@@ -286,8 +286,8 @@ def _mask(
         seen[:, before:] &= branch[:, None] == branch
         if window is not None:
             seen &= place[:, None] - of < window
-        layout.kept[name] = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
-    mask: Tensor = layout.kept[name]
+        layout.cache[name] = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+    mask: Tensor = layout.cache[name]
     return mask
 
 

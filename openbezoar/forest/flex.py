@@ -31,7 +31,7 @@ each shape of heads.
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Segments = Callable[[Layout, Tensor, Tensor, Tensor, float | None, int | None, float | None], Tensor]
 _usable: dict[tuple[Any, ...], bool] = {}
-_said: set[str] = set()
+_reported: set[str] = set()
 
 
 def usable(query: Tensor, key: Tensor, window: int | None, cap: float | None, segments: Segments) -> bool:
@@ -60,8 +60,8 @@ def _kind(query: Tensor, key: Tensor, window: int | None, cap: float | None) -> 
 
 def _say(reason: str) -> None:
     """Kinds of attention that fail alike are one line."""
-    if reason not in _said:
-        _said.add(reason)
+    if reason not in _reported:
+        _reported.add(reason)
         print(f"  attention by segments: FlexAttention does not work here ({reason})", file=sys.stderr, flush=True)
 
 
@@ -124,12 +124,12 @@ def _blocks(layout: Layout, window: int | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     name = ("flex", window)
-    if name not in layout.kept:
+    if name not in layout.cache:
         n = len(layout.ids)
-        layout.kept[name] = create_block_mask(
+        layout.cache[name] = create_block_mask(
             rule(layout, window), None, None, n, n, device=str(layout.ids.device), BLOCK_SIZE=BLOCK
         )
-    return layout.kept[name]
+    return layout.cache[name]
 
 
 def rule(layout: Layout, window: int | None) -> Rule:
@@ -209,17 +209,17 @@ def _gap(query: Tensor, key: Tensor, longest: int, window: int | None, cap: floa
     layout = lay_out([paths], query.device)
     generator = torch.Generator().manual_seed(longest)
 
-    def drawn(heads: int) -> Tensor:
+    def random(heads: int) -> Tensor:
         return torch.randn(1, heads, len(layout.ids), query.shape[3], generator=generator).to(query.device, query.dtype)
 
-    q, k, v, upstream = drawn(query.shape[1]), drawn(key.shape[1]), drawn(key.shape[1]), drawn(query.shape[1])
-    found = []
+    q, k, v, upstream = random(query.shape[1]), random(key.shape[1]), random(key.shape[1]), random(query.shape[1])
+    results = []
     for way, dtype in ((attend, query.dtype), (segments, torch.float32)):
         leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
         with torch.enable_grad():
             out = way(layout, leaves[0], leaves[1], leaves[2], None, window, cap)
-            found.append([out.detach(), *torch.autograd.grad(out, leaves, upstream.to(dtype))])
+            results.append([out.detach(), *torch.autograd.grad(out, leaves, upstream.to(dtype))])
     with torch.no_grad():
-        found[0].append(attend(layout, q, k, v, None, window, cap))
-        found[1].append(found[1][0])
-    return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
+        results[0].append(attend(layout, q, k, v, None, window, cap))
+        results[1].append(results[1][0])
+    return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))

@@ -33,16 +33,16 @@ class Shaping(NamedTuple):
         if self.cap is None:
             return logits, None
         logits = logits.div_(self.cap).tanh_()
-        found = 1 - logits.square() if slope else None
+        derivative = 1 - logits.square() if slope else None
         logits *= self.cap
-        return logits, found
+        return logits, derivative
 
-    def error(self, powers: Tensor, total: Tensor, wanted: Tensor, slope: Tensor | None) -> Tensor:
-        """∂ log p(wanted) / ∂ product, written over the powers [rows, vocabulary] of ``picked``.
-        total, wanted: [rows, 1].
+    def error(self, powers: Tensor, total: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
+        """∂ log p(target) / ∂ product, written over the powers [rows, vocabulary] of ``picked``.
+        total, target: [rows, 1].
         """
         error = powers.div_(-total)
-        error.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=error.dtype))
+        error.scatter_add_(-1, target, torch.ones_like(target, dtype=error.dtype))
         if slope is not None:
             error *= slope
         if self.scale != 1.0:
@@ -54,14 +54,14 @@ class Shaping(NamedTuple):
         return [slice(first, first + self.chunk) for first in range(0, rows, self.chunk)]
 
 
-def picked(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(wanted) [rows, 1] of float32 logits [rows, vocabulary], e^(z - max z) written over
+def picked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(target) [rows, 1] of float32 logits [rows, vocabulary], e^(z - max z) written over
     them, and its sums [rows, 1].
     """
     logits -= logits.amax(-1, keepdim=True)
-    found = logits.gather(-1, wanted)
+    logp = logits.gather(-1, target)
     total = logits.exp_().sum(-1, keepdim=True)
-    return found.sub_(total.log()), logits, total
+    return logp.sub_(total.log()), logits, total
 
 
 def log_distribution(logits: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ class SelectedLogProb(torch.autograd.Function):
             logits, slope = shaping.logits(
                 torch.nn.functional.linear(hidden[rows].to(weight.dtype), weight, bias), need
             )
-            wanted = targets[rows, None]
+            target = targets[rows, None]
             if likeliest is not None:
                 likeliest[rows] = logits.argmax(-1) == targets[rows]
-            found, powers, total = picked(logits, wanted)
-            out[rows] = found[:, 0]
+            logp, powers, total = picked(logits, target)
+            out[rows] = logp[:, 0]
             if gradient is not None:
-                gradient[rows] = (shaping.error(powers, total, wanted, slope).to(weight.dtype) @ weight).to(
+                gradient[rows] = (shaping.error(powers, total, target, slope).to(weight.dtype) @ weight).to(
                     gradient.dtype
                 )
         if gradient is not None:
@@ -152,9 +152,9 @@ class AdaptedLogProb(torch.autograd.Function):
         to_hidden, to_u, to_b = torch.empty_like(hidden), torch.empty_like(u), torch.zeros_like(b)
         for rows in shaping.chunks(len(hidden)):
             logits, slope = shaping.logits(adapted(hidden[rows], u[rows], cast, weight, bias), True)
-            wanted = targets[rows, None]
-            _, powers, sums = picked(logits, wanted)
-            error = shaping.error(powers, sums, wanted, slope)
+            target = targets[rows, None]
+            _, powers, sums = picked(logits, target)
+            error = shaping.error(powers, sums, target, slope)
             error = error.mul_(grads[0][rows, None]).to(weight.dtype)
             to_hidden[rows] = (error @ weight).to(hidden.dtype)
             to_u[rows] = (error @ cast).to(u.dtype)

@@ -63,7 +63,7 @@ class Layout:
     segments: tuple[Segment, ...]
     counts: list[int]
     places: list[list[int]]
-    kept: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
 
 def common(a: Sequence[int], b: Sequence[int], most: int) -> int:
@@ -126,11 +126,11 @@ def lay_out(trees: Sequence[Tree], device: torch.device) -> Layout:
     targets: list[int] = []
     counts: list[int] = []
     for path, places in zip(paths, row.places, strict=True):
-        asked = [c for c, wanted in enumerate(path.scored) if wanted]
-        assert not asked or asked[0] > 0, "the first token has nothing before it"
-        rows += [places[c - 1] for c in asked]
-        targets += [path.ids[c] for c in asked]
-        counts.append(len(asked))
+        scored = [c for c, flag in enumerate(path.scored) if flag]
+        assert not scored or scored[0] > 0, "the first token has nothing before it"
+        rows += [places[c - 1] for c in scored]
+        targets += [path.ids[c] for c in scored]
+        counts.append(len(scored))
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)

@@ -184,18 +184,20 @@ class Scorer:
         for r, path in enumerate(paths):
             ids[r, : len(path.ids)] = torch.tensor(path.ids)
             mask[r, : len(path.ids)] = 1
-            asked = [c for c, s in enumerate(path.scored) if s]
-            assert not asked or asked[0] > 0, "the first token has nothing before it"
-            rows += [r] * len(asked)
-            columns += [c - 1 for c in asked]
-            targets += [path.ids[c] for c in asked]
-            counts.append(len(asked))
+            scored = [c for c, s in enumerate(path.scored) if s]
+            assert not scored or scored[0] > 0, "the first token has nothing before it"
+            rows += [r] * len(scored)
+            columns += [c - 1 for c in scored]
+            targets += [path.ids[c] for c in scored]
+            counts.append(len(scored))
         padded = bool((mask == 0).any())
         hidden = self.trunk(
             input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False
         ).last_hidden_state
-        where, which, wanted = (torch.tensor(x, dtype=torch.long, device=self.device) for x in (rows, columns, targets))
-        return self._select(hidden[where, which], wanted, counts, greedy)
+        where, which, target_ids = (
+            torch.tensor(x, dtype=torch.long, device=self.device) for x in (rows, columns, targets)
+        )
+        return self._select(hidden[where, which], target_ids, counts, greedy)
 
     def score(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]:
         """One pass over whole trees, with gradients where they are on: per tree and path the
@@ -231,11 +233,11 @@ class Scorer:
         self.checked = True
         ids = tuple(tree[0].ids)
         beside = [(*ids[: len(ids) // 2], *ids[len(ids) // 2 + 1 :]), ids[1:]]
-        made = tuple(TokenPath(other, (False,) + (True,) * (len(other) - 1)) for other in beside if len(other) > 1)
+        probe = tuple(TokenPath(other, (False,) + (True,) * (len(other) - 1)) for other in beside if len(other) > 1)
         training = self.model.training
         self.model.eval()
         try:
-            shared, apart = torch.cat(self.forest((tree, made))), torch.cat(self.forward([*tree, *made]))
+            shared, apart = torch.cat(self.forest((tree, probe))), torch.cat(self.forward([*tree, *probe]))
         except UserError:
             raise
         except Exception as error:  # a family's own code meets a layout that it does not know
@@ -275,9 +277,9 @@ class Scorer:
         try:
             for chosen in self.batches(trees):
                 flags: list[Tensor] | None = None if greedy is None else []
-                found = _on_cpu([path for tree in self.score([trees[i] for i in chosen], flags) for path in tree])
+                values = _on_cpu([path for tree in self.score([trees[i] for i in chosen], flags) for path in tree])
                 for i in chosen:
-                    results[i] = [next(found) for _ in trees[i]]
+                    results[i] = [next(values) for _ in trees[i]]
                 if greedy is not None and flags is not None:
                     hits = _on_cpu(flags)
                     for i in chosen:

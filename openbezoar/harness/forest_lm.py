@@ -209,13 +209,13 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         settings, ask for.
         """
         own = getattr(self.model, "generation_config", None)
-        asked: set[str] = (
+        own_settings: set[str] = (
             set() if own is None else {name for name, value in own.to_diff_dict().items() if value not in (None, False)}
         )
         return (
             not settings["do_sample"]
             and settings.keys() <= {"do_sample", "temperature", "max_gen_toks"}
-            and asked <= GREEDY_ALIKE
+            and own_settings <= GREEDY_ALIKE
         )
 
     def _greedy(self, contexts: list[list[int]], stop: list[str], settings: dict[str, Any]) -> list[str]:
@@ -224,10 +224,10 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
         """
         own = getattr(self.model, "generation_config", None)
         ends = (*(() if own is None else end_tokens(own)), self.eot_token_id)
-        found = _StopStrings(self.tokenizer, stop)
+        stops = _StopStrings(self.tokenizer, stop)
         rows = [Sampled.of(place, Sampling(settings["max_gen_toks"]), ends, seed=0) for place in range(len(contexts))]
         self.decoder.draw(
-            [context or [self.prefix_token_id] for context in contexts], rows, lambda row: found.among(row.ids)
+            [context or [self.prefix_token_id] for context in contexts], rows, lambda row: stops.among(row.ids)
         )
         return [self.decode(row.ids) for row in rows]  # an end token that is no special one is text, as in HFLM
 

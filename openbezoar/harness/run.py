@@ -116,31 +116,31 @@ def _score_one(lm: Any, benchmark: Benchmark, seed: int) -> Result:
     for task in benchmark.parts.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     with quiet():
-        found = evaluate(
+        evaluation = evaluate(
             lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True
         )
-    assert found is not None  # only processes other than the first get none
+    assert evaluation is not None  # only processes other than the first get none
     names = list(benchmark.parts)
-    answers = {name: _by_metric(found["samples"][name]) for name in names}
+    answers = {name: _by_metric(evaluation["samples"][name]) for name in names}
     pooled = {metric: [value for name in names for value in answers[name][metric]] for metric in answers[names[0]]}
     first = benchmark.parts[names[0]]
     metrics = {
-        metric: _estimate(first, metric, values, seed, found["results"][names[0]] if len(names) == 1 else None)
+        metric: _estimate(first, metric, values, seed, evaluation["results"][names[0]] if len(names) == 1 else None)
         for metric, values in pooled.items()
     }
-    main = next((m for wanted in MAIN for m in metrics if m.partition(",")[0] == wanted), next(iter(metrics)))
+    main = next((m for preferred in MAIN for m in metrics if m.partition(",")[0] == preferred), next(iter(metrics)))
     items = pooled[main]
     result = {
         "task": benchmark.task,
         "fewshot": first.config.num_fewshot,
         "n": len(items),
-        "version": found["versions"][names[0]],
+        "version": evaluation["versions"][names[0]],
         "metrics": metrics,
         "main": main,
         "higher_is_better": bool(first.higher_is_better().get(main.partition(",")[0], True)),
         "items": items if _numbers(items) else [],
         "truncated": lm.truncated,
-        "prompt_hash": digest([sample["arguments"] for name in names for sample in found["samples"][name]]),
+        "prompt_hash": digest([sample["arguments"] for name in names for sample in evaluation["samples"][name]]),
     }
     if lm.thought:
         result["thoughts_left_out"] = lm.thought
@@ -185,12 +185,12 @@ def _estimate(
 
     own: lm-eval's results of a task that is not pooled.
     """
-    name, _, kept = metric.partition(",")
+    name, _, filter_name = metric.partition(",")
     aggregation = getattr(task.aggregation().get(name), "__name__", "mean")
     if own is None:
         value = _mean(values)
     else:
-        value = float(own[f"{name},{kept or 'none'}"])
+        value = float(own[f"{name},{filter_name or 'none'}"])
     if aggregation == "perplexity" and _numbers(values):  # exp(-mean log-probability)
         _, low, high = mean_interval(values, seed)
         return {"value": value, "low": math.exp(-high), "high": math.exp(-low)}

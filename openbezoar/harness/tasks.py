@@ -153,10 +153,10 @@ def read_rows(path: Path, local: LocalTask) -> tuple[list[Row], list[Row]]:
         fields = c.Fields(row, f"{path}: row {named(row.get('id', number))}")
         if (split := row.get("split", "eval")) not in SPLITS:
             raise fields.wrong("split", "'eval' or 'fewshot'")
-        made = local.columns(fields)
+        columns = local.columns(fields)
         if local.columns is c.mmlu:
-            made["subject"] = fields.text("subject")
-        rows[split].append(made)
+            columns["subject"] = fields.text("subject")
+        rows[split].append(columns)
     if not rows["eval"]:
         raise DataError(f"{path}: no row with split 'eval'; expected the questions there")
     return rows["fewshot"], rows["eval"]
@@ -216,12 +216,12 @@ def _dataset(local: LocalTask, examples: list[Row], questions: list[Row]) -> Cal
     def load(**_: Any) -> Any:
         from datasets import Dataset, DatasetDict
 
-        asked = Dataset.from_list(questions)
-        empty = asked.select([])  # splits that the definition names but nothing is taken from
-        shown = Dataset.from_list(examples) if examples else empty
+        question_set = Dataset.from_list(questions)
+        empty = question_set.select([])  # splits that the definition names but nothing is taken from
+        example_set = Dataset.from_list(examples) if examples else empty
         return DatasetDict(
             {"train": empty, "validation": empty, "test": empty}
-            | {local.examples or "fewshot": shown, local.questions: asked}
+            | {local.examples or "fewshot": example_set, local.questions: question_set}
         )
 
     return load
@@ -235,12 +235,12 @@ def set_fewshot(task: Any, fewshot: int | None) -> None:
 
 
 def _check_examples(task: Any, have: int, where: str) -> None:
-    wanted = task.config.num_fewshot
+    shots = task.config.num_fewshot
     # lm-eval draws one more where the questions' own split might be drawn from.
     spare = task.fewshot_cfg.split == task.config.test_split and task.fewshot_cfg.sampler != "first_n"
-    if wanted and have < wanted + spare:
+    if shots and have < shots + spare:
         raise DataError(
-            f"{where}: {have} rows with split 'fewshot'; {wanted}-shot prompts need {wanted + spare}; add rows or lower"
+            f"{where}: {have} rows with split 'fewshot'; {shots}-shot prompts need {shots + spare}; add rows or lower"
             " 'fewshot'"
         )
 

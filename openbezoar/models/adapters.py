@@ -76,11 +76,11 @@ def adapter_deltas(folder: Path) -> dict[str, Update]:
             " first"
         )
     scale = config["lora_alpha"] / config["r"]
-    found = [name.removesuffix(A) for name in tensors if name.endswith(A)]
-    if not found:
+    modules = [name.removesuffix(A) for name in tensors if name.endswith(A)]
+    if not modules:
         raise ModelError(f"{folder}: no LoRA weights in {WEIGHTS}")
     return {
-        name.removeprefix(HEAD): Update(tensors[name + A].float(), tensors[name + B].float(), scale) for name in found
+        name.removeprefix(HEAD): Update(tensors[name + A].float(), tensors[name + B].float(), scale) for name in modules
     }
 
 

@@ -105,10 +105,11 @@ def _check_sentencepiece(tokenizer: Any, folder: Path) -> None:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    wanted, got = model.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
-    if wanted != got:
+    expected, actual = model.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
+    if expected != actual:
         first = next(
-            (i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got))
+            (i for i, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b),
+            min(len(expected), len(actual)),
         )
         remedy = "remove tokenizer.json so that the SentencePiece model is used"
         if not (folder / "tokenizer.json").is_file():
@@ -178,15 +179,15 @@ def _without_bars() -> Iterator[None]:
         hf_logging.enable_progress_bar()
 
 
-_told: set[Path] = set()  # folders whose unused tensors were told of
+_reported: set[Path] = set()  # folders whose unused tensors were told of
 
 
 def _check_loaded(folder: Path, info: Mapping[str, Any], weights: Collection[str]) -> None:
     """What transformers passes over with a log line: tensors that it drew at random, and those that nothing uses."""
     if odd := sorted(info["mismatched_keys"], key=str):
-        name, stored, wanted = odd[0]
+        name, stored, expected = odd[0]
         raise ModelError(
-            f"{folder}: '{name}' has the shape {list(stored)}, its config makes it {list(wanted)}; config.json and"
+            f"{folder}: '{name}' has the shape {list(stored)}, its config makes it {list(expected)}; config.json and"
             " weights are of different models"
         )
     if missing := sorted(info["missing_keys"]):
@@ -202,8 +203,8 @@ def _check_loaded(folder: Path, info: Mapping[str, Any], weights: Collection[str
             f"{folder}: '{biases[0]}' is stored, and by its config the model has no such bias, without which it is"
             " another one; take the config that belongs to the weights"
         )
-    if unused and folder not in _told:
-        _told.add(folder)
+    if unused and folder not in _reported:
+        _reported.add(folder)
         print(
             f"  {folder.name}: {len(unused)} tensor{'s' * (len(unused) > 1)} that the model does not use, '{unused[0]}'"
             " first; left out",
@@ -357,8 +358,8 @@ def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     for target in targets:
-        found = {path: layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")}
-        if not found:
+        layers = {path: layer for path, layer in model.named_modules() if path == target or path.endswith(f".{target}")}
+        if not layers:
             linear = sorted(
                 {
                     path.rpartition(".")[2]
@@ -372,8 +373,8 @@ def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:
                 else "it has no linear layers, on which adapters go"
             )
             raise ModelError(f"{name}: the model has no module '{target}' for lora.targets; {has}")
-        names += found
-        for layer in found.values():
+        names += layers
+        for layer in layers.values():
             if (layer is head and tied) or not isinstance(layer, nn.Linear):
                 what = (
                     "the output head, whose weight is the embeddings' too"

@@ -109,15 +109,15 @@ class TrainingMemory:
     process: int  # the interpreter and its libraries, or CUDA's
     weights: int  # the base as held
     adapter: int  # fp32 values, gradients and AdamW's two moments
-    kept: int  # for the backward pass, by all layers
+    activations: int  # for the backward pass, by all layers
     layer: int  # what one layer holds while it is passed backward, beyond what is kept
 
     @property
     def peak(self) -> int:
-        return self.process + self.weights + self.adapter + self.kept + self.layer
+        return self.process + self.weights + self.adapter + self.activations + self.layer
 
 
-def kept_of_a_layer(shape: Shape, step: Training, width: int) -> int:
+def activations_of_a_layer(shape: Shape, step: Training, width: int) -> int:
     """Bytes that one token leaves in one decoder layer for its backward pass.
 
     The two norms' inputs; q, k, v and attention's output; the MLP's gate and up projection
@@ -145,7 +145,7 @@ INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "
 def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -> TrainingMemory:
     width, held = 4 if step.dtype == "float32" else 2, _held(shape, step, device)
     tokens = max(step.tokens, step.max_length * step.paths)  # a pair is one tree of two paths
-    a_layer = tokens * kept_of_a_layer(shape, step, width)
+    a_layer = tokens * activations_of_a_layer(shape, step, width)
     # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
     # the down projection's weight made 16-bit again.
     wide, weight = tokens * shape.mlp * width, shape.mlp * shape.hidden * width
@@ -154,7 +154,7 @@ def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -
         process=process_bytes(device),
         weights=weight_bytes(shape, held, width),
         adapter=lora_parameters(shape, step) * 16,
-        kept=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
+        activations=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
         layer=(a_layer if checkpointing else 0) + back,
     )
 

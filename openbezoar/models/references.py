@@ -127,16 +127,16 @@ def checkpoint_of_step(name: str, run: Path) -> Checkpoint:
 
 def _read(file: Path, run: Path, name: str) -> Checkpoint:
     with foreign_file(file, "the description of a model", "run the step again"):
-        made = _parsed(json.loads(file.read_text(encoding="utf-8")), run, name)
+        checkpoint = _parsed(json.loads(file.read_text(encoding="utf-8")), run, name)
     # Files of the steps that it is read from: its own, those of the base that was merged, those of older adapters.
     parts = [
         path.relative_to(run.resolve()).parts
-        for path in (file.resolve(), Path(made.base), *made.adapters)
+        for path in (file.resolve(), Path(checkpoint.base), *checkpoint.adapters)
         if path.is_relative_to(run.resolve())
     ]
     for step in dict.fromkeys(folder for folder, *_ in parts):
         RunFolder(run).checked(step)
-    return made
+    return checkpoint
 
 
 def _parsed(content: dict[str, Any], run: Path, name: str) -> Checkpoint:
@@ -213,8 +213,8 @@ def _in_hub_cache(reference: str) -> Path | None:
     )
     revision = match["revision"] or "main"
     named = cache / "refs" / revision
-    found = cache / "snapshots" / (named.read_text(encoding="utf-8").strip() if named.is_file() else revision)
-    return found if found.is_dir() else None
+    snapshot = cache / "snapshots" / (named.read_text(encoding="utf-8").strip() if named.is_file() else revision)
+    return snapshot if snapshot.is_dir() else None
 
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")

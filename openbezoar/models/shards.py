@@ -34,7 +34,7 @@ class TensorSource(Protocol):
     """A tensor that is made when it is indexed with ``[...]``; its shape and dtype are known before."""
 
     @property
-    def made(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype: ...
 
     def shape(self) -> tuple[int, ...]: ...
 
@@ -45,15 +45,15 @@ class TensorSource(Protocol):
 class Weight:
     """One tensor of a checkpoint; indexing it with ``[...]`` reads and makes it, as with safetensors' own slices.
 
-    The stored value is cast to ``held``, each update of ``older`` added in float32 and
-    rounded to ``held``, made what NF4 makes of it where ``nf4`` is set, ``last`` added in
-    float32, and the result cast to ``made``. Tensors that are not floating stay as they are.
+    The stored value is cast to ``base_dtype``, each update of ``older`` added in float32 and
+    rounded to ``base_dtype``, made what NF4 makes of it where ``nf4`` is set, ``last`` added in
+    float32, and the result cast to ``dtype``. Tensors that are not floating stay as they are.
     """
 
     file: Path
     name: str
-    held: torch.dtype
-    made: torch.dtype
+    base_dtype: torch.dtype
+    dtype: torch.dtype
     device: torch.device
     older: tuple[Update, ...] = ()
     nf4: bool = False
@@ -73,14 +73,14 @@ class Weight:
             value: Tensor = stored.get_tensor(self.name).to(self.device, copy=True)
         if not value.is_floating_point():
             return value
-        value = value.to(self.held)
+        value = value.to(self.base_dtype)
         for update in self.older:
-            value = update.onto(value).to(self.held)
+            value = update.onto(value).to(self.base_dtype)
         if self.nf4:
             value = nf4_values(value)
         if self.last is not None:
             value = self.last.onto(value)
-        return value.to(self.made)
+        return value.to(self.dtype)
 
 
 def nf4_values(weight: Tensor) -> Tensor:
@@ -106,17 +106,17 @@ def count_values(folder: Path) -> int:
 
 def weights_of(
     folder: Path,
-    held: torch.dtype,
+    base_dtype: torch.dtype,
     device: torch.device,
     older: Iterable[Path] = (),
     last: Path | None = None,
-    made: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
     nf4: bool = False,
 ) -> dict[str, Weight]:
     """A model folder's tensors by name, with adapters merged in as each is read.
 
-    held: dtype of the base. older, last: adapters, the oldest first; made: the dtype to come
-    out (default: ``held``); nf4: linear layers get the values of NF4 before ``last`` is added.
+    base_dtype: that of the base. older, last: adapters, the oldest first; dtype: the one to come
+    out (default: ``base_dtype``); nf4: linear layers get the values of NF4 before ``last`` is added.
     Raises ModelError for an adapter of another model.
     """
     files = files_of(folder)
@@ -134,20 +134,22 @@ def weights_of(
     )
     linear = {_stored(module, files, folder) for module in quantised_layers(skeleton(folder))} if nf4 else set()
     return {
-        name: Weight(file, name, held, made or held, device, tuple(of.get(name, ())), name in linear, ends.get(name))  #
+        name: Weight(
+            file, name, base_dtype, dtype or base_dtype, device, tuple(of.get(name, ())), name in linear, ends.get(name)
+        )
         for name, file in files.items()
     }
 
 
 def _stored(module: str, files: Mapping[str, Path], source: Path) -> str:
     """The name under which a module's weight is stored; some checkpoints have a prefix more or less than the model."""
-    wanted = f"{module}.weight"
-    if wanted in files:
-        return wanted
-    alike = [name for name in files if wanted.endswith(f".{name}") or name.endswith(f".{wanted}")]
+    expected = f"{module}.weight"
+    if expected in files:
+        return expected
+    alike = [name for name in files if expected.endswith(f".{name}") or name.endswith(f".{expected}")]
     if len(alike) != 1:
         raise ModelError(
-            f"{source}: the model has no weight '{wanted}'; the adapter belongs to another model, or its weights are"
+            f"{source}: the model has no weight '{expected}'; the adapter belongs to another model, or its weights are"
             " stored under other names"
         )
     return alike[0]
@@ -173,9 +175,9 @@ def _fitting(
 ) -> str:
     """As ``_stored``; raises ModelError for an update of another shape than the weight's."""
     name = _stored(module, files, source)
-    if (wanted := (update.b.shape[0], update.a.shape[1])) != shapes[name]:
+    if (shape := (update.b.shape[0], update.a.shape[1])) != shapes[name]:
         raise ModelError(
-            f"{source}: an update of {list(wanted)} for '{name}', which is {list(shapes[name])}; the adapter belongs to"
+            f"{source}: an update of {list(shape)} for '{name}', which is {list(shapes[name])}; the adapter belongs to"
             " another model"
         )
     return name
@@ -242,7 +244,7 @@ def _groups(weights: Mapping[str, TensorSource], most: int) -> Iterator[list[str
     group: list[str] = []
     size = 0
     for name, weight in weights.items():
-        bytes_ = weight.made.itemsize * torch.Size(weight.shape()).numel()
+        bytes_ = weight.dtype.itemsize * torch.Size(weight.shape()).numel()
         if group and size + bytes_ > most:
             yield group
             group, size = [], 0

@@ -61,21 +61,21 @@ def answers_of_run(run: RunFolder, step: str | None) -> tuple[str, list[Row]]:
     """(name of the mt_bench step, its answers). Raises RunError if it is not clear which step is
     meant, or there is none.
     """
-    found = sorted(
+    steps = sorted(
         p.parent.name
         for p in run.path.glob(f"*/{MANIFEST}")
         if (run.manifest(p.parent.name) or {}).get("verb") == "mt_bench"
     )
-    if step is None and len(found) == 1:
-        step = found[0]
-    if step is None or step not in found:
+    if step is None and len(steps) == 1:
+        step = steps[0]
+    if step is None or step not in steps:
         what = (
             f"no finished mt_bench step{f' {step!r}' if step else ''}"
-            if step or not found
+            if step or not steps
             else "several mt_bench steps; choose one with --step"
         )
         raise RunError(
-            f"{run.path}: {what}; it has {', '.join(found) or 'none, and only their answers can be compared'}"
+            f"{run.path}: {what}; it has {', '.join(steps) or 'none, and only their answers can be compared'}"
         )
     run.checked(step)
     return step, list(read_jsonl(run.step(step) / ANSWERS))
@@ -122,7 +122,7 @@ def make_ballots(
         for pair in combinations(models, 2)
     ]
     talks.sort(key=lambda talk: step_seed(seed, "order", *talk))
-    found = []
+    ballots = []
     for question, *pair in talks:
         if step_seed(seed, "side", question, *pair) % 2:
             pair.reverse()
@@ -133,8 +133,8 @@ def make_ballots(
         for turn in sorted(turns):
             ballot = _ballot(two[0], two[1], turn, counts)
             if ballot is not None:
-                found.append(ballot)
-    return found
+                ballots.append(ballot)
+    return ballots
 
 
 def _ballot(a: Row, b: Row, turn: int, counts: Counts) -> Ballot | None:

@@ -130,32 +130,34 @@ class ChatSession:
         from openbezoar.stats.seeds import step_seed
 
         turns = self._fitted(talk)
-        said: list[str] = []
+        pieces: list[str] = []
 
         def say(piece: str) -> None:
-            said.append(piece)
+            pieces.append(piece)
             self.write(piece)
 
         self.stopped = False
         try:
-            made = talk.local.answer(turns, self.sampling, step_seed(self.seed, "chat", self.messages), say, self.think)
+            completion = talk.local.answer(
+                turns, self.sampling, step_seed(self.seed, "chat", self.messages), say, self.think
+            )
         except KeyboardInterrupt:
             self.stopped = True
         self.write("\n\n" if len(self.talks) > 1 else "\n")
         if self.stopped:
             self.tell("(stopped)")
-        elif made.finish == "length":
+        elif completion.finish == "length":
             where = (
                 "in a thought, before a word was said"
-                if made.thoughts and not made.text
-                else f"after {made.tokens} tokens"
+                if completion.thoughts and not completion.text
+                else f"after {completion.tokens} tokens"
             )
             self.tell(f"(cut off {where}: --max-new-tokens)")
-        elif not made.text:
+        elif not completion.text:
             self.tell("(an empty answer)")
         if not self.stopped:
-            return made.text
-        return "".join(said) if said else None
+            return completion.text
+        return "".join(pieces) if pieces else None
 
     def _fitted(self, talk: Talk) -> list[Turn]:
         """The talk as it is sent; its oldest exchanges are dropped, and told, until an answer has
@@ -188,7 +190,7 @@ class ChatSession:
         for talk in self.talks:
             system = self.system if self.system is not None else talk.local.formatter.default_system
             head = [] if system is None else [{"role": "system", "content": system}]
-            drawn = {
+            settings = {
                 name: value
                 for name, value in asdict(self.sampling).items()
                 if name in ("temperature", "top_p", "max_new_tokens")
@@ -198,7 +200,7 @@ class ChatSession:
                     "model": talk.name,
                     "messages": [*head, *(turn.as_dict() for turn in talk.turns)],
                     "seed": self.seed,
-                    **drawn,
+                    **settings,
                 }
             )
         try:

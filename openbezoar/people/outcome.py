@@ -24,12 +24,12 @@ _VERDICT = {"model_a": "A", "model_b": "B"}
 def votes_on(ballots: Sequence[Ballot], rows: Iterable[Row]) -> list[tuple[Ballot, Row]]:
     """Each vote on these answers with its ballot; votes on other answers, though of the same models, are none."""
     by_id = {ballot.id: ballot for ballot in ballots}
-    found = []
+    voted = []
     for row in rows:
         ballot = by_id.get(str(row.get("id", "")).split("-")[0])
         if ballot is not None and row.get("id") == ballot.vote_id(str(row.get("judge"))):
-            found.append((ballot, row))
-    return found
+            voted.append((ballot, row))
+    return voted
 
 
 def numbers(models: Sequence[str], voted: Sequence[tuple[Ballot, Row]], seed: int) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def numbers(models: Sequence[str], voted: Sequence[tuple[Ballot, Row]], seed: in
                 "bad": row["winner"] == "tie (bothbad)",
             }
         )
-    found = pair_numbers(models, rows, seed)
-    for pair in found["pairs"]:
+    totals = pair_numbers(models, rows, seed)
+    for pair in totals["pairs"]:
         pair["both_bad"] = sum(r["bad"] for r in rows if {r["model_a"], r["model_b"]} == {pair["a"], pair["b"]})
-    return found
+    return totals
 
 
-def tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
+def tables(totals: dict[str, Any]) -> tuple[list[Table], list[str]]:
     """The numbers as tables, and sentences about how the votes were given."""
     pairs = tuple(
         (
@@ -66,21 +66,21 @@ def tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
             _share(p["win_rate"]),
             NOTHING if p["p_holm"] is None else f"{p['p_holm']:.2g}",
         )
-        for p in found["pairs"]
+        for p in totals["pairs"]
     )
     note = (
         "A tie is half a win. In brackets: 95 % interval over questions. p: of the paired test that neither is better"
         + (", corrected for the number of pairs." if len(pairs) > 1 else ".")
     )
-    made = [Table(("pair", "won / tied / lost", "of the ties: both bad", "win rate", "p"), pairs, note)]
-    if len(found["models"]) > 2:
-        made.append(
+    rendered = [Table(("pair", "won / tied / lost", "of the ties: both bad", "win rate", "p"), pairs, note)]
+    if len(totals["models"]) > 2:
+        rendered.append(
             Table(
                 ("model", "win rate", "votes"),
-                tuple((m, _share(f["win_rate"]), str(f["win_rate"]["n"])) for m, f in found["models"].items()),
+                tuple((m, _share(f["win_rate"]), str(f["win_rate"]["n"])) for m, f in totals["models"].items()),
             )
         )
-    return made, OrderNumbers(first=found["first"], longer=found["longer"]).sentences()
+    return rendered, OrderNumbers(first=totals["first"], longer=totals["longer"]).sentences()
 
 
 def _share(share: dict[str, Any]) -> str:
@@ -95,9 +95,9 @@ def preference_rows(voted: Sequence[tuple[Ballot, Row]], counts: Counts) -> list
     """
     by_ballot: dict[str, tuple[Ballot, Counter[int]]] = {}
     for ballot, row in voted:
-        found = vote(row, f"vote {row['id']}")
-        if found is not None:
-            by_ballot.setdefault(ballot.id, (ballot, Counter()))[1][found.label] += 1
+        decision = vote(row, f"vote {row['id']}")
+        if decision is not None:
+            by_ballot.setdefault(ballot.id, (ballot, Counter()))[1][decision.label] += 1
     rows = []
     for id_, (ballot, labels) in by_ballot.items():
         (label, n), *others = labels.most_common(2)
@@ -106,8 +106,8 @@ def preference_rows(voted: Sequence[tuple[Ballot, Row]], counts: Counts) -> list
             continue
         # A vote's first model is the first by name.
         chosen, rejected = sorted((ballot.a, ballot.b), key=lambda side: side.model)[:: -1 if label else 1]
-        made = _preference(ballot, chosen.turns, rejected.turns)
-        if made is None:
+        preference = _preference(ballot, chosen.turns, rejected.turns)
+        if preference is None:
             counts.add(
                 "second turns after different first answers"
                 if not _same_talk(chosen.turns, rejected.turns)
@@ -118,7 +118,7 @@ def preference_rows(voted: Sequence[tuple[Ballot, Row]], counts: Counts) -> list
             {
                 "id": f"vote-{id_}",
                 "subset": ballot.category,
-                **made,
+                **preference,
                 "chosen_model": chosen.model,
                 "rejected_model": rejected.model,
             }
@@ -137,14 +137,14 @@ def _preference(ballot: Ballot, chosen: Sequence[str], rejected: Sequence[str]) 
         pair = to_pair(row, ballot.id)
     except DataError:
         return None
-    said = [turn.content for turn in pair.prompt] + [pair.chosen, pair.rejected]
-    wanted = [
+    texts = [turn.content for turn in pair.prompt] + [pair.chosen, pair.rejected]
+    expected = [
         ballot.questions[0],
         *([] if ballot.turn == 1 else [chosen[0], ballot.questions[1]]),
         chosen[-1],
         rejected[-1],
     ]
-    return row if [text.strip() for text in said] == [text.strip() for text in wanted] else None
+    return row if [text.strip() for text in texts] == [text.strip() for text in expected] else None
 
 
 def _same_talk(chosen: Sequence[str], rejected: Sequence[str]) -> bool:

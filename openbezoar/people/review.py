@@ -83,11 +83,11 @@ def entries(run: RunFolder, step: str, shown: str = "all") -> list[Entry]:
     if shown not in get_args(Shown):
         raise RunError(f"--only {shown}: expected one of {', '.join(get_args(Shown))}")
     run.checked(step)
-    found = []
+    rows = []
     for bucket, name in FILES.items():
         if shown in ("all", bucket) and (run.step(step) / name).is_file():
-            found += [Entry(row, bucket) for row in read_jsonl(run.step(step) / name)]
-    return found
+            rows += [Entry(row, bucket) for row in read_jsonl(run.step(step) / name)]
+    return rows
 
 
 @dataclass
@@ -99,7 +99,7 @@ class ReviewSession:
     say: Callable[[str], None]
     editor: Callable[[str], str]
     place: int = 0
-    made: list[Decision] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     def run(self, commands: Iterable[str]) -> None:
         """Take commands until 'q', the last row, or the end of them."""
@@ -157,19 +157,19 @@ class ReviewSession:
         self.show()
         return True
 
-    def _find(self, wanted: str) -> None:
-        found = next(
-            (i for i, e in enumerate(self.entries) if wanted in (e.id, e.hash)),
-            int(wanted) - 1 if wanted.isdecimal() else -1,
+    def _find(self, text: str) -> None:
+        place = next(
+            (i for i, e in enumerate(self.entries) if text in (e.id, e.hash)),
+            int(text) - 1 if text.isdecimal() else -1,
         )
-        if 0 <= found < len(self.entries):
-            self._go(found)
+        if 0 <= place < len(self.entries):
+            self._go(place)
         else:
-            self.say(f"no row '{visible(wanted)}' here")
+            self.say(f"no row '{visible(text)}' here")
 
     def _decide(self, decision: Decision) -> None:
         self.reviews.add(decision)
-        self.made.append(decision)
+        self.decisions.append(decision)
 
     def _edit(self, entry: Entry) -> bool:
         before = texts_of(entry.row, self.reviews.in_force.get(entry.hash))
@@ -216,8 +216,8 @@ def parse_texts(content: str, before: dict[str, str]) -> dict[str, str]:
     after, rest = {}, content
     names = list(before)
     for name, following in zip(names, [*names[1:], None], strict=True):
-        head, found, rest = rest.partition(f"{_heading(name, before)}\n")
-        if not found or head.strip():
+        head, heading, rest = rest.partition(f"{_heading(name, before)}\n")
+        if not heading or head.strip():
             raise ValueError(f"the line '{_heading(name, before)}' is not where it was")
         mark = f"{_heading(following, before)}\n" if following else None
         text = rest if mark is None else rest.partition(mark)[0]

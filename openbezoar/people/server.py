@@ -58,14 +58,14 @@ class BallotVote(BallotRef):
 
 def listen(port: int) -> socket.socket:
     """A socket on the loopback; port 0 takes a free one. Raises UserError if the port is taken."""
-    found = socket.socket()
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((HOST, port))
+        listener.bind((HOST, port))
     except OSError as error:
-        found.close()
+        listener.close()
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0 for a free one") from None
-    return found
+    return listener
 
 
 def make_server(queue: BallotQueue, port: int, seed: int) -> uvicorn.Server:
@@ -87,10 +87,10 @@ def make_app(queue: BallotQueue, port: int, seed: int) -> FastAPI:
 
     def answer(do: Callable[[], bool]) -> JSONResponse:
         try:
-            done = do()
+            accepted = do()
         except OSError as error:
             return JSONResponse({"detail": f"{queue.votes.path}: {error.strerror}"}, 507)
-        return JSONResponse({"token": token, **queue.state()}, 200 if done else 409)
+        return JSONResponse({"token": token, **queue.state()}, 200 if accepted else 409)
 
     @app.get("/api/state")
     async def state() -> JSONResponse:
@@ -118,10 +118,10 @@ def make_app(queue: BallotQueue, port: int, seed: int) -> FastAPI:
 def result_of(queue: BallotQueue, seed: int) -> dict[str, Any]:
     """This person's votes as tables of text: {votes, tables: [{headers, rows, note}], notes}."""
     voted = votes_on(queue.ballots, queue.own_votes)
-    made, notes = tables(numbers(queue.models, voted, seed))
+    rendered, notes = tables(numbers(queue.models, voted, seed))
     return {
         "votes": len(voted),
-        "tables": [{"headers": t.headers, "rows": t.rows, "note": t.note} for t in made],
+        "tables": [{"headers": t.headers, "rows": t.rows, "note": t.note} for t in rendered],
         "notes": notes,
     }
 

@@ -50,10 +50,10 @@ def _gemma(config: Any) -> Iterator[str]:
 
 
 def _windows(config: Any, every: int) -> Iterator[str]:
-    wanted = [
+    expected = [
         "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(config.num_hidden_layers)
     ]
-    if list(config.layer_types) != wanted:
+    if list(config.layer_types) != expected:
         yield f"full attention elsewhere than on every layer of number {every}"
 
 
@@ -75,24 +75,24 @@ def architecture_of(config: Any) -> Architecture:
     """The architecture of a transformers config. Raises ModelError, naming it and what about it has
     no GGUF form here.
     """
-    found = KNOWN.get(config.model_type)
-    if found is None:
+    architecture = KNOWN.get(config.model_type)
+    if architecture is None:
         raise ModelError(
             f"no GGUF for architecture '{config.model_type}': expected one of {', '.join(KNOWN)}; the safetensors are"
             " complete"
         )
-    odd = list(found.check(config))
-    if (activation := getattr(config, "hidden_activation", None) or config.hidden_act) != found.activation:
+    odd = list(architecture.check(config))
+    if (activation := getattr(config, "hidden_activation", None) or config.hidden_act) != architecture.activation:
         odd.append(f"activation {activation}")
-    odd += unwritable(config, found.name)
-    if not found.biases and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
+    odd += unwritable(config, architecture.name)
+    if not architecture.biases and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
         odd.append("biases")
     if odd:
         raise ModelError(
             f"no GGUF for this {config.model_type} model: it has {', '.join(odd)}, which the format's readers do not"
             " expect of it"
         )
-    return found
+    return architecture
 
 
 def write_shape(writer: Any, config: Any, architecture: Architecture) -> None:

@@ -55,15 +55,15 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str,
     return names
 
 
-def _type(values: Sequence[Any], wanted: str | None) -> str:
-    """The type ``wanted`` if it holds all values of a column, else the narrowest one that does."""
+def _type(values: Sequence[Any], declared: str | None) -> str:
+    """The type ``declared`` if it holds all values of a column, else the narrowest one that does."""
     kinds = {type(value) for value in values if value is not None}
-    if wanted == TEXT or not kinds:
-        return wanted or TEXT
+    if declared == TEXT or not kinds:
+        return declared or TEXT
     if kinds == {bool}:
         return "bool"
     if kinds <= {int, float} and all(abs(value) < 2**63 for value in values if type(value) is int):
-        return WHOLE if kinds == {int} and wanted != REAL else REAL
+        return WHOLE if kinds == {int} and declared != REAL else REAL
     return TEXT
 
 

@@ -80,9 +80,9 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     files = files_of(folder)
     tied = bool(config.tie_word_embeddings)
-    wanted = [name for name in skeleton(folder).state_dict() if not (tied and name == "lm_head.weight")]
-    found = []
-    for source in wanted:
+    sources = [name for name in skeleton(folder).state_dict() if not (tied and name == "lm_head.weight")]
+    tensors = []
+    for source in sources:
         target = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if target is None or source not in files:
             raise ModelError(
@@ -96,8 +96,8 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
             else None
         )
         offset = architecture.norm_offset if source.endswith("norm.weight") else 0.0
-        found.append(Tensor(target, files[source], source, shape, heads, offset))
-    return found
+        tensors.append(Tensor(target, files[source], source, shape, heads, offset))
+    return tensors
 
 
 def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm, factors: Sequence[float] | None) -> None:

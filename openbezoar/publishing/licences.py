@@ -78,14 +78,14 @@ def normal(text: str | None) -> str:
     if not text:
         return UNKNOWN
     low = " ".join(text.lower().split())
-    found = [name for pattern, name in _FAMILIES for name in _versions(pattern, name, low)]
-    found += [name for pattern, name in _OTHERS if re.search(pattern, low)]
-    return max(found, key=_strictness, default=low)
+    names = [name for pattern, name in _FAMILIES for name in _versions(pattern, name, low)]
+    names += [name for pattern, name in _OTHERS if re.search(pattern, low)]
+    return max(names, key=_strictness, default=low)
 
 
 def _versions(pattern: str, name: str, text: str) -> list[str]:
-    found = re.finditer(pattern + r"(?![ -](?:nc|sa|nd)\b)(?:[ -]*(?:international)?[ -]*v?(\d\.\d))?", text)
-    return [f"{name}-{m[1]}" if m[1] else name for m in found]
+    matches = re.finditer(pattern + r"(?![ -](?:nc|sa|nd)\b)(?:[ -]*(?:international)?[ -]*v?(\d\.\d))?", text)
+    return [f"{name}-{m[1]}" if m[1] else name for m in matches]
 
 
 def non_commercial(licence: str) -> bool:
@@ -174,18 +174,20 @@ def for_use(sources: Sequence[Source]) -> list[str]:
 
     if not sources:
         return ["Whether it may be used or passed on is open: the run names no source of it."]
-    said = []
+    sentences = []
     if names := named(5):
-        said.append(f"Not for commercial use: {names} forbids it, and what is made from it follows.")
+        sentences.append(f"Not for commercial use: {names} forbids it, and what is made from it follows.")
     if names := named(4):
-        said.append(
+        sentences.append(
             f"Whether it may be used or passed on is open: no licence that is recognised is stated for {names}."
         )
     if names := named(3):
-        said.append(f"The terms of {names} hold for this too, with their restrictions of use; pass them on with it.")
+        sentences.append(
+            f"The terms of {names} hold for this too, with their restrictions of use; pass them on with it."
+        )
     if names := named(2):
-        said.append(f"What you make from it has to be passed on under the same licence: {names} asks for that.")
-    return said or [
+        sentences.append(f"What you make from it has to be passed on under the same licence: {names} asks for that.")
+    return sentences or [
         "It may be used, changed and passed on, also commercially; keep the licence and the notices with it."
     ]
 
@@ -255,9 +257,9 @@ def _front_matter(readme: Path) -> str | None:
     if not readme.is_file():
         return None
     text = readme.read_text(encoding="utf-8-sig", errors="replace")
-    found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    stated = re.search(r"^licen[cs]e:[ \t]*+(\S.*|(?:\n[ \t]*+-.*)+)", found[1], re.MULTILINE) if found else None
-    return _listed(stated[1]) if stated else None
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    licence = re.search(r"^licen[cs]e:[ \t]*+(\S.*|(?:\n[ \t]*+-.*)+)", match[1], re.MULTILINE) if match else None
+    return _listed(licence[1]) if licence else None
 
 
 def _listed(stated: str) -> str:
@@ -267,8 +269,8 @@ def _listed(stated: str) -> str:
 
 
 def _section(text: str) -> str | None:
-    found = re.search(r"^#+ *Licen[cs]e\s*\n(.+?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
-    return " ".join(found[1].split()) if found else None
+    match = re.search(r"^#+ *Licen[cs]e\s*\n(.+?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    return " ".join(match[1].split()) if match else None
 
 
 def terms_in(folder: Path) -> list[Path]:

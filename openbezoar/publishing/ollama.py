@@ -62,12 +62,12 @@ class Pieces:
 def pieces_of(formatter: Formatter) -> Pieces | None:
     """The trained template as pieces; None if it is not made of such."""
     try:
-        found = _probe(formatter)
+        pieces = _probe(formatter)
     except Exception:  # a template may refuse a probe by any exception, as those without a system role do
         return None
-    if found is None or any(found.render(turns) != _text(formatter, turns) for turns in CHECKED):
+    if pieces is None or any(pieces.render(turns) != _text(formatter, turns) for turns in CHECKED):
         return None
-    return found
+    return pieces
 
 
 def _text(formatter: Formatter, turns: Sequence[Turn]) -> str:
@@ -78,10 +78,10 @@ def _text(formatter: Formatter, turns: Sequence[Turn]) -> str:
 
 def _probe(formatter: Formatter) -> Pieces | None:
     whole = _text(formatter, (Turn("system", _S), Turn("user", _U), Turn("assistant", _A), Turn("user", _V)))
-    found = re.fullmatch(f"(.*){_S}(.*){_U}(.*){_A}(.*){_V}(.*)", whole, re.DOTALL)
-    if found is None:
+    match = re.fullmatch(f"(.*){_S}(.*){_U}(.*){_A}(.*){_V}(.*)", whole, re.DOTALL)
+    if match is None:
         return None
-    before_system, after_system, after_user, after_assistant, tail = found.groups()
+    before_system, after_system, after_user, after_assistant, tail = match.groups()
     head = _text(formatter, (Turn("user", _U),)).partition(_U)[0]
     no_system = _text(formatter, (Turn("system", ""), Turn("user", _U))).partition(_U)[0]
     # Where one text ends and the next begins is free within what both have in common.
@@ -91,10 +91,10 @@ def _probe(formatter: Formatter) -> Pieces | None:
     if not (after_user.endswith(answer) and tail.endswith(answer)):
         return None
     system = (before_system, after_system[: len(after_system) - len(user)])
-    added = head.removesuffix(user)
-    if added and not (added.startswith(system[0]) and added.endswith(system[1])):
+    opening = head.removesuffix(user)
+    if opening and not (opening.startswith(system[0]) and opening.endswith(system[1])):
         return None
-    default = added[len(system[0]) : len(added) - len(system[1])] if added else ""
+    default = opening[len(system[0]) : len(opening) - len(system[1])] if opening else ""
     return Pieces(
         system,
         (user, tail[: len(tail) - len(answer)]),

@@ -73,15 +73,15 @@ class Server:
     def find(self) -> str | None:
         """Where its program is: on the PATH, or beside this Python."""
         beside = Path(sys.executable).parent / self.executable
-        found = shutil.which(self.executable) or (str(beside) if os.access(beside, os.X_OK) else None)
+        program = shutil.which(self.executable) or (str(beside) if os.access(beside, os.X_OK) else None)
         if (
-            found
+            program
             and self.executable == "transformers"
-            and Path(found).parent == beside.parent
+            and Path(program).parent == beside.parent
             and not (find_spec("fastapi") and find_spec("uvicorn"))
         ):
             return None  # the command is there, but could not serve
-        return found
+        return program
 
 
 def _at(port: int) -> list[str]:
@@ -101,8 +101,8 @@ def _no_modelfile(served: Served) -> str | None:
 
 
 def _llama(program: str, served: Served, port: int) -> list[str]:
-    given = [] if _gguf_facts(served.gguf)[0] else ["--chat-template-file", str(served.template_file)]
-    return [program, "--model", str(served.gguf), "--alias", served.name, "--jinja", *given, *_at(port)]
+    template = [] if _gguf_facts(served.gguf)[0] else ["--chat-template-file", str(served.template_file)]
+    return [program, "--model", str(served.gguf), "--alias", served.name, "--jinja", *template, *_at(port)]
 
 
 SERVERS: dict[str, Server] = {

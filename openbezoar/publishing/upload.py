@@ -87,9 +87,9 @@ def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
                 commit_message=f"{upload.name}, made with OpenBezoar",
             )
         except Exception as error:  # the hub's client has many kinds, and its transport's too
-            said = " ".join(str(error).split())[:300]
+            words = " ".join(str(error).split())[:300]
             raise RunError(
-                f"{upload.repository}: the hub did not take it ({type(error).__name__}: {said}); what was uploaded"
+                f"{upload.repository}: the hub did not take it ({type(error).__name__}: {words}); what was uploaded"
                 " before stays, and is not sent again"
             ) from None
         yield str(commit.commit_url)

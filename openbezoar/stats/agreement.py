@@ -146,14 +146,14 @@ def _matched(judge: Sequence[Vote], people: Sequence[Vote]) -> list[tuple[str, i
 
 
 def _majority(people: Sequence[Vote]) -> tuple[list[Vote], int]:
-    found, without = [], 0
+    decided, without = [], 0
     for key, votes in _by_key(people).items():
         ranked = Counter(v.label for v in votes).most_common(2)
         if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
             without += 1
         else:
-            found.append(Vote(key, ranked[0][0], "majority"))
-    return found, without
+            decided.append(Vote(key, ranked[0][0], "majority"))
+    return decided, without
 
 
 def _by_key(votes: Iterable[Vote]) -> dict[Key, list[Vote]]:

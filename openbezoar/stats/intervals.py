@@ -84,17 +84,17 @@ def grouped_intervals(
         return [None] * len(statistics)
     n, flat = tables.shape[0], tables.reshape(tables.shape[0], -1)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    drawn = (times @ flat).reshape(draws, *tables.shape[1:])
-    found: list[Interval | None] = []
+    resampled = (times @ flat).reshape(draws, *tables.shape[1:])
+    intervals: list[Interval | None] = []
     for statistic in statistics:
-        value, again = statistic(tables.sum(axis=0)[None])[0], statistic(drawn)
+        value, again = statistic(tables.sum(axis=0)[None])[0], statistic(resampled)
         again = again[np.isfinite(again)]
         if not np.isfinite(value) or again.size == 0:
-            found.append(None)
+            intervals.append(None)
             continue
         low, high = np.quantile(again, _tails(n, LEVEL))
-        found.append((float(value), float(low), float(high)))
-    return found
+        intervals.append((float(value), float(low), float(high)))
+    return intervals
 
 
 def _tails(n: int, level: float) -> list[float]:
@@ -130,16 +130,16 @@ def proportion_interval(k: int, n: int) -> tuple[float, float]:
     return (0.0 if k == 0 else max(0.0, centre - half)), (1.0 if k == n else min(1.0, centre + half))
 
 
-def widened(found: Interval, groups: int) -> Interval:
+def widened(interval: Interval, groups: int) -> Interval:
     """The interval of a mean of values from 0 to 1 over groups; where all groups have the same one,
     drawing again shows no spread.
 
     Then as large a share of groups may be otherwise as Wilson's interval allows for 0 of so
     many, and those may lie at either end; for a share of 0 or 1 that is Wilson's interval.
     """
-    value, low, high = found
+    value, low, high = interval
     if high - low > 1e-9:
-        return found
+        return interval
     other = proportion_interval(0, groups)[1]
     return value, value - other * value, value + other * (1 - value)
 

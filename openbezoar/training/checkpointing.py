@@ -15,7 +15,7 @@ from openbezoar.models.memory import checkpoints, shape_of
 from openbezoar.recipe.train_steps import Training
 
 
-def _wanted(config: Mapping[str, Any], step: Training) -> bool:
+def _enabled(config: Mapping[str, Any], step: Training) -> bool:
     if step.checkpointing != "auto":
         return step.checkpointing
     try:
@@ -30,7 +30,7 @@ def apply(model: Any, step: Training) -> bool:
     Raises ModelError where the step asks for it and the model has none.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not _wanted(base.config.get_text_config().to_dict(), step):
+    if not _enabled(base.config.get_text_config().to_dict(), step):
         return False
     if not base.supports_gradient_checkpointing:
         if step.checkpointing == "auto":

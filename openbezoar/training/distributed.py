@@ -120,11 +120,11 @@ def from_first(make: Callable[[], T]) -> T:
         return make()
     import torch.distributed as dist
 
-    held: list[Any] = [make() if rank() == 0 else None]
+    cell: list[Any] = [make() if rank() == 0 else None]
     with _together():
-        dist.broadcast_object_list(held, src=0, group=_patient[0])
-    made: T = held[0]
-    return made
+        dist.broadcast_object_list(cell, src=0, group=_patient[0])
+    value: T = cell[0]
+    return value
 
 
 def announce(step: str | None) -> None:

@@ -55,7 +55,7 @@ class Encoder:
 
     def _fitting(self, prompt: tuple[Turn, ...], answers: list[str]) -> Ids | None:
         """The prompt with each answer; None (and a count) when it does not fit."""
-        given = prompt
+        original = prompt
         while True:
             head = self.formatter.prompt_ids(prompt)
             tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
@@ -66,7 +66,7 @@ class Encoder:
                 self.counts.add("too long")
                 return None
             prompt = shorter
-        if prompt is not given:
+        if prompt is not original:
             self.counts.add("oldest turns cut")
         if self.formatter.folds_system and prompt[0].role == "system" and prompt[0].content:
             self.counts.add(FOLDED)
@@ -132,10 +132,10 @@ def encode_rows(
 def _encoded(encoder: Encoder, convert: Convert, where: str, row: Row) -> EncodedRow:
     encoder.counts = Counts()
     try:
-        made = convert(row, where)
+        example = convert(row, where)
     except RowError as error:
         return EncodedRow(error.reason, {}, None)
-    ids = encoder.encode(made)
+    ids = encoder.encode(example)
     return EncodedRow(
         None, encoder.counts.by_reason, None if ids is None else tuple(array("i", part).tobytes() for part in ids)
     )

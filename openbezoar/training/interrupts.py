@@ -19,13 +19,13 @@ class StopRequest:
     """Whether the user has asked to stop."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.made, self._say = False, say
+        self.requested, self._say = False, say
 
     def heard(self, number: int, frame: Any) -> None:
         """The signal's handler: at the first signal take note, at the second interrupt."""
-        if self.made:
+        if self.requested:
             raise KeyboardInterrupt
-        self.made = True
+        self.requested = True
         self._say("  stopping after this optimiser step; Ctrl-C again stops at once")
 
 

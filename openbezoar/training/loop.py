@@ -201,9 +201,11 @@ def _loop(
             pace.count(metrics["tokens"], done, time.monotonic() - begun)
             log.append({"step": state.step, **metrics})
             _append(job.out / "metrics.jsonl", log[-1])
-            if (state.step % settings.save_every == 0 or state.step == steps or stop.made) and distributed.rank() == 0:
+            if (
+                state.step % settings.save_every == 0 or state.step == steps or stop.requested
+            ) and distributed.rank() == 0:
                 state.save(job.out / RESUME, [job.out / "metrics.jsonl", job.out / "heldout.jsonl"])
-            if stop.made:
+            if stop.requested:
                 raise KeyboardInterrupt
             bar.advance(
                 1,
@@ -282,9 +284,9 @@ def _truncated(path: Path, done: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for text in lines if (line := _whole(text)) is not None and line["step"] <= done]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-    return kept
+    records = [line for text in lines if (line := _whole(text)) is not None and line["step"] <= done]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in records))
+    return records
 
 
 def _whole(text: str) -> dict[str, Any] | None:

@@ -89,8 +89,8 @@ def preference_objective(
     function, scale = partial(row.load(), **constants), constants[row.scale]
 
     def scored(trees: Sequence[Tree]) -> PairScores:
-        given = None if reference is None else reference(trees)
-        return PairScores.of(answer_sums(scorer.score(trees)), answer_tokens(trees, scorer.device), given)
+        logps = None if reference is None else reference(trees)
+        return PairScores.of(answer_sums(scorer.score(trees)), answer_tokens(trees, scorer.device), logps)
 
     def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
         assert not row.whole_batch or len(trees) == whole, "a loss over the whole batch was given a part of it"

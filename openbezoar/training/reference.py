@@ -41,10 +41,10 @@ DIGEST_BYTES = 16
 
 def tree_digest(tree: Tree) -> bytes:
     """16 bytes that stand for a tree's token ids and which of them are scored."""
-    made = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in tree:
-        made.update(array("q", (len(path.ids), *path.ids)).tobytes() + bytes(path.scored))
-    return made.digest()[:DIGEST_BYTES]
+        sha256.update(array("q", (len(path.ids), *path.ids)).tobytes() + bytes(path.scored))
+    return sha256.digest()[:DIGEST_BYTES]
 
 
 def reference_key(
@@ -107,11 +107,11 @@ class ReferenceCache:
     def _load(self, file: Path) -> None:
         try:
             tensors, metadata = read_sealed(file, "it is computed again")
-            found, pairs, logps = json.loads(metadata["key"]), tensors["pairs"], tensors["logps"]
+            key, pairs, logps = json.loads(metadata["key"]), tensors["pairs"], tensors["logps"]
         except (RunError, KeyError, TypeError, ValueError):
             self.stale = ["file"]
             return
-        self.stale = [name for name in {**found, **self.key} if found.get(name) != self.key.get(name)]
+        self.stale = [name for name in {**key, **self.key} if key.get(name) != self.key.get(name)]
         if not self.stale:
             self.values = {
                 bytes(pair): (chosen, rejected)
@@ -132,20 +132,20 @@ class ReferenceCache:
         progress: Progress,
     ) -> int:
         """Compute the passes in which a pair is missing; returns how many pairs were computed."""
-        made = 0
+        computed = 0
         with progress.bar("reference", len(passes), "passes") as bar:
             for number, trees in enumerate(passes, 1):
                 marks = [tree_digest(tree) for tree in trees]
-                if missing := {mark: i for i, mark in reversed(list(enumerate(marks))) if mark not in self.values}:
+                if unknown := {mark: i for i, mark in reversed(list(enumerate(marks))) if mark not in self.values}:
                     rows = compute(trees).float().cpu().tolist()
-                    self.values.update({mark: (rows[i][0], rows[i][1]) for mark, i in missing.items()})
-                    made += len(missing)
+                    self.values.update({mark: (rows[i][0], rows[i][1]) for mark, i in unknown.items()})
+                    computed += len(unknown)
                     if number % save_every == 0:
                         self.save()
                 bar.advance(1)
-        if made or not self.file.is_file():
+        if computed or not self.file.is_file():
             self.save()
-        return made
+        return computed
 
     def __call__(self, trees: Sequence[Tree], device: torch.device) -> Tensor:
         """Float32 [pairs, 2]: chosen, rejected."""

@@ -26,12 +26,12 @@ from openbezoar.recipe.train_steps import Training
 
 def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser of a step. Raises ModelError where bitsandbytes does not offer it on the parameters' device."""
-    given = list(parameters)
+    trained = list(parameters)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(given, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     import bitsandbytes
 
-    if settings.optimizer == "paged_adamw8bit" and given[0].device.type == "cpu":
+    if settings.optimizer == "paged_adamw8bit" and trained[0].device.type == "cpu":
         raise ModelError(
             "optimizer: paged_adamw8bit moves its state between GPU and main memory and there is no GPU; choose adamw"
             " or adamw8bit"
@@ -39,8 +39,8 @@ def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> to
     kind = {"adamw8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw8bit": bitsandbytes.optim.PagedAdamW8bit}[
         settings.optimizer
     ]
-    made: torch.optim.Optimizer = kind(given, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return made
+    optimizer: torch.optim.Optimizer = kind(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return optimizer
 
 
 @dataclass
@@ -100,12 +100,12 @@ class State:
                     f"{beside}: not the log that belongs to {path.name}; delete the folder and run again: the training"
                     " begins anew"
                 )
-        found: dict[str, dict[str, Tensor]] = {}
+        states: dict[str, dict[str, Tensor]] = {}
         for full, tensor in tensors.items():
             key, _, name = full.partition(":")
-            found.setdefault(name, {})[key] = tensor
+            states.setdefault(name, {})[key] = tensor
         for name, parameter in self.parameters.items():
-            parts = found[name]
+            parts = states[name]
             parameter.copy_(parts.pop("value"))
             if "best" in parts:
                 self.best[name] = parts.pop("best")

@@ -60,12 +60,12 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     best, size, seconds = 0.0, 1024, 0.0
     while size <= 8192 and seconds < ENOUGH:
         a = torch.ones(size, size, dtype=dtype, device=device)
-        made = a @ a
+        product = a @ a
         times = []
         for _ in range(3):
             wait()
             before = time.perf_counter()
-            torch.mm(a, a, out=made)
+            torch.mm(a, a, out=product)
             wait()
             times.append(time.perf_counter() - before)
         seconds = min(times)

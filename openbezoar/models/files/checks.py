@@ -160,10 +160,10 @@ def _shapes(model: Model) -> Iterator[str]:
         yield f"its config has a hidden size of {hidden} with {heads} heads and no head_dim; expected a multiple"
     if not model.tensors or config.get("model_type") not in UNIFORM or not isinstance(layers, int):
         return
-    wanted = _expected(config)
+    expected = _expected(config)
     prefix = "" if any(name.startswith("layers.") for name in model.tensors) else "model."
     for number in range(layers):
-        for part, shape in wanted.items():
+        for part, shape in expected.items():
             name = f"{prefix}layers.{number}.{part}.weight"
             if name not in model.tensors:
                 yield (
@@ -171,10 +171,10 @@ def _shapes(model: Model) -> Iterator[str]:
                     " be drawn at random: fetch the weights again"
                 )
                 return
-            found = model.tensors[name].shape
-            if shape and model.kind_of(name) != "bnb4" and found != shape:
+            actual = model.tensors[name].shape
+            if shape and model.kind_of(name) != "bnb4" and actual != shape:
                 yield (
-                    f"'{name}' has the shape {list(found)}, its config makes it {list(shape)}; config.json and weights"
+                    f"'{name}' has the shape {list(actual)}, its config makes it {list(shape)}; config.json and weights"
                     " are of different models"
                 )
                 return
@@ -218,13 +218,13 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
     def shape(out: int | None, in_: int | None) -> tuple[int, ...] | None:
         return (out, in_) if out and in_ else None
 
-    found = {
+    shapes = {
         "self_attn.q_proj": shape(q_size, hidden),
         "self_attn.o_proj": shape(hidden, q_size),
         "mlp.down_proj": shape(hidden, wide),
     }
     return (
-        found
+        shapes
         | dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), shape(kv_size, hidden))
         | dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), shape(wide, hidden))
     )

@@ -23,25 +23,25 @@ def generation_settings(folder: Path) -> tuple[Any, list[str]]:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    stated = (
+    settings = (
         optional_json(folder / FILE)
         or GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(folder))).to_diff_dict()
     )
     changed = []
     # 0 is another word for greedy
-    if (odd := sampling_without_do_sample(stated)) is not None and stated.get("temperature") != 0:
+    if (odd := sampling_without_do_sample(settings)) is not None and settings.get("temperature") != 0:
         changed.append(f"do_sample: true set, since it has {odd}")
-        stated = {**stated, "do_sample": True}
-    if not _can_be_saved(stated):
-        kept: dict[str, Any] = {}
+        settings = {**settings, "do_sample": True}
+    if not _can_be_saved(settings):
+        accepted: dict[str, Any] = {}
         # what others depend on comes first
-        for key in sorted(stated, key=lambda key: key not in ("do_sample", "num_beams")):
-            if _can_be_saved({**kept, key: stated[key]}):
-                kept[key] = stated[key]
+        for key in sorted(settings, key=lambda key: key not in ("do_sample", "num_beams")):
+            if _can_be_saved({**accepted, key: settings[key]}):
+                accepted[key] = settings[key]
             else:
-                changed.append(f"{key}: {stated[key]} left out")
-        stated = kept
-    return GenerationConfig(**stated), changed
+                changed.append(f"{key}: {settings[key]} left out")
+        settings = accepted
+    return GenerationConfig(**settings), changed
 
 
 def _can_be_saved(settings: dict[str, Any]) -> bool:

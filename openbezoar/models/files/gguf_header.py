@@ -100,10 +100,10 @@ class _Reader:
         if n > self._size - self.place:
             raise self.wrong(f"at byte {self.place:,} it states {n:,} bytes, {self._size - self.place:,} are left")
         self.place += n
-        taken: bytes = self._file.read(n)
-        if len(taken) < n:
+        data: bytes = self._file.read(n)
+        if len(data) < n:
             raise self.wrong("it became shorter while it was read")
-        return taken
+        return data
 
     def _number(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]

@@ -143,29 +143,29 @@ def _write_weights(model: Model, work: Path, dtype: str) -> str:
     """Write the plain tensors as shards of a gigabyte at most, or one tensor; returns the config's dtype."""
     from safetensors.torch import save_file
 
-    made: list[tuple[Path, list[str]]] = []
-    held: dict[str, Tensor] = {}
+    shards: list[tuple[Path, list[str]]] = []
+    buffer: dict[str, Tensor] = {}
     total = size = 0
 
     def flush() -> None:
-        nonlocal held, size
-        file = work / f"shard-{len(made)}"
-        save_file(held, file, metadata={"format": "pt"})
-        made.append((file, list(held)))
-        held, size = {}, 0
+        nonlocal buffer, size
+        file = work / f"shard-{len(shards)}"
+        save_file(buffer, file, metadata={"format": "pt"})
+        shards.append((file, list(buffer)))
+        buffer, size = {}, 0
 
     for name, value in _values(model, dtype):
-        if held and size + value.nbytes > SHARD_BYTES:
+        if buffer and size + value.nbytes > SHARD_BYTES:
             flush()
-        held[name] = value
+        buffer[name] = value
         size, total = size + value.nbytes, total + value.nbytes
     flush()
     where: dict[str, str] = {}
-    for number, (file, names) in enumerate(made, 1):
-        final = "model.safetensors" if len(made) == 1 else f"model-{number:05d}-of-{len(made):05d}.safetensors"
+    for number, (file, names) in enumerate(shards, 1):
+        final = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file.rename(work / final)
         where |= dict.fromkeys(names, final)
-    if len(made) > 1:
+    if len(shards) > 1:
         write_json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     return dtype
 
@@ -181,8 +181,8 @@ def _values(model: Model, dtype: str) -> Iterator[tuple[str, Tensor]]:
 
     def value(name: str) -> Tensor:
         with safe_open(stored[name].file, framework="pt") as opened:  # type: ignore[no-untyped-call]
-            found: Tensor = opened.get_tensor(name)
-        return found
+            tensor: Tensor = opened.get_tensor(name)
+        return tensor
 
     make: Mapping[str, Callable[[Tensor, Packed, Callable[[str], Tensor]], Tensor]] = {
         "fp8": _from_fp8,
@@ -222,8 +222,8 @@ def _from_bnb8(codes: Tensor, one: Packed, value: Callable[[str], Tensor]) -> Te
     from bitsandbytes import functional
 
     assert one.scale is not None
-    made: Tensor = functional.int8_vectorwise_dequant(codes, value(one.scale))
-    return made
+    weight: Tensor = functional.int8_vectorwise_dequant(codes, value(one.scale))
+    return weight
 
 
 def _from_bnb4(codes: Tensor, one: Packed, value: Callable[[str], Tensor]) -> Tensor:
@@ -233,8 +233,8 @@ def _from_bnb4(codes: Tensor, one: Packed, value: Callable[[str], Tensor]) -> Te
     state = functional.QuantState.from_dict(
         {name.partition(".weight.")[2]: value(name) for name in one.parts}, device=torch.device("cpu")
     )
-    made: Tensor = functional.dequantize_4bit(codes.contiguous().view(torch.uint8).reshape(-1, 1), state)
-    return made
+    weight: Tensor = functional.dequantize_4bit(codes.contiguous().view(torch.uint8).reshape(-1, 1), state)
+    return weight
 
 
 def _write_tokenizer(folder: Path, work: Path, texts: set[str]) -> set[str]:

@@ -63,10 +63,10 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config that says nothing of quantisation, as that of plain weights."""
-    kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    rest = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
     return {
         key: without_settings(value) if key.endswith("_config") and isinstance(value, dict) else value
-        for key, value in kept.items()
+        for key, value in rest.items()
     }
 
 
@@ -76,23 +76,23 @@ def packed_weights(where: str, config: Mapping[str, Any], tensors: Mapping[str, 
     Raises ModelError for weights in a form that cannot be made plain here.
     """
     settings = settings_of(config)
-    found: dict[str, Packed] = {}
+    packed: dict[str, Packed] = {}
     parts_of: dict[str, list[str]] = {}
     for name in tensors:
         if ".weight." in name:
             parts_of.setdefault(name[: name.index(".weight.") + len(".weight")], []).append(name)
     for name, tensor in tensors.items():
         if (one := _packed(where, name, tensor, tensors, parts_of.get(name, []), settings)) is not None:
-            found[name] = one
-    taken = {part for one in found.values() for part in one.parts} | set(found)
+            packed[name] = one
+    accounted = {part for one in packed.values() for part in one.parts} | set(packed)
     for name, tensor in tensors.items():
         # one number, such as a count of steps, is no weight
         odd = tensor.dtype not in PLAIN and tensor.shape != () and not BUFFER.search(name)
-        if name not in taken and not BESIDE.search(name) and (odd or _SIGN.search(name)):
+        if name not in accounted and not BESIDE.search(name) and (odd or _SIGN.search(name)):
             raise _refused(where, settings, f"'{name}' is stored as {tensor.dtype}")
     if settings.get("transform_config"):
         raise _refused(where, settings, "its config has a transform_config, which changes what the weights stand for")
-    return found
+    return packed
 
 
 def _packed(
@@ -138,8 +138,8 @@ def _block(
 
 def _refused(where: str, settings: Mapping[str, Any], what: str) -> ModelError:
     method = settings.get("quant_method") or settings.get("quantization_method") or settings.get("format")
-    said = f" (its config says {method})" if method else ""
+    hint = f" (its config says {method})" if method else ""
     return ModelError(
-        f"{where}: its weights are quantised{said}: {what}, which is not read here; expected 16 or 32 bits, FP8 with"
+        f"{where}: its weights are quantised{hint}: {what}, which is not read here; expected 16 or 32 bits, FP8 with"
         " scales or bitsandbytes: name the model that was quantised, or save it de-quantised with its own package"
     )

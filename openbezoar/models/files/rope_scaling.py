@@ -28,12 +28,12 @@ def llama3_factors(head_dim: int, base: float, rope: Mapping[str, Any]) -> list[
     """
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     length = float(rope["original_max_position_embeddings"])
-    found = []
+    factors = []
     for place in range(0, head_dim, 2):
         wave = 2 * math.pi * base ** (place / head_dim)
         t = 1.0 if wave < length / high else 0.0 if wave > length / low else (length / wave - low) / (high - low)
-        found.append(1 / ((1 - t) / factor + t))
-    return found
+        factors.append(1 / ((1 - t) / factor + t))
+    return factors
 
 
 def stated_in(gguf: Path, header: GgufHeader) -> dict[str, Any] | None:
@@ -71,8 +71,8 @@ def _llama3(gguf: Path, header: GgufHeader) -> dict[str, Any] | None:
     if all(factor == 1 for factor in factors):
         return None
     rope = {"rope_type": "llama3", "factor": float(round(max(factors), 4)), **LLAMA3}
-    wanted = llama3_factors(2 * number, float(header.fields.get(f"{arch}.rope.freq_base", 10000.0)), rope)
-    if any(abs(a - b) > 1e-4 * b for a, b in zip(factors, wanted, strict=True)):
+    expected = llama3_factors(2 * number, float(header.fields.get(f"{arch}.rope.freq_base", 10000.0)), rope)
+    if any(abs(a - b) > 1e-4 * b for a, b in zip(factors, expected, strict=True)):
         raise ModelError(
             f"{gguf}: the factors of its rotary embedding are not those of Llama 3.1 to 3.3; take the model's"
             " safetensors"

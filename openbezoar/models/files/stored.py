@@ -89,13 +89,13 @@ def header(file: Path) -> dict[str, Stored]:
             )
         try:
             content = json.loads(handle.read(size))
-            found = {name: _stored(one, file, 8 + size) for name, one in content.items() if name != "__metadata__"}
+            tensors = {name: _stored(one, file, 8 + size) for name, one in content.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ModelError(
                 f"{file}: its safetensors header cannot be read; the file is damaged, fetch it again"
             ) from None
-    _check_spans(file, found, 8 + size, length)
-    return found
+    _check_spans(file, tensors, 8 + size, length)
+    return tensors
 
 
 def _stored(one: dict[str, Any], file: Path, start: int) -> Stored:
@@ -162,18 +162,18 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
     shards = sorted(set(named.values()))
     if absent := [file for file in shards if not (folder / file).is_file()]:
         raise ModelError(f"{folder}: {INDEX} names '{absent[0]}', which is not there; fetch the model's shards again")
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file in shards:
         for name, tensor in header(folder / file).items():
-            if name in found and not same_bytes(found[name], tensor):
+            if name in tensors and not same_bytes(tensors[name], tensor):
                 raise ModelError(
-                    f"{folder}: '{found[name].file.name}' and '{file}' both hold a tensor '{name}', with other values;"
-                    " fetch the model's shards again"
+                    f"{folder}: '{tensors[name].file.name}' and '{file}' both hold a tensor '{name}', with other"
+                    " values; fetch the model's shards again"
                 )
-            found.setdefault(name, tensor)
-    if lost := sorted(set(named) - set(found)):
+            tensors.setdefault(name, tensor)
+    if lost := sorted(set(named) - set(tensors)):
         raise ModelError(
             f"{folder}: {INDEX} names a tensor '{lost[0]}', which '{named[lost[0]]}' does not hold; fetch the model's"
             " shards again"
         )
-    return found
+    return tensors

@@ -73,11 +73,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def text_names(names: Iterable[str]) -> dict[str, str]:
     """{a tensor's name in the text model: its name in the wrapper}; what belongs to other parts is left out."""
-    found = {}
+    by_name = {}
     for name in names:
         if match := _INNER.match(name):
             rest = match["rest"]
-            found[rest if rest.startswith("lm_head.") else f"model.{rest}"] = name
+            by_name[rest if rest.startswith("lm_head.") else f"model.{rest}"] = name
         elif name.startswith("lm_head."):
-            found[name] = name
-    return found
+            by_name[name] = name
+    return by_name
