@@ -12,7 +12,7 @@ import pytest
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError
-from openbezoar.judging.pairwise import settle
+from openbezoar.judging.both_orders import settle
 from openbezoar.llm import Completion
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.file import parse

@@ -12,7 +12,7 @@ from conftest import remembered
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
-from openbezoar.judging.prompting import PAIR, SINGLE
+from openbezoar.judging.both_orders import TEXTS as PAIR
 from openbezoar.judging.questions import read_answers, read_questions
 from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
 from openbezoar.llm import Completion, Sampling, Samplings, each
@@ -23,6 +23,7 @@ from openbezoar.recipe.measure_steps import MtBench
 from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.judge import mt_bench as stage
+from openbezoar.verbs.judge.protocols.single import TEXTS as SINGLE
 
 Talk = Sequence[Turn]
 

@@ -12,6 +12,7 @@ import typer
 
 from openbezoar.cli.arguments import AsJson, Model, print_json
 from openbezoar.progress import visible
+from openbezoar.recipe.protocols import GRADINGS, PROTOCOLS
 
 
 def score(
@@ -138,7 +139,7 @@ def judge(
         typer.Option("--answers", metavar="FILE", help="Answers of any number of models to grade. Repeatable."),
     ] = None,
     models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models' answers.")] = None,
-    grading: Annotated[str, typer.Option("--grading", help="single, pairwise or both.")] = "single",
+    grading: Annotated[str, typer.Option("--grading", help=f"{', '.join(PROTOCOLS)} or both.")] = "single",
     against: Annotated[
         str | None, typer.Option("--against", metavar="NAME", help="Compare every model with this one only.")
     ] = None,
@@ -299,15 +300,18 @@ def _check_words(result: dict[str, Any]) -> str:
 
 def _judge_words(step: Any) -> str:
     """A step's numbers as tables and sentences."""
-    from openbezoar.reporting.document import Grid, Paragraph, flat
-    from openbezoar.verbs.judge.answers_section import group_table, health_table
-    from openbezoar.verbs.judge.section import agreement_blocks, pairwise_blocks
+    from openbezoar.reporting.document import Block, Grid, Paragraph, flat
+    from openbezoar.verbs.judge.answers_section import health_table
+    from openbezoar.verbs.judge.protocols import graders
+    from openbezoar.verbs.judge.section import agreement_blocks
 
-    result = step.result
-    blocks = agreement_blocks(result) if step.verb == "agreement" else []
-    if step.settings.get("grading") in ("single", "both"):
-        blocks += [Grid(health_table(result)), Grid(group_table(result))]
-    blocks += pairwise_blocks(result.pairwise) if step.verb == "mt_bench" else []
+    blocks: list[Block] = []
+    if step.verb == "agreement":
+        blocks += agreement_blocks(step.result)
+    elif not all(PROTOCOLS[name].compares for name in GRADINGS[step.settings["grading"]]):
+        blocks.append(Grid(health_table(step.result)))
+    for protocol in graders(step.settings["grading"]) if step.verb == "mt_bench" else ():
+        blocks += protocol.blocks(step.result)
     return "\n\n".join(
         b.table.text() if isinstance(b, Grid) else b.text for b in flat(blocks) if isinstance(b, Grid | Paragraph)
     )

@@ -1,11 +1,7 @@
 """Verdicts on two answers, each pair shown in both orders: who won, and how far the judge can be believed.
 
-Takes and gives rows of ``comparisons.jsonl``, which are votes in the schema that
-``agreement`` reads, with the replies in both orders beside them. Writes nothing.
-
-As in MT-Bench (arXiv 2306.05685) a model wins where both orders say so; two different
-verdicts are a tie ("tie (inconsistent)"). A pair without a verdict in one of the orders has
-no winner, is left out and counted. What is drawn again for an interval is the question.
+Takes rows of ``comparisons.jsonl`` (``judging.both_orders``). Writes nothing. A pair without a winner
+is left out and counted. What is drawn again for an interval is the question.
 """
 
 from __future__ import annotations
@@ -14,39 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
+from openbezoar.judging.both_orders import INCONSISTENT
 from openbezoar.rows.records import Row
 from openbezoar.stats.comparisons import correct
 from openbezoar.stats.intervals import Array, grouped_intervals, random_signs, ratio, widened
 from openbezoar.stats.seeds import step_seed
 
-INCONSISTENT = "tie (inconsistent)"
-_WINNER = {"A": "model_a", "B": "model_b", "tie": "tie"}
-_SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 _SCORE = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, INCONSISTENT: 0.5}
-
-
-def settle(as_named: str | None, swapped: str | None) -> str | None:
-    """The winner from the verdicts with a shown first and with b shown first; None if one is missing."""
-    if as_named is None or swapped is None:
-        return None
-    return _WINNER[as_named] if as_named == _SWAPPED[swapped] else INCONSISTENT
-
-
-def comparison(what: Row, lengths: tuple[int, int], as_named: Row, swapped: Row) -> Row:
-    """A row of ``comparisons.jsonl`` from what is compared and the judge's replies
-    (``grading.compare``) in both orders.
-    """
-    replies = (as_named, swapped)
-    return {
-        **what,
-        "winner": settle(as_named["verdict"], swapped["verdict"]),
-        "verdicts": [r["verdict"] for r in replies],
-        "judgments": [r["judgment"] for r in replies],
-        "logprobs": [r["logprobs"] for r in replies],
-        "lengths": list(lengths),
-        "unscored": next((r["unscored"] for r in replies if r["unscored"]), None),
-        **{name: [r.get(name) for r in replies] for name in ("left_out", "refused") if any(name in r for r in replies)},
-    }
 
 
 def share(

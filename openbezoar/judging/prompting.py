@@ -28,43 +28,9 @@ VERDICT_PREFIX = "Verdict: [["
 VERDICT_CHOICES = ("A]]", "B]]", "C]]")
 """As for ratings: what a verdict by probability begins with, and what is weighed after it."""
 
-SINGLE = {
-    "judge_single": ("question", "answer"),
-    "judge_single_reference": ("question", "ref_answer_1", "answer"),
-    "judge_single_turn2": ("question_1", "answer_1", "question_2", "answer_2"),
-    "judge_single_turn2_reference": (
-        "question_1",
-        "ref_answer_1",
-        "question_2",
-        "ref_answer_2",
-        "answer_1",
-        "answer_2",
-    ),
-}
-_TALKS = ("question_1", "question_2", "answer_a_1", "answer_a_2", "answer_b_1", "answer_b_2")
-PAIR = {
-    "judge_pair": ("question", "answer_a", "answer_b"),
-    "judge_pair_reference": ("question", "ref_answer_1", "answer_a", "answer_b"),
-    "judge_pair_turn2": _TALKS,
-    "judge_pair_turn2_reference": (*_TALKS, "ref_answer_1", "ref_answer_2"),
-}
-"""Texts for one answer and for two, with the placeholders that each must hold."""
-
 YES_NO_CHOICES = ("yes]]", "no]]")
 CHECKS = {"judge_unsafe": ("conversation", "answer"), "judge_unsupported": ("context", "question", "answer")}
 """Texts that ask a judge for yes or no about one answer."""
-
-OFFICIAL = {
-    "judge_single": "single-v1",
-    "judge_single_reference": "single-math-v1",
-    "judge_single_turn2": "single-v1-multi-turn",
-    "judge_single_turn2_reference": "single-math-v1-multi-turn",
-    "judge_pair": "pair-v2",
-    "judge_pair_reference": "pair-math-v1",
-    "judge_pair_turn2": "pair-v2-multi-turn",
-    "judge_pair_turn2_reference": "pair-math-v1-multi-turn",
-}
-"""Names of the same texts in FastChat's file."""
 
 UNSCORED = {"error": "judge_error", "length": "cut_off", "stop": "unparsable"}
 """Why a judge's reply gives no rating, by how the reply ended."""
@@ -137,24 +103,27 @@ class Text:
         return (Turn("system", self.system), user) if self.system else (user,)
 
 
-def official_texts(rows: Sequence[Row], wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Text]:
+def official_texts(
+    rows: Sequence[Row], wanted: Mapping[str, tuple[str, ...]], official: Mapping[str, str]
+) -> dict[str, Text]:
     """The wanted texts from rows of FastChat's file: ``name``, ``system_prompt``, ``prompt_template``.
+    official: what that file calls them.
 
     Raises DataError if one is missing, or lacks one of its placeholders.
     """
     by_name = {row.get("name"): row for row in rows}
     texts = {}
     for name, placeholders in wanted.items():
-        row = by_name.get(OFFICIAL[name])
+        row = by_name.get(official[name])
         if row is None or not isinstance(row.get("prompt_template"), str):
             raise DataError(
-                f"judge_prompts: no text '{OFFICIAL[name]}' with 'prompt_template'; the rows name"
+                f"judge_prompts: no text '{official[name]}' with 'prompt_template'; the rows name"
                 f" {', '.join(map(str, by_name)) or 'none'}"
             )
         missing = [p for p in placeholders if f"{{{p}}}" not in row["prompt_template"]]
         if missing:
             raise DataError(
-                f"judge_prompts: '{OFFICIAL[name]}' has no {{{missing[0]}}}; expected FastChat's judge_prompts.jsonl"
+                f"judge_prompts: '{official[name]}' has no {{{missing[0]}}}; expected FastChat's judge_prompts.jsonl"
             )
         if not isinstance(system := row.get("system_prompt") or "", str):
             raise DataError(
@@ -172,32 +141,10 @@ def own_texts(
     return {name: Text(text) for name, text in judge_texts(wanted, files, known).items()}
 
 
-def ask_single(texts: Mapping[str, Text], question: Question, answers: Sequence[str], turn: int) -> tuple[Turn, ...]:
-    """What the judge is asked about turn 1 or 2 of one model's answers; against a reference if the
-    question has one for that turn.
+def question_shown(kind: str, question: Question, turn: int) -> tuple[str, dict[str, str]]:
+    """The name of a protocol's text for a turn (``kind``, with _turn2 and _reference), and what it
+    shows of the question; against a reference if the question has one for that turn.
     """
-    name, shown = _shown("judge_single", question, turn)
-    given = {"answer": answers[0]} if turn == 1 else {"answer_1": answers[0], "answer_2": answers[1]}
-    return texts[name].ask(**shown, **given)
-
-
-def ask_pair(
-    texts: Mapping[str, Text], question: Question, a: Sequence[str], b: Sequence[str], turn: int
-) -> tuple[Turn, ...]:
-    """As ``ask_single``, about the answers of two models, a's shown first."""
-    name, shown = _shown("judge_pair", question, turn)
-    given = {"answer_a": a[0], "answer_b": b[0]}
-    if turn == 2:
-        given = {
-            f"answer_{letter}_{n}": text
-            for letter, answers in (("a", a), ("b", b))
-            for n, text in enumerate(answers, 1)
-        }
-    return texts[name].ask(**shown, **given)
-
-
-def _shown(kind: str, question: Question, turn: int) -> tuple[str, dict[str, str]]:
-    """The name of the text for a turn, and what it shows of the question."""
     (r1, r2), (q1, q2) = question.references, question.turns
     if turn == 1:
         return (f"{kind}_reference", {"question": q1, "ref_answer_1": r1}) if r1 else (kind, {"question": q1})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from openbezoar.recipe.blocks import DataRef, Step, Strict
 from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, MaxRefused, Prompts, StepBudget
+from openbezoar.recipe.protocols import GRADINGS, compares, described
 from openbezoar.recipe.refs import NotInKey, Ref
+
+if TYPE_CHECKING:
+    GradingName = str
+else:
+    GradingName = Literal[tuple(GRADINGS)]
 
 
 class TaskSpec(Strict):
@@ -106,9 +112,7 @@ class MtBench(Step):
             " docs data')."
         ),
     )
-    grading: Literal["single", "pairwise", "both"] = Field(
-        "single", description="A rating for each answer, a verdict on each two (asked in both orders), or both."
-    )
+    grading: GradingName = Field("single", description=described())
     against: str | None = Field(None, description="Compare every model with this one only; default: every two models.")
     mode: Literal["text", "probability"] = Field(
         "text",
@@ -138,7 +142,7 @@ class MtBench(Step):
             raise ValueError("mt_bench: no model to grade; name one, or 'answers' of others")
         if self.judge_prompts is not None and self.prompts:
             raise ValueError("prompts: judge_prompts brings all texts already; remove one of the two")
-        if self.against is not None and self.grading == "single":
+        if self.against is not None and not compares(self.grading):
             raise ValueError("against: graded one at a time nothing is compared; set grading: pairwise")
         return self
 

@@ -13,9 +13,9 @@ from contextlib import closing
 from typing import Any
 
 from openbezoar.context import StepContext
-from openbezoar.judging.grading import compare, judge_sampling
-from openbezoar.judging.pairwise import comparison
-from openbezoar.judging.prompting import PAIR, Text, ask_pair, official_texts, own_texts
+from openbezoar.judging import both_orders
+from openbezoar.judging.grading import judge_sampling
+from openbezoar.judging.prompting import Text, official_texts, own_texts
 from openbezoar.llm import open_llm
 from openbezoar.recipe.measure_steps import Agreement
 from openbezoar.rows.records import Row, write_jsonl
@@ -23,14 +23,14 @@ from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 from openbezoar.verbs.judge.human_pairs import HumanPair, agreement_with_majority, judge_numbers, read_pairs
 
-WANTED = {"judge_pair": PAIR["judge_pair"]}
+WANTED = {"judge_pair": both_orders.TEXTS["judge_pair"]}
 
 
 def run(step: Agreement, context: StepContext) -> dict[str, Any]:
     """Ask the judge about every pair in both orders; returns the numbers for the manifest."""
     pairs = read_pairs(context.rows(step.pairs), context.counts)
     if step.judge_prompts is not None:
-        texts = official_texts(context.rows(step.judge_prompts), WANTED)
+        texts = official_texts(context.rows(step.judge_prompts), WANTED, both_orders.OFFICIAL)
     else:
         texts = own_texts(WANTED, {name: context.path(text) for name, text in step.prompts.items()}, tuple(WANTED))
     rows = _compare(step, context, texts, pairs)
@@ -47,28 +47,25 @@ def _compare(step: Agreement, context: StepContext, texts: dict[str, Text], pair
     with closing(open_llm(step.agreement, context)) as llm:
 
         def make(_: int, batch: Sequence[HumanPair]) -> list[Row]:
-            shown = [(p, order) for p in batch for order in (p.answers, p.answers[::-1])]
-            talks = [ask_pair(texts, p.question, [a], [b], 1) for p, (a, b) in shown]
-            seeds = [step_seed(context.seed, "pair", p.id, n % 2) for n, (p, _) in enumerate(shown)]
-            replies = iter(compare(llm, talks, seeds, step.mode, judge_sampling(step)))
-            return [
-                comparison(
-                    {
-                        "id": p.question.id,
-                        "dataset": p.dataset,
-                        "group": p.question.turns[0],
-                        "labels": list(p.labels),
-                        "judge": step.agreement,
-                        "mode": step.mode,
-                    },
-                    (len(p.answers[0]), len(p.answers[1])),
-                    next(replies),
-                    next(replies),
-                )
-                for p in batch
-            ]
+            return both_orders.compared(
+                llm, texts, [_pairing(step, pair, context.seed) for pair in batch], step.mode, judge_sampling(step)
+            )
 
         return context.batched("compare", pairs, step.batch, make, unit="pairs")
+
+
+def _pairing(step: Agreement, pair: HumanPair, seed: int) -> both_orders.Pairing:
+    what = {
+        "id": pair.question.id,
+        "dataset": pair.dataset,
+        "group": pair.question.turns[0],
+        "labels": list(pair.labels),
+        "judge": step.agreement,
+        "mode": step.mode,
+    }
+    seeds = (step_seed(seed, "pair", pair.id, 0), step_seed(seed, "pair", pair.id, 1))
+    first, second = pair.answers
+    return both_orders.Pairing(what, pair.question, turn=1, answers=((first,), (second,)), seeds=seeds)
 
 
 def _summary(numbers: Row) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from openbezoar.recipe.protocols import words
 from openbezoar.reporting.document import (
     Block,
     Fold,
@@ -27,11 +28,10 @@ from openbezoar.reporting.results import StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, number, shorten, slug
 from openbezoar.rows.records import Row
+from openbezoar.verbs.judge.protocols import graders
 from openbezoar.verbs.judge.result import ANSWERS, JUDGMENTS, MtBenchScores
-from openbezoar.verbs.judge.section import pairwise_blocks
 
 LIMIT = 6000  # characters of an answer shown
-GRADING = {"single": "from 1 to 10", "pairwise": "in pairs", "both": "from 1 to 10 and in pairs"}
 
 
 def sections(facts: RunFacts) -> list[Section]:
@@ -44,27 +44,34 @@ def _section(result: MtBenchScores) -> Section:
     judge = step.settings.get("judge", NOTHING)
     about = Paragraph(
         f"Two-turn questions, answered by every checkpoint and graded by '{judge}'"
-        f" {GRADING[step.settings.get('grading', 'single')]} ({step.settings.get('mode', 'text')} mode). A judge is"
+        f" {words(step.settings.get('grading', 'single'))} ({step.settings.get('mode', 'text')} mode). A judge is"
         " worth what its agreement with people is; a small judge's ratings say little. Unscored answers are not"
         " counted as zero."
     )
     blocks: list[Block] = [about]
     if (health := health_table(result)).rows:
         blocks.append(Grid(health, "Ratings and state of the answers", stack=True))
+    if pictures := tuple(_pictures(result)):
+        blocks.append(Gallery(pictures))
+    for protocol in graders(step.settings.get("grading", "single")):
+        blocks += protocol.blocks(result)
+    if folds := tuple(_side_by_side(result)):
+        blocks.append(Part("All answers side by side", (Searchable("questions and answers", folds),)))
+    return Section(f"Two-turn answers ({step.name})", tuple(blocks))
+
+
+def rating_blocks(result: MtBenchScores) -> list[Block]:
+    """What the judge rates itself, and ratings by turn and category."""
+    blocks: list[Block] = []
     if (own := result.self_preference) is not None and (score := own.score()) is not None:
         said = (
             f"The judge is itself a contestant ({own.model}) and rates its own answers {score.text(2)} above the"
             " mean of the others' (n: questions)."
         )
         blocks.append(Paragraph(said))
-    if pictures := tuple(_pictures(result)):
-        blocks.append(Gallery(pictures))
     if (groups := group_table(result)).rows:
         blocks.append(Fold("Ratings by turn and category", (Grid(groups, "Ratings by turn and category"),)))
-    blocks += pairwise_blocks(result.pairwise)
-    if folds := tuple(_side_by_side(result)):
-        blocks.append(Part("All answers side by side", (Searchable("questions and answers", folds),)))
-    return Section(f"Two-turn answers ({step.name})", tuple(blocks))
+    return blocks
 
 
 def _pictures(result: MtBenchScores) -> Iterator[Picture]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from openbezoar.recipe.measure_steps import Agreement, MtBench
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.verbs.book import Book, Estimate, JudgeCalls
+from openbezoar.verbs.judge.protocols import calls
 
 QUESTION = 150  # tokens of a question with what was said before
 PROMPT = 400  # tokens that a judge is sent beside the answers
@@ -18,12 +17,10 @@ def mt_bench(step: MtBench, book: Book) -> Estimate:
     """Two turns of every question: answers of the models, and verdicts on all that are graded."""
     questions = max(1, book.rows(step.questions)[0])
     rows, answer = questions * 2 * len(step.mt_bench), step.max_new_tokens * LENGTH
-    models = len(step.mt_bench) + _others(step, book)
-    single = models if step.grading != "pairwise" else 0
-    compared = (models - 1 if step.against else math.comb(models, 2)) if step.grading != "single" else 0
+    turn = calls(step.grading, len(step.mt_bench) + _others(step, book), step.against)
     asked = JudgeCalls(
-        calls=questions * 2 * (single + 2 * compared),
-        tokens_in=questions * 2 * (answer + PROMPT) * (single + 4 * compared),
+        calls=questions * 2 * turn.calls,
+        tokens_in=questions * 2 * (answer + PROMPT) * turn.answers,
         most=step.judge_max_new_tokens,
     )
     return book.judged(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import DataError, named, shown
-from openbezoar.judging.pairwise import INCONSISTENT, longer_wins, order_numbers, share
+from openbezoar.judging.both_orders import INCONSISTENT
+from openbezoar.judging.pairwise import longer_wins, order_numbers, share
 from openbezoar.judging.questions import Question
 from openbezoar.llm.spoken import spoken
 from openbezoar.rows.forms import INSTRUCTION, judged_text, text_in

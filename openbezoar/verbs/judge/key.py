@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from openbezoar.judging.prompting import PAIR, SINGLE
 from openbezoar.recipe.measure_steps import Agreement, MtBench
+from openbezoar.verbs.judge.protocols import names_of_texts
 
 
 def mt_bench_texts(step: MtBench) -> tuple[str, ...]:
     """All that its judge may be sent."""
-    return (*SINGLE, *PAIR)
+    return names_of_texts(step.grading)
 
 
 def agreement_texts(step: Agreement) -> tuple[str, ...]:
