@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,42 +98,43 @@ def commands() -> Iterator[Any]:
     warm.close()
 
 
+def recipe_in(folder: Path, tiny: Path, steps: dict[str, Any], **top: Any) -> Path:
+    """A recipe of these steps on the tiny model, beside rows and pairs for them."""
+    rows = [
+        {
+            "id": f"r{i}",
+            "instruction": f"Say the number {i}.",
+            "context": "",
+            "response": f"The number is {i}, as you asked.",
+        }
+        for i in range(24)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pairs = [
+        {
+            "id": f"p{i}",
+            "subset": "helpful",
+            "chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}, gladly.",
+            "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No way.",
+        }
+        for i in range(20)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    recipe = {
+        "name": "t",
+        "seed": 1,
+        "models": {"base": {"model": str(tiny), "dtype": "float32"}},
+        **top,
+        "steps": steps,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    return folder / "recipe.yaml"
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
-    """Writes a recipe and its data into a temporary folder; steps are given as a mapping."""
-
-    def write(steps: dict[str, Any], **top: Any) -> Path:
-        rows = [
-            {
-                "id": f"r{i}",
-                "instruction": f"Say the number {i}.",
-                "context": "",
-                "response": f"The number is {i}, as you asked.",
-            }
-            for i in range(24)
-        ]
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        pairs = [
-            {
-                "id": f"p{i}",
-                "subset": "helpful",
-                "chosen": f"\n\nHuman: Say {i}.\n\nAssistant: It is {i}, gladly.",
-                "rejected": f"\n\nHuman: Say {i}.\n\nAssistant: No way.",
-            }
-            for i in range(20)
-        ]
-        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
-        recipe = {
-            "name": "t",
-            "seed": 1,
-            "models": {"base": {"model": str(tiny), "dtype": "float32"}},
-            **top,
-            "steps": steps,
-        }
-        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-        return tmp_path / "recipe.yaml"
-
-    return write
+    """Writes a recipe and its data into a temporary folder (``recipe_in``); steps are given as a mapping."""
+    return partial(recipe_in, tmp_path, tiny)
 
 
 @pytest.fixture

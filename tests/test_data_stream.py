@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converters import dying
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
@@ -25,7 +26,7 @@ from openbezoar.recipe.blocks import DataSpec, PromptSpec
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.forms import to_example, to_pair
-from openbezoar.rows.records import Counts, Example, JsonLines, Row, read_jsonl
+from openbezoar.rows.records import Counts, JsonLines, Row, read_jsonl
 from openbezoar.rows.sources import select
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.runs import RunFolder
@@ -200,12 +201,6 @@ def test_held_out_rows_of_their_own_are_counted_whole_and_taken_from_the_front(
     assert list(context.counts.by_reason.items()) == list(other.counts.by_reason.items())
 
 
-def dying(row: Row, where: str) -> Example:
-    if row["id"] == 200:
-        os._exit(3)
-    return to_example(row, where)
-
-
 def test_a_process_that_dies_is_one_line_and_no_hang(
     context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,11 +212,6 @@ def test_a_process_that_dies_is_one_line_and_no_hang(
     assert "\n" not in str(caught.value)
 
 
-def resting(row: Row, where: str) -> Example:
-    time.sleep(60)
-    return to_example(row, where)
-
-
 ENDLESS = """
 import sys
 from openbezoar.dialogue.prompt import Formatter
@@ -230,10 +220,10 @@ from openbezoar.rows.records import Counts
 from openbezoar.training import encode
 from openbezoar.models.load import load_tokenizer
 from pathlib import Path
-from test_data_stream import dolly_like, resting
+from converters import resting
 encode.FEW = 10
 encoder = encode.Encoder(Formatter(load_tokenizer(Path(sys.argv[1])), PromptSpec()), 300, "drop", Counts())
-rows = (("row", row) for row in dolly_like(1000))
+rows = (("row", {"id": i, "instruction": "Name it.", "response": "Blue."}) for i in range(1000))
 list(encode.encode_rows(encoder, resting, rows, 2, lambda text: print(text, flush=True)))
 """
 
@@ -411,6 +401,7 @@ def test_the_order_of_an_epoch_is_a_shuffle_of_its_own(tmp_path: Path) -> None:
             assert batch_of(number, rows, step, 3) == order[place * 7 : place * 7 + 7]
 
 
+@pytest.mark.slow
 def test_the_benchmark_gives_each_size_and_says_how_flat_it_is(tmp_path: Path, tiny: Path) -> None:
     write(tmp_path / "rows.jsonl", [{**row, "context": ""} for row in dolly_like(7)])
     out = tmp_path / "out.json"

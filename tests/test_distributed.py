@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from conftest import FAST
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from warm import Commands
 
 from openbezoar.engine import execution, graph
 from openbezoar.errors import RunError
@@ -109,9 +111,36 @@ def adapter(step: Path) -> dict[str, torch.Tensor]:
     return load_file(step / "adapter" / "adapter_model.safetensors")
 
 
-def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path) -> None:
+# A second process beside this one, as torchrun would start it.
+PAIR = """
+import os
+os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}")
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(os.fork() == 0))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path, commands: Commands) -> None:
+    arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "dpo")
+    done = commands(*arguments, first=PAIR.format(port=free_port()))
+    assert done.code == 0, done.err
+    equal_to_one(recipe, tmp_path)
+
+
+@pytest.mark.distributed
+def test_two_processes_under_torchrun_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path) -> None:
     done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "dpo")
     assert done.returncode == 0, done.stderr
+    equal_to_one(recipe, tmp_path)
+
+
+def equal_to_one(recipe: Path, tmp_path: Path) -> None:
+    """The run of two processes has the losses and the adapters of one."""
     one = graph.build(load(recipe), recipe, tmp_path / "one")
     execution.execute(one, Silent(), "dpo")
     for name in ("sft", "dpo"):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST, save_tiny_model
+from conftest import FAST, recipe_in, save_tiny_model
 
 pytest.importorskip("torch")
 
@@ -23,8 +22,8 @@ from openbezoar.store.runs import RunFolder
 class Place:
     """A recipe that trains a step on a model folder of its own and scores both."""
 
-    def __init__(self, write_recipe: Callable[..., Path], folder: Path, model: Path) -> None:
-        self.write, self.model, self.runs = write_recipe, model, folder / "runs"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.model, self.runs = folder, folder / "model", folder / "runs"
         self.recipe = self.recipe_with()
 
     def recipe_with(self, **scores: Any) -> Path:
@@ -32,7 +31,7 @@ class Place:
             "a": {"sft": "rows.jsonl", "model": "base", "max_steps": 1, "quantize": "none", **FAST},
             "scores": {"evaluate": ["base", "a"], "losses": {"mine": "rows.jsonl"}, "loss_rows": 4, **scores},
         }
-        return self.write(steps, models={"base": {"model": str(self.model), "dtype": "float32"}})
+        return recipe_in(self.folder, Path("model"), steps)
 
     def run(self) -> int:
         with pytest.raises(SystemExit) as ended:
@@ -47,12 +46,19 @@ class Place:
         return float(scores["checkpoints"][checkpoint]["losses"]["mine"]["value"])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A place whose recipe has run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(tiny, folder / "model")
+    assert Place(folder).run() == 0
+    return folder
+
+
 @pytest.fixture
-def place(write_recipe: Callable[..., Path], tmp_path: Path, tiny: Path) -> Place:
-    shutil.copytree(tiny, tmp_path / "model")
-    made = Place(write_recipe, tmp_path, tmp_path / "model")
-    assert made.run() == 0
-    return made
+def place(finished: Path, tmp_path: Path) -> Place:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return Place(tmp_path)
 
 
 def test_the_same_folder_with_other_weights_is_scored_again(place: Place, tmp_path: Path) -> None:
