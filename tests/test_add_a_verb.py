@@ -17,19 +17,13 @@ from openbezoar.recipe.verbs import VERBS
 
 PAGE = (Path(__file__).parents[1] / "docs/how-to/add-a-verb.md").read_text(encoding="utf-8")
 ROWS = [{"instruction": "a b a b"}, {"instruction": "c d"}]  # pairs: ab, ba, ab, cd
-
-
-def block(language: str) -> str:
-    """The page's one block of a language."""
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
-    return str(text)
+(DIFF,) = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the page's package, known for the time of a test, its recipe and rows."""
-    subprocess.run(["git", "apply", "-"], input=block("diff"), text=True, cwd=tmp_path, check=True)
-    (tmp_path / "mine.yaml").write_text(block("yaml"))
+    """A folder with the page's package, known for the time of a test, its recipe, and rows."""
+    subprocess.run(["git", "apply", "-"], input=DIFF, text=True, cwd=tmp_path, check=True)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -52,7 +46,10 @@ def command(*arguments: str) -> int:
 def test_the_page_s_verb_is_one_of_plans_runs_reports_and_shows(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sorted({name.split("/")[0] for name in re.findall(r"^\+\+\+ b/(.*)$", block("diff"), re.M)}) == ["diversity"]
+    assert sorted({name.split("/")[0] for name in re.findall(r"^\+\+\+ b/(.*)$", DIFF, re.M)}) == [
+        "diversity",
+        "mine.yaml",
+    ]
 
     assert command("plan", "mine.yaml", "--json") == 0
     plan: dict[str, Any] = json.loads(capsys.readouterr().out)
