@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
@@ -228,7 +230,22 @@ class DataSpec(Strict):
     licence: str | None = Field(None, description="The rows' licence, where no README.md beside the file states it.")
 
 
-DataRef = str | DataSpec | list[str | DataSpec]
+def name_or(block: str) -> Discriminator:
+    """Tells which form of a value is meant, a name, a list, or a block, so that a mistake is told of that form alone.
+
+    The forms' tags stand in the places of pydantic's errors, in parentheses, which no key of a recipe has.
+    """
+
+    def form(value: Any) -> str:
+        return "(name)" if isinstance(value, str) else "(list)" if isinstance(value, list) else block
+
+    return Discriminator(form)
+
+
+Name = Annotated[str, Tag("(name)")]
+Rows = Annotated[DataSpec, Tag("(DataSpec)")]
+DataItem = Annotated[Name | Rows, name_or("(DataSpec)")]
+DataRef = Annotated[Name | Rows | Annotated[list[DataItem], Tag("(list)")], name_or("(DataSpec)")]
 
 
 def data_specs(ref: DataRef) -> list[DataSpec]:

@@ -222,48 +222,27 @@ def _suggest(given: Any, known: Any) -> str:
     return ""
 
 
-BRANCHES = ("str", "int", "bool", "DataSpec", "ServerModel", "LocalModel", "TaskSpec")
-
-
-def _is_branch(part: int | str) -> bool:
-    """Whether a part of an error's place is no key of the recipe, but names one of the forms that a value may have."""
-    return part in BRANCHES or str(part).startswith(("function-", "list["))
-
-
 def _meant(errors: list[Any]) -> Any:
-    """The first error; where a value may have several forms, and each says why it is none of it,
-    that of the form that was meant.
-    """
+    """The first error; where a key is missing, that of an unknown one beside it which was meant for it."""
     first = errors[0]
-    at = next((i for i, part in enumerate(first["loc"]) if _is_branch(part)), None)
-    if at is None:
-        return first
-    rivals = [e for e in errors if e["loc"][:at] == first["loc"][:at] and len(e["loc"]) > at]
-    if first["loc"][at] == "ServerModel":
-        served = "server" in first["input"] if isinstance(first["input"], dict) else first["type"] != "missing"
-        rivals = [e for e in rivals if e["loc"][at] == ("ServerModel" if served else "LocalModel")] or rivals
-    return max(rivals, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
-
-
-def _misspelt(errors: list[Any], first: Any) -> Any:
-    """The error of an unknown key, where that is what a missing one was meant to be; else the error given."""
     if first["type"] != "missing":
         return first
-    unknown = {
-        str(e["loc"][-1]): e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]
-    }
+    beside = [e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
+    unknown = {str(e["loc"][-1]): e for e in beside}
     close = difflib.get_close_matches(str(first["loc"][-1]), list(unknown), n=1)
-    return unknown[close[0]] if close else first
+    if close:
+        return unknown[close[0]]
+    return beside[0] if beside and len(first["loc"]) > 1 else first
 
 
 def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     """A validation error as one line: the place, what is wrong, the remedy."""
     errors = error.errors()
-    first = _misspelt(errors, _meant(errors))
-    place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+    first = _meant(errors)
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("("))  # a form's tag
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        forms = {form.__name__: form for form in (DataSpec, TaskSpec, LocalModel, ServerModel)}
+        forms = {f"({form.__name__})": form for form in (DataSpec, TaskSpec, LocalModel, ServerModel)}
         branch = next((forms[part] for part in reversed(first["loc"]) if part in forms), None)
         fields = {str(e["loc"][-1]) for e in errors if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]}
         for block in (

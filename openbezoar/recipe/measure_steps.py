@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
-from openbezoar.recipe.blocks import DataRef, Step, Strict
+from openbezoar.recipe.blocks import DataRef, Name, Step, Strict, name_or
 from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, MaxRefused, Prompts, StepBudget
 from openbezoar.recipe.protocols import GRADINGS, compares, described
 from openbezoar.recipe.refs import NotInKey, Ref
@@ -29,6 +29,9 @@ class TaskSpec(Strict):
     )
     fewshot: int | None = Field(None, ge=0, description="Default: the step's 'fewshot'.")
     limit: int | None = Field(None, ge=1)
+
+
+Task = Annotated[Name | Annotated[TaskSpec, Tag("(TaskSpec)")], name_or("(TaskSpec)")]
 
 
 class Gate(Strict):
@@ -57,9 +60,7 @@ class Evaluate(Step):
     evaluate: Annotated[list[str], Ref("model")] = Field(
         min_length=1, description="Names of models and steps, in the order of the table."
     )
-    tasks: list[str | TaskSpec] = Field(
-        default=[], description="LM-Eval tasks, by name or with rows and shots of their own."
-    )
+    tasks: list[Task] = Field(default=[], description="LM-Eval tasks, by name or with rows and shots of their own.")
     data: Annotated[str | None, Ref("folder")] = Field(None, description="Folder of local task rows; default: the hub.")
     fewshot: int | None = Field(None, ge=0, description="Default: 0.")
     limit: int | None = Field(None, ge=1, description="Questions a task.")

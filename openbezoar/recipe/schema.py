@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import Discriminator, Field, SerializeAsAny, Tag, create_model, field_validator, model_validator
 
 from openbezoar.recipe.blocks import Budget, LocalModel, PromptSpec, ServerModel, Step, Strict
 from openbezoar.recipe.verbs import VERBS, verb_of
@@ -23,6 +23,18 @@ from openbezoar.recipe.verbs import VERBS, verb_of
 
 def _model_entry(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
+
+
+def _where_it_runs(value: Any) -> str:
+    """A model with a server is asked for over HTTP, any other runs in this process."""
+    served = "server" in value if isinstance(value, Mapping) else isinstance(value, ServerModel)
+    return "(ServerModel)" if served else "(LocalModel)"
+
+
+Model = Annotated[
+    Annotated[ServerModel, Tag("(ServerModel)")] | Annotated[LocalModel, Tag("(LocalModel)")],
+    Discriminator(_where_it_runs),
+]
 
 
 class Recipe(Strict):
@@ -45,7 +57,7 @@ class Recipe(Strict):
     budget: Budget | None = Field(
         None, description="What all steps together may spend on models, over all tries of the run."
     )
-    models: dict[str, Annotated[ServerModel | LocalModel, Field(union_mode="left_to_right")]]
+    models: dict[str, Model]
     defaults: dict[str, dict[str, Any]] = Field(
         default={}, description="Settings by verb, for all steps of that verb that do not set them."
     )
@@ -82,7 +94,7 @@ def json_schema() -> dict[str, Any]:
     schema = whole.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     models = schema["properties"]["models"]["additionalProperties"]
-    models.setdefault("anyOf", []).append({"type": "string"})
+    models["oneOf"].append({"type": "string"})
     for verb, row in VERBS.items():  # 'defaults' may give what a step leaves out, but never its verb
         schema["$defs"][row.settings.__name__]["required"] = [verb]
     return schema
