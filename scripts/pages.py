@@ -1,5 +1,6 @@
-"""``docs/recipe-reference.md``, ``docs/recipe.schema.json``, ``docs/command-reference.md`` and the table of
-``docs/preference-losses.md``, made from the schema, the command line and the table of losses.
+"""``docs/recipe-reference.md``, ``docs/recipe.schema.json``, ``docs/command-reference.md``, ``docs/api.md`` and
+the table of ``docs/preference-losses.md``, made from the schema, the command line, the library's docstrings
+and the table of losses.
 
 ``python -m scripts.pages`` writes them; ``--check`` fails if they are stale.
 """
@@ -28,6 +29,7 @@ from openbezoar.recipe.schema import Recipe, json_schema
 from openbezoar.recipe.train_steps import Lora
 from openbezoar.recipe.verbs import VERBS
 from openbezoar.schemes import SCHEMES
+from scripts.api_page import api_page
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from openbezoar/recipe/losses.py -->", "<!-- end -->"
@@ -163,6 +165,7 @@ def pages() -> dict[Path, str]:
         DOCS / "recipe-reference.md": recipe_reference(),
         DOCS / "command-reference.md": command_reference(),
         DOCS / "preference-losses.md": preference_losses(),
+        DOCS / "api.md": api_page(),
         DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }
 

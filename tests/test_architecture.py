@@ -34,7 +34,7 @@ ORDER = [
     {"verbs"},
     {"engine"},
     {"plan", "people"},
-    {"cli"},
+    {"cli", "face"},
     {"__main__"},
 ]
 RANK = {name: number for number, names in enumerate(ORDER) for name in names}

@@ -7,13 +7,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openbezoar.cli.arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of, print_json
-from openbezoar.progress import duration
 from openbezoar.store.digests import MANIFEST
 
 if TYPE_CHECKING:
@@ -64,38 +62,14 @@ def run(
 
     Example: openbezoar run demo --set steps.dpo.beta=0.2
     """
-    from openbezoar.engine import execution
-    from openbezoar.engine import graph as graphs
-    from openbezoar.machine.devices import this_device
-    from openbezoar.plan.concerns import concerns
-    from openbezoar.plan.estimates import safe_estimate
-    from openbezoar.plan.rates import learn
+    from openbezoar.plan.carry_out import carry_out
     from openbezoar.progress import for_terminal
-    from openbezoar.store.files import write_json
     from openbezoar.training import distributed
 
-    if distributed.rank() > 0:
-        execution.follow(lambda: graph_of(recipe, overrides, runs))
-        return
-    graph = graph_of(recipe, overrides, runs)
-    progress = for_terminal(quiet)
-    if any(node.state != "done" for node in graph.upto(to)):
-        device = this_device()
-        for concern in concerns(graph, safe_estimate(graph, device), device, to):
-            if concern.kind != "packages":  # which ends the run in the same words
-                progress.warn(f"warning: {concern}")
-    graph.run.path.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    ran = execution.execute(graph, progress, to)
-    done = graphs.build(graph.recipe, recipe, runs)  # not from the file, which may have been edited since
-    learn(done, ran, safe_estimate(done))
-    write_json(graph.run.path / "run.json", {"recipe": str(recipe.resolve()), "overrides": overrides or []})
-    progress.say(
-        f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}"
-        if ran
-        else "Nothing to do: every step is done."
-    )
-    _print_results(done, to)
+    changes = overrides or []
+    done = carry_out(lambda: graph_of(recipe, changes, runs), for_terminal(quiet), to=to, overrides=changes)
+    if distributed.rank() == 0:
+        _print_results(done, to)
 
 
 def _print_results(graph: Graph, to: str | None) -> None:

@@ -31,7 +31,8 @@ class LocalLLM:
         self.formatter = Formatter(self.tokenizer, checkpoint.prompt)
         self.frame = Frame.of(self.tokenizer)
         self.scorer = Scorer(self.model)
-        self.decoder = Decoder(self.scorer, self.tokenizer.pad_token_id)
+        pad = self.tokenizer.pad_token_id
+        self.decoder = Decoder(self.scorer, self.tokenizer.eos_token_id if pad is None else pad)
         self.decode = TextOf(self.tokenizer)
         self.own_ends = _own_ends(self.model) if checkpoint.prompt.template == "own" else ()
 

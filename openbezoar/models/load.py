@@ -315,8 +315,6 @@ def load_for_training(
     continues: train the checkpoint's last adapter further rather than put a new one on top
     of it. seed: for the new adapter's initial values. nf4: how a quantised base is held.
     """
-    from peft import LoraConfig, get_peft_model
-
     older = checkpoint.adapters[:-1] if continues else checkpoint.adapters
     if quantize == "nf4" and unpacks(_in_16_bits(checkpoint.folder()), nf4, dtype):
         model = load_unpacked(checkpoint, older, dtype)
@@ -324,30 +322,48 @@ def load_for_training(
         model = load_base(checkpoint, older, quantize, dtype)
     if continues:
         peft = wrap(model, checkpoint.adapters[-1], trainable=True)
+        _in_32_bits(peft)
     else:
         check_stored(_check_targets(model, lora.targets, checkpoint.name), checkpoint.folder())
-        torch.manual_seed(seed)  # PEFT draws A from the global generator
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.targets),
-            task_type="CAUSAL_LM",
-        )  # type: ignore[arg-type]
-        try:
-            peft = get_peft_model(model, config)  # type: ignore[arg-type]
-        except ValueError as error:  # kinds of layers that PEFT has adapters for under conditions, or none
-            raise ModelError(
-                f"{checkpoint.name}: no adapter can be put on the model ({brief(error)}); choose other layers with"
-                " lora.targets"
-            ) from None
-        keep_4bit_layout(peft)
-        fast_lora(peft)
-    for parameter in peft.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+        peft = adapted(model, lora, seed, checkpoint.name)
     _settle(checkpoint.folder())
     return peft
+
+
+def adapted(model: Any, lora: Lora, seed: int, name: str) -> Any:
+    """The model, wrapped in place, with a new trainable fp32 adapter on it.
+
+    seed: of its initial values, drawn from torch's global generator. name: the model's, for
+    messages. Raises ModelError for targets that are none of the model's linear layers.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    _check_targets(model, lora.targets, name)
+    torch.manual_seed(seed)  # PEFT draws A from the global generator
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        task_type="CAUSAL_LM",
+    )  # type: ignore[arg-type]
+    try:
+        peft = get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:  # kinds of layers that PEFT has adapters for under conditions, or none
+        raise ModelError(
+            f"{name}: no adapter can be put on the model ({brief(error)}); choose other layers with lora.targets"
+        ) from None
+    keep_4bit_layout(peft)
+    fast_lora(peft)
+    _in_32_bits(peft)
+    return peft
+
+
+def _in_32_bits(model: nn.Module) -> None:
+    """Trainable parameters in fp32."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:

@@ -1,0 +1,227 @@
+"""Training without a recipe: a model, a tokenizer and rows in memory; an adapter comes of it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from openbezoar.dialogue.prompt import Formatter
+from openbezoar.errors import DataError, ModelError, RecipeError, RowError, UserError
+from openbezoar.face.chat_model import Prompt, prompt_of
+from openbezoar.machine import extras
+from openbezoar.models.load import DTYPES, adapted
+from openbezoar.progress import for_terminal
+from openbezoar.recipe.file import one_line
+from openbezoar.recipe.train_steps import Dpo, Sft, Training
+from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.rows.records import Counts, Example, Pair
+from openbezoar.stats.seeds import step_seed
+from openbezoar.training import distributed
+from openbezoar.training.data import Renderer, Split, split_trees
+from openbezoar.training.encode import Convert
+from openbezoar.training.fit import ADAPTER, Bench, fit
+from openbezoar.training.loop import Objective
+from openbezoar.training.objectives import same_pass_reference, sft_objective
+from openbezoar.verbs.train.dpo import objective_of
+
+Rows = Iterable[Mapping[str, Any]]
+"""Rows in the forms that a recipe's data has: instruction and response, or chosen and rejected, …"""
+
+T = TypeVar("T", bound=Training)
+LOGS = ("metrics.jsonl", "heldout.jsonl")
+# What stands in a step for what is given here as an argument, belongs to the model, or to a run's folder.
+NOT_HERE = ("model", "sft", "dpo", "heldout", "quantize", "nf4", "dtype", "adapter", "reference", "save_every")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    model: PEFT's, in evaluation mode; its base is the model that was given, wrapped in place.
+    numbers: as in a step's manifest: steps, tokens, losses. counts: rows that were dropped or
+    changed, by reason. folder: that was asked for with ``out``, the adapter in it; None without one.
+    """
+
+    model: Any
+    numbers: Mapping[str, Any]
+    counts: Mapping[str, int]
+    folder: Path | None
+
+
+def sft(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    heldout: Rows | None = None,
+    prompt: Prompt | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Fine-tune a new adapter on rows, with loss on the answers only.
+
+    model: a causal language model of transformers, as it is held (NF4 or not); rows: with a prompt
+    and an answer. heldout: rows for the held-out loss; default, each ``heldout_every``-th row.
+    prompt: ``own``, ``openbezoar``, a template's file, or a recipe's ``prompt`` as a mapping;
+    default, the tokenizer's own chat template, or the project's where it has none. out: a new folder
+    for the adapter in PEFT's format and the logs. quiet: no progress on stderr. settings: keys of a
+    recipe's ``sft`` step, such as ``epochs``, ``batch``, ``learning_rate``, ``lora={"r": 8}``.
+    Raises a UserError for a setting, a row or a model that cannot be used.
+    """
+    step = _settings(Sft, {"sft": "rows"}, settings, model)
+    task = _Task(step, to_example, "row", lambda bench, split: sft_objective(bench.scorer, split.heldout))
+    given = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
+    return _train(task, given)
+
+
+def dpo(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    heldout: Rows | None = None,
+    prompt: Prompt | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Train a new adapter on preference pairs; the reference is the model as given, the adapter off.
+
+    rows: with chosen and rejected. settings: keys of a recipe's ``dpo`` step, such as ``loss``,
+    ``beta``, ``learning_rate``. Everything else as in ``sft``.
+    """
+    step = _settings(Dpo, {"dpo": "rows"}, settings, model)
+
+    def objective(bench: Bench, split: Split) -> Objective:
+        return objective_of(step, bench, split, lambda: same_pass_reference(bench.scorer))
+
+    given = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
+    return _train(_Task(step, to_pair, "pair", objective), given)
+
+
+def _settings(kind: type[T], fixed: Mapping[str, Any], given: Mapping[str, Any], model: Any) -> T:
+    """A step's settings from keywords. Raises RecipeError for one that is none, or has no place here."""
+    where = kind.__name__.lower()
+    for name in given:
+        if name in NOT_HERE:
+            raise RecipeError(f"{where}: {name}: a setting of a recipe's steps, which has no place here; remove it")
+    dtypes = {dtype: name for name, dtype in DTYPES.items()}
+    if getattr(model, "dtype", None) not in dtypes:
+        raise ModelError(f"{where}: expected a model of transformers in {', '.join(DTYPES)}")
+    own = {"model": "model", "dtype": dtypes[model.dtype], "save_every": 2**31}
+    try:
+        return kind.model_validate({**given, **fixed, **own})
+    except ValidationError as error:
+        raise RecipeError(one_line(error, where, kind)) from None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is trained for."""
+
+    step: Training
+    convert: Convert
+    what: str  # a row of it, for messages
+    objective: Callable[[Bench, Split], Objective]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a caller brought, as in ``sft``."""
+
+    model: Any
+    tokenizer: Any
+    rows: Rows
+    heldout: Rows | None
+    prompt: Prompt | None
+    out: Path | None
+    seed: int
+    quiet: bool
+
+
+def _train(task: _Task, given: _Given) -> Trained:
+    """Rows to trees, an adapter on the model, the loop; torch's random state stays as it was."""
+    extras.require("torch", "transformers", "peft")
+    if distributed.world() > 1:
+        raise UserError("several processes train together on a recipe only (torchrun -m openbezoar run RECIPE)")
+    if hasattr(given.model, "peft_config"):
+        raise ModelError("the model has an adapter already; merge it first: model = model.merge_and_unload()")
+    if given.out is not None:
+        _check_empty(given.out)
+    step, counts = task.step, Counts()
+    formatter = Formatter(given.tokenizer, prompt_of(given.tokenizer, given.prompt))
+    renderer = Renderer(formatter, step.max_length, step.too_long, counts)
+    with tempfile.TemporaryDirectory() as scratch, _own_draws():
+        work = Path(scratch)
+        split = _split(task, given, renderer, work)
+        model = adapted(given.model, step.lora, step_seed(given.seed, "adapter"), "the model")
+        bench = Bench.of(model, step, renderer)
+        numbers = fit(
+            step,
+            bench,
+            split.trained,
+            objective=task.objective(bench, split),
+            out=work,
+            seed=given.seed,
+            progress=for_terminal(given.quiet),
+        )
+        if given.out is not None:
+            shutil.copytree(work / ADAPTER, given.out / ADAPTER)
+            for name in LOGS:
+                shutil.copy(work / name, given.out / name)
+    bench.model.eval()
+    return Trained(bench.model, {**numbers, "heldout_rows": len(split.heldout)}, dict(counts.by_reason), given.out)
+
+
+def _own_draws() -> AbstractContextManager[None]:
+    """Torch's random state is put back at the end."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    return torch.random.fork_rng(devices)
+
+
+def _split(task: _Task, given: _Given, renderer: Renderer, folder: Path) -> Split:
+    """The rows as trees, some held out."""
+    heldout = given.heldout
+    return split_trees(
+        task.step,
+        ((f"{task.what} {n}", dict(row)) for n, row in enumerate(given.rows, 1)),
+        task.convert,
+        renderer,
+        what=task.what,
+        folder=folder,
+        heldout=None if heldout is None else lambda: _converted(heldout, task, renderer.counts),
+    )
+
+
+def _check_empty(folder: Path) -> None:
+    """Make a folder. Raises UserError for one that holds something."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder}: holds files already; name another folder as 'out'")
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; name another folder as 'out'") from None
+
+
+def _converted(rows: Rows, task: _Task, counts: Counts) -> list[Example | Pair]:
+    """Held-out rows; one whose dialogue is none is counted. Raises DataError if none is left."""
+    converted: list[Example | Pair] = []
+    for n, row in enumerate(rows, 1):
+        try:
+            converted.append(task.convert(dict(row), f"held-out {task.what} {n}"))
+        except RowError as error:
+            counts.add(error.reason)
+    if not converted:
+        raise DataError(f"heldout: no {task.what} can be used ({counts}); bring others")
+    return converted
