@@ -9,39 +9,28 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# What type checkers are told is in __init__.pyi.
-_PLACES = {
-    "plan": "plan",
-    "RunPlan": "plan.listed:RunPlan",
-    "PlannedStep": "plan.listed:PlannedStep",
-    "run": "face.runs:run",
-    "open_run": "face.runs:open_run",
-    "Run": "face.runs:Run",
-    "ScoreRow": "face.runs:ScoreRow",
-    "load": "face.chat_model:load",
-    "ChatModel": "face.chat_model:ChatModel",
-    "sft": "face.training:sft",
-    "dpo": "face.training:dpo",
-    "Trained": "face.training:Trained",
-    "Scorer": "forest:Scorer",
-    "TokenPath": "forest:TokenPath",
-    "ForestLM": "harness.forest_lm:ForestLM",
-    "losses": "training.losses",
-    "stats": "stats",
-    "UserError": "errors:UserError",
+# Names by the module that has them. Type checkers read __init__.pyi.
+_NAMES = {
+    "plan.listed": "RunPlan PlannedStep",
+    "face.runs": "run open_run Run ScoreRow",
+    "face.chat_model": "load ChatModel",
+    "verbs.train.in_memory": "sft dpo Trained",
+    "forest": "Scorer TokenPath",
+    "harness.forest_lm": "ForestLM",
+    "errors": "UserError",
 }
-__all__ = list(_PLACES)
+# modules, and the package plan, which can be called
+_MODULES = {"plan": "plan", "losses": "training.losses", "stats": "stats"}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = [*_MODULES, *_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'openbezoar' has no attribute '{name}'")
-    module, _, attribute = _PLACES[name].partition(":")
-    value = import_module(f"openbezoar.{module}")
-    if attribute:
-        value = getattr(value, attribute)
-    globals()[name] = value
-    return value
+    if name in _MODULES:
+        return import_module(f"openbezoar.{_MODULES[name]}")
+    if name in _HOME:
+        return getattr(import_module(f"openbezoar.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'openbezoar' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

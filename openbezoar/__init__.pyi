@@ -6,9 +6,6 @@ from openbezoar.face.runs import Run as Run
 from openbezoar.face.runs import ScoreRow as ScoreRow
 from openbezoar.face.runs import open_run as open_run
 from openbezoar.face.runs import run as run
-from openbezoar.face.training import Trained as Trained
-from openbezoar.face.training import dpo as dpo
-from openbezoar.face.training import sft as sft
 from openbezoar.forest import Scorer as Scorer
 from openbezoar.forest import TokenPath as TokenPath
 from openbezoar.harness.forest_lm import ForestLM as ForestLM
@@ -16,6 +13,9 @@ from openbezoar.plan.listed import PlannedStep as PlannedStep
 from openbezoar.plan.listed import RunPlan as RunPlan
 from openbezoar.plan.listed import plan as plan
 from openbezoar.training import losses as losses
+from openbezoar.verbs.train.in_memory import Trained as Trained
+from openbezoar.verbs.train.in_memory import dpo as dpo
+from openbezoar.verbs.train.in_memory import sft as sft
 
 __all__: list[str]
 __version__: str

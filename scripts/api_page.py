@@ -34,7 +34,7 @@ settings make a step run again.
 def api_page() -> str:
     """The page, in Markdown."""
     lines = [HEAD, "## An example", "", *_cells(EXAMPLE.read_text(encoding="utf-8"))]
-    for name in openbezoar.__all__:
+    for name in sorted(openbezoar.__all__, key=lambda name: name in MODULES):  # long lists of names last
         lines += ["", *(_module(name) if name in MODULES else _entry(name, getattr(openbezoar, name)))]
     return "\n".join(lines) + "\n"
 

@@ -54,8 +54,8 @@ SIGNATURES = {
     "losses.simpo": "(scores: PairScores, *, beta: float, simpo_gamma: float, label_smoothing: float) -> Tensor",
 }
 NAMES = (
-    "plan RunPlan PlannedStep run open_run Run ScoreRow load ChatModel sft dpo Trained Scorer TokenPath ForestLM losses"
-    " stats UserError"
+    "plan losses stats RunPlan PlannedStep run open_run Run ScoreRow load ChatModel sft dpo Trained Scorer TokenPath"
+    " ForestLM UserError"
 )
 
 

@@ -37,12 +37,11 @@ AFTER = """
 print(json.dumps([before, state()]))
 """
 USE = """
-import openbezoar.harness.forest_lm
-from openbezoar.llm.local import LocalLLM
-from openbezoar.models.references import open_checkpoint
-from openbezoar.rows.records import Turn
-local = LocalLLM(open_checkpoint(sys.argv[1]))
-assert local.choice_logprobs([[Turn("user", "Hello")]], "", ["a", "b"])[0][0] < 0
+import openbezoar as ob
+ob.ForestLM, ob.sft
+model = ob.load(sys.argv[1])
+assert model.logprobs("Hello", ["a", "b"])[0] < 0
+model.chat("Hello", max_new_tokens=2)
 """
 
 

@@ -25,6 +25,7 @@ from conftest import FAST
 import openbezoar
 from openbezoar.cli.docs import pages
 from openbezoar.recipe import shipped
+from openbezoar.recipe.schema import json_schema
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(openbezoar.__file__).parent
@@ -157,7 +158,7 @@ def test_a_file_in_this_folder_comes_before_a_shipped_recipe(tmp_path: Path, mon
 
 
 def said(file: Path) -> Iterator[str]:
-    """Texts of a module that a user may be shown: all but docstrings of modules and functions."""
+    """Texts of a module that a user may be shown: all but docstrings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     prose = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, READ_IN_THE_CODE)}
     for node in ast.walk(tree):
@@ -165,11 +166,11 @@ def said(file: Path) -> Iterator[str]:
             yield node.value
 
 
-READ_IN_THE_CODE = (ast.Module, ast.FunctionDef)
+READ_IN_THE_CODE = (ast.Module, ast.FunctionDef, ast.ClassDef)
 
 
 def test_what_the_package_sends_a_reader_to_is_in_the_package() -> None:
-    texts = [text for file in PACKAGE.rglob("*.py") for text in said(file)]
+    texts = [text for file in PACKAGE.rglob("*.py") for text in said(file)] + [json.dumps(json_schema())]
     named = {name for text in texts for name in re.findall(r"openbezoar docs ([a-z][\w/-]+)", text)}
     assert {"data", "recipe-reference", "preference-losses"} <= named <= {*pages(), *shipped.names()}
     assert [text for text in texts if re.search(r"\bdocs/[\w/-]+\.md", text)] == []

@@ -8,20 +8,22 @@ the prompt ends and closes with the end-of-turn tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from pydantic import ValidationError
 
 from openbezoar.dialogue import templates
 from openbezoar.dialogue.answer_form import ASK, ONE, AnswerForm, form_of
 from openbezoar.dialogue.heads import complete, has
 from openbezoar.dialogue.tokens import Frame
-from openbezoar.errors import ModelError
+from openbezoar.errors import ModelError, RecipeError
 from openbezoar.machine.textfiles import read_text
 from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.recipe.file import one_line
 from openbezoar.rows.records import Turn
 
 # The system message and the format are facts of the released models' prompt [card].
@@ -45,6 +47,25 @@ _OPENBEZOAR = (
     " Response:\\n' + turn['content'] + {END} }}{%- if not loop.last -%}{{ '\\n\\n' }}{%- endif -%}{%- endif -%}{%-"
     " endfor -%}{%- if add_generation_prompt -%}{{ '### Response:\\n' }}{%- endif -%}"
 )
+
+
+Prompt = str | Mapping[str, Any]
+"""How a conversation becomes a text: ``own`` (the tokenizer's chat template), ``openbezoar`` or a template's file;
+or a mapping with the keys of a recipe's ``prompt``.
+"""
+
+
+def prompt_of(tokenizer: Any, prompt: Prompt | None) -> PromptSpec:
+    """The prompt that is meant: the one given, else the tokenizer's own template, else the project's.
+
+    Raises RecipeError for one that is none.
+    """
+    if prompt is None:
+        prompt = "own" if tokenizer.chat_template else "openbezoar"
+    try:
+        return PromptSpec.model_validate({"template": prompt} if isinstance(prompt, str) else prompt)
+    except ValidationError as error:
+        raise RecipeError(one_line(error, "prompt", PromptSpec)) from None
 
 
 class Formatter:

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from openbezoar.errors import RecipeError, UserError, shown
+from openbezoar.dialogue.prompt import Prompt, prompt_of
+from openbezoar.errors import UserError, shown
 from openbezoar.forest import TokenPath
 from openbezoar.llm import Sampling
-from openbezoar.llm.local import Local
+from openbezoar.llm.local import LocalLLM
 from openbezoar.machine import extras
 from openbezoar.models import needs
 from openbezoar.models.references import Checkpoint, open_checkpoint
-from openbezoar.recipe.blocks import PromptSpec
-from openbezoar.recipe.file import one_line
 from openbezoar.rows.records import Turn
 from openbezoar.stats.seeds import step_seed
 
@@ -24,25 +21,6 @@ Messages = str | Sequence[Mapping[str, str]]
 """What a user says, or a conversation as {role, content}: system, user, assistant, the last one the user's."""
 
 ROLES = ("system", "user", "assistant")
-
-
-Prompt = str | Mapping[str, Any]
-"""How a conversation becomes a text: ``own`` (the tokenizer's chat template), ``openbezoar`` or a template's file;
-or a mapping with the keys of a recipe's ``prompt``.
-"""
-
-
-def prompt_of(tokenizer: Any, prompt: Prompt | None) -> PromptSpec:
-    """The prompt that is meant: the one given, else the tokenizer's own template, else the project's.
-
-    Raises RecipeError for one that is none.
-    """
-    if prompt is None:
-        prompt = "own" if tokenizer.chat_template else "openbezoar"
-    try:
-        return PromptSpec.model_validate({"template": prompt} if isinstance(prompt, str) else prompt)
-    except ValidationError as error:
-        raise RecipeError(one_line(error, "prompt", PromptSpec)) from None
 
 
 class ChatModel:
@@ -54,10 +32,10 @@ class ChatModel:
         """prompt: default, the tokenizer's own chat template, or the project's where it has none."""
         spec = prompt_of(tokenizer, prompt)
         checkpoint = Checkpoint("the model", "", (), "none", "float32", spec)
-        self._local = Local(checkpoint, (model.eval().requires_grad_(False), tokenizer))
+        self._local = LocalLLM(checkpoint, (model.eval().requires_grad_(False), tokenizer))
 
     @classmethod
-    def _of(cls, local: Local) -> ChatModel:
+    def _of(cls, local: LocalLLM) -> ChatModel:
         made = cls.__new__(cls)
         made._local = local
         return made
@@ -141,4 +119,4 @@ def load(reference: str | Path) -> ChatModel:
     Raises ModelError for a reference that leads nowhere, UserError for a package that is missing.
     """
     extras.require(*needs.MODEL)
-    return ChatModel._of(Local(open_checkpoint(str(reference))))
+    return ChatModel._of(LocalLLM(open_checkpoint(str(reference))))

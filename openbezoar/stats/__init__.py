@@ -19,27 +19,18 @@ if TYPE_CHECKING:
     from openbezoar.stats.intervals import proportion_interval as proportion_interval
     from openbezoar.stats.intervals import random_signs as random_signs
 
-_PLACES = {
-    **dict.fromkeys(("Vote", "agreement_table"), "agreement"),
-    "every_pair": "comparisons",
-    **dict.fromkeys(
-        (
-            "auc",
-            "holm",
-            "mcnemar",
-            "mean_interval",
-            "paired_difference",
-            "paired_p",
-            "proportion_interval",
-            "random_signs",
-        ),
-        "intervals",
+_NAMES = {
+    "openbezoar.stats.agreement": "Vote agreement_table",
+    "openbezoar.stats.comparisons": "every_pair",
+    "openbezoar.stats.intervals": (
+        "auc holm mcnemar mean_interval paired_difference paired_p proportion_interval random_signs"
     ),
 }
-__all__ = list(_PLACES)
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = [*_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _HOME:
         raise AttributeError(f"module 'openbezoar.stats' has no attribute '{name}'")
-    return getattr(import_module(f"openbezoar.stats.{_PLACES[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

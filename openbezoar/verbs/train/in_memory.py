@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 
-from openbezoar.dialogue.prompt import Formatter
+from openbezoar.dialogue.prompt import Formatter, Prompt, prompt_of
 from openbezoar.errors import DataError, ModelError, RecipeError, RowError, UserError
-from openbezoar.face.chat_model import Prompt, prompt_of
 from openbezoar.machine import extras
 from openbezoar.models.load import DTYPES, adapted
 from openbezoar.progress import for_terminal
