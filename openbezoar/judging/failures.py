@@ -14,7 +14,7 @@ from openbezoar.cleaning.rules import ends_in_circles, repeated_share
 from openbezoar.cleaning.units import words
 from openbezoar.rows.records import Row
 from openbezoar.stats.comparisons import correct, every_pair
-from openbezoar.stats.intervals import mean_interval, proportion_interval
+from openbezoar.stats.intervals import mean_interval, share_of
 from openbezoar.stats.seeds import step_seed
 
 DEGENERATE = 0.5  # share of repeated 4-grams above which an answer counts as a loop
@@ -64,19 +64,13 @@ def failure_numbers(rows: Sequence[Row], seed: int) -> dict[str, Any]:
         if came
         else None
     )
-    shares = {name: share_of([measure(row) for row in came]) for name, measure in MEASURES.items()}
+    shares = {name: share_of([measure(row) for row in came])._asdict() for name, measure in MEASURES.items()}
     return {
         "n": len(came),
         "errors": len(rows) - len(came),
         **shares,
         "words": {**mean, "n": len(came)} if mean else None,
     }
-
-
-def share_of(hits: Sequence[bool]) -> dict[str, Any]:
-    """{value, low, high, n} of a share."""
-    low, high = proportion_interval(sum(hits), len(hits))
-    return {"value": sum(hits) / len(hits) if hits else None, "low": low, "high": high, "n": len(hits)}
 
 
 def failure_differences(by_checkpoint: Mapping[str, Mapping[str, Mapping[Any, float]]], seed: int) -> list[Row]:

@@ -86,8 +86,7 @@ class SpendingLimits:
         return (budget.tokens is None or tokens <= budget.tokens) and (budget.money is None or money <= budget.money)
 
     def _money(self, model: str, spent: Spent) -> float:
-        price = self.prices.get(model, Price())
-        return (spent.prompt_tokens * price.input + spent.tokens * price.output) / 1e6
+        return self.prices.get(model, Price()).of(spent.prompt_tokens, spent.tokens)
 
     def _used_up(self, limit: _Limit, accounts: Sequence[Spent], money: float) -> str:
         prompt_tokens, tokens = sum(s.prompt_tokens for s in accounts), sum(s.tokens for s in accounts)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,20 @@ def proportion_interval(k: int, n: int) -> tuple[float, float]:
     half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # At the edges the formula gives exactly 0 or 1; rounding does not.
     return (0.0 if k == 0 else max(0.0, centre - half)), (1.0 if k == n else min(1.0, centre + half))
+
+
+class Share(NamedTuple):
+    """A share of n with its 95 % interval; None of nothing."""
+
+    value: float | None
+    low: float
+    high: float
+    n: int
+
+
+def share_of(hits: Sequence[bool | int]) -> Share:
+    """The share of ones among zeros and ones, with Wilson's interval."""
+    return Share(sum(hits) / len(hits) if hits else None, *proportion_interval(sum(hits), len(hits)), len(hits))
 
 
 def widened(interval: Interval, groups: int) -> Interval:

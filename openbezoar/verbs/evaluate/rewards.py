@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from openbezoar.stats.intervals import mean_interval, proportion_interval
+from openbezoar.stats.intervals import mean_interval, share_of
 from openbezoar.stats.seeds import step_seed
 
 T = TypeVar("T")
@@ -21,10 +21,10 @@ Sums = Sequence[Sequence[float] | None]
 """Log-probabilities [chosen, rejected] of each pair, None for one left out."""
 
 
-def share_of(hits: Sequence[int]) -> dict[str, float]:
-    """Share of ones among zeros and ones, with Wilson's 95 % interval."""
-    low, high = proportion_interval(sum(hits), len(hits))
-    return {"value": sum(hits) / len(hits), "low": low, "high": high}
+def share_numbers(hits: Sequence[int]) -> dict[str, Any]:
+    """{value, low, high} of a share, as the scores write it beside an n of their own."""
+    share = share_of(hits)
+    return {"value": share.value, "low": share.low, "high": share.high}
 
 
 def mean_of(values: Sequence[float], seed: int) -> dict[str, float]:
@@ -52,7 +52,11 @@ def _of(items: Sequence[float | None], seed: int) -> dict[str, Any]:
     margins = [item for item in items if item is not None]
     if not margins:
         return {"n": 0, "accuracy": None, "margin": None}
-    return {"n": len(margins), "accuracy": share_of([int(m > 0) for m in margins]), "margin": mean_of(margins, seed)}
+    return {
+        "n": len(margins),
+        "accuracy": share_numbers([int(m > 0) for m in margins]),
+        "margin": mean_of(margins, seed),
+    }
 
 
 def by_subset(items: Sequence[T], subsets: Sequence[str]) -> dict[str, list[T]]:
@@ -67,7 +71,7 @@ def by_subset(items: Sequence[T], subsets: Sequence[str]) -> dict[str, list[T]]:
 def share(items: Sequence[int | None]) -> dict[str, Any]:
     """{n, accuracy} of items that are 1, 0, or None for one left out."""
     used = [item for item in items if item is not None]
-    return {"n": len(used), "accuracy": share_of(used) if used else None}
+    return {"n": len(used), "accuracy": share_numbers(used) if used else None}
 
 
 def divergence(samples: Sequence[Mapping[str, Any]], reference: Sequence[float], seed: int) -> dict[str, Any]:

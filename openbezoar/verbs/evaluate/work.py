@@ -36,7 +36,7 @@ from openbezoar.stats.intervals import mean_interval
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 from openbezoar.store.manifests import read_sealed, sealed
-from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share, share_of
+from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share, share_numbers
 
 
 def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
@@ -209,9 +209,9 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
     unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
     subsets = [row.subset for row in rows]
     return {
-        "accuracy": share_of(sums),
+        "accuracy": share_numbers(sums),
         "n": len(sums),
-        "normalised": share_of(by_mean),
+        "normalised": share_numbers(by_mean),
         "identical": sum(same),
         "unscored": unscored,
         "subsets": {name: share(own) for name, own in by_subset(by_sum, subsets).items()},

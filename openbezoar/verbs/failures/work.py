@@ -21,7 +21,7 @@ from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
-from openbezoar.judging.failures import MEASURES, failure_differences, failure_numbers, share_of
+from openbezoar.judging.failures import MEASURES, failure_differences, failure_numbers
 from openbezoar.judging.grading import judge_sampling, say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm, recorded
@@ -29,6 +29,7 @@ from openbezoar.recipe.blocks import DataRef
 from openbezoar.recipe.measure_steps import Failures
 from openbezoar.rows.forms import beside, to_prompt
 from openbezoar.rows.records import Row, Turn, write_jsonl
+from openbezoar.stats.intervals import share_of
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 
@@ -177,14 +178,16 @@ def _numbers(answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dic
         both = [row for row in own if "error" not in (row["finish"], plain[row["id"]]["finish"])]
         systems[name] = {
             **failure_numbers(own, seed),
-            "changed": share_of([row["answer"] != plain[row["id"]]["answer"] for row in both]),
+            "changed": share_of([row["answer"] != plain[row["id"]]["answer"] for row in both])._asdict(),
         }
     checks = {what: [j["yes"] for j in judgments if j["what"] == what] for what in (UNSAFE, UNSUPPORTED)}
     return {
         "answers": failure_numbers(list(plain.values()), seed),
         "systems": systems,
         **{
-            what: {**share_of([yes for yes in said if yes is not None]), "unscored": said.count(None)} if said else None
+            what: {**share_of([yes for yes in said if yes is not None])._asdict(), "unscored": said.count(None)}
+            if said
+            else None
             for what, said in checks.items()
         },
     }

@@ -66,11 +66,7 @@ def costs(facts: RunFacts) -> dict[str, Cost]:
     for step in facts.steps.values():
         own = {model: s for (name, model), s in (spent or {}).items() if name == step.name}
         asked = reduce(_add, own.values(), Spent()) if spent is not None else None
-        priced = [
-            (s.prompt_tokens * prices[m].input + s.tokens * prices[m].output) / 1e6
-            for m, s in own.items()
-            if m in prices
-        ]
+        priced = [prices[m].of(s.prompt_tokens, s.tokens) for m, s in own.items() if m in prices]
         found[step.name] = Cost(step.seconds, asked, sum(priced) if priced else None)
     return found
 
