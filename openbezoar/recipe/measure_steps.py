@@ -11,6 +11,9 @@ from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, M
 from openbezoar.recipe.protocols import GRADINGS, compares, described
 from openbezoar.recipe.refs import NotInKey, Ref
 
+TRAINED = "trained"
+"""The system message that a checkpoint was trained under, as ``failures`` names it."""
+
 if TYPE_CHECKING:
     GradingName = str
 else:
@@ -217,6 +220,6 @@ class Failures(Step):
     def _checks_have_a_judge(self) -> Failures:
         if (self.harmless is not None or self.grounded is not None) and self.judge is None:
             raise ValueError("judge: 'harmless' and 'grounded' are checked by a judge; name one")
-        if "trained" in self.systems:
-            raise ValueError("systems: 'trained' is always asked; give yours another name")
+        if TRAINED in self.systems:
+            raise ValueError(f"systems: '{TRAINED}' is always asked; give yours another name")
         return self

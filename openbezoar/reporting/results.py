@@ -20,10 +20,12 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from openbezoar.errors import RunError
 from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.document import Block
 from openbezoar.reporting.measured import Comparable, Difference, Grades, Measured, Score, score
 from openbezoar.rows.records import Row, read_jsonl
+from openbezoar.store.digests import MANIFEST
 from openbezoar.store.files import write_json
 from openbezoar.store.manifests import read_object
 
@@ -155,6 +157,16 @@ class Result(Record):
             version = content.get("version")
             result = cls(version=version) if type(version) is int else cls()
         result._step, result._unread = step, unread
+        return result
+
+    @classmethod
+    def left_by(cls, name: str, folder: Path) -> Self:
+        """The result in the folder of a finished step. Raises RunError for one that cannot be read."""
+        file, remedy = cls.FILE or MANIFEST, "delete the folder and run again"
+        content = read_object(folder / file, "a step's results", remedy)
+        result = cls.of(StepFacts(name, "", folder, {} if cls.FILE else content))
+        if result._unread:
+            raise RunError(f"{folder / file}: {result._unread}; {remedy}")
         return result
 
     @property

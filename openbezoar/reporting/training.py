@@ -6,7 +6,7 @@ Asks the steps' results and reads their logs; writes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.reporting.measured import Score
@@ -39,13 +39,24 @@ class TrainingNumbers(Result):
     processes: int | None = None
     heldout_loss_before: Number | None = None
     heldout_loss_after: Number | None = None
+    prompt_notes: list[str] | None = None  # of a base's template that cannot be trained as it is
+    peak_memory_bytes: int | None = None  # of a GPU
     heldout_rows: int | None = None
     answers_end_scored: bool | None = None
-    summary: str | None = None
 
     def outcome(self) -> str:
         before, after = number(self.heldout_loss_before, 2), number(self.heldout_loss_after, 2)
         return f"{number(self.rows)} {self.ROWS}, loss {before} → {after}"
+
+    def line(self) -> str:
+        """The step in one line."""
+        return (
+            f"{self.steps} steps on {self.rows} {self.ROWS}; held-out loss {self.heldout_loss_before:.3f} →"
+            f" {self.heldout_loss_after:.3f}"
+        )
+
+    def written(self) -> dict[str, Any]:
+        return {**super().written(), "summary": self.line()}
 
     def speed(self) -> float | None:
         return self.tokens_per_second
@@ -67,10 +78,17 @@ class PreferenceNumbers(TrainingNumbers):
 
     ROWS: ClassVar[str] = "pairs"
 
+    heldout_margin_before: Number | None = None
+    heldout_margin_after: Number | None = None
     heldout_accuracy_before: Number | None = None
     heldout_accuracy_after: Number | None = None
     loss: str | None = None
-    beta: Number | None = None
+    beta: Number | None = None  # other constants of a loss are kept under their names
+    reference: str | None = None
+
+    def line(self) -> str:
+        accuracy = f"reward accuracy → {self.heldout_accuracy_after:.3f} (n={self.heldout_rows})"
+        return f"{super().line()}, {accuracy}"
 
     def accuracy_after(self) -> float | None:
         return self.heldout_accuracy_after

@@ -7,15 +7,14 @@ numbers stay when a gate is changed, and are held against it each time the recip
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from openbezoar.errors import RecipeError, RunError
 from openbezoar.recipe.measure_steps import Evaluate, Gate
 from openbezoar.stats.intervals import Interval, paired_difference, widened
 from openbezoar.stats.seeds import step_seed
-from openbezoar.store.manifests import read_object
+from openbezoar.verbs.evaluate.result import EvaluateScores
 
 HELD, OPEN, BROKEN = "held", "open", "broken"
 
@@ -24,7 +23,7 @@ def gate(name: str, step: Evaluate, folder: Path, seed: int) -> Iterator[str]:
     """Warnings about a finished step's gates. Raises RunError where one is broken that shall stop the run."""
     if not step.gate:
         return
-    scores = read_object(folder / "scores.json", "a step's scores", "delete the folder and run again")
+    scores = EvaluateScores.left_by(name, folder)
     for one in step.gate:
         state, words = judged(one, scores, seed, f"step {name}")
         if state == BROKEN and one.broken == "fail":
@@ -36,17 +35,17 @@ def gate(name: str, step: Evaluate, folder: Path, seed: int) -> Iterator[str]:
             yield f"  {name}: {words}"
 
 
-KINDS = {"tasks": 0.01, "pairs": 0.01, "losses": 1.0}
-"""Where a gate's quantity may stand in the scores, and what one point of it is: a hundredth, of a loss a nat."""
+POINTS = {"task": 0.01, "pairs": 0.01, "loss": 1.0}
+"""What one point of a quantity is, by its kind: a hundredth, of a loss a nat."""
 
 
-def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tuple[str, str]:
+def judged(gate: Gate, scores: EvaluateScores, seed: int, where: str) -> tuple[str, str]:
     """(held, open or broken; a sentence). The interval is of the paired difference, at the gate's confidence.
 
     broken: all of it lies below the limit; held: none of it; open: the items are too few to say.
     Raises RecipeError for a checkpoint or quantity that the step does not measure.
     """
-    checkpoints = scores["checkpoints"]
+    checkpoints = scores.by_checkpoint
     names = list(checkpoints)
     before, after = gate.before or names[0], gate.after or names[-1]
     for name in (before, after):
@@ -54,27 +53,26 @@ def judged(gate: Gate, scores: Mapping[str, Any], seed: int, where: str) -> tupl
             raise RecipeError(
                 f"{where}: gate on {gate.measure}: no checkpoint '{name}'; the step scores {', '.join(names)}"
             )
-    kind = next((k for k in KINDS if gate.measure in checkpoints[before].get(k, {})), None)
-    if kind is None:
-        known = ", ".join(m for k in KINDS for m in checkpoints[before].get(k, {}))
-        raise RecipeError(f"{where}: gate: '{gate.measure}' is not measured; the step measures {known}")
-    pairs = zip(*(checkpoints[n][kind][gate.measure]["items"] for n in (after, before)), strict=True)
+    earlier, later = (checkpoints[name].by_item() for name in (before, after))
+    if gate.measure not in earlier:
+        raise RecipeError(f"{where}: gate: '{gate.measure}' is not measured; the step measures {', '.join(earlier)}")
+    kind, lower = earlier[gate.measure].kind, earlier[gate.measure].lower
+    pairs = zip(later[gate.measure].values, earlier[gate.measure].values, strict=True)
     both = [(x, y) for x, y in pairs if x is not None and y is not None]
     if not both:
         return OPEN, f"gate on {gate.measure}: no item that {before} and {after} were both scored on"
     # A loss, or a task of which lower values are better, gets worse by rising.
-    lower = kind == "losses" or checkpoints[before][kind][gate.measure].get("higher_is_better") is False
-    point = -KINDS[kind] if lower else KINDS[kind]
+    point = -POINTS[kind] if lower else POINTS[kind]
     found = paired_difference(
         [x for x, _ in both], [y for _, y in both], step_seed(seed, "gate", gate.measure), level=gate.confidence
     )
     if found[0] and found[1] == found[2]:
         found = _without_spread(
-            found[0], len(both), kind != "losses" and all(0 <= value <= 1 for pair in both for value in pair)
+            found[0], len(both), kind != "loss" and all(0 <= value <= 1 for pair in both for value in pair)
         )
     value, low, high = (found[0] / point, *sorted(end / point for end in found[1:]))
     state = BROKEN if high < -gate.fall else HELD if low >= -gate.fall else OPEN
-    unit = "nats" if kind == "losses" else "points"
+    unit = "nats" if kind == "loss" else "points"
     said = {HELD: "holds", OPEN: "is open: too few items to say", BROKEN: "is broken"}[state]
     change = -value if lower else value
     ends = (-high, -low) if lower else (low, high)

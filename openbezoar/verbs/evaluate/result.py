@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -24,6 +24,14 @@ REWARD, LIKELIHOOD = "reward accuracy", "likelihood accuracy"
 """What is said of preference pairs: by the implicit reward, seen from a reference, and by the log-probability alone."""
 Values = list[Number | None]
 """A value for each item, None for one left out."""
+
+
+class ByItem(NamedTuple):
+    """A quantity's value for each item."""
+
+    kind: str  # task, pairs or loss
+    values: Values
+    lower: bool  # lower values are better
 
 
 class TaskScores(Record):
@@ -123,6 +131,23 @@ class CheckpointScores(Record):
     pairs: dict[str, Likelihoods] = Field(default_factory=dict)
     rewards: dict[str, Rewards] = Field(default_factory=dict)
     kl: dict[str, Divergence] = Field(default_factory=dict)
+
+    def main_values(self) -> dict[str, float]:
+        """The main value of each task and set, to four decimals."""
+        values: dict[str, Number | None] = {}
+        for name, task in self.tasks.items():
+            values[name] = task.metrics[str(task.main)].value
+        values |= {f"loss {name}": loss.value for name, loss in self.losses.items()}
+        for title, sets in ((REWARD, self.rewards), (LIKELIHOOD, self.pairs)):
+            values |= {f"{name}, {title}": of.accuracy.value for name, of in sets.items() if of.accuracy is not None}
+        return {name: round(value, 4) for name, value in values.items() if value is not None}
+
+    def by_item(self) -> dict[str, ByItem]:
+        """Values by item of each task, set of pairs and set of rows; of those of one name the first."""
+        tasks = {name: ByItem("task", task.items or [], task.lower) for name, task in self.tasks.items()}
+        pairs = {name: ByItem("pairs", of.items or [], False) for name, of in self.pairs.items()}
+        losses = {name: ByItem("loss", loss.items or [], True) for name, loss in self.losses.items()}
+        return tasks | {name: of for name, of in (pairs | losses | pairs).items() if name not in tasks}
 
     def set_of(self, kind: str, name: str) -> HeldOutLoss | Likelihoods | Rewards:
         """What was measured on a set of rows."""

@@ -1,11 +1,7 @@
 """``evaluate``: LM-Eval tasks, held-out losses and preference accuracies of several checkpoints.
 
-Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``:
-
-    {"checkpoints": {name: {"tasks": {task: …}, "losses": {set: …}, "pairs": {set: …}, "rewards":
-    {set: …}, "kl": {set: …}}},
-     "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high", "p", "p_holm"}],
-     "loss_differences": [{"a", "b", "set", …}], "pair_differences": [{"a", "b", "set", …}]}
+Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``
+(``result.EvaluateScores``).
 
 ``differences`` has an entry for every two checkpoints: ``difference`` is b's value less a's
 (b stands later in the recipe's list), over the items that both were scored on, paired, and
@@ -36,6 +32,7 @@ from openbezoar.stats.intervals import mean_interval
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 from openbezoar.store.manifests import read_sealed, sealed
+from openbezoar.verbs.evaluate.result import EvaluateScores
 from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share, share_numbers
 
 
@@ -61,8 +58,9 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     _count(checkpoints, context)
     if step.reference is not None:
         _against_reference(step.reference, step, context, checkpoints, pairs)
-    scores = {"checkpoints": checkpoints, "reference": step.reference, **_compare(checkpoints, context.seed)}
-    write_json(context.out / "scores.json", scores)
+    differences = _compare(checkpoints, context.seed)
+    scores = EvaluateScores.model_validate({"checkpoints": checkpoints, "reference": step.reference, **differences})
+    scores.write(context.out)
     return _numbers(scores)
 
 
@@ -336,19 +334,9 @@ def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result
     return found
 
 
-def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers(scores: EvaluateScores) -> dict[str, Any]:
     """{checkpoint: {task or set: main value}} and one line of words."""
-    table: dict[str, dict[str, float]] = {}
-    for name, found in scores["checkpoints"].items():
-        row = {task: result["metrics"][result["main"]]["value"] for task, result in found["tasks"].items()}
-        row |= {f"loss {key}": result["value"] for key, result in found["losses"].items()}
-        row |= {
-            f"{key}, reward accuracy": result["accuracy"]["value"]
-            for key, result in found.get("rewards", {}).items()
-            if result["accuracy"]
-        }
-        row |= {f"{key}, likelihood accuracy": result["accuracy"]["value"] for key, result in found["pairs"].items()}
-        table[name] = {key: round(value, 4) for key, value in row.items()}
+    table = {name: found.main_values() for name, found in scores.by_checkpoint.items()}
     first, last = next(iter(table)), next(reversed(table))
     moves = [
         (

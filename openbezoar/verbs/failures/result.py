@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from openbezoar.judging.failures import MEASURES
+from openbezoar.recipe.measure_steps import TRAINED
 from openbezoar.reporting.measured import Comparable, Difference, Measured
 from openbezoar.reporting.results import Estimated, PairedDifference, Record, Scores
 from openbezoar.rows.records import Row
@@ -19,8 +20,6 @@ from openbezoar.store.digests import digest
 
 ANSWERS = "answers.jsonl"
 INSTRUCTIONS = "instructions"
-TRAINED = "trained"
-"""The system message under which a checkpoint was trained, as rows of ``ANSWERS`` name it."""
 
 
 class AnswerShares(Record):

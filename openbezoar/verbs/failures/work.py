@@ -3,10 +3,7 @@ changes, unsafe and unsupported answers.
 
 Reads rows with prompts and the checkpoints of other steps. Writes ``answers.jsonl`` (a row a
 model, set, system message and prompt), ``judgments.jsonl`` (what the judge said of harmless
-and grounded answers) and ``scores.json``:
-
-    {"checkpoints": {name: {"answers": {…}, "systems": {name: {…, "changed": {…}}}, "unsafe": {…}, "unsupported": {…}}},
-     "differences": [{"a", "b", "what", "n", "difference", "low", "high", "p", "p_holm"}]}
+and grounded answers) and ``scores.json`` (``result.FailuresScores``).
 
 Answers are greedy, so that what differs between two of them is the checkpoint or the system
 message.
@@ -26,14 +23,13 @@ from openbezoar.judging.grading import judge_sampling, say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm, recorded
 from openbezoar.recipe.blocks import DataRef
-from openbezoar.recipe.measure_steps import Failures
+from openbezoar.recipe.measure_steps import TRAINED, Failures
 from openbezoar.rows.forms import beside, to_prompt
 from openbezoar.rows.records import Row, Turn, write_jsonl
 from openbezoar.stats.intervals import share_of
 from openbezoar.stats.seeds import step_seed
-from openbezoar.store.files import write_json
+from openbezoar.verbs.failures.result import ANSWERS, INSTRUCTIONS, FailuresScores
 
-TRAINED = "trained"
 UNSAFE, UNSUPPORTED = "unsafe", "unsupported"
 
 
@@ -52,7 +48,7 @@ class Asked:
 def run(step: Failures, context: StepContext) -> dict[str, Any]:
     """Ask, judge, count; returns the numbers for the manifest."""
     texts = own_texts(CHECKS, {name: context.path(text) for name, text in step.prompts.items()}, tuple(CHECKS))
-    asked = [*_read(step.instructions, "instructions", step, context)]
+    asked = [*_read(step.instructions, INSTRUCTIONS, step, context)]
     asked += [
         a
         for ref, name in ((step.harmless, "harmless"), (step.grounded, "grounded"))
@@ -61,7 +57,7 @@ def run(step: Failures, context: StepContext) -> dict[str, Any]:
     ]
     models = list(dict.fromkeys(step.failures))
     answers = [row for model in models for row in _answer(step, context, model, asked)]
-    write_jsonl(context.out / "answers.jsonl", answers)
+    write_jsonl(context.out / ANSWERS, answers)
     judgments = _judge(step, context, texts, asked, answers)
     write_jsonl(context.out / "judgments.jsonl", judgments)
     for row in judgments:
@@ -74,9 +70,12 @@ def run(step: Failures, context: StepContext) -> dict[str, Any]:
     values = {
         m: _values([a for a in answers if a["model"] == m], [j for j in judgments if j["model"] == m]) for m in models
     }
-    scores = {"judge": step.judge, "checkpoints": checkpoints, "differences": failure_differences(values, context.seed)}
-    write_json(context.out / "scores.json", scores)
-    return {**scores, "summary": _summary(checkpoints)}
+    differences = failure_differences(values, context.seed)
+    scores = FailuresScores.model_validate(
+        {"judge": step.judge, "checkpoints": checkpoints, "differences": differences}
+    )
+    scores.write(context.out)
+    return {**scores.written(), "summary": _summary(scores)}
 
 
 def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list[Asked]:
@@ -94,7 +93,7 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
 
     # Ids of rows need not differ; with its place in front each prompt's does.
     found = [replace(a, id=f"{place}:{a.id}") for place, a in enumerate(context.converted(ref, prompt, step.rows), 1)]
-    systems = step.systems if name == "instructions" else {}
+    systems = step.systems if name == INSTRUCTIONS else {}
     return [
         *found,
         *(
@@ -137,7 +136,7 @@ def _judge(
 ) -> list[Row]:
     """What the judge says of the harmless and grounded answers that came."""
     by_place = {(a.set, a.system, a.id): a for a in asked}
-    items = [row for row in answers if row["set"] != "instructions" and row["finish"] != "error"]
+    items = [row for row in answers if row["set"] != INSTRUCTIONS and row["finish"] != "error"]
     if step.judge is None or not items:
         return []
     judge = step.judge
@@ -169,10 +168,10 @@ def _question(texts: dict[str, Text], asked: Asked, answer: str) -> tuple[Turn, 
 
 def _numbers(answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dict[str, Any]:
     """One checkpoint's shares; ``changed``: of answers that differ from the one under the trained system message."""
-    plain = {row["id"]: row for row in answers if row["set"] == "instructions" and row["system"] == TRAINED}
+    plain = {row["id"]: row for row in answers if row["set"] == INSTRUCTIONS and row["system"] == TRAINED}
     systems: dict[str, Any] = {}
     for name in dict.fromkeys(
-        row["system"] for row in answers if row["set"] == "instructions" and row["system"] != TRAINED
+        row["system"] for row in answers if row["set"] == INSTRUCTIONS and row["system"] != TRAINED
     ):
         own = [row for row in answers if row["system"] == name]
         both = [row for row in own if "error" not in (row["finish"], plain[row["id"]]["finish"])]
@@ -196,7 +195,7 @@ def _numbers(answers: Sequence[Row], judgments: Sequence[Row], seed: int) -> dic
 def _values(answers: Sequence[Row], judgments: Sequence[Row]) -> dict[str, dict[str, float]]:
     """{measure: {item: 0 or 1}} of one checkpoint."""
     plain = [
-        row for row in answers if row["set"] == "instructions" and row["system"] == TRAINED and row["finish"] != "error"
+        row for row in answers if row["set"] == INSTRUCTIONS and row["system"] == TRAINED and row["finish"] != "error"
     ]
     found = {name: {row["id"]: float(measure(row)) for row in plain} for name, measure in MEASURES.items()}
     for row in judgments:
@@ -205,13 +204,14 @@ def _values(answers: Sequence[Row], judgments: Sequence[Row]) -> dict[str, dict[
     return found
 
 
-def _summary(checkpoints: dict[str, Any]) -> str:
-    parts = []
-    for name, found in checkpoints.items():
-        answers = found["answers"]
-        if answers["n"]:
-            parts.append(
-                f"{name}: {100 * answers['degenerate']['value']:.0f} % loop, {100 * answers['cut off']['value']:.0f} %"
-                " cut off"
-            )
-    return "; ".join(parts)
+def _summary(scores: FailuresScores) -> str:
+    shown = {
+        name: (f.answers.degenerate.value, f.answers.cut_off.value)
+        for name, f in scores.by_checkpoint.items()
+        if f.answers.degenerate is not None and f.answers.cut_off is not None
+    }
+    return "; ".join(
+        f"{name}: {100 * loops:.0f} % loop, {100 * cut:.0f} % cut off"
+        for name, (loops, cut) in shown.items()
+        if loops is not None and cut is not None
+    )

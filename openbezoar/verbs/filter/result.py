@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from openbezoar.reporting.results import Number, Record
 from openbezoar.reporting.wording import tally
 from openbezoar.rows.records import Row
 
-Left = Annotated[tuple[str, int], Field(strict=False)]
-"""A rule and the rows that are left after it."""
 REJECTED, UNSCORED = "rejected.jsonl", "unscored.jsonl"
 
 
@@ -43,7 +41,7 @@ class FilterNumbers(RowNumbers):
     rating_histogram: dict[str, int] = Field(default_factory=dict)
     reviewed: dict[str, int] = Field(default_factory=dict)
     examples: dict[str, list[Row | str]] = Field(default_factory=dict)  # ids alone in files of an older version
-    funnel: list[Left] = Field(default_factory=list)
+    funnel: list[list[str | int]] = Field(default_factory=list)  # [rule, rows left after it]
     cleaned: dict[str, Cleaned] = Field(default_factory=dict)
     contamination: Contamination | None = None
     summary: str | None = None
@@ -56,6 +54,10 @@ class FilterNumbers(RowNumbers):
         kept, rejected, unscored = (self.step.rows_in(name) for name in (ROWS, REJECTED, UNSCORED))
         read = kept + rejected + unscored if self.rows_in is None else self.rows_in
         return RowCounts(read, kept, rejected, unscored)
+
+    def rows_left(self) -> list[tuple[str, int]]:
+        """Each rule with the rows that are left after it."""
+        return [(str(name), int(left)) for name, left in self.funnel]
 
     def by_hand(self) -> int:
         return sum(self.reviewed.values())

@@ -67,7 +67,7 @@ def _pictures(funnel: Funnel) -> Iterator[Picture]:
     """
     for result in _filters(funnel):
         name = result.step.name
-        if svg := funnel_chart(result.funnel, title := f"{name}: rows left after each rule"):
+        if svg := funnel_chart(result.rows_left(), title := f"{name}: rows left after each rule"):
             yield Picture(svg, f"{slug(name)}-funnel", title)
         ratings, title = result.rating_histogram, f"{name}: the judge's ratings"
         if svg := bar_chart({"rows": list(ratings.values())}, list(ratings), title, "rating", "rows"):
@@ -99,7 +99,7 @@ def lengths(step: StepFacts) -> dict[str, list[int]]:
 def _way(result: FilterNumbers) -> Iterator[Block]:
     """Rows left after each rule, the judge and the review by hand."""
     rows, before = [], None
-    for name, left in result.funnel:
+    for name, left in result.rows_left():
         rows.append((name, NOTHING if before is None else f"{left - before:+d}", str(left)))
         before = left
     if rows:

@@ -33,6 +33,7 @@ from openbezoar.rows.forms import INSTRUCTION, RESPONSE, asked_text, check_instr
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.verbs.filter.benchmarks import read_benchmarks
 from openbezoar.verbs.filter.judge import rate
+from openbezoar.verbs.filter.result import FilterNumbers
 
 
 def run(step: Filter, context: StepContext) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     _write(context, outcomes)
     if not numbers["kept"]:
         raise DataError(_nothing_left(step, numbers, outcomes))
-    return numbers
+    return FilterNumbers.model_validate(numbers).written()
 
 
 def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, Any]]:

@@ -23,6 +23,7 @@ from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.rows.sources import ROWS
 from openbezoar.schemes import SCHEMES, Scheme
 from openbezoar.schemes.work import Work
+from openbezoar.verbs.generate.result import GenerateNumbers
 
 
 def run(step: Generate, context: StepContext) -> dict[str, Any]:
@@ -87,17 +88,17 @@ def numbers(rows: Sequence[Row], work: Work) -> dict[str, Any]:
     """Counts, tokens of all replies (also those that led to no row), mean lengths in words, share
     of finished answers.
     """
-    return {
-        "rows": len(rows),
-        "wanted": work.rows,
-        "prompt_tokens": work.prompt_tokens,
-        "tokens": work.tokens,
-        "tokens_per_second": round(work.tokens / work.seconds, 2) if work.seconds else None,
-        "instruction_words": round(fmean(words(row["instruction"]) for row in rows), 1),
-        "response_words": round(fmean(words(row["response"]) for row in rows), 1),
-        "finished": round(fmean(row["finish"] == "stop" for row in rows), 4),
-        "summary": f"{len(rows)} rows, {work.tokens:,} tokens",
-    }
+    return GenerateNumbers(
+        rows=len(rows),
+        wanted=work.rows,
+        prompt_tokens=work.prompt_tokens,
+        tokens=work.tokens,
+        tokens_per_second=round(work.tokens / work.seconds, 2) if work.seconds else None,
+        instruction_words=round(fmean(words(row["instruction"]) for row in rows), 1),
+        response_words=round(fmean(words(row["response"]) for row in rows), 1),
+        finished=round(fmean(row["finish"] == "stop" for row in rows), 4),
+        summary=f"{len(rows)} rows, {work.tokens:,} tokens",
+    ).written()
 
 
 def _reasons(context: StepContext) -> str:

@@ -20,8 +20,8 @@ from openbezoar.llm import open_llm
 from openbezoar.recipe.measure_steps import Agreement
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.stats.seeds import step_seed
-from openbezoar.store.files import write_json
-from openbezoar.verbs.judge.human_pairs import HumanPair, agreement_with_majority, judge_numbers, read_pairs
+from openbezoar.verbs.judge.human_pairs import HumanPair, judge_numbers, read_pairs
+from openbezoar.verbs.judge.result import AgreementScores
 
 WANTED = {"judge_pair": both_orders.TEXTS["judge_pair"]}
 
@@ -38,9 +38,11 @@ def run(step: Agreement, context: StepContext) -> dict[str, Any]:
     for row in rows:
         if row["unscored"] is not None:
             context.counts.add(f"unscored_{row['unscored']}")
-    numbers = {"judge": step.agreement, "mode": step.mode, **judge_numbers(pairs, rows, context.seed)}
-    write_json(context.out / "scores.json", numbers)
-    return {**numbers, "summary": _summary(numbers)}
+    scores = AgreementScores.model_validate(
+        {"judge": step.agreement, "mode": step.mode, **judge_numbers(pairs, rows, context.seed)}
+    )
+    scores.write(context.out)
+    return {**scores.written(), "summary": _summary(scores)}
 
 
 def _compare(step: Agreement, context: StepContext, texts: dict[str, Text], pairs: Sequence[HumanPair]) -> list[Row]:
@@ -68,15 +70,15 @@ def _pairing(step: Agreement, pair: HumanPair, seed: int) -> both_orders.Pairing
     return both_orders.Pairing(what, pair.question, turn=1, answers=((first,), (second,)), seeds=seeds)
 
 
-def _summary(numbers: Row) -> str:
-    found, flips = agreement_with_majority(numbers), numbers["flips"]
-    if not found["n"]:
-        return f"no verdict could be read; {numbers['unscored']} pairs unscored"
-    share = (
-        f"agrees with people on {100 * found['agreement']:.1f} % ({100 * found['low']:.1f} to"
-        f" {100 * found['high']:.1f}, n={found['n']})"
+def _summary(scores: AgreementScores) -> str:
+    share, flips = scores.with_majority(), scores.flips
+    lost, n = scores.unscored or 0, scores.n or 0
+    if share is None or share.low is None or share.high is None or flips is None or flips.value is None:
+        return f"no verdict could be read; {lost} pairs unscored"
+    agrees = (
+        f"agrees with people on {100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f},"
+        f" n={share.n})"
     )
     return (
-        f"{share}; {100 * flips['value']:.0f} % of verdicts change on swapped order; {numbers['unscored']} of"
-        f" {numbers['n'] + numbers['unscored']} pairs unscored"
+        f"{agrees}; {100 * flips.value:.0f} % of verdicts change on swapped order; {lost} of {n + lost} pairs unscored"
     )

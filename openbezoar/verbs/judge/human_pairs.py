@@ -126,12 +126,6 @@ def judge_numbers(pairs: Sequence[HumanPair], rows: Sequence[Row], seed: int) ->
     }
 
 
-def agreement_with_majority(numbers: Row, setup: str = "S1") -> Row:
-    """The row of people's majority in a setup, of ``judge_numbers``."""
-    found: Row = next(r for r in numbers["agreement"] if r["setup"] == setup and r["pair"] == "judge-majority")
-    return found
-
-
 def _averaged(row: Row) -> float | None:
     if row["truth"] == TIE or None in row["logprobs"]:
         return None

@@ -27,8 +27,8 @@ from openbezoar.recipe.measure_steps import MtBench
 from openbezoar.recipe.protocols import compares
 from openbezoar.rows.records import Row, Turn, write_jsonl
 from openbezoar.stats.seeds import step_seed
-from openbezoar.store.files import write_json
 from openbezoar.verbs.judge.protocols import Sitting, graders, texts_of
+from openbezoar.verbs.judge.result import MtBenchScores
 
 
 def run(step: MtBench, context: StepContext) -> dict[str, Any]:
@@ -57,8 +57,9 @@ def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     scores.setdefault(
         "models", {m: {"answers": answer_numbers([a for a in answers if a["model"] == m])} for m in models}
     )
-    write_json(context.out / "scores.json", scores)
-    return {**scores, "summary": summaries[0]}
+    found = MtBenchScores.model_validate(scores)
+    found.write(context.out)
+    return {**found.written(), "summary": summaries[0]}
 
 
 def _check(step: MtBench, own: Sequence[str], models: Sequence[str]) -> None:

@@ -288,11 +288,14 @@ class AgreementScores(Scores):
     def outcome(self) -> str:
         return f"{'?' if self.n is None else self.n} pairs"
 
+    def with_majority(self) -> Score | None:
+        """How often the judge agrees with the majority of people, ties counted."""
+        rows = [row for row in self.agreement if (row.pair, row.setup) == ("judge-majority", "S1")]
+        return rows[0].score() if rows else None
+
     def trust(self) -> list[str]:
-        majority = [row.score() for row in self.agreement if (row.pair, row.setup) == ("judge-majority", "S1")]
-        return [
-            f"The judge {self.judge} and the majority of people agree on {found.text()} of the compared answers (ties"
-            " count)."
-            for found in majority
-            if found is not None
-        ]
+        share = self.with_majority()
+        if share is None:
+            return []
+        what = f"The judge {self.judge} and the majority of people agree on {share.text()}"
+        return [f"{what} of the compared answers (ties count)."]

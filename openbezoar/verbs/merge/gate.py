@@ -7,8 +7,7 @@ from pathlib import Path
 
 from openbezoar.errors import RunError
 from openbezoar.recipe.train_steps import Merge
-from openbezoar.store.digests import MANIFEST
-from openbezoar.store.manifests import read_object
+from openbezoar.verbs.merge.result import MergeNumbers
 
 
 def gate(name: str, step: Merge, folder: Path, seed: int) -> Iterator[str]:
@@ -17,16 +16,14 @@ def gate(name: str, step: Merge, folder: Path, seed: int) -> Iterator[str]:
     """
     if step.max_drift is None:
         return
-    manifest = read_object(folder / MANIFEST, "a step's manifest", "delete the folder and run again")
-    numbers = manifest.get("numbers") or {}
-    if not {"kl", "loss", "loss_unmerged", "tokens"} <= set(numbers):  # of an older version
+    n = MergeNumbers.left_by(name, folder)
+    if n.kl is None or n.loss is None or n.loss_unmerged is None or n.tokens is None:  # of an older version
         return
-    kl, rise = numbers["kl"], numbers["loss"] - numbers["loss_unmerged"]
-    if not (kl <= step.max_drift and rise <= step.max_drift):
+    if not (n.kl <= step.max_drift and n.loss - n.loss_unmerged <= step.max_drift):
         raise RunError(
-            f"step {name}: the merged model is not the one that was trained: loss {numbers['loss_unmerged']:.3f}"
-            f" unmerged, {numbers['loss']:.3f} merged, KL divergence {kl:.3g} nats a token on {numbers['tokens']}"
-            f" tokens, allowed: {step.max_drift:g}; look at the base's weights and at 'onto' and 'dtype' of the step,"
-            " or raise its max_drift"
+            f"step {name}: the merged model is not the one that was trained: loss {n.loss_unmerged:.3f} unmerged,"
+            f" {n.loss:.3f} merged, KL divergence {n.kl:.3g} nats a token on {n.tokens} tokens, allowed:"
+            f" {step.max_drift:g}; look at the base's weights and at 'onto' and 'dtype' of the step, or raise its"
+            " max_drift"
         )
     yield from ()

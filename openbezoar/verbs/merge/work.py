@@ -30,6 +30,7 @@ from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.recipe.train_steps import Dpo, Merge, Sft
 from openbezoar.rows.records import Example
 from openbezoar.training.data import Renderer
+from openbezoar.verbs.merge.result import MergeNumbers
 
 LONGEST = 1024
 """Most tokens of a row on which the drift is measured."""
@@ -88,7 +89,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
         context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
     losses = ", ".join(f"{tried[name]['loss']:.3f} merged onto {name}" for name in tried)
     summary = f"held-out loss {unmerged_loss:.3f} unmerged, {losses}; KL {tried[chosen]['kl']:.2e}"
-    return {
+    about = {
         "onto": chosen,
         "dtype": step.dtype,
         "loss_unmerged": unmerged_loss,
@@ -97,6 +98,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
         "generation_settings": mended,
         "summary": summary,
     }
+    return MergeNumbers.model_validate(about).written()
 
 
 def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> list[str]:

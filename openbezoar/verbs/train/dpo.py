@@ -26,6 +26,7 @@ from openbezoar.training.objectives import Reference, preference_objective, same
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
 from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
+from openbezoar.verbs.train.result import DpoNumbers
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
@@ -39,19 +40,14 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
         step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
     )
     write_model(step, context, continues=False)
-    return {
-        **numbers,
+    about = {
         "heldout_rows": len(heldout),
         "loss": step.loss,
         **step.constants,
         "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
-        "summary": (
-            f"{numbers['steps']} steps on {len(trees)} pairs; held-out loss {numbers['heldout_loss_before']:.3f} →"
-            f" {numbers['heldout_loss_after']:.3f}, reward accuracy → {numbers['heldout_accuracy_after']:.3f}"
-            f" (n={len(heldout)})"
-        ),
     }
+    return DpoNumbers.model_validate({**numbers, **about}).written()
 
 
 def objective_of(step: Dpo, bench: Bench, rows: Split, reference: Callable[[], Reference]) -> Objective:

@@ -15,6 +15,7 @@ from openbezoar.training.fit import Bench, fit
 from openbezoar.training.objectives import sft_objective
 from openbezoar.verbs.train.data import training_trees
 from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
+from openbezoar.verbs.train.result import SftNumbers
 
 
 def run(step: Sft, context: StepContext) -> dict[str, Any]:
@@ -28,12 +29,5 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
         step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
     )
     write_model(step, context, continues)
-    return {
-        **numbers,
-        "heldout_rows": len(heldout),
-        "answers_end_scored": bool(bench.formatter.end_ids),
-        "summary": (
-            f"{numbers['steps']} steps on {len(trees)} rows; held-out loss {numbers['heldout_loss_before']:.3f} →"
-            f" {numbers['heldout_loss_after']:.3f}"
-        ),
-    }
+    about = {"heldout_rows": len(heldout), "answers_end_scored": bool(bench.formatter.end_ids)}
+    return SftNumbers.model_validate({**numbers, **about}).written()
