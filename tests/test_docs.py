@@ -8,6 +8,7 @@ A command is run as it stands, in a folder where ``recipes/demo.yaml``, ``my.yam
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import inspect
 import json
@@ -24,6 +25,7 @@ import typer
 import yaml
 from conftest import FAST
 
+import openbezoar
 from openbezoar.cli.app import app, main
 from openbezoar.engine import execution, graph
 from openbezoar.llm import Completion
@@ -391,3 +393,27 @@ def test_the_papers_page_has_the_defaults_of_the_schema() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+# ---------------------------------------------------------------------------- changelog
+
+RELEASED = {"0.1.0": 174}
+"""Lines of the releases that are out, which do not change."""
+
+
+def test_the_changelog_begins_with_this_version_and_its_releases_are_dated() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.M)
+    releases = [re.fullmatch(r"(\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)", heading) for heading in headings]
+    assert all(releases), f"expected '## VERSION (YYYY-MM-DD)', got {headings}"
+    versions = [match[1] for match in releases if match]
+    dates = [match[2] for match in releases if match]
+    assert versions[0] == openbezoar.__version__
+    assert dates == sorted(dates, reverse=True) == [str(datetime.date.fromisoformat(date)) for date in dates]
+    assert [tuple(map(int, v.split("."))) for v in versions] == sorted(
+        (tuple(map(int, v.split("."))) for v in versions), reverse=True
+    )
+    sections = re.split(r"^## .*$", text, flags=re.M)[1:]
+    lines = {v: len(re.findall(r"^- ", section, re.M)) for v, section in zip(versions, sections, strict=True)}
+    told = {version: lines.get(version) for version in RELEASED}
+    assert told == RELEASED, "a release that is out has other lines; new ones belong at the end of the first section"
