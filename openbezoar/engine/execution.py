@@ -31,15 +31,15 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
     with graph.run.lock():
         graph.run.recover()
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
-        wanted = graph.upto(to)
+        nodes = graph.upto(to)
         if error := needs.lacking(
-            [node for node in wanted if node.state != "done"], graph.recipe, graph.recipe_path.parent
+            [node for node in nodes if node.state != "done"], graph.recipe, graph.recipe_path.parent
         ):
             raise error
-        for number, node in enumerate(wanted, 1):
+        for number, node in enumerate(nodes, 1):
             state, why = state_of(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
-                place = f"{number}/{len(wanted)}"
+                place = f"{number}/{len(nodes)}"
                 with progress.step(place, node.name, f"{node.verb}; {why}"):
                     manifest = _run_step(graph, node, progress)
                 ran.append(node.name)

@@ -22,11 +22,13 @@ def lacking(nodes: Iterable[Node], recipe: Recipe, folder: Path) -> UserError | 
     """The error for what is not installed of all that these steps need, with the steps' names; None
     if nothing is. folder: the recipe's.
     """
-    wanted = {node.name: dict.fromkeys(packages_of(node, recipe, folder)) for node in nodes}
-    absent = {package: None for packages in wanted.values() for package in packages if not extras.installed(package)}
+    packages_by_step = {node.name: dict.fromkeys(packages_of(node, recipe, folder)) for node in nodes}
+    absent = {
+        package: None for packages in packages_by_step.values() for package in packages if not extras.installed(package)
+    }
     if not absent:
         return None
-    steps = [name for name, packages in wanted.items() if packages.keys() & absent.keys()]
+    steps = [name for name, packages in packages_by_step.items() if packages.keys() & absent.keys()]
     named = ", ".join(steps[:4]) + (f" and {len(steps) - 4} more" if len(steps) > 4 else "")
     error = extras.missing(absent)
     return type(error)(f"step{'s' * (len(steps) > 1)} {named}: {error}")

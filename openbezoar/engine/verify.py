@@ -33,35 +33,35 @@ def verify(run: RunFolder) -> Verified:
     """Read everything that the run's finished steps and its call cache hold. Raises RunError for a
     cache that is no longer one.
     """
-    found = Verified()
+    report = Verified()
     manifests: dict[str, Manifest] = {}
     for path in sorted(run.path.glob(f"*/{MANIFEST}")):
         name = path.parent.name
         try:
             manifest = run.manifest(name)
         except RunError as error:
-            found.wrong.append(str(error).removeprefix(f"{run.path}/"))
+            report.wrong.append(str(error).removeprefix(f"{run.path}/"))
             continue
         if manifest is not None:
             manifests[name] = manifest
-            found.wrong += (f"{name}: {wrong}" for wrong in _step(run, name, manifest, found))
+            report.wrong += (f"{name}: {wrong}" for wrong in _step(run, name, manifest, report))
     for name, manifest in manifests.items():
         used: dict[str, Any] = manifest.get("used", {})
-        found.wrong += (
+        report.wrong += (
             f"{name}: made from other files of {i} than are there"
             for i, then in used.items()
             if then != result_digest(manifests.get(i, {}))
         )
     if (run.path.parent / FILE).is_file():
         store = CallStore(run.path.parent)
-        found.answers, damaged = store.verify()
+        report.answers, damaged = store.verify()
         store.close()
         if damaged:
-            found.wrong.append(
-                f"{FILE}: {damaged} of {found.answers} answers are not what was kept; the next run that needs them asks"
-                " again"
+            report.wrong.append(
+                f"{FILE}: {damaged} of {report.answers} answers are not what was kept; the next run that needs them"
+                " asks again"
             )
-    return found
+    return report
 
 
 def _step(run: RunFolder, name: str, manifest: Manifest, found: Verified) -> Iterator[str]:

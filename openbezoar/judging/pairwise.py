@@ -30,10 +30,10 @@ def share(
         if (v := value(row)) is not None:
             groups.setdefault(row[by], []).append(v)
     n = sum(map(len, groups.values()))
-    (found,) = grouped_intervals([[sum(g), len(g)] for g in groups.values()], (_mean,), seed)
-    if found is None:
+    (interval,) = grouped_intervals([[sum(g), len(g)] for g in groups.values()], (_mean,), seed)
+    if interval is None:
         return {"value": None, "low": None, "high": None, "n": 0}
-    return {**dict(zip(("value", "low", "high"), widened(found, len(groups)), strict=True)), "n": n}
+    return {**dict(zip(("value", "low", "high"), widened(interval, len(groups)), strict=True)), "n": n}
 
 
 def _mean(tables: Array) -> Array:

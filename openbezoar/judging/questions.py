@@ -65,10 +65,10 @@ def read_questions(rows: Sequence[Row]) -> list[Question]:
 
 def _references(row: Row, category: str, where: str) -> tuple[str, str]:
     """GPT-4's reference answers before the authors' notes, as in FastChat; empty where none is used."""
-    given = row.get("reference_gpt4") or row.get("reference") or []
+    references = row.get("reference_gpt4") or row.get("reference") or []
     if category in TEMPERATURES and category not in REFERENCED:
         return "", ""
-    texts = ["" if text is None else text for text in (given if isinstance(given, list) else [given])]
+    texts = ["" if text is None else text for text in (references if isinstance(references, list) else [references])]
     if odd := [text for text in texts if not isinstance(text, (str, int, float))]:
         raise DataError(f"{where}: a reference is {shown(odd[0])}; expected a text for each turn, or a number")
     texts = [str(text) for text in texts]

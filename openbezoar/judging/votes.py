@@ -21,10 +21,10 @@ def read_votes(path: Path, judges: str = "*") -> tuple[list[Vote], int]:
         if fnmatchcase(judge_of(row, f"{path}: row {number}"), judges)
     ]
     votes = [vote(row, f"{path}: row {number}") for number, row in rows]
-    found = [v for v in votes if v is not None]
-    if not found:
+    given_votes = [v for v in votes if v is not None]
+    if not given_votes:
         raise DataError(
             f"{path}: no vote of a judge named {judges}; expected rows with question_id, turn, model_a, model_b, winner"
             " and judge"
         )
-    return found, len(votes) - len(found)
+    return given_votes, len(votes) - len(given_votes)

@@ -133,7 +133,7 @@ def written_bytes(estimates: Iterable[Estimate]) -> int:
     """Bytes of weights that steps write, with the most that one of them holds for a while. Rows are
     small beside them.
     """
-    leaves = [(made.written_bytes, made.passing_bytes) for made in estimates]
+    leaves = [(cost.written_bytes, cost.passing_bytes) for cost in estimates]
     return sum(stays for stays, _ in leaves) + max((passing for _, passing in leaves), default=0)
 
 
@@ -166,12 +166,12 @@ def _budgets(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) 
         return
     spent = _spent(graph)
     for step, budget in limits:
-        asked = [estimates[node.name] for node in todo if step in (None, node.name) and _asks(node)]
-        if not asked:
+        costs = [estimates[node.name] for node in todo if step in (None, node.name) and _asks(node)]
+        if not costs:
             continue
         accounts = [(model, cost) for (name, model), cost in spent.items() if step in (None, name)]
-        tokens = sum((made.tokens_in or 0) + (made.tokens_out or 0) for made in asked)
-        money = sum(made.money or 0.0 for made in asked)
+        tokens = sum((made.tokens_in or 0) + (made.tokens_out or 0) for made in costs)
+        money = sum(made.money or 0.0 for made in costs)
         gone = sum(cost.prompt_tokens + cost.tokens for _, cost in accounts)
         paid = sum(_money(graph, model, cost) for model, cost in accounts)
         where = f"steps.{step}.budget" if step else "budget"

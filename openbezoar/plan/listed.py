@@ -92,10 +92,10 @@ def plan(recipe: str | Path, set: Changes = (), *, runs: str | Path = "runs", de
     ``{"steps.dpo.beta": 0.2}``. runs: the folder of runs. device: another machine, such as
     ``t4`` or ``cuda:24GB``. Raises RecipeError, DataError and ModelError for what cannot run.
     """
-    made = plan_of(graph_of(recipe, set, runs), this_device() if device is None else device_named(device))
+    planned = plan_of(graph_of(recipe, set, runs), this_device() if device is None else device_named(device))
     steps = []
-    for node in made.graph.nodes.values():
-        cost = made.estimates[node.name]
+    for node in planned.graph.nodes.values():
+        cost = planned.estimates[node.name]
         steps.append(
             PlannedStep(
                 node.name,
@@ -112,4 +112,4 @@ def plan(recipe: str | Path, set: Changes = (), *, runs: str | Path = "runs", de
                 assumed=cost.assumed,
             )
         )
-    return RunPlan(made.graph.run.path, tuple(steps), tuple(str(concern) for concern in made.concerns))
+    return RunPlan(planned.graph.run.path, tuple(steps), tuple(str(concern) for concern in planned.concerns))

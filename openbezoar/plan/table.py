@@ -84,14 +84,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def _total(plan: Plan) -> dict[str, Any]:
     """Sums over the steps that would run; None where nothing can be said."""
-    made = [plan.estimates[node.name] for node in plan.todo]
-    seconds = [e.seconds for e in made if e.seconds]
+    estimates = [plan.estimates[node.name] for node in plan.todo]
+    seconds = [e.seconds for e in estimates if e.seconds]
     return {
         "steps": len(plan.todo),
-        "tokens": sum((e.tokens_in or 0) + (e.tokens_out or 0) for e in made),
-        "money": sum(e.money or 0.0 for e in made),
+        "tokens": sum((e.tokens_in or 0) + (e.tokens_out or 0) for e in estimates),
+        "money": sum(e.money or 0.0 for e in estimates),
         "seconds": sum(seconds) if seconds else None,
-        "memory_bytes": max((e.memory_bytes for e in made if e.memory_bytes), default=None),
+        "memory_bytes": max((e.memory_bytes for e in estimates if e.memory_bytes), default=None),
     }
 
 
@@ -143,20 +143,20 @@ ALWAYS = ("step", "verb", "state", "why")
 
 
 def _cells(plan: Plan, node: Node) -> dict[str, str]:
-    made, took = plan.estimates[node.name], plan.took.get(node.name)
+    cost, took = plan.estimates[node.name], plan.took.get(node.name)
     return {
         "step": node.name,
         "verb": node.verb,
         "state": node.state,
-        "rows": count(made.rows),
-        "tokens": count((made.tokens_in or 0) + (made.tokens_out or 0)),
-        "money": f"{made.money:.2f}" if made.money else "",
-        "memory": f"{made.memory_bytes / 1e9:.1f} GB" if made.memory_bytes else "",
+        "rows": count(cost.rows),
+        "tokens": count((cost.tokens_in or 0) + (cost.tokens_out or 0)),
+        "money": f"{cost.money:.2f}" if cost.money else "",
+        "memory": f"{cost.memory_bytes / 1e9:.1f} GB" if cost.memory_bytes else "",
         "time": (
             duration(took)
             if took is not None
-            else f"{'~' if made.assumed else ''}{duration(made.seconds)}"
-            if made.seconds
+            else f"{'~' if cost.assumed else ''}{duration(cost.seconds)}"
+            if cost.seconds
             else ""
         ),
         "why": node.why,

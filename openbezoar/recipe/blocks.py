@@ -30,13 +30,13 @@ class Plain(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _is_a_number(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        meant = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and meant & {int, float} and bool not in meant:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError("expected a number")
-        found = read(value)
-        if isinstance(found, int | float) and abs(found) > LARGEST:
+        number = read(value)
+        if isinstance(number, int | float) and abs(number) > LARGEST:
             raise ValueError(f"expected a number of at most {LARGEST:.0e}")
-        return found
+        return number
 
 
 def _kinds(annotation: Any) -> set[Any]:

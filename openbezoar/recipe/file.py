@@ -179,10 +179,10 @@ def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
         raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
     verb = verb_of(step)
     if not verb:
-        found = [v for v in VERBS if v in step]
+        verbs = [v for v in VERBS if v in step]
         hint = (
-            f"two verbs ({', '.join(found)}); a step has one"
-            if found
+            f"two verbs ({', '.join(verbs)}); a step has one"
+            if verbs
             else f"no verb{_suggest(step, VERBS)}; expected one of {', '.join(VERBS)}"
         )
         raise RecipeError(f"{where}: steps.{name}: {hint}")
@@ -255,10 +255,10 @@ def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
         return f"{where}: {place}: missing; add it"
     message = "expected a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
     secret = {"server", "key"} & set(first["loc"])  # where passwords are put by mistake
-    given = (
+    value = (
         "" if secret or isinstance(first.get("input"), (dict, BaseModel)) else f" (it is {shown(first.get('input'))})"
     )
-    return f"{where}: {place}: {message}{given}" if place else f"{where}: {message}"
+    return f"{where}: {place}: {message}{value}" if place else f"{where}: {message}"
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

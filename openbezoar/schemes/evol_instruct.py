@@ -211,17 +211,17 @@ def _operation(number: int, item: _Item, options: Options, work: Work) -> str | 
 
 
 def _evolve(number: int, tries: Sequence[_Try], options: Options, work: Work) -> None:
-    asked = []
+    prompts = []
     for attempt in tries:
         if attempt.operation is None:
-            asked.append(work.text("evol_in_breadth", prompt=attempt.item.text))
+            prompts.append(work.text("evol_in_breadth", prompt=attempt.item.text))
         else:
             operation = work.text(f"evol_{attempt.operation.replace('-', '_')}")
-            asked.append(work.text("evol_in_depth", prompt=attempt.item.text, operation=operation))
+            prompts.append(work.text("evol_in_depth", prompt=attempt.item.text, operation=operation))
     seeds = [work.seed("evolve", number, t.item.number) for t in tries]
     sampling = Sampling(options.evolved_tokens, work.sampling.temperature, work.sampling.top_p)
     starts = [CREATED if t.operation is None else REWRITTEN for t in tries]
-    replies = work.begun(f"evolutions-{number}", asked, starts, seeds, sampling, work.teacher)
+    replies = work.begun(f"evolutions-{number}", prompts, starts, seeds, sampling, work.teacher)
     for attempt, reply in zip(tries, replies, strict=True):
         attempt.text, attempt.finish = without_labels(reply.text), reply.finish
 

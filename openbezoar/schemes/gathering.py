@@ -18,7 +18,7 @@ ROUND = 64  # prompts at most before it is looked again how many are needed
 LONGEST = 4000  # characters; what is longer is no instruction but a reply that ran away
 
 
-class Found:
+class NewInstructions:
     """New instructions with their sources, none of them a seed's and none twice; what is dropped is
     counted by reason.
     """
@@ -58,33 +58,35 @@ class Found:
         ]
 
 
-def gather(found: Found, limit: int, a_prompt: float, ask: Callable[[range], None], remedy: str) -> None:
+def gather(
+    instructions: NewInstructions, limit: int, a_prompt: float, ask: Callable[[range], None], remedy: str
+) -> None:
     """Have ``ask`` send the prompts of the numbers it is given, until enough is found or ``limit`` prompts were asked.
 
     a_prompt: instructions that a prompt is likely to give, until it is known. A shortfall
     is counted. Raises ModelError, which ends with ``remedy``, if no reply held an instruction.
     """
-    work, asked = found.work, 0
+    work, prompts = instructions.work, 0
     with work.context.progress.bar("instructions", work.rows, "instructions") as bar:
-        while (missing := work.rows - len(found.texts)) > 0 and asked < limit:
-            yielded = len(found.texts) / asked if asked else a_prompt
-            numbers = range(asked, min(limit, asked + min(ROUND, math.ceil(missing / max(yielded, 0.25)))))
-            before = len(found.texts)
+        while (missing := work.rows - len(instructions.texts)) > 0 and prompts < limit:
+            yielded = len(instructions.texts) / prompts if prompts else a_prompt
+            numbers = range(prompts, min(limit, prompts + min(ROUND, math.ceil(missing / max(yielded, 0.25)))))
+            before = len(instructions.texts)
             ask(numbers)
-            asked = numbers.stop
-            bar.advance(min(len(found.texts), work.rows) - before)
-    if not found.texts:
+            prompts = numbers.stop
+            bar.advance(min(len(instructions.texts), work.rows) - before)
+    if not instructions.texts:
         dropped = "; ".join(f"{reason}: {n}" for reason, n in work.counts.by_reason.items())
         raise ModelError(
-            f"teacher '{work.teacher}': none of {asked} replies held a new instruction ({dropped}); {remedy}"
+            f"teacher '{work.teacher}': none of {prompts} replies held a new instruction ({dropped}); {remedy}"
         )
     if missing > 0:
         work.counts.add("short of the rows wanted", missing)
         work.say(
-            f"{len(found.texts)} instructions after {asked} prompts, {missing} fewer than wanted; raise max_prompts or"
-            " use a stronger teacher"
+            f"{len(instructions.texts)} instructions after {prompts} prompts, {missing} fewer than wanted; raise"
+            " max_prompts or use a stronger teacher"
         )
-    work.counts.add("prompts for instructions", asked)
+    work.counts.add("prompts for instructions", prompts)
 
 
 def _texts(seed: Row) -> Iterator[str]:

@@ -26,7 +26,7 @@ from openbezoar.rows.forms import instruction_text, text_in
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.expected import INSTRUCTION, Calls, Expected, Known, mean_characters
-from openbezoar.schemes.gathering import Found, gather
+from openbezoar.schemes.gathering import NewInstructions, gather
 from openbezoar.schemes.work import Work, answered, unquoted
 
 PROMPTS = ("lamini_examples", "lamini_topics", "lamini_answer_system")
@@ -87,23 +87,23 @@ def make(options: Options, work: Work) -> list[Row]:
     Makes fewer than wanted if the teacher's replies hold too few instructions by
     ``max_prompts``; the shortfall is counted. Raises ModelError if they hold none.
     """
-    shown, topics = _shown(options, work), _topics(options, work)
+    examples, topics = _shown(options, work), _topics(options, work)
     sampling = Sampling(options.instruction_tokens, work.sampling.temperature, work.sampling.top_p)
-    found = Found(work, unusable)
+    instructions = NewInstructions(work, unusable)
 
     def ask(numbers: range) -> None:
-        drawn = [_prompt(options, work, n, shown, topics) for n in numbers]
+        drawn = [_prompt(options, work, n, examples, topics) for n in numbers]
         replies = _ask(
             options, work, [text for text, _ in drawn], [work.seed("instructions", 0, n) for n in numbers], sampling
         )
         for (_, source), reply in zip(drawn, replies, strict=True):
-            _take(reply, source, found)
+            _take(reply, source, instructions)
 
     remedy = "expected <example>...</example> or a list: use a stronger teacher, or set prompts.lamini_examples"
     # Half of what is asked for, until it is known how many a reply holds.
-    gather(found, options.max_prompts or max(20, work.rows), options.instructions_per_prompt / 2, ask, remedy)
+    gather(instructions, options.max_prompts or max(20, work.rows), options.instructions_per_prompt / 2, ask, remedy)
     system = Turn("system", work.text("lamini_answer_system"))
-    rows = found.rows()
+    rows = instructions.rows()
     replies = work.chat(
         "answers",
         [[system, Turn("user", row["instruction"])] for row in rows],
@@ -255,7 +255,7 @@ def unusable(text: str) -> str | None:
     return "holds the prompt's own markup" if _MARKUP.search(text) else None
 
 
-def _take(reply: Completion, source: str, found: Found) -> None:
+def _take(reply: Completion, source: str, found: NewInstructions) -> None:
     """Add a reply's instructions to what was found; count what is dropped, and why."""
     texts, form = parse_instructions(reply.text, reply.finish == "stop")
     counts = found.work.counts

@@ -15,7 +15,7 @@ from openbezoar.errors import ModelError
 from openbezoar.llm import Completion, Sampling
 from openbezoar.recipe.blocks import Strict
 from openbezoar.rows.records import Row, Turn
-from openbezoar.schemes.gathering import Found, gather
+from openbezoar.schemes.gathering import NewInstructions, gather
 from openbezoar.schemes.work import Work, answered
 
 PROMPTS: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ def make(options: Options, work: Work) -> list[Row]:
     before, end = user_turn(options, work)
     stop = tuple(text for text in (end, "\n" if options.lines == "first" else "") if text)
     sampling = Sampling(options.instruction_tokens, options.instruction_temperature, options.instruction_top_p, stop)
-    found = Found(work)
+    instructions = NewInstructions(work)
 
     def ask(numbers: range) -> None:
         seeds = [work.seed("instruction", n) for n in numbers]
@@ -92,14 +92,14 @@ def make(options: Options, work: Work) -> list[Row]:
                 raise
             raise ModelError(f"{error}; magpie needs raw completions (/v1/completions of a server)") from None
         for reply in replies:
-            _take(reply, options, found)
+            _take(reply, options, instructions)
 
     remedy = (
         "expected a chat-tuned teacher in its own template: set its prompt to {template: own}, raise"
         " instruction_tokens, or set lines: first"
     )
-    gather(found, options.max_prompts or max(20, 4 * work.rows), 0.8, ask, remedy)
-    rows = found.rows()
+    gather(instructions, options.max_prompts or max(20, 4 * work.rows), 0.8, ask, remedy)
+    rows = instructions.rows()
     replies = work.chat(
         "answers",
         [[Turn("user", row["instruction"])] for row in rows],
@@ -123,8 +123,8 @@ def user_turn(options: Options, work: Work) -> tuple[str, str]:
             " turn in it; set pre_query (such as '<|im_start|>user\\n'), the model's 'wrapper', or name a model that"
             " runs in this process"
         )
-    before, found, after = text.partition(PROBE)
-    if not found:
+    before, probe, after = text.partition(PROBE)
+    if not probe:
         raise ModelError(
             f"teacher '{work.teacher}': its chat template does not show a user's words as they are; set pre_query"
             " and end"
@@ -144,7 +144,7 @@ def _end(after: str, tokenizer: Any) -> str:
     return str(token) if token in tokenizer.get_added_vocab() else line
 
 
-def _take(reply: Completion, options: Options, found: Found) -> None:
+def _take(reply: Completion, options: Options, found: NewInstructions) -> None:
     """Add the turn to what was found, or count why not."""
     text, over = reply.text, reply.finish == "stop"
     if options.lines == "first" and "\n" in text:  # a server need not heed the stop string

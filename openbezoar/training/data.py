@@ -55,8 +55,10 @@ def is_held_out(place: int, every: int, most: int) -> bool:
 
 def split_heldout(rows: Sequence[T], every: int, most: int) -> tuple[list[T], list[T]]:
     """(training rows, held-out rows), by ``is_held_out``."""
-    held = [is_held_out(i, every, most) for i in range(len(rows))]
-    return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]
+    is_held = [is_held_out(i, every, most) for i in range(len(rows))]
+    return [r for r, h in zip(rows, is_held, strict=True) if not h], [
+        r for r, h in zip(rows, is_held, strict=True) if h
+    ]
 
 
 def split_trees(

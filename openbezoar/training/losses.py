@@ -35,8 +35,8 @@ class PairScores:
     @classmethod
     def of(cls, policy: Tensor, tokens: Tensor, reference: Tensor | None) -> PairScores:
         """From [pairs, 2] matrices whose columns are chosen and rejected."""
-        given = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
-        return cls(policy[:, 0], policy[:, 1], tokens[:, 0], tokens[:, 1], *given)
+        references = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
+        return cls(policy[:, 0], policy[:, 1], tokens[:, 0], tokens[:, 1], *references)
 
     @classmethod
     def joined(cls, parts: Sequence[PairScores]) -> PairScores:

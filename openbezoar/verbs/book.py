@@ -184,29 +184,29 @@ class Book:
 
     # ---- work
 
-    def timed(self, made: Estimate, verb: str, name: str, work: float) -> Estimate:
+    def timed(self, cost: Estimate, verb: str, name: str, work: float) -> Estimate:
         """The estimate with FLOPs and time for ``work`` tokens (forward passes' worth) on a model in this process."""
         shape = self.shape(name)
         if shape is not None:
-            made.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
-            made.assumed = rate_name(self.device, verb) not in self.rates
+            cost.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
+            cost.assumed = rate_name(self.device, verb) not in self.rates
             # of another machine nothing is known
-            if self.device.here and not (made.assumed and self.device.kind == "cuda"):
-                made.seconds = made.flops / self.rates.get(rate_name(self.device, verb), ASSUMED_FLOPS)
-        return made
+            if self.device.here and not (cost.assumed and self.device.kind == "cuda"):
+                cost.seconds = cost.flops / self.rates.get(rate_name(self.device, verb), ASSUMED_FLOPS)
+        return cost
 
     def answered(self, verb: str, model: str, rows: int, tokens_in: float, tokens_out: float) -> Estimate:
         """Tokens of one model's calls as an estimate with money and memory, and no time."""
         money = self.money(model, tokens_in, tokens_out)
         return Estimate(rows, int(tokens_in), int(tokens_out), money, self.resident(model))
 
-    def with_cache(self, made: Estimate, model: str, batch: int) -> Estimate:
+    def with_cache(self, cost: Estimate, model: str, batch: int) -> Estimate:
         """The estimate with the memory of the keys and values of a batch of its rows."""
         shape = self.shape(model)
-        if shape is not None and made.memory_bytes is not None:
-            length = ((made.tokens_in or 0) + (made.tokens_out or 0)) / max(1, made.rows or 0)
-            made.memory_bytes += cache_bytes(shape, batch * length)
-        return made
+        if shape is not None and cost.memory_bytes is not None:
+            length = ((cost.tokens_in or 0) + (cost.tokens_out or 0)) / max(1, cost.rows or 0)
+            cost.memory_bytes += cache_bytes(shape, batch * length)
+        return cost
 
     def judged(
         self,

@@ -23,11 +23,11 @@ def cost(step: Evaluate, book: Book) -> Estimate:
     work = sum(n * 60 + 80 for n in shots) / max(1, len(shots))
     tokens = questions * 4 * work * checkpoints
     for ref in (*step.losses.values(), *step.pairs.values()):
-        asked = [(some.rows, sum(path_tokens(some, book.system(first)))) for some in book.texts(ref)]
-        rows = sum(n for n, _ in asked)
-        tokens += min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in asked) * checkpoints
-    made = Estimate(questions * checkpoints, int(tokens), 0, None, book.resident(first))
-    return book.timed(made, "evaluate", first, tokens)
+        lengths = [(some.rows, sum(path_tokens(some, book.system(first)))) for some in book.texts(ref)]
+        rows = sum(n for n, _ in lengths)
+        tokens += min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in lengths) * checkpoints
+    estimate = Estimate(questions * checkpoints, int(tokens), 0, None, book.resident(first))
+    return book.timed(estimate, "evaluate", first, tokens)
 
 
 def _questions(spec: TaskSpec, step: Evaluate, book: Book) -> int:

@@ -25,8 +25,8 @@ def cost(step: Filter, book: Book) -> Estimate:
     reply = VERDICT * (1 - math.exp(-step.max_new_tokens / VERDICT)) if step.mode == "text" else 0.0
     tokens_in = judged * (TEMPLATE + (characters + len(template)) / CHARACTERS_A_TOKEN)
     tokens_out = judged * reply
-    made = book.answered("filter", step.judge, rows, tokens_in, tokens_out)
-    return book.timed(made, "filter", step.judge, tokens_in + 4 * tokens_out)
+    estimate = book.answered("filter", step.judge, rows, tokens_in, tokens_out)
+    return book.timed(estimate, "filter", step.judge, tokens_in + 4 * tokens_out)
 
 
 def _whole(step: Filter, book: Book, rows: float) -> float:

@@ -36,11 +36,11 @@ def cost(step: Generate, book: Book) -> Estimate:
     ratio = f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
     tokens_in = tokens[0] * book.rates.get(f"{ratio}.in", 1.0)
     tokens_out = tokens[1] * book.rates.get(f"{ratio}.out", 1.0)
-    made = book.answered("generate", step.teacher, step.rows, tokens_in, tokens_out)
-    made.ratio = ratio
+    estimate = book.answered("generate", step.teacher, step.rows, tokens_in, tokens_out)
+    estimate.ratio = ratio
     # a model in this process reads faster than it writes
     return book.timed(
-        book.with_cache(made, step.teacher, step.batch), "generate", step.teacher, tokens_in / 8 + tokens_out
+        book.with_cache(estimate, step.teacher, step.batch), "generate", step.teacher, tokens_in / 8 + tokens_out
     )
 
 

@@ -43,5 +43,5 @@ def _others(step: MtBench, book: Book) -> int:
 def agreement(step: Agreement, book: Book) -> Estimate:
     """Each pair in both orders."""
     rows, characters = book.rows(step.pairs)
-    asked = JudgeCalls(2 * rows, 2 * rows * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
-    return book.judged("agreement", step.agreement, asked, rows=rows, mode=step.mode)
+    calls = JudgeCalls(2 * rows, 2 * rows * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
+    return book.judged("agreement", step.agreement, calls, rows=rows, mode=step.mode)

@@ -10,9 +10,9 @@ from openbezoar.verbs.book import Book, Estimate
 def cost(step: Merge, book: Book) -> Estimate:
     """Its drift rows, memory and files."""
     shape = book.shape(step.merge)
-    made = Estimate(rows=step.drift_rows)
+    estimate = Estimate(rows=step.drift_rows)
     if shape is not None:
-        made.memory_bytes = merge_memory(shape, book.device)
-        made.written_bytes = (4 if step.dtype == "float32" else 2) * sum(parameters(shape))
-        made.passing_bytes = made.written_bytes if step.onto == "best" else 0  # both bases are tried
-    return made
+        estimate.memory_bytes = merge_memory(shape, book.device)
+        estimate.written_bytes = (4 if step.dtype == "float32" else 2) * sum(parameters(shape))
+        estimate.passing_bytes = estimate.written_bytes if step.onto == "best" else 0  # both bases are tried
+    return estimate

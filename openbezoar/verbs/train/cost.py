@@ -27,13 +27,13 @@ def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], p
     steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
     tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
     shape = book.shape(step.model)
-    made = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step))
+    estimate = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step))
     if shape is not None:
         adapter = 4 * lora_parameters(shape, step)
-        made.memory_bytes = step_memory(shape, step, book.device)
+        estimate.memory_bytes = step_memory(shape, step, book.device)
         # values and two moments, perhaps the best values
-        made.written_bytes, made.passing_bytes = adapter, adapter * (4 if step.evaluate_every else 3)
-    return book.timed(made, verb, step.model, tokens * passes)
+        estimate.written_bytes, estimate.passing_bytes = adapter, adapter * (4 if step.evaluate_every else 3)
+    return book.timed(estimate, verb, step.model, tokens * passes)
 
 
 def _remedy(step: Training) -> str:
