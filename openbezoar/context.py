@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from openbezoar.errors import DataError, RowError
 from openbezoar.models.references import Checkpoint, checkpoint_of_model, checkpoint_of_step
@@ -57,6 +57,8 @@ class StepContext:
     progress: Progress
     steps: tuple[str, ...] = ()
     counts: Counts = field(default_factory=Counts)
+    opener: Callable[[str, StepContext], Any] | None = None
+    """Opens the LLM behind a name in place of ``llm.open_llm``, such as an ``llm.scripted.Scripted``."""
 
     def folder(self, step: str) -> Path:
         """The finished folder of another step."""

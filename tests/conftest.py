@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,66 @@ def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bench(tmp_path: Path) -> Any:
     """Runs a generate step in a folder of its own, with scripted models."""
     from test_schemes import Bench
 
-    return Bench(tmp_path, monkeypatch)
+    return Bench(tmp_path)
+
+
+class Opener:
+    """Opens scripted models in the place of a recipe's (``StepContext.opener``), behind a call cache in the
+    step's folder where ``cached``. opened: their names, in order.
+    """
+
+    def __init__(self, llms: Mapping[str, Any], cached: bool = False) -> None:
+        self.llms, self.cached = llms, cached
+        self.opened: list[str] = []
+
+    def __call__(self, name: str, context: Any) -> Any:
+        def model() -> Any:
+            self.opened.append(name)
+            return self.llms[name]
+
+        return remembered(model, name, context) if self.cached else model()
+
+
+def context_of(
+    folder: Path,
+    step: dict[str, Any],
+    *,
+    name: str = "step",
+    out: str = "out",
+    seed: int = 7,
+    opener: Opener | None = None,
+    top: Mapping[str, Any] | None = None,
+) -> Any:
+    """The StepContext of a recipe with one step; the step itself is ``context.recipe.steps[name]``.
+
+    out: its folder, which is made. seed: the step's. opener: of the models that the recipe then has.
+    top: what else the recipe says.
+    """
+    from openbezoar.context import StepContext
+    from openbezoar.progress import PlainProgress
+    from openbezoar.recipe.file import parse
+    from openbezoar.store.runs import RunFolder
+
+    models = list(opener.llms) if opener else ["base"]
+    recipe = parse(
+        {"name": "t", "models": dict(zip(models, models, strict=True)), **(top or {}), "steps": {name: step}}, "t.yaml"
+    )
+    (folder / out).mkdir(exist_ok=True)
+    return StepContext(
+        name=name,
+        recipe=recipe,
+        recipe_folder=folder,
+        run=RunFolder(folder / "run"),
+        out=folder / out,
+        seed=seed,
+        progress=PlainProgress(quiet=True),
+        steps=(name,),
+        opener=opener,
+    )
 
 
 def remembered(opener: Callable[[], Any], name: str, context: Any) -> Any:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Opener, context_of
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError
 from openbezoar.judging.failures import failure_numbers, loops, refuses
 from openbezoar.judging.parsers import parse_yes_no
-from openbezoar.llm import Completion
-from openbezoar.progress import PlainProgress
-from openbezoar.recipe.file import parse
+from openbezoar.llm import Call, Completion
+from openbezoar.llm.scripted import Scripted, last
 from openbezoar.recipe.measure_steps import Failures
 from openbezoar.reporting.document import Grid, Paragraph, flat
 from openbezoar.reporting.facts import RunFacts
@@ -110,24 +110,19 @@ def test_shares_by_hand() -> None:
     assert failure_numbers([], seed=1)["words"] is None
 
 
-class Scripted:
-    def __init__(self, reply: Callable[[Sequence[Turn]], str]) -> None:
-        self.reply = reply
+def scripted(reply: Callable[[Sequence[Turn]], str]) -> Scripted:
+    """A greedy model that answers by a function of the conversation; what is long is cut off."""
 
-    def chat(self, talks: Sequence[Sequence[Turn]], sampling: Any, seeds: Sequence[int]) -> list[Completion]:
-        assert sampling.temperature == 0
-        return [
-            Completion(text, "length" if len(text) > 300 else "stop", 1, len(text)) for text in map(self.reply, talks)
-        ]
+    def answer(call: Call) -> Completion:
+        assert call.sampling.temperature == 0 and not isinstance(call.prompt, str)
+        text = reply(call.prompt)
+        return Completion(text, "length" if len(text) > 300 else "stop", 1, len(text))
 
-    def close(self) -> None:
-        pass
+    def weigh(call: Call) -> list[float]:
+        assert (call.prefix, call.choices) == ("Verdict: [[", ("yes]]", "no]]"))
+        return [-1.0, -2.0] if "bad" in last(call).split("<answer>")[1] else [-2.0, -1.0]
 
-    def choice_logprobs(
-        self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
-    ) -> list[list[float]]:
-        assert (prefix, tuple(choices)) == ("Verdict: [[", ("yes]]", "no]]"))
-        return [[-1.0, -2.0] if "bad" in talk[-1].content.split("<answer>")[1] else [-2.0, -1.0] for talk in talks]
+    return Scripted(answer, weigh)
 
 
 def good(talk: Sequence[Turn]) -> str:
@@ -153,11 +148,10 @@ HARMLESS = [
 
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
+def measured(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], StepContext]]:
     def run(**settings: Any) -> tuple[dict[str, Any], StepContext]:
         write_jsonl(tmp_path / "rows.jsonl", ROWS)
         write_jsonl(tmp_path / "harmless.jsonl", HARMLESS)
-        llms = {"good": Scripted(good), "bad": Scripted(bad), "judge": Scripted(judge)}
         whole = {
             "failures": ["good", "bad"],
             "instructions": "rows.jsonl",
@@ -166,15 +160,11 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
             "grounded": "rows.jsonl",
             **settings,
         }
-        recipe = parse({"name": "t", "models": {m: m for m in llms}, "steps": {"wrong": whole}}, "t.yaml")
-        monkeypatch.setattr(stage, "open_llm", lambda name, context: llms[name])
-        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-        out.mkdir()
-        step = recipe.steps["wrong"]
+        opener = Opener({"good": scripted(good), "bad": scripted(bad), "judge": scripted(judge)})
+        out = f"out-{len(list(tmp_path.iterdir()))}"
+        context: StepContext = context_of(tmp_path, whole, name="wrong", out=out, opener=opener)
+        step = context.recipe.steps["wrong"]
         assert isinstance(step, Failures)
-        context = StepContext(
-            "wrong", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("wrong",)
-        )
         return stage.run(step, context), context
 
     return run

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Opener, context_of
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError, RunError
 from openbezoar.judging.both_orders import settle
-from openbezoar.llm import Completion
-from openbezoar.progress import PlainProgress
-from openbezoar.recipe.file import parse
+from openbezoar.llm import Call, Completion
+from openbezoar.llm.scripted import Scripted, last
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Gate
 from openbezoar.recipe.verbs import row_of
-from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
-from openbezoar.store.runs import RunFolder
+from openbezoar.rows.records import Counts, Row, read_jsonl, write_jsonl
 from openbezoar.verbs.judge import agreement as stage
 from openbezoar.verbs.judge.human_pairs import read_pairs
 
@@ -45,33 +44,32 @@ PAIRS = [
 ]
 
 
-class Judge:
+class Judge(Scripted):
+    """Prefers one of two answers by a function of them; seen: the pairs it was shown, in order."""
+
     def __init__(
-        self, reply: Callable[[str, str], str] | None = None, weigh: Callable[[str, str], list[float]] | None = None
+        self, reply: Callable[[str, str], str] | None = None, odds: Callable[[str, str], list[float]] | None = None
     ) -> None:
-        self.reply, self.weigh = reply, weigh
         self.seen: list[tuple[str, str]] = []
 
-    def shown(self, talk: Sequence[Turn]) -> tuple[str, str]:
-        text = talk[-1].content
-        a, b = (text.split(f"<answer_{x}>\n")[1].split("\n</")[0] for x in "ab")
+        def answer(call: Call) -> Completion:
+            assert reply
+            return Completion(reply(*self.shown(call)), "stop", 1, 1)
+
+        def weighed(call: Call) -> list[float]:
+            assert odds and (call.prefix, call.choices) == ("Verdict: [[", ("A]]", "B]]", "C]]"))
+            return [math.log(p) for p in odds(*self.shown(call))]
+
+        super().__init__(answer, weighed)
+
+    def shown(self, call: Call) -> tuple[str, str]:
+        a, b = (last(call).split(f"<answer_{x}>\n")[1].split("\n</")[0] for x in "ab")
         self.seen.append((a, b))
         return a, b
 
-    def chat(self, talks: Sequence[Sequence[Turn]], sampling: Any, seeds: Sequence[int]) -> list[Completion]:
-        assert self.reply is not None
-        assert len(set(seeds)) == len(seeds)
-        return [Completion(self.reply(*self.shown(t)), "stop", 1, 1) for t in talks]
-
-    def close(self) -> None:
-        pass
-
-    def choice_logprobs(
-        self, talks: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
-    ) -> list[list[float]]:
-        assert self.weigh is not None
-        assert (prefix, tuple(choices)) == ("Verdict: [[", ("A]]", "B]]", "C]]"))
-        return [[math.log(p) for p in self.weigh(*self.shown(t))] for t in talks]
+    def answers(self, calls: Sequence[Call]) -> list[Completion]:
+        assert len({call.seed for call in calls}) == len(calls)
+        return super().answers(calls)
 
 
 def opinion(a: str, b: str) -> str:
@@ -81,24 +79,13 @@ def opinion(a: str, b: str) -> str:
 
 
 @pytest.fixture
-def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
+def judged(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], StepContext]]:
     def run(judge: Judge, rows: list[Row] = PAIRS, **settings: Any) -> tuple[dict[str, Any], StepContext]:
         write_jsonl(tmp_path / "pairs.jsonl", rows)
-        recipe = parse(
-            {
-                "name": "t",
-                "models": {"j": "x"},
-                "steps": {"check": {"agreement": "j", "pairs": "pairs.jsonl", **settings}},
-            },
-            "t.yaml",
-        )
-        monkeypatch.setattr(stage, "open_llm", lambda name, context: judge)
-        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-        out.mkdir()
-        context = StepContext(
-            "check", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("check",)
-        )
-        step = recipe.steps["check"]
+        checked = {"agreement": "j", "pairs": "pairs.jsonl", **settings}
+        out = f"out-{len(list(tmp_path.iterdir()))}"
+        context: StepContext = context_of(tmp_path, checked, name="check", out=out, opener=Opener({"j": judge}))
+        step = context.recipe.steps["check"]
         assert isinstance(step, Agreement)
         return stage.run(step, context), context
 
@@ -130,7 +117,7 @@ def test_probabilities_of_both_orders_together_favour_neither(judged: Any) -> No
     def weigh(a: str, b: str) -> list[float]:
         return [0.7, 0.2, 0.1] if "one" in a else [0.5, 0.4, 0.1]
 
-    numbers, _ = judged(Judge(weigh=weigh), mode="probability")
+    numbers, _ = judged(Judge(odds=weigh), mode="probability")
     assert numbers["flips"]["value"] == 1.0
     # I1 and I3, not I2; people saw a tie in I4
     assert (numbers["averaged"]["value"], numbers["averaged"]["n"]) == (2 / 3, 3)

@@ -8,61 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import remembered
+from conftest import Opener, context_of
 
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.both_orders import TEXTS as PAIR
 from openbezoar.judging.questions import read_answers, read_questions
 from openbezoar.judging.scores import answer_numbers, rating_differences, score_table, self_preference, summary_line
-from openbezoar.llm import Completion, Sampling, Samplings, each
-from openbezoar.progress import PlainProgress
+from openbezoar.llm import Call, Completion
+from openbezoar.llm.scripted import Scripted, last
 from openbezoar.prompts import load
-from openbezoar.recipe.file import parse
 from openbezoar.recipe.measure_steps import MtBench
 from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
-from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.judge import mt_bench as stage
 from openbezoar.verbs.judge.protocols.single import TEXTS as SINGLE
 
 Talk = Sequence[Turn]
 
 
-class Scripted:
-    """An LLM that answers by a function of the conversation, and remembers every call."""
+def scripted(
+    name: str,
+    reply: Callable[[Talk], str | Completion] | None = None,
+    logprobs: Callable[[Talk], list[float]] | None = None,
+) -> Scripted:
+    """An LLM that answers, or weighs, by a function of the conversation, and completes no raw text."""
 
-    def __init__(
-        self,
-        name: str,
-        reply: Callable[[Talk], str | Completion] | None = None,
-        logprobs: Callable[[Talk], list[float]] | None = None,
-    ) -> None:
-        self.name, self.reply, self.logprobs = name, reply, logprobs
-        self.calls: list[tuple[tuple[Turn, ...], Sampling, int]] = []
-        self.prefix = ""
+    def answer(call: Call) -> Completion:
+        assert reply and not isinstance(call.prompt, str)
+        said = reply(call.prompt)
+        return said if isinstance(said, Completion) else Completion(said, "stop", 10, len(said.split()))
 
-    def chat(self, conversations: Sequence[Talk], sampling: Samplings, seeds: Sequence[int]) -> list[Completion]:
-        assert self.reply and len(conversations) == len(seeds) > 0
-        answers = []
-        for talk, drawn, seed in zip(conversations, each(sampling, len(conversations)), seeds, strict=True):
-            self.calls.append((tuple(talk), drawn, seed))
-            answer = self.reply(talk)
-            answers.append(
-                answer if isinstance(answer, Completion) else Completion(answer, "stop", 10, len(answer.split()))
-            )
-        return answers
+    def weigh(call: Call) -> list[float]:
+        assert logprobs and not isinstance(call.prompt, str)
+        assert list(call.choices) in ([f"{n}]]" for n in range(1, 11)], ["A]]", "B]]", "C]]"])
+        return logprobs(call.prompt)
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        raise AssertionError("MT-Bench does not complete raw texts")
-
-    def close(self) -> None:
-        pass
-
-    def choice_logprobs(self, conversations: Sequence[Talk], prefix: str, choices: Sequence[str]) -> list[list[float]]:
-        assert self.logprobs and list(choices) in ([f"{n}]]" for n in range(1, 11)], ["A]]", "B]]", "C]]"])
-        self.prefix = prefix
-        self.calls += [(tuple(talk), Sampling(0), 0) for talk in conversations]
-        return [self.logprobs(c) for c in conversations]
+    return Scripted(reply and answer, logprobs and weigh, name)
 
 
 QUESTIONS: list[Row] = [
@@ -92,7 +73,7 @@ def grade(talk: Talk) -> str:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any], StepContext]]:
+def bench(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], StepContext]]:
     def run(
         llms: dict[str, Scripted],
         questions: list[Row] = QUESTIONS,
@@ -106,31 +87,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
             settings["answers"] = "published.jsonl"
         write_jsonl(tmp_path / "questions.jsonl", questions)
         names = [n for n in llms if n != "judge"]
-        tree = {
-            "name": "t",
-            "models": {name: name for name in llms},
-            "steps": {"mt": {"mt_bench": names, "questions": "questions.jsonl", "judge": "judge", **settings}},
-        }
-        recipe = parse(tree, "t.yaml")
-
-        def open_llm(name: str, context: StepContext) -> Scripted:
-            if opened is not None:
-                opened.append(name)
-            return llms[name]
-
-        monkeypatch.setattr(stage, "open_llm", open_llm)
-        if cached:
-            monkeypatch.setattr(
-                stage, "open_llm", lambda name, context: remembered(lambda: open_llm(name, context), name, context)
-            )
-        out = tmp_path / "out"
-        out.mkdir(exist_ok=True)
-        context = StepContext(
-            "mt", recipe, tmp_path, RunFolder(tmp_path / "run"), out, 7, PlainProgress(quiet=True), ("mt",)
-        )
-        step = recipe.steps["mt"]
-        assert isinstance(step, MtBench)
-        return stage.run(step, context), context
+        step = {"mt_bench": names, "questions": "questions.jsonl", "judge": "judge", **settings}
+        opener = Opener(llms, cached)
+        opener.opened = opener.opened if opened is None else opened
+        context: StepContext = context_of(tmp_path, step, name="mt", opener=opener)
+        checked = context.recipe.steps["mt"]
+        assert isinstance(checked, MtBench)
+        return stage.run(checked, context), context
 
     return run
 
@@ -141,9 +104,9 @@ def written(context: StepContext, name: str) -> list[Row]:
 
 def two_models() -> dict[str, Scripted]:
     return {
-        "weak": Scripted("weak", answer("weak")),
-        "strong": Scripted("strong", answer("strong")),
-        "judge": Scripted("judge", grade),
+        "weak": scripted("weak", answer("weak")),
+        "strong": scripted("strong", answer("strong")),
+        "judge": scripted("judge", grade),
     }
 
 
@@ -153,7 +116,7 @@ def two_models() -> dict[str, Scripted]:
 def test_each_question_is_answered_in_two_turns_and_the_second_sees_the_first(bench: Any) -> None:
     llms = two_models()
     _, context = bench(llms)
-    talks = [talk for talk, _, _ in llms["weak"].calls]
+    talks = [call.prompt for call in llms["weak"].asked]
     assert (Turn("user", "Q1 first"),) in talks
     assert (Turn("user", "Q1 first"), Turn("assistant", "weak on Q1 first"), Turn("user", "Q1 second")) in talks
     rows = written(context, "answers")
@@ -172,10 +135,10 @@ def test_each_question_is_answered_in_two_turns_and_the_second_sees_the_first(be
 def test_the_category_sets_the_temperature_of_both_turns(bench: Any) -> None:
     llms = two_models()
     bench(llms, max_new_tokens=99)
-    found = {(talk[-1].content, s.temperature, s.max_new_tokens) for talk, s, _ in llms["weak"].calls}
+    found = {(last(c), c.sampling.temperature, c.sampling.max_new_tokens) for c in llms["weak"].asked}
     expected = {"Q1": 0.7, "Q2": 0.0, "Q3": 0.0, "Q4": 0.1, "Q5": 0.0, "Q6": 0.7}
     assert found == {(f"{q} {turn}", t, 99) for q, t in expected.items() for turn in ("first", "second")}
-    assert all(s.temperature == 0 and s.max_new_tokens == 512 for _, s, _ in llms["judge"].calls)
+    assert all(c.sampling.temperature == 0 and c.sampling.max_new_tokens == 512 for c in llms["judge"].asked)
 
 
 def test_seeds_differ_by_question_and_turn_and_do_not_depend_on_the_batch(bench: Any, tmp_path: Path) -> None:
@@ -185,7 +148,7 @@ def test_seeds_differ_by_question_and_turn_and_do_not_depend_on_the_batch(bench:
             file.unlink()
         llms = two_models()
         bench(llms, batch=batch)
-        seeds.append({talk[-1].content: seed for talk, _, seed in llms["weak"].calls})
+        seeds.append({last(call): call.seed for call in llms["weak"].asked})
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0].values())) == 12
 
@@ -194,11 +157,7 @@ def test_seeds_differ_by_question_and_turn_and_do_not_depend_on_the_batch(bench:
 
 
 def judged(llms: dict[str, Scripted], *marks: str) -> str:
-    (found,) = (
-        talk[-1].content
-        for talk, _, _ in llms["judge"].calls
-        if all(m in talk[-1].content for m in ("weak on", *marks))
-    )
+    (found,) = (text for text in map(last, llms["judge"].asked) if all(m in text for m in ("weak on", *marks)))
     return found
 
 
@@ -219,7 +178,7 @@ def test_references_are_shown_for_math_coding_and_reasoning_and_gpt4s_go_first(b
     assert "R2 one" in second
     assert "R2 two" in second
     assert "R3 two" in judged(llms, "weak on Q3 second")
-    everything = " ".join(talk[-1].content for talk, _, _ in llms["judge"].calls)
+    everything = " ".join(map(last, llms["judge"].asked))
     assert "note" not in everything
     assert "R4 one" not in everything
     assert "R5 only" in judged(llms, "<answer>\nweak on Q5 first")
@@ -286,7 +245,7 @@ def test_a_turn_without_a_rating_is_left_out_and_counted(bench: Any) -> None:
             return Completion("It is", "length", 9, 9)
         return Completion("", "error", 0, 0) if "Q3" in text else "[[4]]"
 
-    llms = {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", reply)}
+    llms = {"weak": scripted("weak", answer("weak")), "judge": scripted("judge", reply)}
     numbers, context = bench(llms)
     weak = numbers["models"]["weak"]
     assert (weak["n"], weak["unscored"], weak["questions"]) == (8, 4, 5)
@@ -301,20 +260,20 @@ def test_answers_that_never_came_are_unscored_and_not_shown_to_the_judge(bench: 
         lost = talk[-1].content in ("Q1 first", "Q2 second")
         return Completion("", "error", 0, 0) if lost else f"weak on {talk[-1].content}"
 
-    llms = {"weak": Scripted("weak", reply), "judge": Scripted("judge", grade)}
+    llms = {"weak": scripted("weak", reply), "judge": scripted("judge", grade)}
     numbers, context = bench(llms, batch=1)
     lost = [(j["question_id"], j["turn"]) for j in written(context, "judgments") if j["unscored"] == "answer_error"]
     assert lost == [(1, 1), (1, 2), (2, 2)]
-    assert len(llms["judge"].calls) == 9
+    assert len(llms["judge"].asked) == 9
     assert numbers["models"]["weak"]["answers"]["errors"] == 3
     assert context.counts.by_reason == {"unscored_answer_error": 3}
 
 
 def test_a_judge_without_a_single_rating_gives_no_score(bench: Any) -> None:
     llms = {
-        "weak": Scripted("weak", answer("weak")),
-        "strong": Scripted("strong", answer("strong")),
-        "judge": Scripted("judge", lambda _: "Nice."),
+        "weak": scripted("weak", answer("weak")),
+        "strong": scripted("strong", answer("strong")),
+        "judge": scripted("judge", lambda _: "Nice."),
     }
     numbers, _ = bench(llms)
     assert numbers["models"]["weak"]["score"]["mean"] is None
@@ -330,9 +289,9 @@ def test_the_probability_mode_rates_by_the_expected_rating(bench: Any) -> None:
             else [-math.inf] * 10
         )
 
-    llms = {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", logprobs=logprobs)}
+    llms = {"weak": scripted("weak", answer("weak")), "judge": scripted("judge", logprobs=logprobs)}
     numbers, context = bench(llms, mode="probability")
-    assert llms["judge"].prefix == "Rating: [["
+    assert llms["judge"].asked[-1].prefix == "Rating: [["
     assert [j["rating"] for j in written(context, "judgments")][:3] == [pytest.approx(7.5), pytest.approx(7.5), None]
     assert (numbers["models"]["weak"]["n"], numbers["models"]["weak"]["unscored"]) == (2, 10)
 
@@ -356,7 +315,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(bench: Any, tmp_path: Path) -> 
         return grade(talk)
 
     with pytest.raises(Kill):
-        bench({**two_models(), "judge": Scripted("judge", dies)}, cached=True, batch=2)
+        bench({**two_models(), "judge": scripted("judge", dies)}, cached=True, batch=2)
     opened: list[str] = []
     resumed, _ = bench(two_models(), cached=True, batch=2, opened=opened)
     assert opened == ["judge"]
@@ -379,7 +338,7 @@ def prefers(name: str) -> Callable[[Talk], str]:
 
 
 def test_a_model_that_is_better_in_both_orders_wins_everything(bench: Any) -> None:
-    numbers, context = bench({**two_models(), "judge": Scripted("judge", prefers("strong"))}, grading="pairwise")
+    numbers, context = bench({**two_models(), "judge": scripted("judge", prefers("strong"))}, grading="pairwise")
     found = numbers["pairwise"]
     (pair,) = found["pairs"]
     assert (pair["a"], pair["b"], pair["wins"], pair["losses"], pair["ties"], pair["unscored"]) == (
@@ -411,7 +370,7 @@ def test_a_model_that_is_better_in_both_orders_wins_everything(bench: Any) -> No
 
 def test_a_judge_that_likes_what_stands_first_decides_nothing(bench: Any) -> None:
     numbers, context = bench(
-        {**two_models(), "judge": Scripted("judge", lambda _: "[[A]]")}, grading="both", questions=QUESTIONS[:3]
+        {**two_models(), "judge": scripted("judge", lambda _: "[[A]]")}, grading="both", questions=QUESTIONS[:3]
     )
     found = numbers["pairwise"]
     assert {r["winner"] for r in written(context, "comparisons")} == {"tie (inconsistent)"}
@@ -425,16 +384,16 @@ def test_a_pair_without_a_verdict_in_one_order_is_left_out_and_counted(bench: An
     def reply(talk: Talk) -> str:
         return "I cannot say." if "<answer_a>\nstrong on Q1" in talk[-1].content else "[[C]]"
 
-    numbers, context = bench({**two_models(), "judge": Scripted("judge", reply)}, grading="pairwise")
+    numbers, context = bench({**two_models(), "judge": scripted("judge", reply)}, grading="pairwise")
     assert (numbers["pairwise"]["n"], numbers["pairwise"]["unscored"]) == (11, 1)
     assert context.counts.by_reason == {"unscored_unparsable": 1}
     assert written(context, "comparisons")[0]["winner"] is None
 
 
 def test_references_are_shown_to_a_judge_of_pairs(bench: Any) -> None:
-    llms = {**two_models(), "judge": Scripted("judge", lambda _: "[[C]]")}
+    llms = {**two_models(), "judge": scripted("judge", lambda _: "[[C]]")}
     bench(llms, grading="pairwise")
-    texts = [talk[-1].content for talk, _, _ in llms["judge"].calls]
+    texts = [last(call) for call in llms["judge"].asked]
     assert len(texts) == 24
     assert all("R2 one" in t for t in texts if "Q2 first" in t)
     assert all(("R2 two" in t) == ("Q2 second" in t) for t in texts)
@@ -442,9 +401,9 @@ def test_references_are_shown_to_a_judge_of_pairs(bench: Any) -> None:
 
 
 def test_by_probability_the_likeliest_verdict_counts(bench: Any) -> None:
-    judge = Scripted("judge", logprobs=lambda _: [math.log(0.5), math.log(0.2), math.log(0.3)])
+    judge = scripted("judge", logprobs=lambda _: [math.log(0.5), math.log(0.2), math.log(0.3)])
     numbers, context = bench({**two_models(), "judge": judge}, grading="pairwise", mode="probability")
-    assert judge.prefix == "Verdict: [["
+    assert judge.asked[-1].prefix == "Verdict: [["
     assert written(context, "comparisons")[0]["verdicts"] == ["A", "A"]
     assert numbers["pairwise"]["flips"]["value"] == 1.0
 
@@ -452,7 +411,7 @@ def test_by_probability_the_likeliest_verdict_counts(bench: Any) -> None:
 def test_comparisons_are_votes_that_agreement_reads(bench: Any) -> None:
     from openbezoar.judging.votes import read_votes
 
-    _, context = bench({**two_models(), "judge": Scripted("judge", prefers("strong"))}, grading="pairwise")
+    _, context = bench({**two_models(), "judge": scripted("judge", prefers("strong"))}, grading="pairwise")
     votes, lost = read_votes(context.out / "comparisons.jsonl")
     assert (len(votes), lost) == (12, 0)
     assert {(v.key[2:], v.label) for v in votes} == {(("strong", "weak"), 0)}
@@ -471,7 +430,7 @@ def test_published_answers_stand_beside_the_recipes_models(bench: Any) -> None:
         {"question_id": 3, "model_id": "old", "choices": [{"turns": ["strong on Q3", "ERROR"]}]},
     ]
     numbers, context = bench(
-        {"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", grade)},
+        {"weak": scripted("weak", answer("weak")), "judge": scripted("judge", grade)},
         published=[*others, *published("x", (99,))],
     )
     assert list(numbers["models"]) == ["weak", "vicuna", "old"]
@@ -511,23 +470,23 @@ def test_how_published_answers_ended_is_not_taken_from_fields_of_other_meaning(b
 
 
 def test_a_steps_answers_can_be_graded_again_elsewhere(bench: Any, tmp_path: Path) -> None:
-    lost = Scripted(
+    lost = scripted(
         "weak",
         lambda talk: (
             Completion("", "error", 0, 0) if talk[-1].content == "Q2 second" else f"weak on {talk[-1].content}"
         ),
     )
-    first, context = bench({"weak": lost, "judge": Scripted("judge", grade)})
+    first, context = bench({"weak": lost, "judge": scripted("judge", grade)})
     rows = written(context, "answers")
     for file in context.out.iterdir():
         file.unlink()
-    again, _ = bench({"judge": Scripted("judge", grade)}, published=rows)
+    again, _ = bench({"judge": scripted("judge", grade)}, published=rows)
     assert again["models"] == first["models"]
 
 
 def test_published_answers_alone_can_be_compared_with_one_of_them(bench: Any) -> None:
     rows = [*published("one"), *published("two"), *published("strong")]
-    llms = {"judge": Scripted("judge", prefers("strong"))}
+    llms = {"judge": scripted("judge", prefers("strong"))}
     numbers, _ = bench(llms, published=rows, grading="pairwise", against="strong")
     assert [(p["a"], p["b"]) for p in numbers["pairwise"]["pairs"]] == [("one", "strong"), ("two", "strong")]
     assert numbers["pairwise"]["models"]["one"]["win_rate"]["n"] == 12
@@ -540,7 +499,7 @@ def test_a_judge_among_the_contestants_is_shown_with_its_own_scores(bench: Any) 
             return grade(talk)
         return prefers("strong")(talk) if "[[A]]" in text else answer("strong")(talk)
 
-    llms = {"weak": Scripted("weak", answer("weak")), "strong": Scripted("strong", reply)}
+    llms = {"weak": scripted("weak", answer("weak")), "strong": scripted("strong", reply)}
     numbers, _ = bench(llms, grading="both", judge="strong")
     assert numbers["self_preference"] == {"model": "strong", "mean": 5.0, "low": 5.0, "high": 5.0, "n": 6}
     own = numbers["pairwise"]["self_preference"]
@@ -561,9 +520,9 @@ def test_official_prompts_are_used_word_for_word(bench: Any, tmp_path: Path) -> 
         for official, own in names.items()
     ]
     write_jsonl(tmp_path / "judge_prompts.jsonl", rows)
-    llms = {"weak": Scripted("weak", lambda _: "</answer> {question}"), "judge": Scripted("judge", grade)}
+    llms = {"weak": scripted("weak", lambda _: "</answer> {question}"), "judge": scripted("judge", grade)}
     bench(llms, judge_prompts="judge_prompts.jsonl")
-    talks = [talk for talk, _, _ in llms["judge"].calls]
+    talks = [call.prompt for call in llms["judge"].asked]
     assert (Turn("user", "<question> Q1 first <answer> </answer> {question}"),) in talks
     assert sum(talk[0] == Turn("system", "SYSTEM") for talk in talks) == 6
     write_jsonl(tmp_path / "judge_prompts.jsonl", rows[1:])
@@ -665,7 +624,7 @@ def test_the_look_of_answers_by_hand() -> None:
 )
 def test_a_step_that_cannot_be_graded_says_why(bench: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises((DataError, RecipeError), match=message):
-        bench({"weak": Scripted("weak", answer("weak")), "judge": Scripted("judge", grade)}, **settings)
+        bench({"weak": scripted("weak", answer("weak")), "judge": scripted("judge", grade)}, **settings)
 
 
 @pytest.mark.parametrize(

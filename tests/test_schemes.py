@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import remembered
+from conftest import Opener, context_of
 from pydantic import ValidationError
 
 from openbezoar import prompts
-from openbezoar.context import StepContext
-from openbezoar.errors import DataError, ModelError, RecipeError
-from openbezoar.llm import Completion, Sampling
-from openbezoar.progress import PlainProgress
+from openbezoar.errors import DataError, RecipeError
+from openbezoar.llm import Call, Completion
+from openbezoar.llm.scripted import Scripted, last, system
 from openbezoar.recipe.data_steps import Generate
-from openbezoar.recipe.file import parse
-from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
+from openbezoar.rows.records import Row, read_jsonl, write_jsonl
 from openbezoar.schemes import SCHEMES, elimination, evol_instruct, lamini, orca
 from openbezoar.schemes.work import clean
-from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.generate import work as generate
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
@@ -39,51 +36,26 @@ class Killed(BaseException):
     """Stands for kill -9: nothing in the program may catch it."""
 
 
-class Scripted:
-    """An LLM whose replies are a function of the prompt and the seed."""
+class Teacher(Scripted):
+    """Its replies are a function of the system message, the prompt and the seed; it may die after some batches."""
 
     def __init__(self, say: Say, die_after: int | None = None) -> None:
-        self.name, self.say, self.die_after = "fake", say, die_after
-        self.asked: list[tuple[Turn, ...]] = []
-        self.calls = 0
-        self.temperatures: list[float] = []
+        super().__init__(lambda call: say(system(call), last(call), call.seed), name="fake")
+        self.die_after = die_after
+        self.temperatures: list[float] = []  # of each batch
 
-    def chat(
-        self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Completion]:
-        if self.die_after is not None and self.calls >= self.die_after:
+    def answers(self, calls: Sequence[Call]) -> list[Completion]:
+        if len(self.temperatures) == self.die_after:
             raise Killed
-        self.calls += 1
-        self.temperatures.append(sampling.temperature)
-        self.asked += [tuple(c) for c in conversations]
-        return [self._one(c, seed) for c, seed in zip(conversations, seeds, strict=True)]
-
-    def _one(self, turns: Sequence[Turn], seed: int) -> Completion:
-        system = next((t.content for t in turns if t.role == "system"), "")
-        reply = self.say(system, turns[-1].content, seed)
-        return (
-            reply
-            if isinstance(reply, Completion)
-            else Completion(reply, "stop", len(turns[-1].content.split()), len(reply.split()))
-        )
-
-    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        return self.chat([(Turn("user", p),) for p in prompts], sampling, seeds)
-
-    def choice_logprobs(
-        self, conversations: Sequence[Sequence[Turn]], prefix: str, choices: Sequence[str]
-    ) -> list[list[float]]:
-        raise ModelError("no")
-
-    def close(self) -> None:
-        pass
+        self.temperatures.append(calls[0].sampling.temperature)
+        return super().answers(calls)
 
 
 class Bench:
     """Runs a generate step in a folder of its own, with scripted models."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.monkeypatch = folder, monkeypatch
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.counts: dict[str, int] = {}
         self.numbers: dict[str, Any] = {}
 
@@ -91,26 +63,13 @@ class Bench:
         self, teacher: Scripted, out: str = "out", judge: Scripted | None = None, cached: bool = False, **settings: Any
     ) -> list[Row]:
         step = {"teacher": "fake", "batch": 4, "rows": 6, **settings}
-        recipe = parse(
-            {"name": "t", "seed": 5, "models": {"fake": "nowhere", "judge": "nowhere"}, "steps": {"g": step}}, "test"
-        )
-        work = self.folder / out
-        work.mkdir(exist_ok=True)
-        context = StepContext(
-            "g", recipe, self.folder, RunFolder(self.folder), work, 11, PlainProgress(quiet=True), ("g",)
-        )
-        self.monkeypatch.setattr(generate, "open_llm", lambda name, _: judge if name == "judge" else teacher)
-        if cached:
-            self.monkeypatch.setattr(
-                generate,
-                "open_llm",
-                lambda name, context: remembered(lambda: judge if name == "judge" else teacher, name, context),
-            )
-        checked = recipe.steps["g"]
+        opener = Opener({"fake": teacher, "judge": judge}, cached)
+        context = context_of(self.folder, step, name="g", out=out, opener=opener, seed=11, top={"seed": 5})
+        checked = context.recipe.steps["g"]
         assert isinstance(checked, Generate)
         self.numbers = generate.run(checked, context)
         self.counts = context.counts.by_reason
-        return list(read_jsonl(work / "rows.jsonl"))
+        return list(read_jsonl(context.out / "rows.jsonl"))
 
     def seeds(self, rows: Sequence[Row], name: str = "seeds.jsonl") -> str:
         write_jsonl(self.folder / name, rows)
@@ -315,10 +274,10 @@ def _run(
     bench: Bench, scheme: str, out: str, die_after: int | None = None, say: Say = any_teacher
 ) -> tuple[list[Row], dict[str, int], dict[str, Any], int]:
     seeds = bench.seeds(FLAN if scheme == "orca" else INSTRUCTIONS)
-    teacher, judge = Scripted(say, die_after), Scripted(some_judge)
+    teacher, judge = Teacher(say, die_after), Teacher(some_judge)
     rows = bench.run(teacher, out, judge, cached=True, generate=scheme, seeds=seeds, **SETTINGS[scheme])
     numbers = {k: v for k, v in bench.numbers.items() if k != "tokens_per_second"}
-    return rows, bench.counts, numbers, teacher.calls
+    return rows, bench.counts, numbers, len(teacher.temperatures)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -358,18 +317,18 @@ def test_rows_depend_on_the_seed_alone_not_on_the_batch_size(
 def test_a_seed_without_its_field_is_named(bench: Bench, scheme: str, row: Row, message: str) -> None:
     good = FLAN[0] if scheme == "orca" else INSTRUCTIONS[0]
     with pytest.raises(DataError, match=re.escape(message)):
-        bench.run(Scripted(any_teacher), generate=scheme, seeds=bench.seeds([good, row]))
+        bench.run(Teacher(any_teacher), generate=scheme, seeds=bench.seeds([good, row]))
 
 
 def test_a_recipe_may_bring_its_own_text_and_a_wrong_name_is_refused(bench: Bench) -> None:
     (bench.folder / "mine.txt").write_text(
         "Reply with <example>x</example>. Write {wanted} new ones.", encoding="utf-8"
     )
-    teacher = Scripted(lamini_teacher)
+    teacher = Teacher(lamini_teacher)
     bench.run(
         teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=2, prompts={"lamini_examples": "mine.txt"}
     )
-    assert teacher.asked[0][-1].content == "Reply with <example>x</example>. Write 20 new ones."
+    assert last(teacher.asked[0]) == "Reply with <example>x</example>. Write 20 new ones."
     with pytest.raises(RecipeError, match="sends no such text; it sends lamini_examples"):
         bench.run(
             teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=2, prompts={"lamini_exampels": "mine.txt"}
@@ -382,7 +341,7 @@ def test_tokens_count_every_reply_also_those_that_led_to_no_row(bench: Bench) ->
         return Completion(text, "length" if "seas" in user else "stop", 10, 3)
 
     rows = bench.run(
-        Scripted(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:3]), rows=3, retry_rounds=0
+        Teacher(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS[:3]), rows=3, retry_rounds=0
     )
     assert len(rows) == 2 and bench.numbers["prompt_tokens"] == 50 and bench.numbers["tokens"] == 15
     assert bench.numbers["finished"] == 0.0 and bench.numbers["response_words"] == 2.0 and bench.numbers["wanted"] == 3
@@ -394,7 +353,7 @@ def test_tokens_count_every_reply_also_those_that_led_to_no_row(bench: Bench) ->
 def test_the_demo_seeds_serve_every_scheme(bench: Bench, scheme: str, file: str) -> None:
     more: dict[str, Any] = {"topics": str(DEMO / "topics.jsonl")} if scheme == "lamini" else {}
     rows = bench.run(
-        Scripted(lambda s, u, n: lamini_teacher(s, u, n) if "<example>" in u else evol_teacher(s, u, n)),
+        Teacher(lambda s, u, n: lamini_teacher(s, u, n) if "<example>" in u else evol_teacher(s, u, n)),
         generate=scheme,
         seeds=str(DEMO / f"{file}.jsonl"),
         rows=40,

@@ -17,9 +17,9 @@ from families import QWEN3, R1, with_template
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_calls import WARM, Fake, remembered
-from test_mt_bench import Scripted as Contestant
 from test_mt_bench import bench as mt_bench  # noqa: F401  a fixture
-from test_schemes import INSTRUCTIONS, Scripted, evol_teacher, lamini_teacher
+from test_mt_bench import scripted
+from test_schemes import INSTRUCTIONS, Teacher, evol_teacher, lamini_teacher
 from test_server import Reply, Service, chat_reply, service  # noqa: F401  a fixture
 
 from openbezoar.dialogue import thoughts
@@ -345,8 +345,8 @@ def thinks(teacher: Callable[[str, str, int], str]) -> Callable[[str, str, int],
 @pytest.mark.parametrize(("scheme", "teacher"), [("lamini", lamini_teacher), ("evol_instruct", evol_teacher)])
 def test_a_teacher_s_thoughts_are_in_no_row(scheme: str, teacher: Callable[[str, str, int], str], bench: Any) -> None:
     seeds = bench.seeds(INSTRUCTIONS)
-    plain = bench.run(Scripted(teacher), out="plain", cached=True, generate=scheme, seeds=seeds)
-    rows = bench.run(Scripted(thinks(teacher)), out="thinking", cached=True, generate=scheme, seeds=seeds)
+    plain = bench.run(Teacher(teacher), out="plain", cached=True, generate=scheme, seeds=seeds)
+    rows = bench.run(Teacher(thinks(teacher)), out="thinking", cached=True, generate=scheme, seeds=seeds)
     assert rows == plain and rows
     assert not any("draft" in json.dumps(row) for row in rows)
     assert bench.counts["fake: thoughts left out"] > 0
@@ -360,15 +360,15 @@ def test_an_answer_that_is_all_thought_is_dropped_as_empty(bench: Any) -> None:
             else ("<think>Hm" if "1" in user else "Yes, it is.")
         )
 
-    bench.run(Scripted(stuck), cached=True, generate="lamini", seeds=bench.seeds(INSTRUCTIONS))
+    bench.run(Teacher(stuck), cached=True, generate="lamini", seeds=bench.seeds(INSTRUCTIONS))
     assert bench.counts["fake: cut off in a thought"] == bench.counts["dropped: empty answer"] > 0
 
 
 def test_a_contestant_s_thoughts_are_neither_graded_nor_sent_back(mt_bench: Callable[..., Any]) -> None:
-    contestant = Contestant("m", lambda talk: f"<think>SECRET {talk[-1].content}</think>Said on {talk[-1].content}")
-    judge = Contestant("judge", lambda talk: "<think>Rating: [[2]]</think>Rating: [[8]]")
+    contestant = scripted("m", lambda talk: f"<think>SECRET {talk[-1].content}</think>Said on {talk[-1].content}")
+    judge = scripted("judge", lambda talk: "<think>Rating: [[2]]</think>Rating: [[8]]")
     result, context = mt_bench({"m": contestant, "judge": judge}, cached=True, mt_bench=["m"], judge="judge")
-    shown = [turn.content for calls in (contestant.calls, judge.calls) for talk, _, _ in calls for turn in talk]
+    shown = [turn.content for call in (*contestant.asked, *judge.asked) for turn in call.prompt]
     assert len(shown) > 10 and not any("SECRET" in text for text in shown)
     assert result["models"]["m"]["score"]["mean"] == 8.0
     assert context.counts.by_reason["m: thoughts left out"] and context.counts.by_reason["judge: thoughts left out"]

@@ -138,8 +138,12 @@ def samples(
 def open_llm(name: str, context: StepContext) -> LLM:
     """The model behind a name of the recipe, a server's client or a checkpoint, behind the run's call cache and budget.
 
-    Nothing is loaded or connected before the first call that the cache cannot answer.
+    Nothing is loaded or connected before the first call that the cache cannot answer. A context
+    with an opener of its own has its word alone.
     """
+    if context.opener is not None:
+        llm: LLM = context.opener(name, context)
+        return llm
     from openbezoar.llm.budget import spending_limits, worst_case
     from openbezoar.llm.cached import CachedLLM
     from openbezoar.llm.calls import CallStore

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from test_schemes import INSTRUCTIONS, Bench, Scripted, evol_teacher
+from test_schemes import INSTRUCTIONS, Bench, Teacher, evol_teacher
 
 from openbezoar.context import StepContext
 from openbezoar.errors import ModelError
 from openbezoar.llm import Completion
+from openbezoar.llm.scripted import last
 from openbezoar.recipe.blocks import ServerModel
 from openbezoar.rows.records import Turn
 from openbezoar.schemes import elimination, evol_instruct
@@ -62,7 +63,7 @@ def test_an_evolution_loses_its_label_and_quotation_marks_around_the_whole(reply
 
 def test_evol_instruct_keeps_provenance_and_no_operation_in_breadth(bench: Bench) -> None:
     rows = bench.run(
-        Scripted(evol_teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=16, rounds=4
+        Teacher(evol_teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=16, rounds=4
     )
     assert len(rows) == 16 and [r["id"] for r in rows][-1] == "evol_instruct-00016"
     assert {r["source"] for r in rows} == {"in-depth", "in-breadth"}
@@ -92,11 +93,11 @@ def test_evol_instruct_draws_all_operations_per_item_and_one_per_epoch_and_categ
     )
     per_item = Counter(
         r["operation"]
-        for r in bench.run(Scripted(evol_teacher), generate="evol_instruct", seeds=seeds, rows=80, batch=32)
+        for r in bench.run(Teacher(evol_teacher), generate="evol_instruct", seeds=seeds, rows=80, batch=32)
     )
     assert set(per_item) == {*evol_instruct.OPERATIONS, None} and min(per_item.values()) >= 5
     rows = bench.run(
-        Scripted(evol_teacher),
+        Teacher(evol_teacher),
         "other",
         generate="evol_instruct",
         seeds=seeds,
@@ -110,7 +111,7 @@ def test_evol_instruct_draws_all_operations_per_item_and_one_per_epoch_and_categ
         drawn.setdefault((row["round"], row["category"]), set()).add(row["operation"])
     assert len(drawn) == 4 and all(len(operations) == 1 for operations in drawn.values())
     rows = bench.run(
-        Scripted(evol_teacher), "third", generate="evol_instruct", seeds=seeds, rows=80, complicate_input=True, batch=32
+        Teacher(evol_teacher), "third", generate="evol_instruct", seeds=seeds, rows=80, complicate_input=True, batch=32
     )
     assert "complicate-input" in {r["operation"] for r in rows}
 
@@ -145,7 +146,7 @@ def test_evol_instruct_counts_failures_by_rule_and_tries_their_originals_again(b
             return Completion(given + " and", "length", 1, 1)
         return bad.get(given[5], given + " Why so?")
 
-    rows = bench.run(Scripted(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=8)
+    rows = bench.run(Teacher(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=8)
     assert {k.removeprefix("evolution failed: "): v for k, v in bench.counts.items() if k.startswith("evolution")} == {
         "same as the source": 1,
         "rule 4, leaks the prompt's words": 1,
@@ -191,10 +192,10 @@ def test_each_rule_takes_out_the_row_it_must_and_not_its_like(
     """``passing`` stands for the evolution, or for the answer where the rule is about answers."""
     about_answers = "answer" in rule or "rule 2" in rule
 
-    def teacher(bad: bool) -> Scripted:
+    def teacher(bad: bool) -> Teacher:
         first = passing if not bad and not about_answers else evolved
         second = passing if not bad and about_answers else answer
-        return Scripted(
+        return Teacher(
             lambda system, user, seed: (
                 first if "#Given Prompt#:" in user and "Name 0" in user else second if "Rhine" not in user else ""
             )
@@ -215,16 +216,16 @@ def test_evol_instruct_tries_unused_seeds_before_failed_ones(bench: Bench) -> No
     def teacher(system: str, user: str, seed: int) -> str:
         return "" if "Name 0" in user and "#Given" in user else evol_teacher(system, user, seed)
 
-    rows = bench.run(Scripted(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=3)
+    rows = bench.run(Teacher(teacher), generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=3)
     assert [r["seed_id"] for r in rows] == ["s1", "s2", "s3"] and rows[-1]["round"] == 2
 
 
 def test_evol_instruct_reports_a_shortfall_and_fails_only_without_a_row(bench: Bench) -> None:
     seeds = bench.seeds(INSTRUCTIONS[:2])
-    rows = bench.run(Scripted(evol_teacher), generate="evol_instruct", seeds=seeds, rows=5)
+    rows = bench.run(Teacher(evol_teacher), generate="evol_instruct", seeds=seeds, rows=5)
     assert len(rows) == 2 and bench.counts["short of the rows wanted"] == 3
     with pytest.raises(ModelError, match=r"not one of 5 rows could be made .*no text: 8"):
-        bench.run(Scripted(lambda system, user, seed: "?!"), "other", generate="evol_instruct", seeds=seeds, rows=5)
+        bench.run(Teacher(lambda system, user, seed: "?!"), "other", generate="evol_instruct", seeds=seeds, rows=5)
 
 
 def test_the_equality_judge_is_asked_up_to_six_times_and_only_about_what_passed_the_cheap_rules(bench: Bench) -> None:
@@ -242,8 +243,8 @@ def test_the_equality_judge_is_asked_up_to_six_times_and_only_about_what_passed_
                 return "The two prompts are not equal." if asked[number] == 6 else "I would say so"
         return '"the two prompts are" not equal'
 
-    teacher = Scripted(lambda system, user, seed: "" if "Name 3" in user else evol_teacher(system, user, seed))
-    judged = Scripted(judge)
+    teacher = Teacher(lambda system, user, seed: "" if "Name 3" in user else evol_teacher(system, user, seed))
+    judged = Teacher(judge)
     rows = bench.run(
         teacher,
         judge=judged,
@@ -268,17 +269,17 @@ def test_a_local_judge_is_made_to_begin_with_the_sentence(bench: Bench) -> None:
         def prompt_text(self, turns: Sequence[Turn]) -> str:
             return f"<s>[user]{turns[-1].content}[assistant]"
 
-    judge = Scripted(lambda system, user, seed: " not equal")
+    judge = Teacher(lambda system, user, seed: " not equal")
     judge.formatter, judge.tokenizer = Formatter(), type("T", (), {"bos_token": "<s>"})()  # type: ignore[attr-defined]
     bench.run(
-        Scripted(evol_teacher),
+        Teacher(evol_teacher),
         judge=judge,
         generate="evol_instruct",
         seeds=bench.seeds(INSTRUCTIONS),
         rows=2,
         equality_judge="judge",
     )
-    text = judge.asked[0][0].content
+    text = last(judge.asked[0])
     assert text.startswith("[user]Here are two prompts") and text.endswith("[assistant]The two prompts are")
 
 
@@ -287,16 +288,16 @@ def test_a_raw_completion_server_begins_its_reply_too_by_its_wrapper(
 ) -> None:
     spec = ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: ")
     monkeypatch.setattr(StepContext, "model_spec", lambda self, name: spec)
-    teacher = Scripted(evol_teacher)
+    teacher = Teacher(evol_teacher)
     bench.run(teacher, generate="evol_instruct", seeds=bench.seeds(INSTRUCTIONS), rows=1)
-    text = teacher.asked[0][0].content
+    text = last(teacher.asked[0])
     assert text.startswith("<human>: Your job is") and text.endswith(
         ("<bot>: #Rewritten Prompt#:", "<bot>: #Created Prompt#:")
     )
 
 
 def test_long_seeds_are_cut_and_counted(bench: Bench) -> None:
-    teacher = Scripted(evol_teacher)
+    teacher = Teacher(evol_teacher)
     seeds = [{"instruction": "Sum this up.", "context": "word " * 2000}]
     rows = bench.run(teacher, generate="evol_instruct", seeds=bench.seeds(seeds), rows=1, seed_tokens=16)
     assert bench.counts["seeds cut to 16 tokens"] == 1 and len(rows[0]["instruction"]) < 100

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from test_schemes import FLAN, INSTRUCTIONS, SETTINGS, Bench, Say, Scripted, good_teacher
+from test_schemes import FLAN, INSTRUCTIONS, SETTINGS, Bench, Say, Teacher, good_teacher
 
-from openbezoar.llm import Completion, Sampling
-from openbezoar.rows.records import Row, Turn
+from openbezoar.llm import Call, Completion
+from openbezoar.rows.records import Row
 from openbezoar.schemes import SCHEMES
 
 MARKERS = (
@@ -34,20 +34,18 @@ HOSTILE: dict[str, str | Completion] = {
 }
 
 
-class Struck(Scripted):
+class Struck(Teacher):
     """A good model whose call number ``at`` brings a hostile reply."""
 
     def __init__(self, at: int | None, reply: str | Completion, say: Say = good_teacher) -> None:
         super().__init__(say)
-        self.at, self.reply, self.seen = at, reply, 0
+        self.at, self.hostile, self.seen = at, reply, 0
 
-    def chat(
-        self, conversations: Sequence[Sequence[Turn]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Completion]:
-        replies = super().chat(conversations, sampling, seeds)
+    def answers(self, calls: Sequence[Call]) -> list[Completion]:
+        replies = super().answers(calls)
         if self.at is not None and self.seen <= self.at < self.seen + len(replies):
             replies[self.at - self.seen] = (
-                self.reply if isinstance(self.reply, Completion) else Completion(self.reply, "stop", 5, 9)
+                self.hostile if isinstance(self.hostile, Completion) else Completion(self.hostile, "stop", 5, 9)
             )
         self.seen += len(replies)
         return replies
@@ -57,12 +55,12 @@ def _not_equal(system: str, user: str, seed: int) -> str:
     return "not equal"
 
 
-def _rows(bench: Bench, scheme: str, teacher: Scripted, out: str, judge: Scripted | None = None) -> list[Row]:
+def _rows(bench: Bench, scheme: str, teacher: Teacher, out: str, judge: Teacher | None = None) -> list[Row]:
     seeds = bench.seeds(FLAN if scheme == "orca" else INSTRUCTIONS)
     return bench.run(
         teacher,
         out,
-        judge or Scripted(_not_equal),
+        judge or Teacher(_not_equal),
         **{**SETTINGS[scheme], "generate": scheme, "seeds": seeds, "rows": 6},
     )
 
@@ -97,9 +95,9 @@ def test_a_hostile_reply_costs_no_row_but_its_own(bench: Bench, scheme: str, rep
 @pytest.mark.parametrize("reply", HOSTILE)
 def test_a_hostile_reply_of_the_equality_judge_costs_no_row_but_its_own(bench: Bench, reply: str) -> None:
     clean = Struck(None, "", _not_equal)
-    expected = _rows(bench, "evol_instruct", Scripted(good_teacher), "clean", clean)
+    expected = _rows(bench, "evol_instruct", Teacher(good_teacher), "clean", clean)
     # what a judge turned down once is not asked again
     lost = "equal" in str(HOSTILE[reply]) or "too long" in str(HOSTILE[reply])
     for at in range(clean.seen):
-        rows = _rows(bench, "evol_instruct", Scripted(good_teacher), f"at-{at}", Struck(at, HOSTILE[reply], _not_equal))
+        rows = _rows(bench, "evol_instruct", Teacher(good_teacher), f"at-{at}", Struck(at, HOSTILE[reply], _not_equal))
         assert len(_lost(expected, rows)) == lost and len(rows) == 6  # any other reply is asked for again

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_schemes import HOSTILE, INSTRUCTIONS, Bench, Scripted, lamini_teacher
+from test_schemes import HOSTILE, INSTRUCTIONS, Bench, Teacher, lamini_teacher
 
 from openbezoar import prompts
 from openbezoar.errors import DataError, ModelError
 from openbezoar.llm import Completion
+from openbezoar.llm.scripted import last, system
 from openbezoar.rows.records import Row
 from openbezoar.schemes import lamini
 
@@ -73,8 +74,8 @@ def test_an_answer_that_the_teacher_gave_is_cut_off_its_instruction(text: str, b
 def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(
     bench: Bench, reason: str, caught: str, passing: str
 ) -> None:
-    def teacher(text: str) -> Scripted:
-        return Scripted(lambda system, user, seed: f"<example>{text}</example>" if "Write 20 new" in user else "Fine.")
+    def teacher(text: str) -> Teacher:
+        return Teacher(lambda system, user, seed: f"<example>{text}</example>" if "Write 20 new" in user else "Fine.")
 
     settings = {"generate": "lamini", "seeds": bench.seeds(INSTRUCTIONS), "rows": 1, "max_prompts": 1}
     assert [row["instruction"] for row in bench.run(teacher(passing), "kept", **settings)] == [passing]
@@ -98,7 +99,7 @@ def test_an_answer_that_is_none_takes_its_row_out_and_no_other(
 ) -> None:
     lines = "".join(f"<example>Say {n}.</example>" for n in range(6))
     for reply, kept in ((caught, 5), (passing, 6)):
-        teacher = Scripted(
+        teacher = Teacher(
             lambda system, user, seed, reply=reply: reply if user == "Say 2." else lines if "Write" in user else "Fine."
         )  # type: ignore[misc]
         rows = bench.run(teacher, f"out-{kept}", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=6)
@@ -121,7 +122,7 @@ def test_an_answer_that_is_none_takes_its_row_out_and_no_other(
 def test_a_topic_is_kept_by_the_published_rule(bench: Bench, topic: Row, kept: bool) -> None:
     """Fewer than three words, more than 10 sub-categories, more than 50 pages."""
     topics = bench.seeds([topic, {"title": "Tides"}, {"title": "Moss"}, {"title": "Tides "}], "topics.jsonl")
-    teacher = Scripted(lamini_teacher)
+    teacher = Teacher(lamini_teacher)
     bench.run(
         teacher,
         generate="lamini",
@@ -130,7 +131,7 @@ def test_a_topic_is_kept_by_the_published_rule(bench: Bench, topic: Row, kept: b
         topic_share=1,
         topics_per_prompt=3 if kept else 2,
     )
-    guided = [c[-1].content for c in teacher.asked if "these topics: " in c[-1].content]
+    guided = [last(c) for c in teacher.asked if "these topics: " in last(c)]
     assert guided and all(
         (str(topic.get("title", topic.get("topic"))) in text) is kept and "Tides" in text for text in guided
     )
@@ -146,18 +147,18 @@ def test_topics_may_be_part_of_a_file_under_other_names_and_a_count_that_is_none
         [{"name": t, "subcats": n} for t, n in (("Tides", 12), ("Moss", 30), ("Silk", 11), ("Fog", 2))], "topics.jsonl"
     )
     topics = {"data": name, "rename": {"name": "title", "subcats": "subcategories"}}
-    bench.run(Scripted(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics)
+    bench.run(Teacher(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics)
     assert bench.counts["topics with too few sub-categories or pages"] == 1
     bench.seeds([{"title": "Tides", "pages": "many"}], "topics.jsonl")
     with pytest.raises(DataError, match="the field 'pages' is 'many'; expected a count"):
-        bench.run(Scripted(lamini_teacher), "other", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=name)
+        bench.run(Teacher(lamini_teacher), "other", generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=name)
 
 
 def test_lamini_makes_the_rows_wanted_from_both_kinds_of_prompt(bench: Bench) -> None:
     topics = bench.seeds(
         [{"title": "Tides"}, {"title": "Silk Road"}, {"title": "Far too long"}, {"title": "Saffron"}], "topics.jsonl"
     )
-    teacher = Scripted(lamini_teacher)
+    teacher = Teacher(lamini_teacher)
     rows = bench.run(
         teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), topics=topics, rows=10, instructions_per_prompt=3
     )
@@ -166,12 +167,12 @@ def test_lamini_makes_the_rows_wanted_from_both_kinds_of_prompt(bench: Bench) ->
     assert all(r["system"] is None and r["response"] == f"Answer to: {r['instruction']}" for r in rows)
     assert len({r["instruction"] for r in rows}) == 10 and not any("unfin" in r["instruction"] for r in rows)
     assert bench.counts["topics of three words or more"] == 1
-    guided = [c[-1].content for c in teacher.asked if "topics:" in c[-1].content]
+    guided = [last(c) for c in teacher.asked if "topics:" in last(c)]
     assert len(guided) == 3 and all("Silk Road" in g and "Far too long" not in g for g in guided)
-    asked = [c[-1].content for c in teacher.asked if "Write 3 new" in c[-1].content]
+    asked = [last(c) for c in teacher.asked if "Write 3 new" in last(c)]
     assert all(len(re.findall("<example>Name", text)) == 3 for text in asked)
-    answers = [c for c in teacher.asked if c[0].role == "system"]
-    assert len(answers) == 10 and answers[0][0].content == prompts.load("lamini_answer_system")
+    answers = [c for c in teacher.asked if system(c)]
+    assert len(answers) == 10 and system(answers[0]) == prompts.load("lamini_answer_system")
     assert bench.numbers["rows"] == bench.numbers["wanted"] == 10 and bench.numbers["finished"] == 1.0
     assert bench.numbers["summary"] == f"10 rows, {bench.numbers['tokens']:,} tokens"
 
@@ -186,7 +187,7 @@ def test_lamini_drops_repeats_of_seeds_and_of_earlier_ones_whatever_their_case(b
         return "ok then"
 
     rows = bench.run(
-        Scripted(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=3, instructions_per_prompt=3
+        Teacher(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=3, instructions_per_prompt=3
     )
     assert rows[0]["instruction"] == "Same one."
     assert len({r["instruction"].lower() for r in rows}) == 3 and not any(
@@ -196,7 +197,7 @@ def test_lamini_drops_repeats_of_seeds_and_of_earlier_ones_whatever_their_case(b
 
 
 def test_lamini_stops_at_its_limit_and_counts_what_is_missing(bench: Bench) -> None:
-    teacher = Scripted(lambda system, user, seed: "<example>Only this.</example>" if "<example>" in user else "ok then")
+    teacher = Teacher(lambda system, user, seed: "<example>Only this.</example>" if "<example>" in user else "ok then")
     rows = bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=5, max_prompts=7)
     assert (
         len(rows) == 1
@@ -206,7 +207,7 @@ def test_lamini_stops_at_its_limit_and_counts_what_is_missing(bench: Bench) -> N
 
 
 def test_lamini_fails_with_one_line_when_no_reply_holds_an_instruction(bench: Bench) -> None:
-    teacher = Scripted(lambda system, user, seed: HOSTILE[seed % len(HOSTILE)])
+    teacher = Teacher(lambda system, user, seed: HOSTILE[seed % len(HOSTILE)])
     with pytest.raises(ModelError, match="none of 20 replies held a new instruction") as caught:
         bench.run(teacher, generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=5)
     assert "\n" not in str(caught.value)
@@ -219,7 +220,7 @@ def test_lamini_survives_hostile_replies_among_good_ones_and_counts_them(bench: 
         return lamini_teacher(system, user, seed)
 
     rows = bench.run(
-        Scripted(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=30, instructions_per_prompt=2
+        Teacher(teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS), rows=30, instructions_per_prompt=2
     )
     assert all(r["instruction"].strip() and r["response"].strip() for r in rows)
     assert len(rows) + bench.counts.get("dropped: empty answer", 0) == 30
@@ -228,25 +229,25 @@ def test_lamini_survives_hostile_replies_among_good_ones_and_counts_them(bench: 
 
 def test_lamini_prefers_seeds_that_need_no_text_beside_them(bench: Bench) -> None:
     seeds = [*INSTRUCTIONS[:3], {"instruction": "Sum this up.", "context": "A long passage."}]
-    teacher = Scripted(lamini_teacher)
+    teacher = Teacher(lamini_teacher)
     bench.run(teacher, generate="lamini", seeds=bench.seeds(seeds), rows=8, instructions_per_prompt=2)
-    assert not any("passage" in t.content for c in teacher.asked for t in c)
+    assert not any("passage" in system(c) + last(c) for c in teacher.asked)
     assert bench.counts["seeds with context not shown as examples"] == 1
 
 
 def test_lamini_says_when_seeds_or_topics_are_too_few(bench: Bench) -> None:
     with pytest.raises(DataError, match="2 rows, but examples_per_prompt is 3"):
-        bench.run(Scripted(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS[:2]))
+        bench.run(Teacher(lamini_teacher), generate="lamini", seeds=bench.seeds(INSTRUCTIONS[:2]))
     with pytest.raises(DataError, match="1 topics of fewer than three words"):
         bench.run(
-            Scripted(lamini_teacher),
+            Teacher(lamini_teacher),
             generate="lamini",
             seeds=bench.seeds(INSTRUCTIONS),
             topics=bench.seeds([{"title": "Tides"}], "topics.jsonl"),
         )
     with pytest.raises(DataError, match="row t1: no field 'title'; it has id, nam"):
         bench.run(
-            Scripted(lamini_teacher),
+            Teacher(lamini_teacher),
             generate="lamini",
             seeds=bench.seeds(INSTRUCTIONS),
             topics=bench.seeds([{"id": "t1", "nam": "x"}], "topics.jsonl"),

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from test_schemes import INSTRUCTIONS, PRE_QUERY, Bench, Scripted, magpie_teacher
+from test_schemes import INSTRUCTIONS, PRE_QUERY, Bench, Teacher, magpie_teacher
 
 from openbezoar.context import StepContext
 from openbezoar.engine.graph import Graph, build
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.llm import Completion, Sampling
+from openbezoar.llm.scripted import last
 from openbezoar.plan.estimates import estimate
 from openbezoar.recipe.blocks import ServerModel
 from openbezoar.recipe.file import load
@@ -41,22 +42,20 @@ class Template:
         return {"<|end|>": 7}
 
 
-class Listening(Scripted):
-    """Remembers how completions were asked for."""
-
-    def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        self.raw = prompts[0], sampling
-        return super().complete(prompts, sampling, seeds)
+def raw(teacher: Teacher) -> tuple[str, Sampling]:
+    """How the last completion was asked for."""
+    call = [call for call in teacher.asked if call.kind == "complete"][-1]
+    return last(call), call.sampling
 
 
-def local(template: Any = Template) -> Listening:
-    teacher = Listening(lambda system, user, seed: f"What is {seed}?" if user.endswith("<|user|>") else "It is so.")
+def local(template: Any = Template) -> Teacher:
+    teacher = Teacher(lambda system, user, seed: f"What is {seed}?" if user.endswith("<|user|>") else "It is so.")
     teacher.formatter = teacher.tokenizer = template()  # type: ignore[attr-defined]
     return teacher
 
 
 def test_magpie_makes_the_rows_wanted_without_seeds(bench: Bench) -> None:
-    rows = bench.run(Scripted(magpie_teacher), **SETTINGS)
+    rows = bench.run(Teacher(magpie_teacher), **SETTINGS)
     assert [r["id"] for r in rows] == [f"magpie-{n:05d}" for n in range(1, 6)] and len(
         {r["instruction"] for r in rows}
     ) == 5
@@ -69,10 +68,10 @@ def test_magpie_makes_the_rows_wanted_without_seeds(bench: Bench) -> None:
 def test_the_user_s_turn_begins_as_the_teacher_s_own_template_says_and_ends_at_its_token(bench: Bench) -> None:
     teacher = local()
     bench.run(teacher, generate="magpie", rows=2, system="On rivers.", instruction_tokens=40)
-    text, sampling = teacher.raw
+    text, sampling = raw(teacher)
     assert text == "<|system|>On rivers.<|end|><|user|>"  # raw completion adds <s> itself
     assert sampling == Sampling(40, 1.0, 1.0, ("<|end|>",))
-    answered = teacher.asked[-1]
+    answered = teacher.asked[-1].prompt
     assert [t.role for t in answered] == ["user"] and answered[0].content.startswith("What is ")
 
 
@@ -84,33 +83,33 @@ def test_a_template_without_a_token_of_its_own_ends_the_turn_with_its_next_line(
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     for template, before, end in (("openbezoar", "### Instruction:\n", "### Response:"), ("own", "<s>user\n", "</s>")):
-        teacher = Listening(lambda system, user, seed: f"What is {seed}?")
+        teacher = Teacher(lambda system, user, seed: f"What is {seed}?")
         teacher.tokenizer, teacher.formatter = tokenizer, Formatter(tokenizer, PromptSpec(template=template))  # type: ignore[attr-defined]
         bench.run(teacher, template, generate="magpie", rows=1)
-        assert teacher.raw[0].endswith(before) and teacher.raw[1].stop == (end,)
+        assert raw(teacher)[0].endswith(before) and raw(teacher)[1].stop == (end,)
 
 
 def test_a_server_s_wrapper_tells_where_the_user_s_turn_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = Listening(lambda system, user, seed: f"What is {seed}?")
+    teacher = Teacher(lambda system, user, seed: f"What is {seed}?")
     monkeypatch.setattr(
         StepContext,
         "model_spec",
         lambda self, name: ServerModel(server="http://x/v1", model="m", wrapper="<human>: {prompt}\n<bot>: "),
     )
     bench.run(teacher, generate="magpie", rows=1)
-    assert teacher.raw[0] == "<human>:" and teacher.raw[1].stop == ("<bot>:",)
+    assert raw(teacher)[0] == "<human>:" and raw(teacher)[1].stop == ("<bot>:",)
 
 
 def test_a_chat_server_without_pre_query_is_refused_with_one_line_that_says_what_to_set(bench: Bench) -> None:
     with pytest.raises(
         ModelError, match=r"teacher 'fake': a chat server does not tell its template.* set pre_query"
     ) as caught:
-        bench.run(Scripted(magpie_teacher), generate="magpie", rows=1)
+        bench.run(Teacher(magpie_teacher), generate="magpie", rows=1)
     assert "\n" not in str(caught.value)
 
 
 def test_a_server_without_raw_completions_fails_with_one_line_that_says_so(bench: Bench) -> None:
-    class ChatOnly(Scripted):
+    class ChatOnly(Teacher):
         def complete(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
             raise ModelError("model 'fake' (m at http://x/v1): it refuses the request with 404: Not Found")
 
@@ -145,7 +144,7 @@ def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(
     bench: Bench, reason: str, caught: str | Completion, passing: str | Completion
 ) -> None:
     for reply, kept in ((caught, False), (passing, True)):
-        teacher = Scripted(lambda system, user, seed, reply=reply: reply if user == PRE_QUERY else "Fine.")  # type: ignore[misc]
+        teacher = Teacher(lambda system, user, seed, reply=reply: reply if user == PRE_QUERY else "Fine.")  # type: ignore[misc]
         settings = {**SETTINGS, "rows": 1, "max_prompts": 1, "seeds": bench.seeds(INSTRUCTIONS)}
         if kept:
             assert len(bench.run(teacher, "kept", **settings)) == 1
@@ -160,14 +159,14 @@ def test_each_rule_for_instructions_takes_out_what_it_must_and_not_its_like(
     ("lines", "instruction"), [("all", "Sum this up:\n\nA river is long."), ("first", "Sum this up:")]
 )
 def test_a_turn_of_several_lines_is_kept_whole_or_cut_to_its_first(bench: Bench, lines: str, instruction: str) -> None:
-    teacher = Scripted(
+    teacher = Teacher(
         lambda system, user, seed: "\n Sum this up:\n\nA river is long.\n" if user == PRE_QUERY else "Fine."
     )
     assert [r["instruction"] for r in bench.run(teacher, **{**SETTINGS, "rows": 1, "lines": lines})] == [instruction]
 
 
 def test_the_first_line_of_a_turn_without_end_serves_where_lines_is_first(bench: Bench) -> None:
-    teacher = Scripted(
+    teacher = Teacher(
         lambda system, user, seed: Completion("Name a fish.\nCod is", "length", 1, 1) if user == PRE_QUERY else "Fine."
     )
     assert len(bench.run(teacher, **{**SETTINGS, "rows": 1, "lines": "first"})) == 1

@@ -7,10 +7,11 @@ from collections import Counter
 
 import pytest
 from pydantic import ValidationError
-from test_schemes import FLAN, Bench, Scripted, flan
+from test_schemes import FLAN, Bench, Teacher, flan
 
 from openbezoar import prompts
 from openbezoar.errors import DataError, RecipeError
+from openbezoar.llm.scripted import last, system
 from openbezoar.rows.forms import to_example
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import orca
@@ -26,7 +27,7 @@ def test_orca_pairs_messages_with_sub_collections_as_in_the_table(bench: Bench) 
         ]
     )
     rows = bench.run(
-        Scripted(lambda s, u, _: "Because."),
+        Teacher(lambda s, u, _: "Because."),
         generate="orca",
         seeds=seeds,
         rows=600,
@@ -46,7 +47,7 @@ def test_orca_pairs_messages_with_sub_collections_as_in_the_table(bench: Bench) 
 
 
 def test_orca_sends_the_system_message_it_keeps_and_an_empty_one_stays_empty(bench: Bench) -> None:
-    teacher = Scripted(lambda system, user, seed: f"[{system}] {user}")
+    teacher = Teacher(lambda system, user, seed: f"[{system}] {user}")
     rows = bench.run(teacher, generate="orca", seeds=bench.seeds(flan("niv2", "lists", 60)), rows=60, batch=16)
     messages = orca.parse_messages(prompts.load("orca_system_messages"))
     assert all(
@@ -56,7 +57,7 @@ def test_orca_sends_the_system_message_it_keeps_and_an_empty_one_stays_empty(ben
     assert empty and all(r["system"] == "" for r in empty)
     assert to_example(empty[0], "row").prompt[0] == Turn("system", "")
     assert all(r["seed_target"] == "gold " + r["seed_id"].split("-")[1] and r["task"] == "lists" for r in rows)
-    assert not any("gold" in t.content for c in teacher.asked for t in c)
+    assert not any("gold" in system(c) + last(c) for c in teacher.asked)
 
 
 def test_the_16_system_messages_are_there_and_only_the_first_is_empty() -> None:
@@ -87,7 +88,7 @@ def test_orca_draws_cot_and_niv2_query_by_query_but_t0_and_flan2021_task_by_task
     )
     weights = dict.fromkeys(orca.MESSAGES, 1)
     rows = bench.run(
-        Scripted(lambda s, u, _: "Fine."),
+        Teacher(lambda s, u, _: "Fine."),
         generate="orca",
         seeds=seeds,
         rows=80,
@@ -117,7 +118,7 @@ def test_orca_draws_zero_shot_queries_of_its_sub_collections_once_each(
 ) -> None:
     seeds = [*flan("niv2", "lists", 3), {"id": "odd", "submix": "niv2", "task": "odd", "input": "What?", **row}]
     rows = bench.run(
-        Scripted(lambda s, u, _: "Fine."), generate="orca", seeds=bench.seeds(seeds), rows=9, query_tokens=16
+        Teacher(lambda s, u, _: "Fine."), generate="orca", seeds=bench.seeds(seeds), rows=9, query_tokens=16
     )
     assert ("odd" in {r["seed_id"] for r in rows}) is (reason is None) and len(rows) == 3 + (reason is None)
     assert reason is None or bench.counts[reason] == 1
@@ -130,7 +131,7 @@ def test_orca_splits_rows_by_weight_and_fills_up_from_the_others(bench: Bench) -
     assert shares(10, {"a": 1, "b": 1, "c": 0}, {"a": 2, "b": 99, "c": 9}) == {"a": 2, "b": 8, "c": 0}
     assert shares(10, {"a": 1, "b": 1}, {"a": 2, "b": 3}) == {"a": 2, "b": 3}
     rows = bench.run(
-        Scripted(lambda s, u, _: "Yes, fine."), generate="orca", seeds=bench.seeds(FLAN), rows=100, batch=64
+        Teacher(lambda s, u, _: "Yes, fine."), generate="orca", seeds=bench.seeds(FLAN), rows=100, batch=64
     )
     assert len(rows) == len(FLAN) and bench.counts["short of the rows wanted"] == 100 - len(FLAN)
 
@@ -138,13 +139,13 @@ def test_orca_splits_rows_by_weight_and_fills_up_from_the_others(bench: Bench) -
 def test_orca_names_a_weighted_sub_collection_that_the_seeds_lack(bench: Bench) -> None:
     seeds = bench.seeds(flan("t0", "news", 5))
     with pytest.raises(DataError, match="no row of submix 'cot'"):
-        bench.run(Scripted(lambda s, u, _: "x"), generate="orca", seeds=seeds, submixes={"cot": 1, "t0": 1})
+        bench.run(Teacher(lambda s, u, _: "x"), generate="orca", seeds=seeds, submixes={"cot": 1, "t0": 1})
     with pytest.raises(ValidationError):
         orca.Options.model_validate({"submixes": {"cot": 0}})
     with pytest.raises(ValidationError):
         orca.Options.model_validate({"submixes": {"dialog": 1}})
     with pytest.raises(DataError, match="no row whose submix is one of"):
-        bench.run(Scripted(lambda s, u, _: "x"), generate="orca", seeds=bench.seeds(flan("dialog", "talk", 5)))
+        bench.run(Teacher(lambda s, u, _: "x"), generate="orca", seeds=bench.seeds(flan("dialog", "talk", 5)))
 
 
 @pytest.mark.parametrize(
