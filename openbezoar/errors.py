@@ -87,6 +87,18 @@ def named(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of the known names that a misspelt one is most like; None if it is like none of them."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, list(known), n=1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``closest`` as a question for a message; "" if there is none."""
+    return f"did you mean '{close}'?" if (close := closest(name, known)) else ""
+
+
 def fields_of(row: Iterable[Any]) -> str:
     """The names of a row's fields, for a message."""
     return ", ".join(named(name) for name in list(row)[:8]) or "none"

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from openbezoar.errors import UserError
+from openbezoar.errors import UserError, did_you_mean
 from openbezoar.recipe import shipped
 
 FOLDER = Path(__file__).parent.parent / "docs"
@@ -42,7 +41,6 @@ def docs(
         return
     page = name.removeprefix("docs/").removesuffix(".md")
     if page not in files:
-        close = difflib.get_close_matches(page, files, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        hint = f" ({question})" if (question := did_you_mean(page, files)) else ""
         raise UserError(f"docs: no page or recipe '{name}'{hint}; there are {', '.join(files)}")
     print(files[page].read_text(encoding="utf-8"), end="")

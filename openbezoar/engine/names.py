@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
 from openbezoar.context import StepPlace
-from openbezoar.errors import DataError, RecipeError
+from openbezoar.errors import DataError, RecipeError, did_you_mean
 from openbezoar.recipe.refs import Reference, references
 from openbezoar.recipe.verbs import VERBS, row_of, verb_of
 from openbezoar.rows.hub import DataSetRef
@@ -62,9 +61,8 @@ def _unknown(place: StepPlace, reference: Reference) -> RecipeError:
     where = f"{place.where}.{reference.key}"
     if name in recipe.models:
         return RecipeError(f"{where}: '{name}' is a model as it came; name a step that trained one")
-    close = difflib.get_close_matches(name, [*recipe.steps, *recipe.models], n=1)
     names = f"models: {', '.join(recipe.models)}; steps: {', '.join(recipe.steps)}"
-    hint = f"did you mean '{close[0]}'?" if close else names
+    hint = did_you_mean(name, [*recipe.steps, *recipe.models]) or names
     return RecipeError(f"{where}: no step or model '{name}'; {hint}")
 
 

@@ -8,13 +8,12 @@ definition changes, so prompts, example draws and metrics are lm-eval's. Writes 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbezoar.errors import DataError, RecipeError, named
+from openbezoar.errors import DataError, RecipeError, did_you_mean, named
 from openbezoar.harness import columns as c
 from openbezoar.machine.extras import require
 from openbezoar.models.needs import IFEVAL
@@ -122,8 +121,7 @@ def find_local(task: str) -> LocalTask:
         return LOCAL[task]
     if task.startswith(MMLU):
         return LOCAL["mmlu"]
-    close = difflib.get_close_matches(task, LOCAL, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    hint = f" ({question})" if (question := did_you_mean(task, LOCAL)) else ""
     raise RecipeError(
         f"tasks: '{task}' cannot be fed from local rows{hint}; known tasks: {', '.join(LOCAL)}, mmlu_SUBJECT"
     )
@@ -250,8 +248,7 @@ def _open_hub(spec: TaskSpec, fewshot: int | None, limit: int | None) -> list[Be
     tasks, _ = _definitions("")
     manager = tasks.TaskManager()
     if spec.task not in manager.task_index:
-        close = difflib.get_close_matches(spec.task, [*LOCAL, *manager.all_tasks], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"such as {', '.join(LOCAL)}"
+        hint = did_you_mean(spec.task, [*LOCAL, *manager.all_tasks]) or f"such as {', '.join(LOCAL)}"
         raise RecipeError(f"tasks: lm-eval has no task '{spec.task}'; {hint}")
     if spec.task in LOCAL:
         LOCAL[spec.task].needs()

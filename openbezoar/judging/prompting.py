@@ -6,14 +6,13 @@ rows of FastChat's ``judge_prompts.jsonl``). Placeholders are FastChat's in all 
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openbezoar.errors import DataError, RecipeError
+from openbezoar.errors import DataError, RecipeError, did_you_mean
 from openbezoar.judging.questions import Question
 from openbezoar.prompts import fill, load
 from openbezoar.rows.records import Row, Turn
@@ -49,8 +48,7 @@ def judge_texts(
     """
     for name in files:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
             raise RecipeError(f"prompts.{name}: no such text in this step; {hint}")
     texts = {}
     for name, placeholders in wanted.items():

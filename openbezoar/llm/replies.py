@@ -19,11 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openbezoar.llm import Call, Completion
 from openbezoar.llm.choices import Token, weigh
+from openbezoar.rows.lengths import MOST_CHARACTERS, RESERVED_CHARACTERS
 
-CHARACTERS_A_TOKEN = 3  # of a text whose tokens are not counted yet: rather too many tokens than too few
 TURN_TOKENS = 8  # a chat template's own, a turn
 CHOICE_TOKENS = 24  # that a server may write before its choice
-MOST_CHARACTERS = 32  # a token, on the average of a text; more means that tokens were left out of the count
 # tokens that a server may put around a prompt without being asked: its own system message, its
 # template
 OVERHEAD = 16_384
@@ -252,7 +251,7 @@ def asked_tokens(call: Call) -> int:
 def prompt_tokens(call: Call) -> int:
     """Tokens of a call's prompt by its characters, for where nobody has counted them."""
     texts = _prompts(call)
-    return math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN) + TURN_TOKENS * len(texts)
+    return math.ceil(sum(map(len, texts)) / RESERVED_CHARACTERS) + TURN_TOKENS * len(texts)
 
 
 def _prompts(call: Call) -> list[str]:
@@ -271,7 +270,7 @@ def _counted(usage: _Usage | None, call: Call, text: str) -> tuple[int, int, boo
         counts.prompt_tokens, prompt, len(prompt.encode(errors="replace")) + OVERHEAD, prompt_tokens(call)
     )
     most = 2 * max(asked_tokens(call), len(text.encode())) + TURN_TOKENS
-    tokens_out, wrong_too = _believed(counts.completion_tokens, text, most, math.ceil(len(text) / CHARACTERS_A_TOKEN))
+    tokens_out, wrong_too = _believed(counts.completion_tokens, text, most, math.ceil(len(text) / RESERVED_CHARACTERS))
     return tokens_in, tokens_out, wrong or wrong_too
 
 

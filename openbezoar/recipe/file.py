@@ -4,14 +4,13 @@ errors that name the key.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from openbezoar.errors import RecipeError, named, shown
+from openbezoar.errors import RecipeError, closest, named, shown
 from openbezoar.machine.textfiles import read_text
 from openbezoar.recipe import shipped
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel
@@ -215,10 +214,10 @@ def _check_defaults(defaults: Any, where: str) -> None:
                 )
 
 
-def _suggest(given: Any, known: Any) -> str:
-    for key in given:
-        if close := difflib.get_close_matches(str(key), list(known), n=1):
-            return f" (did you mean '{close[0]}' for '{key}'?)"
+def _suggest(keys: Any, known: Any) -> str:
+    for key in keys:
+        if close := closest(str(key), known):
+            return f" (did you mean '{close}' for '{key}'?)"
     return ""
 
 
@@ -229,9 +228,9 @@ def _meant(errors: list[Any]) -> Any:
         return first
     beside = [e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
     unknown = {str(e["loc"][-1]): e for e in beside}
-    close = difflib.get_close_matches(str(first["loc"][-1]), list(unknown), n=1)
+    close = closest(str(first["loc"][-1]), unknown)
     if close:
-        return unknown[close[0]]
+        return unknown[close]
     return beside[0] if beside and len(first["loc"]) > 1 else first
 
 

@@ -10,7 +10,11 @@ from typing import NamedTuple
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.records import Row
 
-CHARACTERS_A_TOKEN = 4.2  # English text under vocabularies of 32k to 262k
+# Characters a token, by what the number is for.
+CHARACTERS_A_TOKEN = 4.2  # to estimate: English text under vocabularies of 32k to 262k
+RESERVED_CHARACTERS = 3  # to reserve a budget: rather too many tokens than too few
+CUT_CHARACTERS = 4  # to cut a text whose tokenizer cannot be had: the rule of thumb for English
+MOST_CHARACTERS = 32  # to believe a count: more, on the average of a text, and tokens were left out of it
 MARKERS = 14  # tokens of a prompt's headings
 SYSTEM_TOKENS = 36  # of the project's system message, under vocabularies of 49k and 262k
 FIELDS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")

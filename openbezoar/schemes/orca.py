@@ -16,9 +16,10 @@ from pydantic import Field, field_validator
 
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.recipe.blocks import Strict
+from openbezoar.rows.lengths import CUT_CHARACTERS
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.expected import Expected, Known, mean_characters
-from openbezoar.schemes.work import CHARACTERS_A_TOKEN, Work, answered, normal, row_id, shares
+from openbezoar.schemes.work import Work, answered, normal, row_id, shares
 
 Submix = Literal["cot", "niv2", "t0", "flan2021"]
 PROMPTS = ("orca_system_messages",)
@@ -170,7 +171,7 @@ def _unfit(seed: Row, submix: str, weights: Mapping[str, float], seen: set[str],
     # field are taken as such.
     if str(seed.get("template_type", "")).lower().startswith("fs"):
         return "seeds with few-shot examples"
-    if len(seed["input"]) > options.query_tokens * CHARACTERS_A_TOKEN:
+    if len(seed["input"]) > options.query_tokens * CUT_CHARACTERS:
         return f"seeds longer than {options.query_tokens} tokens"
     return "seeds that repeat a query" if normal(seed["input"]) in seen else None
 

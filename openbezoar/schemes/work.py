@@ -23,6 +23,7 @@ from openbezoar.llm.cached import CachedLLM
 from openbezoar.llm.settings import wrapped, wrapper_stop
 from openbezoar.progress import Bar
 from openbezoar.recipe.blocks import DataRef, ServerModel
+from openbezoar.rows.lengths import CUT_CHARACTERS
 from openbezoar.rows.records import Counts, Row, Turn
 from openbezoar.stats.seeds import step_seed
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from openbezoar.context import StepContext
 
 T = TypeVar("T")
-CHARACTERS_A_TOKEN = 4  # rule of thumb for English, where the teacher's tokenizer cannot be had
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Work:
             return text
         tokenizer: Any = getattr(self.llm(self.teacher), "tokenizer", None)
         if tokenizer is None:
-            return text[: tokens * CHARACTERS_A_TOKEN].rstrip()
+            return text[: tokens * CUT_CHARACTERS].rstrip()
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens])).rstrip("\ufffd").rstrip()
 
