@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from openbezoar.publishing.licences import cached_licence, of_data_file, of_reference, strictest
+from openbezoar.publishing.licences import cached_licence, of_data_file, of_model_folder, of_reference, strictest
 from openbezoar.recipe.blocks import LocalModel, ServerModel
 from openbezoar.recipe.schema import Recipe
 from openbezoar.rows.sources import resolve_path
 
 
-def licence_of_model(recipe: Recipe, name: str, folder: Path) -> str | None:
-    """What a model's source and the recipe state, the strictest of it; None if neither does."""
+def licence_of_model(
+    recipe: Recipe, name: str, folder: Path, opened: Callable[[str], Path] | None = None
+) -> str | None:
+    """What a model's source and the recipe state, the strictest of it; None if neither does.
+
+    opened: gives the folder of a local model's files, fetched if need be; without it nothing is fetched.
+    """
     spec = recipe.models[name]
     if isinstance(spec, ServerModel):
         return strictest(of_reference(spec.model), spec.licence)
     assert isinstance(spec, LocalModel)
+    if opened is not None:
+        return strictest(of_model_folder(opened(name)), of_reference(spec.model), spec.licence)
     on_disk = spec.model if spec.model.startswith("pypi:") else str(resolve_path(spec.model, folder, recipe.data))
     return strictest(cached_licence(on_disk), of_reference(spec.model), spec.licence)
 

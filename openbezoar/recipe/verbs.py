@@ -212,6 +212,7 @@ VERBS: dict[str, Verb] = {
         tells=True,
         reads_wholly=True,
         cost="cost:cost",
+        result="result:ReleaseNumbers",
         inputs="key:inputs",
         parts="key:parts",
         packages="key:packages",

@@ -6,21 +6,22 @@ Reads manifests, fetched models' ``source.json`` and READMEs beside data files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from openbezoar.publishing.licences import Source, of_model_folder, of_reference, strictest
-from openbezoar.publishing.licences_of import licence_of_data, stated_for_data
-from openbezoar.recipe.blocks import LocalModel, ServerModel
+from openbezoar.context import StepContext
+from openbezoar.publishing.licences import Source, of_reference, strictest
+from openbezoar.publishing.licences_of import licence_of_data, licence_of_model, stated_for_data
+from openbezoar.recipe.refs import field_of
+from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.results import StepFacts
 from openbezoar.verbs.release.cards import hub_datasets
 
-if TYPE_CHECKING:
-    from openbezoar.context import StepContext
-
-READS = ("generate", "filter", "sft", "dpo")  # verbs whose files become part of a model or its data
+MODELS = {"base": "base model", "teacher": "teacher", "judge": "judge"}
+"""Roles of the models that a release comes from, and what they are called."""
+DATA = ("seeds", "rows")
+"""Roles of what becomes part of a model or its data: the files of a step that reads some are sources."""
 
 
 def sources_of(facts: RunFacts, context: StepContext, names: Sequence[str]) -> list[Source]:
@@ -35,27 +36,29 @@ def sources_of(facts: RunFacts, context: StepContext, names: Sequence[str]) -> l
 def _models(facts: RunFacts, context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:
     identities = facts.models()
     for step in steps:
-        roles = (
-            [("base model", "model")] if step.verb in ("sft", "dpo") else [("teacher", "teacher"), ("judge", "judge")]
-        )
-        for what, key in roles:
-            name = step.settings.get(key)
+        for role, what in MODELS.items():
+            name = _named(step, role)
             if name in context.recipe.models:
-                yield Source(what, reference_of(identities.get(name, {"model": name})), _model_licence(context, name))
+                licence = licence_of_model(context.recipe, name, context.recipe_folder, _opened(context))
+                yield Source(what, reference_of(identities.get(name, {"model": name})), licence)
 
 
-def _model_licence(context: StepContext, name: str) -> str | None:
-    """What the source and the recipe state, the strictest of it."""
-    spec = context.recipe.models[name]
-    if isinstance(spec, ServerModel):
-        return strictest(of_reference(spec.model), spec.licence)
-    assert isinstance(spec, LocalModel)
-    return strictest(of_model_folder(context.checkpoint(name).folder()), of_reference(spec.model), spec.licence)
+def _named(step: StepFacts, role: str) -> str:
+    """What a step names in a role; "" for nothing."""
+    return str(step.settings.get(_field(step, role) or "") or "")
+
+
+def _field(step: StepFacts, role: str) -> str | None:
+    return field_of(VERBS[step.verb].settings, role) if step.verb in VERBS else None
+
+
+def _opened(context: StepContext) -> Callable[[str], Path]:
+    return lambda name: context.checkpoint(name).folder()
 
 
 def _data(context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:
     for step in steps:
-        if step.verb not in READS:
+        if not any(_field(step, role) for role in DATA):
             continue
         prompts = set((step.settings.get("prompts") or {}).values())
         for text in step.parts.get("files") or {}:

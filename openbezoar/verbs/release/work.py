@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from openbezoar.store.digests import file_digest
 from openbezoar.store.files import write_text
 from openbezoar.verbs.release.cards import DataFile, ModelFiles, check_card, data_card, model_card
 from openbezoar.verbs.release.released_rows import data_name, rows_of
+from openbezoar.verbs.release.result import ReleasedData, ReleasedFile, ReleasedModel, ReleaseNumbers
 from openbezoar.verbs.release.sources_of import sources_of
 
 DATA = "data"
@@ -55,14 +56,12 @@ def run(step: Release, context: StepContext) -> dict[str, Any]:
     """Write a folder for each named merge step, and one for each data set that they were trained on."""
     facts = read_facts(context.run, context.steps or None)
     title = step.title or context.recipe.name
-    models: dict[str, Any] = {}
-    for name in step.release:
-        models[name] = _release_model(name, title, step, facts, context)
+    models = {name: _release_model(name, title, step, facts, context) for name in step.release}
     data = _release_data(step.release, title, facts, context)
-    total = sum(file["bytes"] for m in models.values() for file in m["files"].values())
-    rows = sum(d["rows"] for d in data.values())
+    total = sum(file.bytes for model in models.values() for file in model.files.values())
+    rows = sum(one.rows for one in data.values())
     summary = f"{len(models)} model{'s' * (len(models) != 1)}, {total / 1e6:.0f} MB; {rows} rows of data"
-    return {"models": models, "data": data, "measured": _measured(facts), "summary": summary}
+    return ReleaseNumbers(models=models, data=data, measured=_measured(facts), summary=summary).written()
 
 
 def _measured(facts: RunFacts) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def _measured(facts: RunFacts) -> dict[str, Any]:
 # -------------------------------------------------------------------------------- models
 
 
-def _release_model(name: str, title: str, step: Release, facts: RunFacts, context: StepContext) -> dict[str, Any]:
+def _release_model(name: str, title: str, step: Release, facts: RunFacts, context: StepContext) -> ReleasedModel:
     out = _empty(context.out / name)
     checkpoint = context.checkpoint(name)
     formatter = write_tokenizer(checkpoint, out)
@@ -105,18 +104,18 @@ def _release_model(name: str, title: str, step: Release, facts: RunFacts, contex
     check_card(card, f"{name}/README.md", "model")
     write_text(out / "README.md", card)
     listed = _listed(write_sums(out))
-    return {
-        "path": f"{context.name}/{name}",
-        "bytes": size,
-        "sha256": digests,
-        "licence": licence.id,
-        "files": listed,
-        "gguf_refused": refused,
-    }
+    return ReleasedModel(
+        path=f"{context.name}/{name}",
+        bytes=size,
+        sha256=digests,
+        licence=licence.id,
+        files=listed,
+        gguf_refused=refused,
+    )
 
 
-def _listed(files: Sequence[File]) -> dict[str, dict[str, Any]]:
-    return {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files}
+def _listed(files: Sequence[File]) -> dict[str, ReleasedFile]:
+    return {file.name: ReleasedFile(bytes=file.bytes, sha256=file.sha256) for file in files}
 
 
 def _write_ggufs(
@@ -235,11 +234,11 @@ def _carry_terms(
 # ---------------------------------------------------------------------------------- data
 
 
-def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: StepContext) -> dict[str, Any]:
+def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: StepContext) -> dict[str, ReleasedData]:
     """The rows that the last filter on each scheme kept (or that were generated, without one), with the verdicts."""
     made = [s for s in facts.lineage(names) if s.verb in ("generate", "filter")]
     filtered_on = {i for s in made for i in s.inputs}
-    found: dict[str, Any] = {}
+    found: dict[str, ReleasedData] = {}
     _empty(context.out / DATA)
     for step in made:
         if step.name not in filtered_on:
@@ -250,9 +249,7 @@ def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: St
     return found
 
 
-def _release_data_set(
-    name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext
-) -> Mapping[str, Any]:
+def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext) -> ReleasedData:
     out = _empty(context.out / DATA / name)
     sources = [s for s in sources_of(facts, context, [step.name]) if s.what != "base model"]
     licence = derive(sources)
@@ -263,11 +260,11 @@ def _release_data_set(
     check_card(card, f"{DATA}/{name}/README.md", "data")
     write_text(out / "README.md", card)
     listed = _listed(write_sums(out))
-    return {
-        "path": f"{context.name}/{DATA}/{name}",
-        "step": step.name,
-        "rows": len(rows),
-        "sha256": data.sha256,
-        "licence": licence.id,
-        "files": listed,
-    }
+    return ReleasedData(
+        path=f"{context.name}/{DATA}/{name}",
+        step=step.name,
+        rows=len(rows),
+        sha256=data.sha256,
+        licence=licence.id,
+        files=listed,
+    )
