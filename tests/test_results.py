@@ -80,6 +80,16 @@ def test_a_file_without_a_version_is_of_the_first_and_lacks_nothing(run: RunFold
     assert result.version == 1 and result.missing() == []
 
 
+def test_what_an_older_version_did_not_say_is_named_in_one_line_a_step(run: RunFolder, tmp_path: Path) -> None:
+    path = run.step("kept") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["numbers"]["funnel"]
+    path.write_text(json.dumps(manifest))
+    said = "how many rows were left after each rule: the manifest of step kept is of a version that did not say."
+    assert f"- **Not known:** {said}" in report_of(run, tmp_path).splitlines()
+    assert read_facts(run).steps["SFT"].result.missing() == []
+
+
 def test_of_a_newer_file_what_is_known_is_told_and_one_line_says_that_there_is_more(
     run: RunFolder, tmp_path: Path
 ) -> None:

@@ -139,6 +139,8 @@ class Result(Record):
     """In the step's folder; "" for the numbers of its manifest, whose schema has a version of its own."""
     VERSION: ClassVar[int] = 1
     """Of the file's form: one more where an older openbezoar would take it for something else."""
+    SINCE: ClassVar[Mapping[str, str]] = {}
+    """Fields that older versions did not write, with what is not known without them."""
 
     version: int = 1
     _step: StepFacts | None = PrivateAttr(None)
@@ -196,12 +198,15 @@ class Result(Record):
         return []
 
     def missing(self) -> list[str]:
-        """What another version's file does not tell here, in a line each."""
+        """What a file of another version does not tell, in a line each."""
         where = f"{self.FILE or 'the manifest'} of step {self.step.name}"
         if self.version > self.VERSION:
             newer = f"is of a newer openbezoar (version {self.version}, this one reads up to {self.VERSION})"
             return [f"what {where} says: it {newer}{', ' + self._unread if self._unread else ''}."]
-        return [f"what {where} says: it cannot be read ({self._unread})."] if self._unread else []
+        if self._unread:
+            return [f"what {where} says: it cannot be read ({self._unread})."]
+        lacking = [words for field, words in self.SINCE.items() if field not in self.model_fields_set]
+        return [f"{', '.join(lacking)}: {where} is of a version that did not say."] if lacking else []
 
 
 class Estimated(Record):

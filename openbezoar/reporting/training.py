@@ -5,8 +5,8 @@ Asks the steps' results and reads their logs; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.reporting.measured import Score
@@ -26,6 +26,7 @@ class TrainingNumbers(Result):
 
     ROWS: ClassVar[str] = "rows"
     """What is trained on, in the plural."""
+    SINCE: ClassVar[Mapping[str, str]] = {"answers_end_scored": "whether the end of an answer was trained"}
 
     rows: int | None = None
     steps: int | None = None
@@ -54,9 +55,6 @@ class TrainingNumbers(Result):
             f"{self.steps} steps on {self.rows} {self.ROWS}; held-out loss {self.heldout_loss_before:.3f} →"
             f" {self.heldout_loss_after:.3f}"
         )
-
-    def written(self) -> dict[str, Any]:
-        return {**super().written(), "summary": self.line()}
 
     def speed(self) -> float | None:
         return self.tokens_per_second

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -175,6 +175,8 @@ class CheckpointScores(Record):
 
 class EvaluateScores(Scores):
     """``scores.json`` of an evaluate step."""
+
+    SINCE: ClassVar[Mapping[str, str]] = {"task_differences": "paired differences of checkpoints"}
 
     by_checkpoint: dict[str, CheckpointScores] = Field(default_factory=dict, alias="checkpoints")
     reference: str | None = None

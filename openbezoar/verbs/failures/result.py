@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -62,6 +63,8 @@ class CheckpointFailures(Record):
 
 class FailuresScores(Scores):
     """``scores.json`` of a failures step."""
+
+    SINCE: ClassVar[Mapping[str, str]] = {"paired": "paired differences in what goes wrong"}
 
     judge: str | None = None
     by_checkpoint: dict[str, CheckpointFailures] = Field(default_factory=dict, alias="checkpoints")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -31,6 +32,8 @@ class Contamination(Record):
 
 class FilterNumbers(RowNumbers):
     """The funnel in numbers, as ``cleaning.funnel`` gives them, with examples by reason."""
+
+    SINCE: ClassVar[Mapping[str, str]] = {"funnel": "how many rows were left after each rule"}
 
     rows_in: int | None = None
     kept: int | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from openbezoar.reporting.results import Number, Result
@@ -9,6 +12,8 @@ from openbezoar.reporting.results import Number, Result
 
 class MergeNumbers(Result):
     """Which base was taken, and how far the merged model is from the unmerged one."""
+
+    SINCE: ClassVar[Mapping[str, str]] = {"kl": "how far the merged model is from the unmerged one"}
 
     onto: str | None = None
     dtype: str | None = None

@@ -30,4 +30,5 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
     )
     write_model(step, context, continues)
     about = {"heldout_rows": len(heldout), "answers_end_scored": bool(bench.formatter.end_ids)}
-    return SftNumbers.model_validate({**numbers, **about}).written()
+    found = SftNumbers.model_validate({**numbers, **about})
+    return {**found.written(), "summary": found.line()}
