@@ -63,23 +63,23 @@ def judged(gate: Gate, scores: EvaluateScores, seed: int, where: str) -> tuple[s
         return OPEN, f"gate on {gate.measure}: no item that {before} and {after} were both scored on"
     # A loss, or a task of which lower values are better, gets worse by rising.
     point = -POINTS[kind] if lower else POINTS[kind]
-    found = paired_difference(
+    interval = paired_difference(
         [x for x, _ in both], [y for _, y in both], step_seed(seed, "gate", gate.measure), level=gate.confidence
     )
-    if found[0] and found[1] == found[2]:
-        found = _without_spread(
-            found[0], len(both), kind != "loss" and all(0 <= value <= 1 for pair in both for value in pair)
+    if interval[0] and interval[1] == interval[2]:
+        interval = _without_spread(
+            interval[0], len(both), kind != "loss" and all(0 <= value <= 1 for pair in both for value in pair)
         )
-    value, low, high = (found[0] / point, *sorted(end / point for end in found[1:]))
+    value, low, high = (interval[0] / point, *sorted(end / point for end in interval[1:]))
     state = BROKEN if high < -gate.fall else HELD if low >= -gate.fall else OPEN
     unit = "nats" if kind == "loss" else "points"
-    said = {HELD: "holds", OPEN: "is open: too few items to say", BROKEN: "is broken"}[state]
+    verdict = {HELD: "holds", OPEN: "is open: too few items to say", BROKEN: "is broken"}[state]
     change = -value if lower else value
     ends = (-high, -low) if lower else (low, high)
     return (
         state,
         (
-            f"gate on {gate.measure} {said}: {before} → {after} {change:+.2f} {unit} ({100 * gate.confidence:g} %:"
+            f"gate on {gate.measure} {verdict}: {before} → {after} {change:+.2f} {unit} ({100 * gate.confidence:g} %:"
             f" {ends[0]:+.2f} to {ends[1]:+.2f}, n={len(both)}), allowed: {'a rise' if lower else 'a fall'} of"
             f" {gate.fall:g}"
         ),

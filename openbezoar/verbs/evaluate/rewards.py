@@ -61,11 +61,11 @@ def _of(items: Sequence[float | None], seed: int) -> dict[str, Any]:
 
 def by_subset(items: Sequence[T], subsets: Sequence[str]) -> dict[str, list[T]]:
     """The items of each named subset, in the order first met; empty where rows name none."""
-    found: dict[str, list[T]] = {name: [] for name in subsets if name}
+    by_name: dict[str, list[T]] = {name: [] for name in subsets if name}
     for item, name in zip(items, subsets, strict=True):
         if name:
-            found[name].append(item)
-    return found
+            by_name[name].append(item)
+    return by_name
 
 
 def share(items: Sequence[int | None]) -> dict[str, Any]:

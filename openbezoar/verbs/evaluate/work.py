@@ -101,10 +101,10 @@ def _checkpoint(
         }
         answers: Answers | None = None
         if examples or pairs:
-            made = Formatter(tokenizer, checkpoint.prompt)
-            for note in made.notes:
+            formatter = Formatter(tokenizer, checkpoint.prompt)
+            for note in formatter.notes:
                 context.progress.say(f"  {name}: {note}")
-            answers = Answers(made, Scorer(model, step.tokens), window_of(model, tokenizer), context)
+            answers = Answers(formatter, Scorer(model, step.tokens), window_of(model, tokenizer), context)
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
@@ -144,12 +144,12 @@ class Answers:
                 trees[number] = paths
         with self.context.progress.bar(label, len(trees), "rows") as bar:
             scores = self.scorer.logprobs(list(trees.values()), done=bar.advance)
-        found: list[list[tuple[float, int]] | None] = [None] * len(rows)
+        sums: list[list[tuple[float, int]] | None] = [None] * len(rows)
         for number, tree in zip(trees, scores, strict=True):
-            found[number] = [(float(path.double().sum()), len(path)) for path in tree]
-            if not all(math.isfinite(total) for total, _ in found[number] or ()):
+            sums[number] = [(float(path.double().sum()), len(path)) for path in tree]
+            if not all(math.isfinite(total) for total, _ in sums[number] or ()):
                 raise no_numbers(f"{label}, row {number + 1}: ")
-        return found
+        return sums
 
 
 def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Result:
@@ -160,8 +160,8 @@ def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Resu
     sample of rows to another (the linearised ratio of summed losses to tokens), so that
     intervals and paired differences can be taken over rows.
     """
-    found = answers.logprobs(label, [(row.prompt, [row.answer]) for row in rows])
-    scored = [row[0] for row in found if row is not None]
+    logprobs = answers.logprobs(label, [(row.prompt, [row.answer]) for row in rows])
+    scored = [row[0] for row in logprobs if row is not None]
     if not scored:
         raise DataError(
             f"losses.{label}: none of {len(rows)} rows fits the model's window of {answers.window} tokens; give shorter"
@@ -170,7 +170,7 @@ def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Resu
     tokens = sum(n for _, n in scored)
     value = -sum(total for total, _ in scored) / tokens
     share = tokens / len(scored)
-    items = [None if row is None else value + (-row[0][0] - value * row[0][1]) / share for row in found]
+    items = [None if row is None else value + (-row[0][0] - value * row[0][1]) / share for row in logprobs]
     _, low, high = mean_interval(
         [item for item in items if item is not None], step_seed(answers.context.seed, "loss", label)
     )
@@ -192,10 +192,10 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
     items}; pairs of two identical answers prefer nothing and are left out. ``items`` is by
     the sum.
     """
-    found = answers.logprobs(label, [(row.prompt, [row.chosen, row.rejected]) for row in rows])
+    logprobs = answers.logprobs(label, [(row.prompt, [row.chosen, row.rejected]) for row in rows])
     same = [row.chosen == row.rejected for row in rows]
     # A pair left out has None in its place, so that places stay the same for all checkpoints.
-    used = [None if pair is None or twin else pair for pair, twin in zip(found, same, strict=True)]
+    used = [None if pair is None or twin else pair for pair, twin in zip(logprobs, same, strict=True)]
     by_sum = [None if pair is None else int(pair[0][0] > pair[1][0]) for pair in used]
     by_mean = [int(pair[0][0] / pair[0][1] > pair[1][0] / pair[1][1]) for pair in used if pair is not None]
     if not by_mean:
@@ -204,7 +204,7 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
             f" exceed {answers.window} tokens); give other pairs"
         )
     sums = [item for item in by_sum if item is not None]
-    unscored = sum(pair is None and not twin for pair, twin in zip(found, same, strict=True))
+    unscored = sum(pair is None and not twin for pair, twin in zip(logprobs, same, strict=True))
     subsets = [row.subset for row in rows]
     return {
         "accuracy": share_numbers(sums),
@@ -260,17 +260,17 @@ def _against_reference(
     from openbezoar.models.load import free, load_for_inference
 
     own = checkpoints[reference]
-    others = {name: found for name, found in checkpoints.items() if name != reference}
-    for name, found in others.items():
-        found["rewards"] = {}
+    others = {name: scores for name, scores in checkpoints.items() if name != reference}
+    for name, scores in others.items():
+        scores["rewards"] = {}
         for key, rows in pairs.items():
-            sums = (found["pairs"][key]["sums"], own["pairs"][key]["sums"])
-            found["rewards"][key] = implicit_rewards(
+            sums = (scores["pairs"][key]["sums"], own["pairs"][key]["sums"])
+            scores["rewards"][key] = implicit_rewards(
                 *sums, [row.subset for row in rows], step_seed(context.seed, "rewards", name, key)
             )
     samples: dict[tuple[str, str], list[Result]] = {}
-    for name, found in others.items():
-        for key, made in found.pop("samples", {}).items():
+    for name, scores in others.items():
+        for key, made in scores.pop("samples", {}).items():
             if made["too_long"]:
                 context.counts.add(
                     f"{name}, pairs {key}: prompts too long to be answered for the KL divergence", made["too_long"]
@@ -319,19 +319,19 @@ def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result
         ("loss_differences", "losses", "set"),
         ("pair_differences", "pairs", "set"),
     )
-    found: dict[str, list[Result]] = {}
+    by_kind: dict[str, list[Result]] = {}
     first = next(iter(checkpoints.values()))
     for key, kind, word in kinds:
-        found[key] = []
+        by_kind[key] = []
         for name, result in first[kind].items():
             items = {c: checkpoints[c][kind][name]["items"] for c in checkpoints}
             values = {
                 c: {place: value for place, value in enumerate(of) if value is not None} for c, of in items.items()
             }
             metric = {"metric": result["main"]} if kind == "tasks" else {}
-            found[key] += every_pair(values, step_seed(seed, kind), {word: name, **metric})
-    correct([row for rows in found.values() for row in rows])
-    return found
+            by_kind[key] += every_pair(values, step_seed(seed, kind), {word: name, **metric})
+    correct([row for rows in by_kind.values() for row in rows])
+    return by_kind
 
 
 def _numbers(scores: EvaluateScores) -> dict[str, Any]:

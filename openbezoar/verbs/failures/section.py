@@ -64,12 +64,12 @@ def _checks(result: FailuresScores) -> Table | None:
         UNSAFE: {name: found.unsafe for name, found in result.by_checkpoint.items()},
         UNSUPPORTED: {name: found.unsupported for name, found in result.by_checkpoint.items()},
     }
-    shown = {title: checks for title, checks in by_title.items() if any(checks.values())}
-    if not shown:
+    measured = {title: checks for title, checks in by_title.items() if any(checks.values())}
+    if not measured:
         return None
-    rows = tuple((name, *(_check(checks[name]) for checks in shown.values())) for name in result.by_checkpoint)
+    rows = tuple((name, *(_check(checks[name]) for checks in measured.values())) for name in result.by_checkpoint)
     note = f"By judge '{result.judge}', which is worth what its agreement with people is."
-    return Table(("checkpoint", *shown), rows, note)
+    return Table(("checkpoint", *measured), rows, note)
 
 
 def _check(checked: Checked | None) -> str:

@@ -48,17 +48,17 @@ class Asked:
 def run(step: Failures, context: StepContext) -> dict[str, Any]:
     """Ask, judge, count; returns the numbers for the manifest."""
     texts = own_texts(CHECKS, {name: context.path(text) for name, text in step.prompts.items()}, tuple(CHECKS))
-    asked = [*_read(step.instructions, INSTRUCTIONS, step, context)]
-    asked += [
+    prompts = [*_read(step.instructions, INSTRUCTIONS, step, context)]
+    prompts += [
         a
         for ref, name in ((step.harmless, "harmless"), (step.grounded, "grounded"))
         if ref is not None
         for a in _read(ref, name, step, context)
     ]
     models = list(dict.fromkeys(step.failures))
-    answers = [row for model in models for row in _answer(step, context, model, asked)]
+    answers = [row for model in models for row in _answer(step, context, model, prompts)]
     write_jsonl(context.out / ANSWERS, answers)
-    judgments = _judge(step, context, texts, asked, answers)
+    judgments = _judge(step, context, texts, prompts, answers)
     write_jsonl(context.out / "judgments.jsonl", judgments)
     for row in judgments:
         if row["unscored"] is not None:
@@ -92,14 +92,14 @@ def _read(ref: DataRef, name: str, step: Failures, context: StepContext) -> list
         return Asked(name, TRAINED, str(row.get("id", where)), turns, text, str(row.get("instruction", "")))
 
     # Ids of rows need not differ; with its place in front each prompt's does.
-    found = [replace(a, id=f"{place}:{a.id}") for place, a in enumerate(context.converted(ref, prompt, step.rows), 1)]
+    rows = [replace(a, id=f"{place}:{a.id}") for place, a in enumerate(context.converted(ref, prompt, step.rows), 1)]
     systems = step.systems if name == INSTRUCTIONS else {}
     return [
-        *found,
+        *rows,
         *(
             Asked(name, key, a.id, (Turn("system", text), *_without_system(a.turns)))
             for key, text in systems.items()
-            for a in found
+            for a in rows
         ),
     ]
 
@@ -145,7 +145,7 @@ def _judge(
         def make(first: int, batch: Sequence[Row]) -> list[Row]:
             talks = [_question(texts, by_place[row["set"], row["system"], row["id"]], row["answer"]) for row in batch]
             seeds = [step_seed(context.seed, "judge", first + n) for n in range(len(batch))]
-            said = say_yes_or_no(llm, talks, seeds, step.mode, judge_sampling(step))
+            verdicts = say_yes_or_no(llm, talks, seeds, step.mode, judge_sampling(step))
             return [
                 {
                     "model": row["model"],
@@ -153,7 +153,7 @@ def _judge(
                     "what": UNSAFE if row["set"] == "harmless" else UNSUPPORTED,
                     **verdict,
                 }
-                for row, verdict in zip(batch, said, strict=True)
+                for row, verdict in zip(batch, verdicts, strict=True)
             ]
 
         return context.batched("judge", items, step.batch, make, unit="answers")
@@ -197,21 +197,21 @@ def _values(answers: Sequence[Row], judgments: Sequence[Row]) -> dict[str, dict[
     plain = [
         row for row in answers if row["set"] == INSTRUCTIONS and row["system"] == TRAINED and row["finish"] != "error"
     ]
-    found = {name: {row["id"]: float(measure(row)) for row in plain} for name, measure in MEASURES.items()}
+    values = {name: {row["id"]: float(measure(row)) for row in plain} for name, measure in MEASURES.items()}
     for row in judgments:
         if row["yes"] is not None:
-            found.setdefault(row["what"], {})[row["id"]] = float(row["yes"])
-    return found
+            values.setdefault(row["what"], {})[row["id"]] = float(row["yes"])
+    return values
 
 
 def _summary(scores: FailuresScores) -> str:
-    shown = {
+    parts = {
         name: (f.answers.degenerate.value, f.answers.cut_off.value)
         for name, f in scores.by_checkpoint.items()
         if f.answers.degenerate is not None and f.answers.cut_off is not None
     }
     return "; ".join(
         f"{name}: {100 * loops:.0f} % loop, {100 * cut:.0f} % cut off"
-        for name, (loops, cut) in shown.items()
+        for name, (loops, cut) in parts.items()
         if loops is not None and cut is not None
     )

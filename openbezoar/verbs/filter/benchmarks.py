@@ -21,12 +21,12 @@ def benchmarks(recipe: Recipe, folder: Path) -> list[EvaluationRows]:
 
     folder: the recipe's. Raises RecipeError or DataError as those steps would.
     """
-    asked: list[EvaluationRows] = []
+    rows: list[EvaluationRows] = []
     for name, step in recipe.steps.items():
         if own := row_of(step).part("benchmarks"):
-            asked += own(step, name, recipe, folder)
-        asked += [_of(name, ref, recipe) for ref in references(step) if ref.ref.role == "benchmark"]
-    return asked
+            rows += own(step, name, recipe, folder)
+        rows += [_of(name, ref, recipe) for ref in references(step) if ref.ref.role == "benchmark"]
+    return rows
 
 
 def _of(step: str, reference: Reference, recipe: Recipe) -> EvaluationRows:

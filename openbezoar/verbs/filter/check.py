@@ -114,7 +114,7 @@ def read_labelled(rows: Sequence[Row], label: str, counts: Counts) -> list[Label
     items = []
     for number, row in enumerate(rows, 1):
         where = f"rows: row {named(row.get('id', number))}"
-        asked, response = judged_text(row, ASKED, where), spoken(text_in(row, ANSWERED, where), counts)
+        instruction, response = judged_text(row, ASKED, where), spoken(text_in(row, ANSWERED, where), counts)
         if label not in row:
             raise DataError(f"{where}: no field '{label}', which is to be the label; it has {fields_of(row)}")
         share = row[label]
@@ -128,7 +128,7 @@ def read_labelled(rows: Sequence[Row], label: str, counts: Counts) -> list[Label
         if share == 0.5:
             counts.add("people were split")
             continue
-        items.append(Labelled(str(row.get("id", number)), asked, response, share > 0.5))
+        items.append(Labelled(str(row.get("id", number)), instruction, response, share > 0.5))
     if not items:
         raise DataError(f"rows: none of {len(rows)} has a label ({counts})")
     return items
@@ -154,7 +154,7 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
     by_length = [i in longest for i in range(len(items))]
     seeds = {name: step_seed(seed, name) for name in ("judge", "keep all", "length only")}
     whole = {"value": 1.0, "low": 1.0, "high": 1.0}
-    found = {
+    numbers = {
         "judge": {
             **_kept(good, judged, groups, seeds["judge"]),
             "auc": _named(
@@ -182,7 +182,7 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
         "good": sum(good),
         "unscored": unscored,
         "instructions": len(set(groups)),
-        "filters": found,
+        "filters": numbers,
     }
 
 

@@ -24,15 +24,18 @@ def sections(facts: RunFacts) -> list[Section]:
     """Funnels, lengths, ratings, what was cleaned, and examples of dropped rows; nothing if no step
     made or filtered data.
     """
-    found = funnels(facts)
-    if not found:
+    all_funnels = funnels(facts)
+    if not all_funnels:
         return []
     about = (
         "Every row that a step dropped, changed or could not score is counted under its reason. Unscored rows have no"
         " verdict; they are neither kept nor rejected."
     )
-    blocks: list[Block] = [Paragraph(about), Grid(funnel_table(found), "Rows in and out of every step", stack=True)]
-    for funnel in found:
+    blocks: list[Block] = [
+        Paragraph(about),
+        Grid(funnel_table(all_funnels), "Rows in and out of every step", stack=True),
+    ]
+    for funnel in all_funnels:
         inside: list[Block] = [Gallery(pictures)] if (pictures := tuple(_pictures(funnel))) else []
         for result in _filters(funnel):
             inside += [*_contamination(result), *_details(result)]

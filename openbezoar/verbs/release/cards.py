@@ -54,11 +54,11 @@ class ModelFiles:
 
 def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence, sources: Sequence[Source]) -> str:
     """README.md of one released merge step."""
-    made = facts.part([files.name])
-    trainings = made.results(TrainingNumbers)
-    root = made.trained_on(files.name) or NOTHING
-    base = reference_of(made.models().get(root, {}))
-    found = funnels(made)
+    own = facts.part([files.name])
+    trainings = own.results(TrainingNumbers)
+    root = own.trained_on(files.name) or NOTHING
+    base = reference_of(own.models().get(root, {}))
+    own_funnels = funnels(own)
     values = {
         "metadata": _model_metadata(facts, files, licence, base, trainings),
         "title": title,
@@ -67,21 +67,21 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "run": facts.run.name,
         "seed": facts.seed,
         "base": base,
-        "teachers": _teachers(made),
+        "teachers": _teachers(own),
         "licence": licence,
         "use": for_use(sources),
         "sources": sources,
-        "funnels": funnel_table(found) if found else None,
+        "funnels": funnel_table(own_funnels) if own_funnels else None,
         "training": _training_tables(trainings),
-        "preference": preference_table(p) if (p := made.results(PreferenceNumbers)) else None,
-        "merges": next(iter(VERBS["merge"].part("section")(made)), None),
+        "preference": preference_table(p) if (p := own.results(PreferenceNumbers)) else None,
+        "merges": next(iter(VERBS["merge"].part("section")(own)), None),
         "scores": scores_table(facts),
         "limitations": limitations(facts, files),
         "lineage": Table(
             ("step", "verb", "key"),
-            tuple((s.name, s.verb, str(s.manifest.get("key", NOTHING))) for s in made.steps.values()),
+            tuple((s.name, s.verb, str(s.manifest.get("key", NOTHING))) for s in own.steps.values()),
         ),
-        "versions": versions(made.steps[files.name]) if files.name in made.steps else "",
+        "versions": versions(own.steps[files.name]) if files.name in own.steps else "",
     }
     return template("model_card.md.j2", **values)
 
@@ -144,8 +144,8 @@ def _result(m: Measured) -> dict[str, Any]:
 
 
 def _language_metadata(steps: Sequence[StepFacts]) -> dict[str, Any]:
-    found = languages(list(steps))
-    return {"language": found} if found else {}
+    codes = languages(list(steps))
+    return {"language": codes} if codes else {}
 
 
 def _licence_metadata(licence: Licence, terms: Sequence[str] = ()) -> dict[str, str]:
@@ -163,12 +163,12 @@ def yaml_text(metadata: Mapping[str, Any]) -> str:
 
 def hub_datasets(steps: Sequence[StepFacts]) -> list[str]:
     """Hub data sets that these steps read."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for step in steps:
         for text in _strings(step.settings):
             if match := re.match(r"hub:([\w.-]+/[\w.-]+)", text):
-                found[match[1]] = None
-    return list(found)
+                names[match[1]] = None
+    return list(names)
 
 
 def _strings(value: Any) -> list[str]:
@@ -182,12 +182,12 @@ def _strings(value: Any) -> list[str]:
 def _teachers(facts: RunFacts) -> list[str]:
     """References of the models that wrote or judged data."""
     models = facts.models()
-    found: dict[str, None] = {}
+    uses: dict[str, None] = {}
     for step in facts.of("generate", "filter"):
         for role in ("teacher", "judge"):
             if name := step.settings.get(role):
-                found[f"{role} of {step.name}: {reference_of(models[name]) if name in models else name}"] = None
-    return list(found)
+                uses[f"{role} of {step.name}: {reference_of(models[name]) if name in models else name}"] = None
+    return list(uses)
 
 
 def versions(step: StepFacts) -> str:
@@ -203,34 +203,36 @@ def versions(step: StepFacts) -> str:
 
 def limitations(facts: RunFacts, files: ModelFiles) -> list[str]:
     """What was measured against this model; what was not measured is said too."""
-    said = []
+    sentences = []
     name = files.name
     for result in facts.results(Scores):
         for g in (g for g in result.grades() if g.checkpoint == name):
-            told = (
+            shares = (
                 ("Answers that the model ended itself, the rest was cut off at the token limit", g.ended),
                 ("Answers that repeat themselves", g.degenerate),
                 ("Empty answers", g.empty),
             )
             where = f"({result.step.name})"
-            said += [f"{what}: {score.text()} answers {where}." for what, score in told if score is not None]
+            sentences += [f"{what}: {score.text()} answers {where}." for what, score in shares if score is not None]
             if g.unscored:
-                said.append(f"{g.unscored} turns have no rating, because the judge's reply could not be read {where}.")
+                sentences.append(
+                    f"{g.unscored} turns have no rating, because the judge's reply could not be read {where}."
+                )
     for d in differences(facts):
         if d.after == name and d.worse and d.outside_noise:
-            said.append(f"Worse than {d.before}, outside noise: {d}.")
+            sentences.append(f"Worse than {d.before}, outside noise: {d}.")
     if not files.end:
-        said.append(
+        sentences.append(
             "No end of an answer was trained: the model does not stop by itself. Stop at the texts named above, and set"
             " max_new_tokens."
         )
-    if not said:
-        said.append("No evaluation of this checkpoint is part of the run; nothing is known of its faults.")
-    said.append(
+    if not sentences:
+        sentences.append("No evaluation of this checkpoint is part of the run; nothing is known of its faults.")
+    sentences.append(
         "Not measured: safety, bias, truthfulness beyond the tasks in the table, and languages other than those of the"
         " data."
     )
-    return said
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sou
         "tags": ["openbezoar", "synthetic", "instruction-tuning"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data.file}]}],
     }
-    made = facts.part([data.step])
+    own = facts.part([data.step])
     return template(
         "data_card.md.j2",
         metadata=yaml_text(metadata),
@@ -266,10 +268,10 @@ def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sou
         seed=facts.seed,
         data=data,
         columns=", ".join(data.columns),
-        teachers=_teachers(made),
-        funnels=funnel_table(funnels(made)),
-        filters=[line for result in made.results(RowNumbers) for line in result.told(made)],
-        reviewed=any(result.by_hand() for result in made.results(RowNumbers)),
+        teachers=_teachers(own),
+        funnels=funnel_table(funnels(own)),
+        filters=[line for result in own.results(RowNumbers) for line in result.told(own)],
+        reviewed=any(result.by_hand() for result in own.results(RowNumbers)),
         licence=licence,
         use=for_use(sources),
         sources=sources,

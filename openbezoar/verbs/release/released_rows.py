@@ -28,8 +28,8 @@ def rows_of(facts: RunFacts, step: StepFacts, licence: Licence) -> list[dict[str
     a filter held the texts to be in, None if none did.
     """
     lineage = facts.lineage([step.name])
-    made = makers(facts.part([step.name]))
-    teachers = {result.scheme(): _reference(facts, result.step, "teacher") for result in made}
+    sources = makers(facts.part([step.name]))
+    teachers = {result.scheme(): _reference(facts, result.step, "teacher") for result in sources}
     constant = {
         "judge": _reference(facts, step, "judge"),
         "language": next(iter(languages([step, *lineage])), None),
@@ -39,8 +39,8 @@ def rows_of(facts: RunFacts, step: StepFacts, licence: Licence) -> list[dict[str
     for earlier in (s for s in lineage if s.verb == "filter" and s.name != step.name):
         verdicts = {row.get("id"): row for row in earlier.rows(ROWS)}
         for row in rows:
-            found = verdicts.get(row.get("id"), {})
-            row |= {f"{earlier.name}_{k}": found[k] for k in ("status", "rating", "reason") if k in found}
+            verdict = verdicts.get(row.get("id"), {})
+            row |= {f"{earlier.name}_{k}": verdict[k] for k in ("status", "rating", "reason") if k in verdict}
     return rows
 
 

@@ -52,21 +52,21 @@ def settings_that_differ(first: RunFacts, other: RunFacts) -> list[Setting]:
     """Seeds, and for each step its settings, inputs, files, models, texts and stage version, where
     they are not the same.
     """
-    found = []
+    changes = []
     if first.seed != other.seed:
-        found.append(Setting("recipe", "seed", str(first.seed), str(other.seed)))
+        changes.append(Setting("recipe", "seed", str(first.seed), str(other.seed)))
     for name in dict.fromkeys([*first.steps, *other.steps]):
         a, b = first.steps.get(name), other.steps.get(name)
         if a is None or b is None:
-            found.append(Setting(name, "step", a.verb if a else None, b.verb if b else None))
+            changes.append(Setting(name, "step", a.verb if a else None, b.verb if b else None))
             continue
         left, right = _told(a), _told(b)
         for key in dict.fromkeys([*left, *right]):
             # told by the setting that names it
             gone = key.startswith(("SHA-256 of", "compared with")) and (key not in left or key not in right)
             if left.get(key) != right.get(key) and not gone:
-                found.append(Setting(name, key, left.get(key), right.get(key)))
-    return found
+                changes.append(Setting(name, key, left.get(key), right.get(key)))
+    return changes
 
 
 def _told(step: StepFacts) -> dict[str, str]:
@@ -164,10 +164,10 @@ def _comparable(facts: RunFacts) -> dict[tuple[str, str], Comparable]:
     """{(checkpoint, measure): its values} of all steps that measure, those of the table first; the
     step's name goes into the measure's where two steps have the same.
     """
-    found: dict[tuple[str, str], Comparable] = {}
+    by_title: dict[tuple[str, str], Comparable] = {}
     for result in sorted(facts.results(Scores), key=lambda result: not result.scores()):
         for one in result.comparable():
             m = one.measured
-            title = m.title if (m.checkpoint, m.title) not in found else f"{m.title}, {result.step.name}"
-            found[m.checkpoint, title] = replace(one, measured=replace(m, title=title))
-    return found
+            title = m.title if (m.checkpoint, m.title) not in by_title else f"{m.title}, {result.step.name}"
+            by_title[m.checkpoint, title] = replace(one, measured=replace(m, title=title))
+    return by_title

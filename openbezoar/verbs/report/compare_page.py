@@ -239,8 +239,8 @@ def _data(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
 def _rows(result: RowNumbers | None) -> str:
     if result is None:
         return NOTHING
-    asked, kept, *_ = result.row_counts().texts()
-    return f"{kept} of {asked} kept" if result.scheme() is None else f"{kept} rows"
+    rows, kept, *_ = result.row_counts().texts()
+    return f"{kept} of {rows} kept" if result.scheme() is None else f"{kept} rows"
 
 
 def _training(first: RunFacts, other: RunFacts, names: Names) -> Section | None:
@@ -285,13 +285,13 @@ def _losses(n: TrainingNumbers | None) -> tuple[str, str, str]:
 
 
 def _costs(first: RunFacts, other: RunFacts, names: Names) -> Section:
-    found = [costs(first), costs(other)]
+    run_costs = [costs(first), costs(other)]
     rows = [
-        (name, *(text for of in found for text in _cost(of.get(name))))
-        for name in dict.fromkeys([*found[0], *found[1]])
+        (name, *(text for of in run_costs for text in _cost(of.get(name))))
+        for name in dict.fromkeys([*run_costs[0], *run_costs[1]])
     ]
     rows.append(
-        ("all steps", *(text for of in found for text in (duration(sum(c.seconds for c in of.values())), "", "")))
+        ("all steps", *(text for of in run_costs for text in (duration(sum(c.seconds for c in of.values())), "", "")))
     )
     headers = ("step", *(f"{what}, {name}" for name in names for what in ("time", "tokens asked", "money")))
     environment = [(key, *values) for key, values in _environments(first, other) if values[0] != values[1]]
@@ -315,14 +315,14 @@ def _cost(cost: Cost | None) -> tuple[str, str, str]:
 
 
 def _environments(first: RunFacts, other: RunFacts) -> list[tuple[str, tuple[str, str]]]:
-    told: list[dict[str, str]] = []
+    lines: list[dict[str, str]] = []
     for facts in (first, other):
         found: dict[str, dict[str, None]] = {}
         for step in facts.steps.values():
             for key, value in {**step.environment, **(step.environment.get("packages") or {})}.items():
                 if key != "packages" and value is not None:
                     found.setdefault(str(key), {})[str(value)] = None
-        told.append({key: ", ".join(values) for key, values in found.items()})
+        lines.append({key: ", ".join(values) for key, values in found.items()})
     return [
-        (key, (told[0].get(key, NOTHING), told[1].get(key, NOTHING))) for key in dict.fromkeys([*told[0], *told[1]])
+        (key, (lines[0].get(key, NOTHING), lines[1].get(key, NOTHING))) for key in dict.fromkeys([*lines[0], *lines[1]])
     ]

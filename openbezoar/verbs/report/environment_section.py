@@ -64,29 +64,29 @@ def _weights(marks: Marks) -> str:
 
 def _environments(facts: RunFacts) -> list[tuple[str, str, str]]:
     """Each value of the environment, with the steps that had it where steps differ."""
-    found: dict[tuple[str, str], list[str]] = {}
+    versions: dict[tuple[str, str], list[str]] = {}
     for step in facts.steps.values():
         flat = {k: v for k, v in step.environment.items() if k != "packages" and v is not None}
         flat |= step.environment.get("packages") or {}
         if "recipe_version" in step.manifest:
             flat.setdefault("openbezoar", step.manifest["recipe_version"])
         for key, value in flat.items():
-            found.setdefault((str(key), str(value)), []).append(step.name)
-    order = list(dict.fromkeys(key for key, _ in found))
+            versions.setdefault((str(key), str(value)), []).append(step.name)
+    order = list(dict.fromkeys(key for key, _ in versions))
     return [
         (key, value, "all" if len(names) == len(facts.steps) else ", ".join(names))
-        for (key, value), names in sorted(found.items(), key=lambda item: order.index(item[0][0]))
+        for (key, value), names in sorted(versions.items(), key=lambda item: order.index(item[0][0]))
     ]
 
 
 def stated_licences(facts: RunFacts) -> dict[str, str]:
     """Licences of the recipe's models, as ``model.json`` of the steps trained on them has them."""
-    found: dict[str, str] = {}
+    licences: dict[str, str] = {}
     for step in facts.steps.values():
         licence, root = step.read_json("model.json").get("licence"), facts.trained_on(step.name)
         if licence and root:
-            found.setdefault(root, str(licence))
+            licences.setdefault(root, str(licence))
     for name, identity in facts.models().items():
-        if name not in found and (licence := cached_licence(str(identity.get("model", "")))):
-            found[name] = licence
-    return found
+        if name not in licences and (licence := cached_licence(str(identity.get("model", "")))):
+            licences[name] = licence
+    return licences

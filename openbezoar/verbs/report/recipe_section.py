@@ -62,13 +62,13 @@ class Cost:
 def costs(facts: RunFacts) -> dict[str, Cost]:
     """Cost of every step, by name."""
     spent, prices = _accounts(facts), _prices(facts)
-    found = {}
+    by_step = {}
     for step in facts.steps.values():
         own = {model: s for (name, model), s in (spent or {}).items() if name == step.name}
-        asked = reduce(_add, own.values(), Spent()) if spent is not None else None
+        tokens = reduce(_add, own.values(), Spent()) if spent is not None else None
         priced = [prices[m].of(s.prompt_tokens, s.tokens) for m, s in own.items() if m in prices]
-        found[step.name] = Cost(step.seconds, asked, sum(priced) if priced else None)
-    return found
+        by_step[step.name] = Cost(step.seconds, tokens, sum(priced) if priced else None)
+    return by_step
 
 
 def _add(a: Spent, b: Spent) -> Spent:
@@ -101,18 +101,18 @@ def _prices(facts: RunFacts) -> dict[str, Price]:
 
 def cost_section(facts: RunFacts) -> Section:
     """Time, tokens and money of every step, with their sums."""
-    found = costs(facts)
+    by_step = costs(facts)
     rows = []
     for step in facts.steps.values():
-        cost, result = found[step.name], step.result
+        cost, result = by_step[step.name], step.result
         speed = NOTHING if (rate := result.speed()) is None else f"{rate:,.0f}"
         work = (*_paid(cost), number(result.tokens_trained()), speed)
         rows.append((step.name, step.verb, duration(cost.seconds), *work, step.finished or NOTHING))
-    asked = [c.asked for c in found.values() if c.asked is not None]
-    money = [c.money for c in found.values() if c.money is not None]
+    spent = [c.asked for c in by_step.values() if c.asked is not None]
+    money = [c.money for c in by_step.values() if c.money is not None]
     whole = Cost(
-        sum(c.seconds for c in found.values()),
-        reduce(_add, asked, Spent()) if asked else None,
+        sum(c.seconds for c in by_step.values()),
+        reduce(_add, spent, Spent()) if spent else None,
         sum(money) if money else None,
     )
     rows.append(("all steps", "", duration(whole.seconds), *_paid(whole), "", "", ""))
@@ -131,10 +131,10 @@ def cost_section(facts: RunFacts) -> Section:
     note = (
         "Calls and tokens are what models were asked and the call cache did not know, over all tries of this run; money"
         " is theirs at the recipe's prices. "
-        + ("" if asked else "No call cache beside this run knows of it, so calls and tokens are not known. ")
+        + ("" if spent else "No call cache beside this run knows of it, so calls and tokens are not known. ")
         + (
             f"{lost:,} calls were sent and not answered; their tokens are the most that they may have taken. "
-            if (lost := sum(a.unanswered for a in asked))
+            if (lost := sum(a.unanswered for a in spent))
             else ""
         )
         + "Time is work, without waiting between tries."

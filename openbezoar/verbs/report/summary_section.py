@@ -55,8 +55,8 @@ READING = (
 
 def summary_section(facts: RunFacts) -> Section:
     """The points, and how to read numbers."""
-    found = [*differences(facts), *answer_differences(facts)]
-    points = (*_made(facts), *verdicts(facts, found), *_trust(facts), *_cost(facts), *_missing(facts, found))
+    rows = [*differences(facts), *answer_differences(facts)]
+    points = (*_made(facts), *verdicts(facts, rows), *_trust(facts), *_cost(facts), *_missing(facts, rows))
     blocks: tuple[Block, ...] = (Points(points), Fold("How to read the numbers", (Points(tuple(map(Point, READING))),)))
     return Section("In short", blocks)
 
@@ -109,15 +109,15 @@ def verdicts(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
     if pair is None:
         return
     here = [d for d in found if (d.before, d.after) == pair]
-    shown = columns(facts)
+    listed = columns(facts)
     for tone in ("better", "worse", "changed"):
         for d in (d for d in here if d.verdict == tone):
-            yield Point(f"{sentence(d, shown)}.", tone)
+            yield Point(f"{sentence(d, listed)}.", tone)
     noise = [d for d in here if d.verdict == "noise"]
     if noise:
         what = "; ".join(f"{_named(d)} ({d.value:+.3f}, n={d.n})" for d in noise)
         yield Point(f"between {pair[0]} and {pair[1]} in {what}.", "noise")
-    if here and len(noise) == len(here) and not _unpaired(pair, here, shown):
+    if here and len(noise) == len(here) and not _unpaired(pair, here, listed):
         yield Point(
             f"Nothing that was measured shows {pair[1]} to be better or worse than {pair[0]}. More test items would"
             " narrow the intervals."
@@ -161,15 +161,15 @@ def _trust(facts: RunFacts) -> Iterator[Point]:
 
 
 def _cost(facts: RunFacts) -> Iterator[Point]:
-    found = costs(facts).values()
-    money = [c.money for c in found if c.money is not None]
-    asked = [c.asked for c in found if c.asked is not None]
-    tokens = sum(a.prompt_tokens + a.tokens for a in asked)
+    all_costs = costs(facts).values()
+    money = [c.money for c in all_costs if c.money is not None]
+    spent = [c.asked for c in all_costs if c.asked is not None]
+    tokens = sum(a.prompt_tokens + a.tokens for a in spent)
     machine = next((s.environment for s in facts.steps.values() if s.environment.get("cores")), {})
     where = f" on {machine['cores']} cores ({machine.get('machine', 'unknown machine')})" if machine else ""
-    said = f"{duration(sum(s.seconds for s in facts.steps.values()))} of work{where}"
-    said += f", {tokens:,} tokens read and written by asked models" if asked else ""
-    yield Point(f"{said}, money {sum(money):.4g}." if money else f"{said}.", "cost")
+    sentence = f"{duration(sum(s.seconds for s in facts.steps.values()))} of work{where}"
+    sentence += f", {tokens:,} tokens read and written by asked models" if spent else ""
+    yield Point(f"{sentence}, money {sum(money):.4g}." if money else f"{sentence}.", "cost")
 
 
 def _missing(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:

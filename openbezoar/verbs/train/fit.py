@@ -45,17 +45,17 @@ def write_model(step: Training, context: StepContext, continues: bool) -> None:
     """``model.json``: the base and the adapters of what was trained. continues: as in ``loaded``."""
     if distributed.rank() > 0:
         return
-    given = context.checkpoint(step.model)
-    older = given.adapters[:-1] if continues else given.adapters
-    dtype = given.dtype if step.dtype == "float32" else step.dtype
-    made = Checkpoint(
+    base = context.checkpoint(step.model)
+    older = base.adapters[:-1] if continues else base.adapters
+    dtype = base.dtype if step.dtype == "float32" else step.dtype
+    checkpoint = Checkpoint(
         context.name,
-        given.base,
+        base.base,
         (*older, context.out / ADAPTER),
         step.quantize,
         dtype,
-        given.prompt,
-        given.licence,
-        given.thoughts,
+        base.prompt,
+        base.licence,
+        base.thoughts,
     )
-    write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
+    write_checkpoint(context.out, checkpoint, context.run.path, context.folder(context.name))
