@@ -100,13 +100,11 @@ GOES_ON = ("run", "judge", "release")
 def _how_to_go_on(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in GOES_ON:
         return ""
-    program = (
-        "python -m openbezoar"
-        if sys.argv[0].endswith("__main__.py")
-        else "openbezoar"
-        if shutil.which("openbezoar") == sys.argv[0]
-        else sys.argv[0]
-    )
+    program = sys.argv[0]
+    if program.endswith("__main__.py"):
+        program = "python -m openbezoar"
+    elif shutil.which("openbezoar") == program:
+        program = "openbezoar"
     return f"; finished steps, answers and checkpoints are kept. To go on: {program} {shlex.join(arguments)}"
 
 

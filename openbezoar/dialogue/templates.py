@@ -213,16 +213,10 @@ def _guard(name: str, values: Sequence[Any]) -> None:
         raise TooMuch(f"'{name}' asks for a width that is too large, or not written out")
     if name in _WIDE:
         widths = [abs(n) for n in values[1:] if isinstance(n, (int, float)) and not isinstance(n, bool)]
-        _charge(
-            int(sum(widths))
-            * (
-                weight
-                if name in ("indent", "batch", "slice", "expandtabs", "tojson")
-                else 1_000
-                if name == "generate_lorem_ipsum"
-                else 1
-            )
-        )
+        unit = 1_000 if name == "generate_lorem_ipsum" else 1
+        if name in ("indent", "batch", "slice", "expandtabs", "tojson"):
+            unit = weight
+        _charge(int(sum(widths)) * unit)
     if name == "replace" and len(texts) > 2:
         _charge(texts[0] // max(1, texts[1]) * texts[2] + texts[2])
     elif name == "join":

@@ -137,9 +137,12 @@ def marks_among(tokens: Iterable[str]) -> set[str]:
 def held(text: str) -> int:
     """How many characters at the end of a growing reply may still turn out to be a mark."""
     tail = text[-_LONGEST:].lower()
-    return max(
-        (n for mark in _ALL for n in range(1, min(len(mark), len(tail) + 1)) if tail.endswith(mark[:n])), default=0
-    )
+    return max(begun(tail, mark) for mark in _ALL)
+
+
+def begun(text: str, mark: str) -> int:
+    """How many characters of a mark's beginning a text ends with."""
+    return next((n for n in range(min(len(mark), len(text)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 _ALL = (

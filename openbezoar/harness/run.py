@@ -128,7 +128,7 @@ def _score_one(lm: Any, benchmark: Benchmark, seed: int) -> Result:
         metric: _estimate(first, metric, values, seed, evaluation["results"][names[0]] if len(names) == 1 else None)
         for metric, values in pooled.items()
     }
-    main = next((m for preferred in MAIN for m in metrics if m.partition(",")[0] == preferred), next(iter(metrics)))
+    main = min(metrics, key=_preference)
     items = pooled[main]
     result = {
         "task": benchmark.task,
@@ -176,6 +176,12 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _preference(metric: str) -> int:
+    """A metric's place in ``MAIN``; behind all of it for one that is not there."""
+    name = metric.partition(",")[0]
+    return MAIN.index(name) if name in MAIN else len(MAIN)
 
 
 def _estimate(

@@ -158,7 +158,9 @@ class TextOf:
 def end_tokens(settings: Any) -> tuple[int, ...]:
     """The ids that end an answer by a model's generation settings: none, one or several."""
     ids = settings.eos_token_id
-    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+    if isinstance(ids, list):
+        return tuple(ids)
+    return () if ids is None else (ids,)
 
 
 def _left_padded(rows: Sequence[Tensor], width: int) -> Tensor:

@@ -109,13 +109,8 @@ def fault_in(status: int, value: Any) -> Fault | None:
     fault = next((value[key] for key in ("error", "detail", "errors", "message") if value.get(key)), None)
     if fault is None:
         return None
-    parts = (
-        [value, fault]
-        if isinstance(fault, dict)
-        else [value, *(part for part in fault if isinstance(part, dict))]
-        if isinstance(fault, list)
-        else [value]
-    )
+    inside = fault if isinstance(fault, list) else [fault]
+    parts = [value, *(part for part in inside if isinstance(part, dict))]
     message = "; ".join(dict.fromkeys(_texts(parts, ("message", "msg", "error", "detail")))) or "no reason given"
     code = " ".join(dict.fromkeys(_texts(parts, ("code", "type", "error_type", "status"))))
     # of a gateway, what the server behind it said

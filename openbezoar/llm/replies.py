@@ -220,19 +220,13 @@ def _reasoning(value: Any) -> str:
         return value
     if not isinstance(value, list):
         return ""
-    texts = [
-        (
-            part
-            if isinstance(part, str)
-            else part.text
-            if isinstance(part, _ContentPart)
-            else part.get("text")
-            if isinstance(part, dict)
-            else None
-        )
-        for part in value
-    ]
-    return "".join(text for text in texts if isinstance(text, str))
+    return "".join(text for part in value if isinstance(text := _text_of(part), str))
+
+
+def _text_of(part: Any) -> Any:
+    if isinstance(part, _ContentPart):
+        return part.text
+    return part.get("text") if isinstance(part, dict) else part
 
 
 def mended(text: str) -> tuple[str, int]:

@@ -36,7 +36,7 @@ class Stream:
         text = self.decode(ids)
         cut = min((text.find(s) for s in self.stop if s in text), default=-1)
         if cut < 0:
-            held = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+            held = max((thoughts.begun(text, stop) for stop in self.stop), default=0)
             cut = len(text) - max(held, thoughts.held(text))
         reply = thoughts.split(self.opened + text[:cut].rstrip("\ufffd"))
         if reply.thoughts.startswith(self.thought) and len(reply.thoughts) > len(self.thought):

@@ -7,6 +7,7 @@ A byte-order mark is passed over wherever one may stand. What is no UTF-8 is sai
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,8 @@ def loads(text: str) -> tuple[Any, bool]:
 def _deep(value: Any) -> bool:
     level = [value]
     for _ in range(DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
+        inside = chain.from_iterable(outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [value for value in inside if isinstance(value, dict | list)]
         if not level:
             return False
     return True

@@ -163,6 +163,12 @@ def open_served(reference: str) -> Served:
     return served
 
 
+def _precision(gguf: Path) -> int:
+    """A GGUF's place among the forms of weights by its name, the most exact first."""
+    kinds = ("f32", "bf16", "f16")
+    return next((place for place, kind in enumerate(kinds) if kind in gguf.stem.lower()), len(kinds))
+
+
 def _of_folder(folder: Path, reference: str) -> Served:
     folder = folder.resolve()
     ggufs = [
@@ -171,7 +177,7 @@ def _of_folder(folder: Path, reference: str) -> Served:
         for file in sorted(place.glob("*.gguf"))
     ]
     # The most exact one; which is smaller, a user says by naming it.
-    gguf = next((f for kind in ("f32", "bf16", "f16", "") for f in ggufs if kind in f.stem.lower()), None)
+    gguf = min(ggufs, key=_precision, default=None)
     modelfile = _beside(folder, "Modelfile") or (gguf and _beside(gguf.parent, "Modelfile"))
     template, file = _template_of(folder)
     settings = _json(folder / "generation_config.json")

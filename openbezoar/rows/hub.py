@@ -101,13 +101,11 @@ def cause(error: BaseException, what: str, ref: DataSetRef | None = None) -> str
     replies = (getattr(link, "response", None) for link in _chain(error))
     status = next((reply.status_code for reply in replies if reply is not None), None)
     if status is not None:
-        wait = (
-            "it asks for a pause: wait, or log in (hf auth login)"
-            if status == 429
-            else "try again later"
-            if status >= 500
-            else "log in (hf auth login)"
-        )
+        wait = "log in (hf auth login)"
+        if status == 429:
+            wait = f"it asks for a pause: wait, or {wait}"
+        elif status >= 500:
+            wait = "try again later"
         return f"the hub answered {status} {_reason(status)}; {wait}, or {here}"
     if kinds & {
         "ConnectionError",

@@ -51,8 +51,10 @@ def path_tokens(texts: TextLengths, system: str | None) -> list[float]:
     """Tokens of each path, with its prompt's headings and ``system``, or the project's own message,
     where the rows bring none.
     """
-    shown = 0.0 if texts.own_system else SYSTEM_TOKENS if system is None else len(system) / CHARACTERS_A_TOKEN
-    return [characters / CHARACTERS_A_TOKEN + MARKERS + shown for characters in texts.paths]
+    added: float = SYSTEM_TOKENS if system is None else len(system) / CHARACTERS_A_TOKEN
+    if texts.own_system:
+        added = 0
+    return [characters / CHARACTERS_A_TOKEN + MARKERS + added for characters in texts.paths]
 
 
 def trained(step: Training, texts: Iterable[TextLengths], system: str | None) -> tuple[float, float]:

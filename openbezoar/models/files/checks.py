@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -301,13 +302,8 @@ def _running_state(model: Model) -> Iterator[str]:
     """Layers that carry a state from token to token: rows that lie in one pass would leak into one
     another, and shared beginnings could not branch.
     """
-    kinds = [
-        kind
-        for key in LAYER_KINDS
-        if isinstance(model.text.get(key), list)
-        for kind in model.text[key]
-        if isinstance(kind, str)
-    ]
+    lists = [model.text[key] for key in LAYER_KINDS if isinstance(model.text.get(key), list)]
+    kinds = [kind for kind in chain.from_iterable(lists) if isinstance(kind, str)]
     odd = [
         kind
         for kind in kinds

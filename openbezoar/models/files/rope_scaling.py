@@ -31,7 +31,12 @@ def llama3_factors(head_dim: int, base: float, rope: Mapping[str, Any]) -> list[
     factors = []
     for place in range(0, head_dim, 2):
         wave = 2 * math.pi * base ** (place / head_dim)
-        t = 1.0 if wave < length / high else 0.0 if wave > length / low else (length / wave - low) / (high - low)
+        if wave < length / high:
+            t = 1.0
+        elif wave > length / low:
+            t = 0.0
+        else:
+            t = (length / wave - low) / (high - low)
         factors.append(1 / ((1 - t) / factor + t))
     return factors
 

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Stored:
 
 def files(folder: Path, patterns: tuple[str, ...] = READ) -> list[Path]:
     """The folder's files that match, in order of their names."""
-    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    matches = set(chain.from_iterable(folder.glob(pattern) for pattern in patterns))
+    return sorted(file for file in matches if file.is_file())
 
 
 def read_json(file: Path) -> dict[str, Any]:

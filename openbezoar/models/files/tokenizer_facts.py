@@ -81,10 +81,11 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
         or _lines(folder / "vocab.txt")
         or _pieces(folder)
     )
-    file, text = folder / "chat_template.jinja", settings.get("chat_template")
-    template = (
-        file.read_text(encoding="utf-8", errors="replace") if file.is_file() else text if isinstance(text, str) else ""
-    )
+    file, template = folder / "chat_template.jinja", settings.get("chat_template")
+    if file.is_file():
+        template = file.read_text(encoding="utf-8", errors="replace")
+    elif not isinstance(template, str):
+        template = ""
     return TokenizerFacts({**words, **added} if words else {}, added, settings, template)
 
 
