@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_mt_bench import QUESTIONS, Scripted, answer, grade, prefers
+from test_mt_bench import QUESTIONS, answer, grade, prefers, scripted
 from test_mt_bench import bench as bench
 
+from openbezoar.llm.scripted import last
 from openbezoar.prompts import names
 from openbezoar.recipe.measure_steps import MtBench
 from openbezoar.recipe.protocols import GRADINGS, PROTOCOLS, compares, words
@@ -61,23 +62,25 @@ WITH = [*((grading, {}) for grading in GRADINGS), *((g, {"against": "strong"}) f
 
 @pytest.mark.parametrize(("grading", "against"), WITH)
 def test_what_is_planned_to_be_asked_is_what_a_step_asks(grading: str, against: dict[str, str], bench: Any) -> None:
-    judge = Scripted("judge", judge_of_all)
-    contestants = {name: Scripted(name, answer(name)) for name in ("weak", "strong", "third")}
+    judge = scripted("judge", judge_of_all)
+    contestants = {name: scripted(name, answer(name)) for name in ("weak", "strong", "third")}
     bench({**contestants, "judge": judge}, grading=grading, **against)
     planned = calls(grading, 3, against.get("against"))
-    assert len(judge.calls) == planned.calls * 2 * len(QUESTIONS)
-    of_first_turns = [text for talk, _, _ in judge.calls if "second" not in (text := talk[-1].content)]
+    assert len(judge.asked) == planned.calls * 2 * len(QUESTIONS)
+    of_first_turns = [last(call) for call in judge.asked if "second" not in last(call)]
     assert sum(text.count(" on Q") for text in of_first_turns) == planned.answers * len(QUESTIONS)
 
 
 @pytest.mark.parametrize("grading", GRADINGS)
 def test_what_a_step_found_is_in_its_scores_its_summary_and_its_report(grading: str, bench: Any) -> None:
-    contestants = {name: Scripted(name, answer(name)) for name in ("weak", "strong")}
-    numbers, context = bench({**contestants, "judge": Scripted("judge", judge_of_all)}, grading=grading)
+    contestants = {name: scripted(name, answer(name)) for name in ("weak", "strong")}
+    numbers, context = bench({**contestants, "judge": scripted("judge", judge_of_all)}, grading=grading)
     assert all(name in numbers["summary"] for name in contestants)
     step = StepFacts("mt", "mt_bench", context.out, {"parts": {"settings": {"grading": grading}}})
     result = step.result
     assert isinstance(result, MtBenchScores) and list(result.models) == ["weak", "strong"]
+    others = [grader(name) for name in PROTOCOLS if name not in GRADINGS[grading]]
+    assert [protocol.blocks(result) for protocol in others] == [[]] * len(others)
     for protocol in graders(grading):
         assert all(row["unscored"] is None for row in read_jsonl(context.out / protocol.file))
         tables = [block.table for block in flat(protocol.blocks(result)) if isinstance(block, Grid)]

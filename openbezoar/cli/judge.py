@@ -12,7 +12,7 @@ import typer
 
 from openbezoar.cli.arguments import AsJson, Model, print_json
 from openbezoar.progress import visible
-from openbezoar.recipe.protocols import GRADINGS, PROTOCOLS
+from openbezoar.recipe.protocols import PROTOCOLS
 
 
 def score(
@@ -301,17 +301,17 @@ def _check_words(result: dict[str, Any]) -> str:
 def _judge_words(step: Any) -> str:
     """A step's numbers as tables and sentences."""
     from openbezoar.reporting.document import Block, Grid, Paragraph, flat
+    from openbezoar.verbs.judge import protocols
     from openbezoar.verbs.judge.answers_section import health_table
-    from openbezoar.verbs.judge.protocols import graders
+    from openbezoar.verbs.judge.result import MtBenchScores
     from openbezoar.verbs.judge.section import agreement_blocks
 
-    blocks: list[Block] = []
-    if step.verb == "agreement":
-        blocks += agreement_blocks(step.result)
-    elif not all(PROTOCOLS[name].compares for name in GRADINGS[step.settings["grading"]]):
-        blocks.append(Grid(health_table(step.result)))
-    for protocol in graders(step.settings["grading"]) if step.verb == "mt_bench" else ():
-        blocks += protocol.blocks(step.result)
+    result, blocks = step.result, list[Block]()
+    if isinstance(result, MtBenchScores):
+        rated = any(grades.rated is not None for grades in result.grades())
+        blocks += [*([Grid(health_table(result))] if rated else []), *protocols.blocks(result)]
+    else:
+        blocks += agreement_blocks(result)
     return "\n\n".join(
         b.table.text() if isinstance(b, Grid) else b.text for b in flat(blocks) if isinstance(b, Grid | Paragraph)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openbezoar.recipe.protocols import PROTOCOLS, words
+from openbezoar.recipe.protocols import words
 from openbezoar.reporting.document import (
     Block,
     Fold,
@@ -28,7 +28,7 @@ from openbezoar.reporting.results import StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, number, shorten, slug
 from openbezoar.rows.records import Row
-from openbezoar.verbs.judge.protocols import grader
+from openbezoar.verbs.judge import protocols
 from openbezoar.verbs.judge.result import ANSWERS, JUDGMENTS, MtBenchScores
 
 LIMIT = 6000  # characters of an answer shown
@@ -53,8 +53,7 @@ def _section(result: MtBenchScores) -> Section:
         blocks.append(Grid(health, "Ratings and state of the answers", stack=True))
     if pictures := tuple(_pictures(result)):
         blocks.append(Gallery(pictures))
-    for name in PROTOCOLS:  # one that did not grade tells nothing
-        blocks += grader(name).blocks(result)
+    blocks += protocols.blocks(result)
     if folds := tuple(_side_by_side(result)):
         blocks.append(Part("All answers side by side", (Searchable("questions and answers", folds),)))
     return Section(f"Two-turn answers ({step.name})", tuple(blocks))

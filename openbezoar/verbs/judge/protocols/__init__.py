@@ -9,7 +9,7 @@ A protocol's module has
 - ``grade(sitting)``: the judgments as rows; ``unscored`` of each is null, or why it says nothing;
 - ``scores(sitting, rows)``: its part of ``scores.json``;
 - ``summary(scores)``: what it found, in a line;
-- ``blocks(result)``: what it found, in the report.
+- ``blocks(result)``: what it found, in the report; nothing where it did not grade.
 
 Planning imports these modules, so that numpy and the report are imported where they are used.
 """
@@ -86,8 +86,13 @@ def grader(name: str) -> Grader:
 
 
 def graders(grading: str) -> list[Grader]:
-    """The protocols that a step's ``grading`` stands for; none for one that a run of another version has."""
-    return [grader(name) for name in GRADINGS.get(grading, ())]
+    """The protocols that a step's ``grading`` stands for."""
+    return [grader(name) for name in GRADINGS[grading]]
+
+
+def blocks(result: MtBenchScores) -> list[Block]:
+    """What all protocols that graded found, in the report."""
+    return [block for name in PROTOCOLS for block in grader(name).blocks(result)]
 
 
 def names_of_texts(grading: str) -> tuple[str, ...]:
