@@ -124,6 +124,16 @@ def test_a_file_that_cannot_be_read_is_said_in_one_line_and_the_rest_is_told(
     assert "## Training" in text and "## Data" in text
 
 
+def test_a_gate_on_a_file_that_cannot_be_read_is_one_line(run: RunFolder) -> None:
+    edit(run, "scores", checkpoints=[1, 2])
+    folder = run.step("scores")
+    with pytest.raises(RunError) as refused:
+        EvaluateScores.left_by("scores", folder)
+    assert str(refused.value) == (
+        f"{folder / SCORES}: checkpoints: input should be a valid dictionary; delete the folder and run again"
+    )
+
+
 def test_a_step_of_a_verb_that_is_not_known_has_an_empty_result(run: RunFolder, tmp_path: Path) -> None:
     step(run.path, "later", "distil", {"distil": "DPO"}, ["DPO"], {SCORES: {"checkpoints": 3}}, 10)
     result = read_facts(run).steps["later"].result
