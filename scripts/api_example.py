@@ -21,14 +21,14 @@ model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_emb
 # of a recipe's `sft` step. What comes back is PEFT's model, and the step's numbers.
 import openbezoar as ob
 
-rows = [{"instruction": f"Say the number {n}.", "response": f"The number is {n}."} for n in range(40)]
+rows = [{"instruction": f"Say the number {n}.", "response": f"The number is {n}."} for n in range(24)]
 tuned = ob.sft(model, tokenizer, rows, epochs=2, batch=8, learning_rate=1e-2, lora={"r": 8}, out="adapter")
 print(tuned.numbers["heldout_loss_before"], "->", tuned.numbers["heldout_loss_after"], tuned.counts)
 
 # %% Prefer some answers to others
 # The reference is the model as it is given, so the first adapter is merged before.
 merged = tuned.model.merge_and_unload()
-pairs = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(40)]
+pairs = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(24)]
 preferred = ob.dpo(merged, tokenizer, pairs, loss="sigmoid", beta=0.2, batch=8, learning_rate=1e-3)
 print(preferred.numbers["heldout_accuracy_after"])
 
@@ -48,7 +48,7 @@ print(len(demo.todo), "steps,", demo.tokens, "tokens,", demo.memory_bytes, "byte
 model = chat.model.merge_and_unload()
 model.save_pretrained("model")
 tokenizer.save_pretrained("model")
-Path("rows.jsonl").write_text("\n".join(f'{{"instruction": "Say {n}.", "response": "{n}."}}' for n in range(40)))
+Path("rows.jsonl").write_text("\n".join(f'{{"instruction": "Say {n}.", "response": "{n}."}}' for n in range(24)))
 Path("mine.yaml").write_text("""
 name: mine
 models: {base: {model: model, dtype: float32}}
