@@ -70,6 +70,19 @@ def test_a_part_that_is_a_library_of_its_own_needs_nothing_of_the_project_but_er
     assert {to for of, to, _ in imports() if of == part} - {part} <= {"errors"}
 
 
+def test_the_rooms_of_verbs_do_not_know_one_another() -> None:
+    """What two verbs need goes down a floor; ``book`` is where all of them estimate their costs."""
+    verbs = ROOT / "verbs"
+    modules = re.compile(r"^\s*(?:from|import) openbezoar\.verbs\.(\w+)", re.MULTILINE)
+    known = {
+        (file.relative_to(verbs).parts[0], room)
+        for file in verbs.glob("*/**/*.py")
+        for room in modules.findall(file.read_text(encoding="utf-8"))
+    }
+    assert {(own, other) for own, other in known if other not in (own, "book")} == set()
+    assert len(known) > 10
+
+
 # Classes that share a name. Options: what each scheme calls its own settings. The others are to go.
 SHARED_NAMES = {"Options", "Answers", "Plain"}
 
