@@ -228,6 +228,7 @@ list(encode.encode_rows(encoder, resting, rows, 2, lambda text: print(text, flus
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's list of a process's children")
 def test_no_process_outlives_a_killed_run(tiny: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])

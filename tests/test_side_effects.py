@@ -55,6 +55,7 @@ def states(use: str, *arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return before, after
 
 
+@pytest.mark.slow
 def test_a_process_that_uses_the_library_is_as_it_was(tiny: Path) -> None:
     before, after = states(USE, tiny)
     assert after == before
