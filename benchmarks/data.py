@@ -154,7 +154,7 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
         encoded, busy = time.perf_counter(), time.process_time() - busy
         tokens = 0
         for number in range(plan_steps(len(trees), step)):
-            chosen = [trees[i] for i in batch_of(number, len(trees), step, 1)]
+            chosen = [trees[i] for i in batch_of(number, len(trees), step, seed=1)]
             order = in_order(chosen)
             lay_out([chosen[i] for i, _ in order], torch.device("cpu"))
             tokens += sum(len(path.ids) for tree in chosen for path in tree)

@@ -217,7 +217,7 @@ def load(folder: Path, adapters: tuple[Path, ...]) -> dict[str, Any]:
     from openbezoar.recipe.train_steps import Lora
 
     checkpoint = Checkpoint("base", str(folder / "base"), adapters, "nf4", "bfloat16", PromptSpec())
-    model = load_for_training(checkpoint, Lora.model_validate(LORA), "nf4", "bfloat16", False, 0)
+    model = load_for_training(checkpoint, Lora.model_validate(LORA), "nf4", dtype="bfloat16", continues=False, seed=0)
     return {
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "held": status()["resident"],

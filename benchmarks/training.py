@@ -111,7 +111,7 @@ def _rows(data: str, pairs: bool) -> Iterator[Any]:
 def in_our_order(trees: Sequence[Tree], settings: Training) -> list[list[Tree]]:
     """The trees of each optimiser step as the package's loop takes them, the longest of a step first."""
     steps = -(-len(trees) // settings.batch)
-    batches = [[trees[i] for i in batch_of(step, len(trees), settings, SEED)] for step in range(steps)]
+    batches = [[trees[i] for i in batch_of(step, len(trees), settings, seed=SEED)] for step in range(steps)]
     return [sorted(batch, key=lambda tree: -max(len(path.ids) for path in tree)) for batch in batches]
 
 
@@ -126,7 +126,7 @@ def flat(batches: Iterable[Sequence[Tree]]) -> list[Tree]:
 def load_ours(job: Job) -> Any:
     """The model as the package's own training steps load it."""
     process.own()
-    return load_for_training(checkpoint(job.model), job.lora, job.quantize, job.dtype, False, SEED)  # type: ignore[arg-type]
+    return load_for_training(checkpoint(job.model), job.lora, job.quantize, dtype=job.dtype, continues=False, seed=SEED)  # type: ignore[arg-type]
 
 
 def time_ours(
@@ -136,7 +136,16 @@ def time_ours(
     loaded = common.resident_peak()
     with tempfile.TemporaryDirectory() as folder:
         with common.Stopwatch() as watch:
-            train(model, scorer, trees, objective, settings, Path(folder), PlainProgress(quiet=True), SEED)
+            train(
+                model,
+                scorer,
+                trees,
+                objective=objective,
+                settings=settings,
+                out=Path(folder),
+                progress=PlainProgress(quiet=True),
+                seed=SEED,
+            )
         first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
     return {
         "seconds": watch.seconds,

@@ -134,7 +134,7 @@ class StepContext:
                     }
                 ),
                 prompt,
-                self.recipe_folder,
+                recipe_folder=self.recipe_folder,
             )
         return checkpoint_of_step(name, self.run.path)
 

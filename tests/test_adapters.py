@@ -78,7 +78,7 @@ def test_what_would_make_another_sum_is_refused_by_name(
     folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     change(folder)
     for use in (
-        lambda: weights_of(tiny, torch.float32, torch.device("cpu"), (), folder),
+        lambda: weights_of(tiny, torch.float32, torch.device("cpu"), older=(), last=folder),
         lambda: load_for_inference(checkpoint(tiny, (folder,), "none", "float32")),
     ):
         with pytest.raises(ModelError, match=said) as error:
@@ -112,12 +112,12 @@ def test_an_older_adapter_of_another_shape_is_refused(tiny: Path, adapter: Path,
     with pytest.raises(
         ModelError, match=r"an update of \[32, 64\] for 'model.layers.0.self_attn.q_proj.weight', which is \[64, 64\]"
     ):
-        load_base(checkpoint(tiny), (folder,), "none", "float32")
+        load_base(checkpoint(tiny), (folder,), "none", dtype="float32")
 
 
 def test_an_adapter_as_it_was_trained_is_read_the_same_both_ways(tiny: Path, adapter: Path) -> None:
     ids = torch.tensor([[5, 9, 13, 21, 34]])
     unmerged, _ = load_for_inference(checkpoint(tiny, (adapter,), "none", "float32"))
-    merged: Any = load_base(checkpoint(tiny), (adapter,), "none", "float32")
+    merged: Any = load_base(checkpoint(tiny), (adapter,), "none", dtype="float32")
     with torch.no_grad():
         assert torch.allclose(unmerged(ids).logits, merged(ids).logits, atol=1e-5)

@@ -145,7 +145,7 @@ def test_the_first_of_two_answers_stays_and_both_are_on_the_account(tmp_path: Pa
 
 def test_many_threads_and_connections_write_at_once_without_a_loss(tmp_path: Path) -> None:
     stores = [CallStore(tmp_path) for _ in range(3)]
-    side_by_side(60, lambda n, off: stores[n % 3].keep({f"k{n}": [answer(str(n))]}, ME), 8, "t")
+    side_by_side(60, lambda n, off: stores[n % 3].keep({f"k{n}": [answer(str(n))]}, ME), 8, name="t")
     found = CallStore(tmp_path).find([f"k{n}" for n in range(60)])
     assert {key: rows[0].text for key, rows in found.items()} == {f"k{n}": str(n) for n in range(60)}
 
@@ -288,7 +288,7 @@ def test_samples_differ_in_their_seeds_and_the_first_is_the_plain_answer(tmp_pat
     llm = Fake()
     model = remembered(tmp_path, llm, "call")
     (plain,) = model.chat([[Turn("user", "a")]], WARM, [5])
-    drawn = samples(model, [[Turn("user", "a")], [Turn("user", "b")]], WARM, [5, 6], 3)
+    drawn = samples(model, [[Turn("user", "a")], [Turn("user", "b")]], WARM, seeds=[5, 6], n=3)
     assert (
         [len(row) for row in drawn] == [3, 3]
         and drawn[0][0] == plain
@@ -392,7 +392,7 @@ def test_calls_under_way_at_a_failure_are_waited_for(tmp_path: Path) -> None:
         return place
 
     with pytest.raises(ModelError, match="no"):
-        side_by_side(9, one, 2, "t")
+        side_by_side(9, one, 2, name="t")
     assert finished == [1]
 
 

@@ -198,7 +198,7 @@ def test_score_prints_a_metric_without_an_interval(
         "inst_level_strict_acc": {"value": 0.25, "low": None, "high": None},
     }
     found = {"model": "m", "tasks": {"ifeval": {"metrics": metrics, "n": 4, "fewshot": 0}}}
-    monkeypatch.setattr(run, "score_reference", lambda *_: found)
+    monkeypatch.setattr(run, "score_reference", lambda *_, **__: found)
     with pytest.raises(SystemExit) as stop:
         main(["score", "m", "--tasks", "ifeval"])
     out = capsys.readouterr().out

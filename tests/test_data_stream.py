@@ -224,7 +224,7 @@ from converters import resting
 encode.FEW = 10
 encoder = encode.Encoder(Formatter(load_tokenizer(Path(sys.argv[1])), PromptSpec()), 300, "drop", Counts())
 rows = (("row", {"id": i, "instruction": "Name it.", "response": "Blue."}) for i in range(1000))
-list(encode.encode_rows(encoder, resting, rows, 2, lambda text: print(text, flush=True)))
+list(encode.encode_rows(encoder, resting, rows, processes=2, say=lambda text: print(text, flush=True)))
 """
 
 
@@ -399,7 +399,7 @@ def test_the_order_of_an_epoch_is_a_shuffle_of_its_own(tmp_path: Path) -> None:
             epoch, place = divmod(number, -(-rows // 7))
             order = list(range(rows))
             random.Random(step_seed(3, "order", epoch)).shuffle(order)
-            assert batch_of(number, rows, step, 3) == order[place * 7 : place * 7 + 7]
+            assert batch_of(number, rows, step, seed=3) == order[place * 7 : place * 7 + 7]
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ SIGNATURES = {
     "TokenPath": "(ids: Sequence[int], scored: Sequence[bool])",
     "TokenPath.of": "(prompt: Sequence[int], completion: Sequence[int]) -> TokenPath",
     "ForestLM": "(model: Any, tokenizer: Any, tokens: int = 2048, progress: Progress | None = None, label: str = '')",
-    "stats.paired_difference": "(a: Sequence[float], b: Sequence[float], seed: int, draws: int = 2000,"
+    "stats.paired_difference": "(a: Sequence[float], b: Sequence[float], seed: int, *, draws: int = 2000,"
     " level: float = 0.95) -> Interval",
     "losses.simpo": "(scores: PairScores, *, beta: float, simpo_gamma: float, label_smoothing: float) -> Tensor",
 }
@@ -265,7 +265,7 @@ def test_training_without_a_recipe_gives_the_adapter_that_a_recipe_gives(
         **own,
     }
     made = ob.run(write_recipe({"step": step}, prompt={"template": "own"}), runs=tmp_path / "runs", quiet=True)
-    model, tokenizer = load_base(open_checkpoint(str(tiny)), (), "none", "float32"), load_tokenizer(tiny)
+    model, tokenizer = load_base(open_checkpoint(str(tiny)), (), "none", dtype="float32"), load_tokenizer(tiny)
     state = torch.random.get_rng_state()
     trained = getattr(ob, verb)(
         model, tokenizer, rows, out=tmp_path / "out", seed=step_seed(1, "step"), quiet=True, **QUICK, **own

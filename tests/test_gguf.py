@@ -37,8 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Fo
         folder = tmp_path_factory.mktemp("gguf") / kind
         formatter = released(kind, folder)
         (folder / "gguf").mkdir()
-        write_gguf(folder, formatter, "f16", folder / "gguf/f16.gguf", ABOUT)
-        write_gguf(folder, formatter, "q8_0", folder / "gguf/q8_0.gguf", ABOUT)
+        write_gguf(folder, formatter, "f16", out=folder / "gguf/f16.gguf", about=ABOUT)
+        write_gguf(folder, formatter, "q8_0", out=folder / "gguf/q8_0.gguf", about=ABOUT)
         made[kind] = folder, formatter
     return made
 
@@ -113,7 +113,7 @@ def test_files_are_written_a_slice_at_a_time(
     folder, formatter = models["llama"]
     monkeypatch.setattr("openbezoar.publishing.gguf_file.SLICE", 96)
     for form in ("f16", "q8_0"):
-        write_gguf(folder, formatter, form, tmp_path / "again.gguf", ABOUT)  # type: ignore[arg-type]
+        write_gguf(folder, formatter, form, out=tmp_path / "again.gguf", about=ABOUT)  # type: ignore[arg-type]
         assert (tmp_path / "again.gguf").read_bytes() == (folder / f"gguf/{form}.gguf").read_bytes()
 
 
@@ -130,12 +130,12 @@ def test_a_prompt_that_opens_with_bos_leaves_it_to_the_reader_and_an_end_of_turn
         " add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     formatter = released("gemma3", tmp_path / "with", PromptSpec(template=str(template)))
-    write_gguf(tmp_path / "with", formatter, "f16", tmp_path / "with.gguf", ABOUT)
+    write_gguf(tmp_path / "with", formatter, "f16", out=tmp_path / "with.gguf", about=ABOUT)
     told = fields(tmp_path / "with.gguf")
     assert told["tokenizer.ggml.add_bos_token"] is True and told["tokenizer.ggml.add_space_prefix"] is False
     template.write_text(template.read_text().replace("{{ bos_token }}", ""))
     formatter = released("llama", tmp_path / "without", PromptSpec(template=str(template)))
-    write_gguf(tmp_path / "without", formatter, "f16", tmp_path / "without.gguf", ABOUT)
+    write_gguf(tmp_path / "without", formatter, "f16", out=tmp_path / "without.gguf", about=ABOUT)
     told = fields(tmp_path / "without.gguf")
     pad = formatter.tokenizer.pad_token_id
     assert told["tokenizer.ggml.add_bos_token"] is False and told["tokenizer.ggml.eot_token_id"] == pad
@@ -144,7 +144,7 @@ def test_a_prompt_that_opens_with_bos_leaves_it_to_the_reader_and_an_end_of_turn
 
 def refused(folder: Path, formatter: Formatter) -> str:
     with pytest.raises(ModelError) as error:
-        write_gguf(folder, formatter, "q8_0", folder / "none.gguf", ABOUT)
+        write_gguf(folder, formatter, "q8_0", out=folder / "none.gguf", about=ABOUT)
     assert list(folder.glob("none.gguf*")) == [] and "\n" not in str(error.value)
     return str(error.value)
 
@@ -203,7 +203,7 @@ def test_a_scaled_rotary_embedding_is_written_as_llama_cpp_reads_it(tmp_path: Pa
     from gguf import GGUFReader
 
     formatter = released(kind, tmp_path / "model")
-    write_gguf(tmp_path / "model", formatter, "f16", tmp_path / "f16.gguf", ABOUT)
+    write_gguf(tmp_path / "model", formatter, "f16", out=tmp_path / "f16.gguf", about=ABOUT)
     told, arch = fields(tmp_path / "f16.gguf"), kind.partition("-")[0]
     model: Any = load(tmp_path / "model")
     rotary = model.model.rotary_emb
@@ -237,7 +237,7 @@ def test_a_scaled_rotary_embedding_is_read_back_from_a_gguf(
         ROPES, "llama-llama3", {**ROPES["llama-llama3"], "original_max_position_embeddings": 8192, "rope_theta": 5e5}
     )
     formatter = released(kind, tmp_path / "model")
-    write_gguf(tmp_path / "model", formatter, "f16", tmp_path / "f16.gguf", ABOUT)
+    write_gguf(tmp_path / "model", formatter, "f16", out=tmp_path / "f16.gguf", about=ABOUT)
     made = from_gguf(tmp_path / "f16.gguf", tmp_path / "read", {})
     ours, read = (
         json.loads((folder / "config.json").read_text())["rope_parameters"] for folder in (tmp_path / "model", made)
@@ -253,7 +253,7 @@ def test_a_scaled_rotary_embedding_is_read_back_from_a_gguf(
         edited = json.loads((release / "config.json").read_text())
         edited["rope_parameters"]["high_freq_factor"] = 6.0
         (release / "config.json").write_text(json.dumps(edited))
-        write_gguf(release, formatter, "f16", tmp_path / "odd.gguf", ABOUT)
+        write_gguf(release, formatter, "f16", out=tmp_path / "odd.gguf", about=ABOUT)
         with pytest.raises(ModelError, match=r"not those of Llama 3\.1 to 3\.3"):
             from_gguf(tmp_path / "odd.gguf", tmp_path / "none", {})
 
@@ -271,7 +271,7 @@ def test_a_weight_beyond_fp16_is_refused_and_leaves_nothing(
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e5
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="up_proj"):
-        write_gguf(tmp_path, formatter, "f16", tmp_path / "none.gguf", ABOUT)
+        write_gguf(tmp_path, formatter, "f16", out=tmp_path / "none.gguf", about=ABOUT)
     assert list(tmp_path.glob("none.gguf*")) == []
 
 

@@ -29,8 +29,8 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "model",
         Formatter(load_tokenizer(tiny), PromptSpec(template="own")),
         "f16",
-        folder / "tiny.gguf",
-        {"name": "t", "license": "mit"},
+        out=folder / "tiny.gguf",
+        about={"name": "t", "license": "mit"},
     )
     return folder / "tiny.gguf"
 

@@ -100,7 +100,7 @@ def test_llama_cpp_reads_the_same_ids_and_answers_as_we_do(node: Path, case: Cas
     from transformers import AutoModelForCausalLM
 
     gguf = case.folder / f"{SUFFIX[kind]}.gguf"
-    write_gguf(case.folder, case.formatter, kind, gguf, {"name": "model", "license": "apache-2.0"})
+    write_gguf(case.folder, case.formatter, kind, out=gguf, about={"name": "model", "license": "apache-2.0"})
     wanted = [case.formatter.prompt_ids(talk) for talk in TALKS]
     bos = case.formatter.tokenizer.bos_token
     found = ask(

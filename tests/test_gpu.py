@@ -67,11 +67,26 @@ def trained(folder: Path, out: Path, **changes: Any) -> tuple[Any, list[dict[str
     }
     step = Sft(**given)
     model = load.load_for_training(
-        checkpoint(folder), Lora(r=4, dropout=0.0), step.quantize, step.dtype, False, 0, step.nf4
+        checkpoint(folder),
+        Lora(r=4, dropout=0.0),
+        step.quantize,
+        dtype=step.dtype,
+        continues=False,
+        seed=0,
+        nf4=step.nf4,
     )
     scorer = Scorer(model)
     out.mkdir()
-    train(model, scorer, rows(), sft_objective(scorer, rows(2)), step, out, Silent(), 3)
+    train(
+        model,
+        scorer,
+        rows(),
+        objective=sft_objective(scorer, rows(2)),
+        settings=step,
+        out=out,
+        progress=Silent(),
+        seed=3,
+    )
     return model, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -131,7 +146,9 @@ def test_forests_of_every_family_agree_with_plain_passes_on_a_gpu(family: str) -
 def test_activation_checkpointing_over_flex_attention_leaves_the_gradients_as_they_are(tiny: Path) -> None:
     found = []
     for again in (False, True):
-        model = load.load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.1), "none", "bfloat16", False, 0)
+        model = load.load_for_training(
+            checkpoint(tiny), Lora(r=4, dropout=0.1), "none", dtype="bfloat16", continues=False, seed=0
+        )
         if again:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         scorer = Scorer(model.train())

@@ -114,7 +114,12 @@ def test_an_adapter_on_the_head_can_be_switched_off_and_its_dropout_is_drawn_in_
 
 def test_an_adapter_on_the_head_is_trained_saved_loaded_and_merged(tiny: Path, tmp_path: Path) -> None:
     model = load_for_training(
-        checkpoint(tiny), Lora(r=4, dropout=0.0, targets=["v_proj", "lm_head"]), "none", "float32", False, 0
+        checkpoint(tiny),
+        Lora(r=4, dropout=0.0, targets=["v_proj", "lm_head"]),
+        "none",
+        dtype="float32",
+        continues=False,
+        seed=0,
     )
     step = Sft.model_validate(
         {"sft": "rows.jsonl", "model": "base", "lora": {"r": 4, "targets": ["v_proj", "lm_head"]}}
@@ -124,7 +129,7 @@ def test_an_adapter_on_the_head_is_trained_saved_loaded_and_merged(tiny: Path, t
     )
 
     adapter = save_adapter(tiny, tmp_path / "adapter", 5, ("v_proj", "lm_head"))
-    shards.write(shards.weights_of(tiny, torch.float32, CPU, (), adapter), tmp_path / "merged")
+    shards.write(shards.weights_of(tiny, torch.float32, CPU, older=(), last=adapter), tmp_path / "merged")
     merged = whole(tiny, torch.float32)
     before = merged.lm_head.weight.clone()
     merge_whole(merged, adapter)

@@ -72,13 +72,13 @@ def test_auc_is_the_share_of_pairs_in_which_the_good_one_scores_higher() -> None
         for b, h in zip(scores, good, strict=True)
         if g and not h
     ]
-    found = auc(scores, good, list(range(80)), 1)
+    found = auc(scores, good, list(range(80)), seed=1)
     assert found is not None and found[0] == pytest.approx(sum(pairs) / len(pairs))
     assert found[1] < found[0] < found[2] and 0.15 < found[2] - found[1] < 0.35  # Hanley and McNeil: 0.25
-    assert auc(scores, good, list(range(80)), 1) == found
-    together = auc(scores, good, [n // 8 for n in range(80)], 1)
+    assert auc(scores, good, list(range(80)), seed=1) == found
+    together = auc(scores, good, [n // 8 for n in range(80)], seed=1)
     assert together is not None and together[0] == found[0] and together[1:] != found[1:]
-    assert auc([1.0, 2.0], [True, True], [0, 1], 1) is None and auc([], [], [], 1) is None
+    assert auc([1.0, 2.0], [True, True], [0, 1], seed=1) is None and auc([], [], [], seed=1) is None
 
 
 def test_rows_of_several_forms_are_read_and_split_votes_are_left_out() -> None:

@@ -70,12 +70,14 @@ def run(tiny: Path) -> Train:
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         out.mkdir(exist_ok=True)
         checkpoint = Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec())
-        model = load_for_training(checkpoint, Lora(r=4, dropout=dropout), given.quantize, given.dtype, False, 0)
+        model = load_for_training(
+            checkpoint, Lora(r=4, dropout=dropout), given.quantize, dtype=given.dtype, continues=False, seed=0
+        )
         scorer = Scorer(model, given.tokens)
         objective = sft_objective(scorer, trees(4, seed=1))
         if losses is not None:
             objective = replace(objective, heldout=lambda: {"loss": next(losses)})
-        numbers = train(model, scorer, trees(), objective, given, out, Silent(), 5)
+        numbers = train(model, scorer, trees(), objective=objective, settings=given, out=out, progress=Silent(), seed=5)
         return numbers, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
     return trained
@@ -287,7 +289,7 @@ def test_optimisers_of_bitsandbytes_go_on_from_a_checkpoint_on_a_gpu(
 def test_the_work_of_a_pass_is_counted_from_the_model_s_own_matrices(tiny: Path) -> None:
     checkpoint = Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec())
     for quantize in ("none", "nf4"):  # packed weights count as what they stand for
-        model = load_for_training(checkpoint, Lora(r=4), quantize, "float32", False, 0)  # type: ignore[arg-type]
+        model = load_for_training(checkpoint, Lora(r=4), quantize, dtype="float32", continues=False, seed=0)  # type: ignore[arg-type]
         scorer = Scorer(model)
         frozen = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
         adapter = 2 * 4 * ((64 + 64) + 2 * (64 + 32))
@@ -327,9 +329,9 @@ def test_one_pass_of_many_rows_and_many_passes_of_one_give_the_same_gradients_to
         Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()),
         Lora(r=4, dropout=0.0),
         "none",
-        "float32",
-        False,
-        0,
+        dtype="float32",
+        continues=False,
+        seed=0,
     )
     rows, found = trees(8), []
     whole = float(sum(path.n_scored for tree in rows for path in tree))

@@ -122,7 +122,9 @@ def test_nf4_unpacked_gives_the_gradients_of_nf4_packed_bit_for_bit(tiny: Path, 
     trees = [(TokenPath.of(range(5, 20), range(20, 40)), TokenPath.of(range(5, 20), range(60, 70)))]
     found = []
     for held in ("packed", "unpacked"):
-        model = load_for_training(checkpoint(tiny), Lora(r=4, dropout=dropout), "nf4", "bfloat16", False, 3, held)  # type: ignore[arg-type]
+        model = load_for_training(
+            checkpoint(tiny), Lora(r=4, dropout=dropout), "nf4", dtype="bfloat16", continues=False, seed=3, nf4=held
+        )  # type: ignore[arg-type]
         quantised = any(type(m).__name__ == "Linear4bit" for m in model.modules())
         assert quantised == (held == "packed")
         with torch.no_grad():

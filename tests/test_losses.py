@@ -464,7 +464,15 @@ def key_of(
     checkpoint = Checkpoint("base", str(folder), (), "none", "float32", prompt or PromptSpec())
     trees = [(TokenPath.of([1, 2], [3, i]), TokenPath.of([1, 2], [4])) for i in range(rows)]
     formatter = Formatter(load_tokenizer(folder), checkpoint.prompt)
-    return reference_key(checkpoint, formatter, step_of(**settings), torch.device("cpu"), seed, trees, trees[:1])
+    return reference_key(
+        checkpoint,
+        formatter,
+        step_of(**settings),
+        device=torch.device("cpu"),
+        seed=seed,
+        trees=trees,
+        heldout=trees[:1],
+    )
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -505,7 +513,7 @@ def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(
     from openbezoar.training.loop import batch_of
 
     scorer = Scorer(
-        load_base(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), (), "none", "float32"), 64
+        load_base(Checkpoint("base", str(tiny), (), "none", "float32", PromptSpec()), (), "none", dtype="float32"), 64
     )
     trees = [
         (TokenPath.of(range(3, 9 + i), range(4, 9)), TokenPath.of(range(3, 9 + i), range(5, 12 - i % 3)))
@@ -517,11 +525,11 @@ def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(
     monkeypatch.setenv("WORLD_SIZE", "2")
     trained = []
     for number in (0, 1):
-        chosen = [trees[i] for i in batch_of(number, len(trees), step, 1)]
+        chosen = [trees[i] for i in batch_of(number, len(trees), step, seed=1)]
         for rank in (0, 1):
             share = [chosen[i] for i in distributed.share(chosen, rank, 2)]
             trained += [[share[i] for i in group] for group in scorer.batches(share)]
-    assert list(reference_module.passes_of(trees, [], scorer, step, 1)) == trained
+    assert list(reference_module.passes_of(trees, [], scorer, step=step, seed=1)) == trained
     assert changed(alone, key_of(tiny)) == {"passes"}
 
 
@@ -535,9 +543,9 @@ def test_a_file_under_another_key_or_a_broken_one_is_never_used(tmp_path: Path) 
         calls.append(len(trees))
         return torch.tensor([[-1.1, -2.7]] * len(trees))
 
-    assert kept.fill([[tree, tree]], compute, 1, PlainProgress(quiet=True)) == 1  # the pair occurs twice
+    assert kept.fill([[tree, tree]], compute, 1, progress=PlainProgress(quiet=True)) == 1  # the pair occurs twice
     again = ReferenceCache(file, {"weights": "a", "dtype": "b"})
-    assert again.fill([[tree]], compute, 1, PlainProgress(quiet=True)) == 0 and calls == [2]
+    assert again.fill([[tree]], compute, 1, progress=PlainProgress(quiet=True)) == 0 and calls == [2]
     assert torch.equal(again([tree], torch.device("cpu")), torch.tensor([[-1.1, -2.7]]))
     other = ReferenceCache(file, {"weights": "z", "dtype": "b"})
     assert other.stale == ["weights"] and not other.values

@@ -424,5 +424,5 @@ def test_no_thread_for_calls_side_by_side_is_told(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(RuntimeError) as caught:
-        side_by_side(3, lambda place, off: place, 2, "far")
+        side_by_side(3, lambda place, off: place, 2, name="far")
     assert "no further thread" in str(limits.refusal(caught.value))

@@ -258,7 +258,9 @@ def test_tensors_that_are_missing_or_of_another_shape_stop_the_loading_of_any_fa
     AutoModelForCausalLM.from_config(GPTNeoXConfig(**shape, **ids)).save_pretrained(folder)
 
     def load() -> Any:
-        return load_base(Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", "float32")
+        return load_base(
+            Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", dtype="float32"
+        )
 
     load()
     whole = load_file(folder / "model.safetensors")
@@ -280,7 +282,7 @@ def test_tensors_that_nothing_uses_are_told(tiny: Path, tmp_path: Path, capsys: 
             "model.rotary_emb.inv_freq": torch.zeros(8),
         },
     )
-    load_base(Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", "float32")
+    load_base(Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", dtype="float32")
     assert "1 tensor that the model does not use, 'model.layers.2.extra.weight' first" in capsys.readouterr().err
 
 
@@ -332,7 +334,7 @@ def test_a_bias_that_the_config_does_not_know_stops_the_loading(name: str, tiny:
     with pytest.raises(
         ModelError, match=f"'{re.escape(name)}' is stored, and by its config the model has no such bias"
     ):
-        load_base(Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", "float32")
+        load_base(Checkpoint("base", str(folder), (), "none", "float32", PromptSpec()), (), "none", dtype="float32")
 
 
 def test_sizes_by_layer_are_sizes(tiny: Path, tmp_path: Path) -> None:
@@ -354,7 +356,14 @@ def test_a_target_whose_weight_is_stored_otherwise_is_refused_before_training(ti
     with pytest.raises(
         ModelError, match=r"the weight of 'lm_head', which lora.targets names, is stored under another name"
     ):
-        load_for_training(base, Lora(r=4, alpha=4, targets=["query_key_value", "lm_head"]), "none", "float32", False, 1)
+        load_for_training(
+            base,
+            Lora(r=4, alpha=4, targets=["query_key_value", "lm_head"]),
+            "none",
+            dtype="float32",
+            continues=False,
+            seed=1,
+        )
     with pytest.raises(
         ModelError,
         match=(
@@ -362,7 +371,7 @@ def test_a_target_whose_weight_is_stored_otherwise_is_refused_before_training(ti
             r" query_key_value"
         ),
     ):
-        load_for_training(base, Lora(r=4, alpha=4), "none", "float32", False, 1)
+        load_for_training(base, Lora(r=4, alpha=4), "none", dtype="float32", continues=False, seed=1)
 
 
 def neox(tiny: Path, folder: Path) -> Checkpoint:
@@ -429,7 +438,7 @@ def test_a_base_s_own_dropout_does_not_make_it_another_reference(tiny: Path, tmp
     AutoModelForCausalLM.from_config(OPTConfig(**shape, dropout=0.5)).save_pretrained(copied(tiny, tmp_path / "opt"))
     base = Checkpoint("base", str(tmp_path / "opt"), (), "none", "float32", PromptSpec())
     model = load_for_training(
-        base, Lora(r=4, alpha=4, targets=["q_proj"], dropout=0.25), "none", "float32", False, 1
+        base, Lora(r=4, alpha=4, targets=["q_proj"], dropout=0.25), "none", dtype="float32", continues=False, seed=1
     ).train()
     ids = torch.arange(8)[None]
     assert not torch.equal(model(ids).logits, model(ids).logits)

@@ -206,7 +206,10 @@ def test_a_checkpoint_is_found_after_its_run_was_moved(tmp_path: Path, tiny: Pat
     work = run / ".work" / "s"
     work.mkdir(parents=True)
     write_checkpoint(
-        work, Checkpoint("s", str(tiny), (work / "adapter",), "nf4", "bfloat16", PromptSpec(system="x")), run, run / "s"
+        work,
+        Checkpoint("s", str(tiny), (work / "adapter",), "nf4", "bfloat16", PromptSpec(system="x")),
+        run,
+        published=run / "s",
     )
     work.rename(run / "s")
     run.rename(tmp_path / "moved")
@@ -229,7 +232,7 @@ def test_a_template_of_ones_own_is_found_from_anywhere_and_kept_with_what_was_tr
     given = context.checkpoint("base")
     assert Path(given.prompt.template).read_text() == "A"
     context.out.mkdir(parents=True)
-    write_checkpoint(context.out, given, run, run / "s")
+    write_checkpoint(context.out, given, run, published=run / "s")
     context.out.rename(run / "s")
     (tmp_path / "mine.jinja").write_text("B")
     run.rename(tmp_path / "moved")

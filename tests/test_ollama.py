@@ -185,7 +185,7 @@ def test_the_modelfile_names_the_file_the_prompt_and_what_to_stop_at(tiny: Path)
     formatter = Formatter(AutoTokenizer.from_pretrained(tiny), PromptSpec())
     pieces = pieces_of(formatter)
     assert pieces is not None
-    text = modelfile("M-Q8_0.gguf", formatter, pieces, "M", "mit")
+    text = modelfile("M-Q8_0.gguf", formatter, pieces, name="M", licence="mit")
     assert text.splitlines()[1] == "FROM ./M-Q8_0.gguf"
     (template,) = re.findall(r'^TEMPLATE """(.*?)"""$', text, re.DOTALL | re.MULTILINE)
     (system,) = re.findall(r'^SYSTEM """(.*?)"""$', text, re.DOTALL | re.MULTILINE)
@@ -217,5 +217,5 @@ def test_a_template_that_is_not_made_of_roles_and_texts_is_left_to_ollama(
     (tmp_path / "odd.jinja").write_text(template)
     formatter = Formatter(AutoTokenizer.from_pretrained(tiny), PromptSpec(template=str(tmp_path / "odd.jinja")))
     assert pieces_of(formatter) is None
-    text = modelfile("M.gguf", formatter, None, "M", "mit")
+    text = modelfile("M.gguf", formatter, None, name="M", licence="mit")
     assert "TEMPLATE" not in text and "SYSTEM" not in text and "cannot be written" in text

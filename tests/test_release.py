@@ -126,7 +126,7 @@ class Finished:
             self.run / "DPO",
             Checkpoint("DPO", str(model), (), "none", "float32", prompt, None),
             self.run,
-            self.run / "DPO",
+            published=self.run / "DPO",
         )
         self._manifests()
         self.recipe: Recipe = parse(

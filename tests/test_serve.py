@@ -186,7 +186,7 @@ def test_ollamas_address_is_read_as_ollama_reads_it(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
     served = open_served(str(release))
-    assert serving.launch("ollama", "ollama", served, None, []).url == f"{url}/v1"
+    assert serving.launch("ollama", "ollama", served, port=None, extra=[]).url == f"{url}/v1"
 
 
 @pytest.mark.parametrize("url", ["http://[::1]:1/v1", "http://no.such.host.invalid:11434/v1", "https://127.0.0.1:1/v1"])

@@ -45,7 +45,7 @@ def save_adapter(
 ) -> Path:
     """A PEFT adapter with random A and B."""
     model = load_for_training(
-        checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", "float32", False, seed
+        checkpoint(base), Lora(r=4, alpha=6, targets=list(targets)), "none", dtype="float32", continues=False, seed=seed
     )
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -86,7 +86,7 @@ def test_a_merge_by_shards_gives_the_bits_of_a_merge_of_the_whole(
     tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, nf4: bool
 ) -> None:
     first, second = adapters
-    weights = shards.weights_of(tiny, torch.bfloat16, CPU, (first,), second, torch.bfloat16, nf4)
+    weights = shards.weights_of(tiny, torch.bfloat16, CPU, older=(first,), last=second, dtype=torch.bfloat16, nf4=nf4)
     shards.write(weights, tmp_path, most=100_000)
     index = json.loads((tmp_path / shards.INDEX).read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -131,7 +131,7 @@ def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(
 ) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    ours = load_base(checkpoint(tiny), adapters[:count], "nf4", "bfloat16")
+    ours = load_base(checkpoint(tiny), adapters[:count], "nf4", dtype="bfloat16")
     model = whole(tiny, torch.bfloat16)
     for adapter in adapters[:count]:
         merge_whole(model, adapter)
@@ -195,7 +195,9 @@ class Largest(TorchDispatchMode):
 def test_no_more_than_one_weight_s_work_is_alive_while_a_model_is_made_tensor_by_tensor(
     tiny: Path, adapters: tuple[Path, Path]
 ) -> None:
-    weights = shards.weights_of(tiny, torch.bfloat16, CPU, adapters[:1], adapters[1], torch.bfloat16, nf4=True)
+    weights = shards.weights_of(
+        tiny, torch.bfloat16, CPU, older=adapters[:1], last=adapters[1], dtype=torch.bfloat16, nf4=True
+    )
     elements = max(torch.Size(weight.shape()).numel() for weight in weights.values())
     with Largest(large=8192) as seen:
         for weight in weights.values():
@@ -238,7 +240,9 @@ def test_an_adapter_that_is_not_on_linear_layers_alone_is_refused_rather_than_me
 )
 def test_targets_that_are_no_linear_layer_are_refused_in_one_line(tiny: Path, target: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        load_for_training(checkpoint(tiny), Lora(r=4, targets=["q_proj", target]), "none", "float32", False, 0)
+        load_for_training(
+            checkpoint(tiny), Lora(r=4, targets=["q_proj", target]), "none", dtype="float32", continues=False, seed=0
+        )
 
 
 def test_a_head_that_is_the_embeddings_too_takes_no_adapter(tiny_gemma: Path) -> None:
@@ -246,7 +250,14 @@ def test_a_head_that_is_the_embeddings_too_takes_no_adapter(tiny_gemma: Path) ->
     with pytest.raises(
         ModelError, match=r"'lm_head' of lora.targets is the output head, whose weight is the embeddings' too"
     ):
-        load_for_training(checkpoint(tiny_gemma), Lora(r=4, targets=["q_proj", "lm_head"]), "none", "float32", False, 0)
+        load_for_training(
+            checkpoint(tiny_gemma),
+            Lora(r=4, targets=["q_proj", "lm_head"]),
+            "none",
+            dtype="float32",
+            continues=False,
+            seed=0,
+        )
 
 
 def test_an_adapter_of_another_model_is_refused_by_name(tiny: Path, tiny_gemma: Path, tmp_path: Path) -> None:
@@ -261,7 +272,7 @@ def test_an_adapter_of_another_model_is_refused_by_name(tiny: Path, tiny_gemma: 
     with pytest.raises(
         ModelError, match=r"no weight 'model\.layers\.7\.[a-z_.]+weight'; the adapter belongs to another model"
     ):
-        load_base(checkpoint(tiny), (adapter,), "nf4", "bfloat16")
+        load_base(checkpoint(tiny), (adapter,), "nf4", dtype="bfloat16")
 
 
 def test_pickled_weights_and_absent_shards_are_refused(tiny: Path, tmp_path: Path) -> None:
@@ -272,7 +283,7 @@ def test_pickled_weights_and_absent_shards_are_refused(tiny: Path, tmp_path: Pat
     with pytest.raises(ModelError, match=r"expected a model folder with safetensors"):
         shards.weights_of(tmp_path, torch.bfloat16, CPU)
     with pytest.raises(ModelError, match=r"it has \.bin weights only"):
-        load_base(checkpoint(tmp_path), (), "nf4", "bfloat16")
+        load_base(checkpoint(tmp_path), (), "nf4", dtype="bfloat16")
     (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
     with pytest.raises(ModelError, match=r"names 'model-00001-of-00002\.safetensors', which is not there"):
         shards.weights_of(tmp_path, torch.bfloat16, CPU)
@@ -313,7 +324,9 @@ def test_checkpointing_leaves_gradients_bit_identical_dropout_included(
     found = []
     for on in (False, True):
         dtype = "bfloat16" if quantize == "nf4" else "float32"
-        model = load_for_training(checkpoint(folder), Lora(r=4, dropout=0.3), quantize, dtype, False, 3)  # type: ignore[arg-type]
+        model = load_for_training(
+            checkpoint(folder), Lora(r=4, dropout=0.3), quantize, dtype=dtype, continues=False, seed=3
+        )  # type: ignore[arg-type]
         assert checkpointing.apply(model, Sft(sft="x", model="base", checkpointing=on)) is on
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, and A's gradient with it
@@ -359,7 +372,7 @@ def test_freed_blocks_go_back_while_a_model_is_read_and_are_kept_for_a_small_one
     if way.endswith("inference"):
         load_for_inference(checkpoint(tiny, adapters[:1], quantize))
     else:
-        load_for_training(checkpoint(tiny), Lora(r=4), quantize, "bfloat16", False, 0)
+        load_for_training(checkpoint(tiny), Lora(r=4), quantize, dtype="bfloat16", continues=False, seed=0)
     assert told == calls
 
 
@@ -374,5 +387,5 @@ def test_an_nf4_base_stored_in_32_bits_is_held_as_one_in_16_is(
         shutil.copytree(tiny, folder)
         shards.write(shards.weights_of(tiny, dtype, CPU), folder, most=100_000)
         (folder / shards.WHOLE).unlink()
-        load_for_training(checkpoint(folder), Lora(r=4), "nf4", "bfloat16", False, 0)
+        load_for_training(checkpoint(folder), Lora(r=4), "nf4", dtype="bfloat16", continues=False, seed=0)
     assert sizes == [2 * sum(value.numel() for value in load_file(tiny / shards.WHOLE).values())] * 2

@@ -57,7 +57,7 @@ def base(folder: Path) -> Checkpoint:
 
 
 def logits(folder: Path) -> torch.Tensor:
-    model: Any = load_base(base(folder), (), "none", "float32")
+    model: Any = load_base(base(folder), (), "none", dtype="float32")
     with torch.no_grad():
         found: torch.Tensor = model(IDS).logits
     return found

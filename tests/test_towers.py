@@ -99,7 +99,7 @@ def test_for_text_the_inner_model_says_what_the_wrapper_says(kind: str, names: s
             },
             folder / "model.safetensors",
         )
-    ours: Any = load_base(base(folder), (), "none", "float32")
+    ours: Any = load_base(base(folder), (), "none", dtype="float32")
     assert type(ours).__name__ == TEXT[TEXT_OF[kind]] and not [name for name in ours.state_dict() if "vision" in name]
     ids = torch.randint(3, 400, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -91,7 +91,7 @@ def test_scoring_does_not_depend_on_the_token_budget(tiny: Path) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_paths_that_ask_for_nothing_are_scored_as_nothing(tiny: Path, plain: bool) -> None:
-    scorer = Scorer(load_base(checkpoint(tiny), (), "none", "float32"), plain=plain)
+    scorer = Scorer(load_base(checkpoint(tiny), (), "none", dtype="float32"), plain=plain)
     greedy: list[list[bool]] = []
     for ids in ((3,), (3, 4, 5)):
         assert [len(x) for x in scorer.logprobs([(TokenPath(ids, (False,) * len(ids)),)], greedy=greedy)[0]] == [0]
@@ -158,10 +158,10 @@ def settings(**changes: Any) -> Training:
 
 
 def test_an_epoch_sees_each_row_once_and_its_order_depends_on_seed_and_epoch_alone() -> None:
-    made = [[i for step in range(first, first + 3) for i in batch_of(step, 10, settings(), 5)] for first in (0, 3)]
+    made = [[i for step in range(first, first + 3) for i in batch_of(step, 10, settings(), seed=5)] for first in (0, 3)]
     assert sorted(made[0]) == sorted(made[1]) == list(range(10))
     assert made[0] != made[1]
-    assert batch_of(4, 10, settings(), 5) == batch_of(4, 10, settings(), 5)
+    assert batch_of(4, 10, settings(), seed=5) == batch_of(4, 10, settings(), seed=5)
     assert plan_steps(10, settings()) == 3
     assert plan_steps(10, settings(batch=1, epochs=1.1)) == 11
     assert plan_steps(10, settings(epochs=2.0, max_steps=5)) == 5
@@ -179,7 +179,9 @@ def test_warm_up_and_schedules() -> None:
 def test_one_pass_of_eight_rows_gives_the_gradient_of_eight_passes_of_one(tiny: Path) -> None:
     from openbezoar.training.objectives import sft_objective, supervised_tokens
 
-    model = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.0), "none", "float32", False, 0)
+    model = load_for_training(
+        checkpoint(tiny), Lora(r=4, dropout=0.0), "none", dtype="float32", continues=False, seed=0
+    )
     trees = [tree[:1] for seed in range(2) for tree in random_paths(seed)]
     gradients = []
     for tokens in (1, 10_000):
@@ -196,7 +198,9 @@ def test_one_pass_of_eight_rows_gives_the_gradient_of_eight_passes_of_one(tiny: 
 
 
 def test_evaluation_between_two_steps_leaves_nf4_gradients_bit_identical(tiny: Path) -> None:
-    model = load_for_training(checkpoint(tiny), Lora(r=4, dropout=0.1), "nf4", "bfloat16", False, 0, "packed")
+    model = load_for_training(
+        checkpoint(tiny), Lora(r=4, dropout=0.1), "nf4", dtype="bfloat16", continues=False, seed=0, nf4="packed"
+    )
     scorer, trees = Scorer(model), [tree[:1] for tree in random_paths(3)]
 
     def gradients() -> dict[str, torch.Tensor]:
@@ -218,7 +222,9 @@ def test_evaluation_between_two_steps_leaves_nf4_gradients_bit_identical(tiny: P
 
 
 def test_without_the_guard_bitsandbytes_would_repack_or_the_guard_is_idle(tiny: Path) -> None:
-    model = load_for_training(checkpoint(tiny), Lora(r=4), "nf4", "bfloat16", False, 0, "packed")
+    model = load_for_training(
+        checkpoint(tiny), Lora(r=4), "nf4", dtype="bfloat16", continues=False, seed=0, nf4="packed"
+    )
     flags = [
         layer.support_avx512bf16_for_cpu for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")
     ]

@@ -148,7 +148,7 @@ def test_a_push_makes_each_repository_and_sends_exactly_the_released_files(
 def test_one_folder_goes_to_the_very_name_and_may_be_public(
     release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]
 ) -> None:
-    list(push(planned(*release, "org/demo", ["SFT"]), private=False))
+    list(push(planned(*release, "org/demo", only=["SFT"]), private=False))
     (made,) = [rows[0] for path, rows, _ in hub if path == "/api/repos/create"]
     assert made["name"] == "demo" and not made.get("private") and made.get("visibility") in (None, "public")
 
@@ -160,7 +160,7 @@ def test_a_card_that_the_hub_refuses_stops_before_a_repository_is_made(
     card.write_text("---\nlicense: wrong\n---\n")
     write_sums(card.parent)
     with pytest.raises(RunError, match="license must be one of"):
-        list(push(planned(*release, "org/demo", ["SFT"]), private=True))
+        list(push(planned(*release, "org/demo", only=["SFT"]), private=True))
     assert "/api/repos/create" not in [path for path, _, _ in hub]
 
 
@@ -182,7 +182,7 @@ def test_a_mistyped_target_or_name_is_refused(
     release: tuple[Path, dict[str, Any]], target: str, only: list[str], said: str
 ) -> None:
     with pytest.raises(RunError, match=said):
-        planned(*release, target, only)
+        planned(*release, target, only=only)
 
 
 @pytest.mark.parametrize("change", ["changed", "missing", "added"])
@@ -196,4 +196,4 @@ def test_files_that_are_not_the_released_ones_are_not_sent(release: tuple[Path, 
     else:
         (place / "notes.txt").write_text("x")
     with pytest.raises(RunError, match="make the release again"):
-        planned(*release, "org/demo", ["DPO"])
+        planned(*release, "org/demo", only=["DPO"])

@@ -52,7 +52,7 @@ def rows(n: int = 8, models: tuple[str, ...] = MODELS, **changed: Any) -> list[R
 def ballots(
     some: list[Row] | None = None, seed: int = 0, turns: tuple[int, ...] = (1, 2), models: tuple[str, ...] = MODELS
 ) -> list[Ballot]:
-    return make_ballots(some or rows(models=models), models, seed, turns, Counts())
+    return make_ballots(some or rows(models=models), models, seed, turns=turns, counts=Counts())
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_what_leaves_nothing_to_choose_is_left_out_and_counted() -> None:
     some[1]["finish"] = ["stop", "error"]
     del some[-1]
     counts = Counts()
-    made = make_ballots(some, MODELS, 0, (1, 2), counts)
+    made = make_ballots(some, MODELS, 0, turns=(1, 2), counts=counts)
     assert len(made) == 8 - 1 - 1 - 2
     assert counts.by_reason == {
         "turns with the same answer by both": 1,
@@ -376,7 +376,7 @@ def test_pairs_to_train_on_are_what_most_voters_prefer_and_the_rest_is_counted(v
     some[0]["turns"] = ["same first\n", "zeta second"]
     some[5]["turns"] = ["same first", "alpha second"]
     some[6]["turns"][0] = "\n\nHuman: a trap\n\nAssistant: well"
-    made = make_ballots(some, MODELS, 0, (1, 2), Counts())
+    made = make_ballots(some, MODELS, 0, turns=(1, 2), counts=Counts())
     wanted = {1: "zeta-secret", 2: "alpha-secret", 3: "tie", 4: "split", 5: "zeta-secret"}
     for judge in ("expert_1", "expert_2"):
         with poll(votes, made, judge) as asked:
@@ -436,7 +436,9 @@ def give_votes(files: list[str], turns: str = "1") -> None:
     from openbezoar.people.ballots import answers_of_files
 
     answers = answers_of_files([Path(f) for f in files[:2]], Path(files[3]), Counts())
-    with poll(Path(files[5]), make_ballots(answers, MODELS, 0, (1,) if turns == "1" else (1, 2), Counts())) as asked:
+    with poll(
+        Path(files[5]), make_ballots(answers, MODELS, 0, turns=(1,) if turns == "1" else (1, 2), counts=Counts())
+    ) as asked:
         while asked.waiting:
             asked.cast(asked.waiting[0].id, "a" if asked.waiting[0].a.model == MODELS[0] else "b")
 
@@ -528,7 +530,7 @@ def test_a_run_s_answers_are_found_and_its_votes_lie_beside_its_steps(
     assert command(str(run), "--step", "talks", "--result") == 2
     told = capsys.readouterr().err
     assert f"{run}/votes/talks.jsonl: no such file of votes" in told
-    made = make_ballots(rows(4, ("base", "sft", "dpo")), ("base", "dpo"), 0, (1, 2), Counts())
+    made = make_ballots(rows(4, ("base", "sft", "dpo")), ("base", "dpo"), 0, turns=(1, 2), counts=Counts())
     with poll(run / "votes" / "talks.jsonl", made) as asked:
         while asked.waiting:
             asked.cast(asked.waiting[0].id, "a")

@@ -33,7 +33,9 @@ def score(
     """
     from openbezoar.harness.run import score_reference
 
-    result = score_reference(model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot, limit)
+    result = score_reference(
+        model, [t.strip() for t in tasks.split(",") if t.strip()], data, fewshot=fewshot, limit=limit
+    )
     if as_json:
         print_json(result)
         return

@@ -100,7 +100,7 @@ def _push(folder: Path, manifest: dict[str, Any], target: str, only: list[str], 
     from openbezoar.publishing import upload
     from openbezoar.reporting.wording import size
 
-    uploads = upload.planned(folder, manifest, target, only)
+    uploads = upload.planned(folder, manifest, target, only=only)
     for one in uploads:
         print(
             f"\n{one.kind} {one.repository}: {size(one.bytes)}, {'private' if private else 'public'}, licence"

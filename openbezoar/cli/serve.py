@@ -48,7 +48,7 @@ def serve(
         raise UserError("serve: no model; name one, such as runs/demo/release/NAME, or --list what could serve it")
     served = open_served(model)
     name, program = choose(served, with_)
-    start = launch(name, program, served, port, extra or [])
+    start = launch(name, program, served, port=port, extra=extra or [])
     print(
         "".join(f"{key}={shlex.quote(value)} " for key, value in start.environment.items()) + shlex.join(start.command),
         flush=True,

@@ -116,7 +116,7 @@ def _ballots(
             raise UserError("vote: answer files need their questions; add --questions FILE, or name one run folder")
         rows, path = answers_of_files(source, questions, counts), Path("votes.jsonl")
     models = chosen_models(rows, named)
-    ballots = make_ballots(rows, models, seed, [int(turns)] if turns != "both" else TURNS, counts)
+    ballots = make_ballots(rows, models, seed, turns=[int(turns)] if turns != "both" else TURNS, counts=counts)
     for reason, n in counts.by_reason.items():
         print(visible(f"left out: {n} {reason}"), file=sys.stderr)
     return ballots[:limit], path

@@ -59,6 +59,7 @@ def score_reference(
     reference: str,
     tasks: Sequence[str | TaskSpec],
     data: Path | None = None,
+    *,
     fewshot: int | None = None,
     limit: int | None = None,
     progress: Progress | None = None,

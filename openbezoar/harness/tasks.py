@@ -88,6 +88,7 @@ def open_benchmarks(
     specs: Sequence[str | TaskSpec],
     data: Path | None,
     resolve: Callable[[str], Path] = Path,
+    *,
     fewshot: int | None = None,
     limit: int | None = None,
 ) -> list[Benchmark]:
@@ -127,7 +128,7 @@ def find_local(task: str) -> LocalTask:
     )
 
 
-def task_file(spec: TaskSpec, local: LocalTask, data: Path | None, resolve: Callable[[str], Path]) -> Path:
+def task_file(spec: TaskSpec, local: LocalTask, data: Path | None, *, resolve: Callable[[str], Path]) -> Path:
     """The file of a task's local rows: its own, or the task's in the folder ``data``. Raises
     DataError if that holds none.
     """
@@ -164,7 +165,7 @@ def _open_local(
     spec: TaskSpec, data: Path | None, resolve: Callable[[str], Path], fewshot: int | None, limit: int | None
 ) -> Benchmark:
     local = find_local(spec.task)
-    path = task_file(spec, local, data, resolve)
+    path = task_file(spec, local, data, resolve=resolve)
     local.needs()
     examples, questions = read_rows(path, local)
     if local.columns is not c.mmlu:

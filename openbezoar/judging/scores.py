@@ -47,7 +47,7 @@ def rating_differences(models: Sequence[str], judgments: Sequence[Row], seed: in
     ``comparisons.every_pair``, with ``p_holm``.
     """
     scores = {model: turn_ratings([j for j in judgments if j["model"] == model]) for model in models}
-    rows = every_pair(scores, seed, {"what": "rating"}, question_of)
+    rows = every_pair(scores, seed, {"what": "rating"}, unit=question_of)
     correct(rows)
     return rows
 

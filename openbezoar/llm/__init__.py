@@ -120,7 +120,7 @@ def recorded(answer: Completion) -> dict[str, Any]:
 
 
 def samples(
-    llm: LLM, conversations: Sequence[Sequence[Turn]], sampling: Samplings, seeds: Sequence[int], n: int
+    llm: LLM, conversations: Sequence[Sequence[Turn]], sampling: Samplings, *, seeds: Sequence[int], n: int
 ) -> list[list[Completion]]:
     """``n`` answers to each conversation, [conversations][n]. Sample 0 is the one that ``chat``
     gives; each has a seed of its own.

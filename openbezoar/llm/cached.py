@@ -244,7 +244,7 @@ class CachedLLM:
                 self._tally.refused(kind, server.words.get(kind, ""))
             return answers
 
-        parts = side_by_side(len(calls), one, server.width, self.name, lambda: self._tell(1))
+        parts = side_by_side(len(calls), one, server.width, name=self.name, heard=lambda: self._tell(1))
         return {key: answers for part in parts for key, answers in part.items()}
 
 

@@ -127,7 +127,7 @@ class ServerLLM:
         self._transport.close()
 
     def _all(self, calls: Sequence[Call]) -> list[Completion]:
-        return side_by_side(len(calls), lambda place, off: self.answer(calls[place], off), self.width, self.name)
+        return side_by_side(len(calls), lambda place, off: self.answer(calls[place], off), self.width, name=self.name)
 
     # ------------------------------------------------------------------------ one call
 
@@ -237,7 +237,7 @@ class ServerLLM:
 
     def _without(self, name: str, fault: Fault, request: Request, call: Call, words: str) -> None:
         """Send a call without the setting that its refusal names, or in the other way that there is."""
-        way = self._settings.adapt(name, fault, request, call.kind == "choices")
+        way = self._settings.adapt(name, fault, request, needed=call.kind == "choices")
         if way is None:
             raise self._no_logprobs()
         if way is False:

@@ -128,7 +128,7 @@ class Settings:
             return param
         return next((name for name in NAMES if name in open_ and _names(fault.message, name)), None)
 
-    def adapt(self, name: str, fault: Fault, request: Request, needed: bool) -> bool | None:
+    def adapt(self, name: str, fault: Fault, request: Request, *, needed: bool) -> bool | None:
         """Another way to send what was refused: True if there is one that leaves nothing out, False
         if the setting is left out, None if it is needed.
         """

@@ -17,7 +17,7 @@ class CalledOff(Exception):
 
 
 def side_by_side(
-    n: int, one: Callable[[int, threading.Event], T], width: int, name: str, heard: Callable[[], None] = lambda: None
+    n: int, one: Callable[[int, threading.Event], T], width: int, *, name: str, heard: Callable[[], None] = lambda: None
 ) -> list[T]:
     """What ``one(place, off)`` gives for each place from 0 to n - 1, at most ``width`` at a time.
 

@@ -11,7 +11,7 @@ from openbezoar.machine import limits
 
 
 @contextmanager
-def foreign_file(path: Path | str, expected: str, remedy: str, kind: type[UserError] = ModelError) -> Iterator[None]:
+def foreign_file(path: Path | str, expected: str, remedy: str, *, kind: type[UserError] = ModelError) -> Iterator[None]:
     """What is raised while a file from elsewhere is read, as one line about that file.
 
     A damaged file can make a library raise anything at all, so every Exception counts. Not

@@ -226,7 +226,7 @@ def keep_4bit_layout(model: nn.Module) -> None:
 
 
 def load_base(
-    checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], dtype: str
+    checkpoint: Checkpoint, adapters: tuple[Path, ...], quantize: Literal["nf4", "none"], *, dtype: str
 ) -> nn.Module:
     """The base with ``adapters`` merged in, held as asked for.
 
@@ -236,14 +236,16 @@ def load_base(
     folder = checkpoint.folder()
     if quantize == "none" and not adapters:
         return _from_pretrained(folder, DTYPES[dtype], quantize)
-    return _from_pretrained(folder, DTYPES[dtype], quantize, weights_of(folder, DTYPES[dtype], device(), adapters))
+    return _from_pretrained(
+        folder, DTYPES[dtype], quantize, weights_of(folder, DTYPES[dtype], device(), older=adapters)
+    )
 
 
 def load_unpacked(checkpoint: Checkpoint, adapters: tuple[Path, ...], dtype: str) -> nn.Module:
     """The base with ``adapters`` merged in and the values that NF4 gives it, held in ``dtype``, tensor by tensor."""
     folder = checkpoint.folder()
     return _from_pretrained(
-        folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), adapters, nf4=True)
+        folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), older=adapters, nf4=True)
     )
 
 
@@ -272,7 +274,7 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     if last and checkpoint.quantize == "nf4":
         model: Any = load_unpacked(checkpoint, older, checkpoint.dtype)
     else:
-        model = load_base(checkpoint, older, "none", checkpoint.dtype)
+        model = load_base(checkpoint, older, "none", dtype=checkpoint.dtype)
     if last:
         model = wrap(model, last[0], trainable=False)
     model.eval()
@@ -305,6 +307,7 @@ def load_for_training(
     checkpoint: Checkpoint,
     lora: Lora,
     quantize: Literal["nf4", "none"],
+    *,
     dtype: str,
     continues: bool,
     seed: int,
@@ -319,7 +322,7 @@ def load_for_training(
     if quantize == "nf4" and unpacks(_in_16_bits(checkpoint.folder()), nf4, dtype):
         model = load_unpacked(checkpoint, older, dtype)
     else:
-        model = load_base(checkpoint, older, quantize, dtype)
+        model = load_base(checkpoint, older, quantize, dtype=dtype)
     if continues:
         peft = wrap(model, checkpoint.adapters[-1], trainable=True)
         _in_32_bits(peft)

@@ -72,7 +72,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: file_digest(file) for file in files(folder)}
 
 
-def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, recipe_folder: Path) -> Checkpoint:
+def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, *, recipe_folder: Path) -> Checkpoint:
     """A recipe's ``models`` entry as a checkpoint without adapters."""
     base = spec.model
     local = recipe_folder / Path(base).expanduser()
@@ -81,7 +81,7 @@ def checkpoint_of_model(name: str, spec: LocalModel, prompt: PromptSpec, recipe_
     return Checkpoint(name, base, (), "none", spec.dtype, spec.prompt or prompt, spec.licence, spec.thoughts)
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, published: Path) -> None:
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, *, published: Path) -> None:
     """Write ``model.json`` into a step's work folder.
 
     Paths inside the run are kept relative to it, so that a run folder can be moved;

@@ -108,6 +108,7 @@ def weights_of(
     folder: Path,
     base_dtype: torch.dtype,
     device: torch.device,
+    *,
     older: Iterable[Path] = (),
     last: Path | None = None,
     dtype: torch.dtype | None = None,

@@ -108,7 +108,7 @@ def chosen_models(rows: Iterable[Row], named: Sequence[str]) -> list[str]:
 
 
 def make_ballots(
-    rows: Sequence[Row], models: Sequence[str], seed: int, turns: Collection[int], counts: Counts
+    rows: Sequence[Row], models: Sequence[str], seed: int, *, turns: Collection[int], counts: Counts
 ) -> list[Ballot]:
     """A ballot for every question, two of the models and turn; counted: those with nothing to choose between.
 

@@ -38,7 +38,7 @@ def checked(folder: Path) -> list[File]:
     sums = folder / SUMS
     if not sums.is_file():
         raise RunError(f"{folder}: no {SUMS}; make the release again with 'openbezoar run RECIPE'")
-    with foreign_file(sums, "a digest and a name a line", "make the release again", RunError):
+    with foreign_file(sums, "a digest and a name a line", "make the release again", kind=RunError):
         stated = {
             name: digest
             for digest, _, name in (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())

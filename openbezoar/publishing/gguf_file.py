@@ -36,7 +36,7 @@ class Tensor:
     offset: float
 
 
-def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, out: Path, about: Mapping[str, str]) -> None:
+def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, *, out: Path, about: Mapping[str, str]) -> None:
     """Write the model in ``folder`` as a GGUF.
 
     kind: 'f16', or 'q8_0' (blocks of 32 int8 with one fp16 scale); vectors stay in fp32 in both,

@@ -132,7 +132,7 @@ def _literal(text: str) -> str:
     return text.replace("{{", '{{ "{{" }}')
 
 
-def modelfile(gguf: str, formatter: Formatter, pieces: Pieces | None, name: str, licence: str) -> str:
+def modelfile(gguf: str, formatter: Formatter, pieces: Pieces | None, *, name: str, licence: str) -> str:
     """The Modelfile's text. A part that cannot be quoted, because it holds three quotes, leaves the
     prompt to Ollama.
     """

@@ -267,7 +267,7 @@ def choose(served: Served, name: str | None) -> tuple[str, str]:
     )
 
 
-def launch(name: str, program: str, served: Served, port: int | None, extra: list[str]) -> Launch:
+def launch(name: str, program: str, served: Served, *, port: int | None, extra: list[str]) -> Launch:
     """How a server is started on a model. Raises UserError if its port is taken, or (Ollama) if
     nothing answers there.
     """

@@ -35,7 +35,7 @@ class Upload:
         return sum(file.bytes for file in self.files)
 
 
-def planned(folder: Path, manifest: Mapping[str, Any], target: str, only: Iterable[str] = ()) -> list[Upload]:
+def planned(folder: Path, manifest: Mapping[str, Any], target: str, *, only: Iterable[str] = ()) -> list[Upload]:
     """What goes where: one folder to ``target``, several to ``target-NAME`` each.
 
     folder: the release step's; only: names of models and data sets, default: all. Raises RunError for

@@ -135,7 +135,7 @@ def kind_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
-def check_beside(row: Fields, where: str, uses: frozenset[str], prompt: str) -> None:
+def check_beside(row: Fields, where: str, uses: frozenset[str], *, prompt: str) -> None:
     """Raises DataError for a field of ``BESIDE`` outside of ``uses`` that says something ``prompt`` does not."""
     for name, remedy in BESIDE.items():
         value = row.get(name)
@@ -160,7 +160,7 @@ def check_instruction(row: Fields, where: str, uses: frozenset[str] = frozenset(
         raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
     for name in sorted(uses):
         beside(row, name, where)
-    check_beside(row, where, uses, instruction_text(row))
+    check_beside(row, where, uses, prompt=instruction_text(row))
 
 
 def instruction_text(row: Fields) -> str:
@@ -186,7 +186,7 @@ def judged_text(row: Fields, names: tuple[str, ...], where: str) -> str:
         "context": beside(row, context, where),
         "system": beside(row, "system", where),
     }
-    check_beside(row, where, frozenset({"system", context}), asked_text(fields))
+    check_beside(row, where, frozenset({"system", context}), prompt=asked_text(fields))
     return asked_text(fields)
 
 
@@ -220,7 +220,7 @@ def to_prompt(row: Fields, where: str) -> tuple[Turn, ...]:
         raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
     uses = form.uses - {"context"} if is_dialogue(instruction) else form.uses
     whole = _with_context(instruction, beside(row, "context", where) if "context" in uses else "")
-    check_beside(row, where, uses, whole)
+    check_beside(row, where, uses, prompt=whole)
     return _under_system(
         row, where, parse_prompt(instruction, where) if is_dialogue(instruction) else (Turn("user", whole),)
     )
@@ -250,7 +250,7 @@ def to_pair(row: Fields, where: str) -> Pair:
             f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only",
             "chosen and rejected have different prompts",
         )
-    check_beside(row, where, frozenset({"system"}), chosen)
+    check_beside(row, where, frozenset({"system"}), prompt=chosen)
     return Pair(id_, _under_system(row, where, first[:-1]), first[-1].content, second[-1].content, subset)
 
 

@@ -15,6 +15,7 @@ def every_pair(
     values: Mapping[str, Mapping[Any, float]],
     seed: int,
     what: Mapping[str, str],
+    *,
     unit: Callable[[Any], Hashable] = lambda item: item,
 ) -> list[dict[str, Any]]:
     """{a, b, …what, n, difference, low, high, p} for every two names: b's values less a's over the

@@ -33,7 +33,7 @@ Interval = tuple[float, float, float]
 """(value, low, high)"""
 
 
-def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, level: float = LEVEL) -> Interval:
+def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, *, level: float = LEVEL) -> Interval:
     """Mean of independent items with its bootstrap interval: (mean, low, high).
 
     The same values and seed give the same interval. One value gives an interval of no
@@ -54,13 +54,13 @@ def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, level:
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], seed: int, draws: int = DRAWS, level: float = LEVEL
+    a: Sequence[float], b: Sequence[float], seed: int, *, draws: int = DRAWS, level: float = LEVEL
 ) -> Interval:
     """Mean of a[i] - b[i] over the same items with its interval: (difference, low, high).
 
     Raises ValueError if the two differ in length or are empty.
     """
-    return mean_interval(_differences(a, b), seed, draws, level)
+    return mean_interval(_differences(a, b), seed, draws, level=level)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
@@ -70,7 +70,7 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def grouped_intervals(
-    groups: Any, statistics: Sequence[Callable[[Array], Array]], seed: int, draws: int = DRAWS
+    groups: Any, statistics: Sequence[Callable[[Array], Array]], seed: int, *, draws: int = DRAWS
 ) -> list[Interval | None]:
     """Statistics of summed tables, with bootstrap intervals over whole groups.
 
@@ -159,7 +159,7 @@ def widened(interval: Interval, groups: int) -> Interval:
 
 
 def auc(
-    scores: Sequence[float], good: Sequence[bool], groups: Sequence[Any], seed: int, draws: int = DRAWS
+    scores: Sequence[float], good: Sequence[bool], groups: Sequence[Any], *, seed: int, draws: int = DRAWS
 ) -> Interval | None:
     """Chance that a good item scores higher than a bad one, ties counting half: the area under the
     ROC curve (Hanley & McNeil 1982).

@@ -41,7 +41,7 @@ def sealed(content: Mapping[str, Any]) -> Manifest:
 
 def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
     """A JSON object in a file of a run. Raises RunError for anything else, FileNotFoundError for no file."""
-    with foreign_file(path, what, remedy, RunError):
+    with foreign_file(path, what, remedy, kind=RunError):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise RunError(f"{path}: {what} expected, which is a JSON object; {remedy}")

@@ -83,7 +83,7 @@ def split_trees(
     stores = trained, held = TreeStore(folder), TreeStore(folder)
     tallies = Counts(), Counts()
     place = 0
-    for outcome in encode_rows(renderer.encoder, convert, rows, processes, say):
+    for outcome in encode_rows(renderer.encoder, convert, rows, processes=processes, say=say):
         if outcome.unread is not None:
             renderer.counts.add(outcome.unread)
             continue

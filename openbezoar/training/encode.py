@@ -106,6 +106,7 @@ def encode_rows(
     encoder: Encoder,
     convert: Convert,
     rows: Iterable[tuple[str, Row]],
+    *,
     processes: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[EncodedRow]:

@@ -54,7 +54,9 @@ def fit(
     progress: Progress,
 ) -> dict[str, Any]:
     """Train and write ``out/adapter``; gives the manifest's numbers."""
-    numbers = train(bench.model, bench.scorer, trees, objective, settings, out, progress, seed)
+    numbers = train(
+        bench.model, bench.scorer, trees, objective=objective, settings=settings, out=out, progress=progress, seed=seed
+    )
     if distributed.rank() == 0:
         _save_adapter(bench.model, out / ADAPTER)
     if bench.formatter.boundary_shifts:

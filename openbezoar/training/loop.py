@@ -62,7 +62,7 @@ def plan_steps(rows: int, settings: Training) -> int:
     return max(1, min(steps, settings.max_steps or steps))
 
 
-def batch_of(step: int, rows: int, settings: Training, seed: int) -> list[int]:
+def batch_of(step: int, rows: int, settings: Training, *, seed: int) -> list[int]:
     """Row numbers of optimiser step ``step`` (0-based)."""
     per_epoch = math.ceil(rows / settings.batch)
     epoch, place = divmod(step, per_epoch)
@@ -121,6 +121,7 @@ def train(
     model: Any,
     scorer: Scorer,
     trees: Sequence[Tree],
+    *,
     objective: Objective,
     settings: Training,
     out: Path,
@@ -193,7 +194,7 @@ def _loop(
             if state.step == steps or out_of_patience(heldout, settings.patience):
                 return pace
             begun = time.monotonic()
-            chosen = [trees[i] for i in batch_of(state.step, len(trees), settings, job.seed)]
+            chosen = [trees[i] for i in batch_of(state.step, len(trees), settings, seed=job.seed)]
             metrics, done = _step(job, state, chosen)
             if state.step == 0:
                 job.objective.check_first(metrics)

@@ -51,6 +51,7 @@ def reference_key(
     checkpoint: Checkpoint,
     formatter: Formatter,
     step: Training,
+    *,
     device: torch.device,
     seed: int,
     trees: Sequence[Tree],
@@ -129,6 +130,7 @@ class ReferenceCache:
         passes: Sequence[Sequence[Tree]],
         compute: Callable[[Sequence[Tree]], Tensor],
         save_every: int,
+        *,
         progress: Progress,
     ) -> int:
         """Compute the passes in which a pair is missing; returns how many pairs were computed."""
@@ -153,14 +155,14 @@ class ReferenceCache:
 
 
 def passes_of(
-    trees: Sequence[Tree], heldout: Sequence[Tree], scorer: Scorer, step: Training, seed: int
+    trees: Sequence[Tree], heldout: Sequence[Tree], scorer: Scorer, *, step: Training, seed: int
 ) -> Iterator[list[Tree]]:
     """Every pass, of all processes, in which training first meets a pair, in order, then those of
     the held-out pairs.
     """
     met: set[int] = set()
     for number in range(plan_steps(len(trees), step)):
-        rows = batch_of(number, len(trees), step, seed)
+        rows = batch_of(number, len(trees), step, seed=seed)
         if not met.issuperset(rows):
             met.update(rows)
             chosen = [trees[i] for i in rows]

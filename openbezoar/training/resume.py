@@ -145,7 +145,7 @@ def save_sealed(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, s
 
 def read_sealed(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What ``save_sealed`` wrote, on the CPU. Raises RunError if it is not as it was written."""
-    with foreign_file(path, "what a killed run goes on from", remedy, RunError):
+    with foreign_file(path, "what a killed run goes on from", remedy, kind=RunError):
         with safe_open(path, framework="pt") as stored:  # type: ignore[no-untyped-call]
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
             metadata: dict[str, str] = json.loads(stored.metadata()["sealed"])

@@ -35,7 +35,7 @@ def _questions(spec: TaskSpec, step: Evaluate, book: Book) -> int:
     limit = spec.limit or step.limit
     folder = book.path(step.data) if step.data else None
     try:
-        file = task_file(spec, find_local(spec.task), folder, book.path) if spec.file or folder else None
+        file = task_file(spec, find_local(spec.task), folder, resolve=book.path) if spec.file or folder else None
     except UserError:
         file = None
     if file is None or not file.is_file():

@@ -41,4 +41,4 @@ def _rows(spec: TaskSpec, step: Evaluate, recipe: Recipe, folder: Path) -> DataS
         return resolve_path(text, folder, recipe.data)
 
     data = None if step.data is None else on_disk(step.data)
-    return DataSpec(data=str(task_file(spec, find_local(spec.task), data, on_disk).absolute()))
+    return DataSpec(data=str(task_file(spec, find_local(spec.task), data, resolve=on_disk).absolute()))

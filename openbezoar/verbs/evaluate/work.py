@@ -74,7 +74,7 @@ def _benchmarks(step: Evaluate, context: StepContext) -> list[Benchmark]:
         return []
     data = context.path(step.data) if step.data is not None else None
     with quiet():
-        return open_benchmarks(step.tasks, data, context.path, step.fewshot, step.limit)
+        return open_benchmarks(step.tasks, data, context.path, fewshot=step.fewshot, limit=step.limit)
 
 
 def _checkpoint(

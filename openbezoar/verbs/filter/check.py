@@ -162,7 +162,7 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
                     [verdicts[i]["rating"] for i in rated],
                     [good[i] for i in rated],
                     [groups[i] for i in rated],
-                    seeds["judge"],
+                    seed=seeds["judge"],
                 )
             ),
         },
@@ -173,7 +173,7 @@ def check_numbers(items: Sequence[Labelled], verdicts: Sequence[Row], min_rating
         },
         "length only": {
             **_kept(good, by_length, groups, seeds["length only"]),
-            "auc": _named(auc(lengths, good, groups, seeds["length only"])),
+            "auc": _named(auc(lengths, good, groups, seed=seeds["length only"])),
         },
     }
     unscored = sum("unscored" in verdict for verdict in verdicts)

@@ -69,7 +69,7 @@ def seed_rows(ref: DataRef, fields: Sequence[str], context: StepContext) -> list
             if "instruction" in fields:
                 check_instruction(row, where, frozenset({"context"}))
             elif "input" in fields:
-                check_beside(row, where, frozenset({"input"}), row["input"])
+                check_beside(row, where, frozenset({"input"}), prompt=row["input"])
             rows.append(row)
     return rows
 

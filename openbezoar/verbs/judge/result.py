@@ -205,7 +205,7 @@ class MtBenchScores(Scores):
         values = self._stopped()
         seed = step_seed(self.step.parts.get("seed") or 0, self.step.name, "ended")
         shown = {checkpoint: values[checkpoint] for checkpoint in self.checkpoints() if checkpoint in values}
-        rows = every_pair(shown, seed, {"what": "ended"}, question_of)
+        rows = every_pair(shown, seed, {"what": "ended"}, unit=question_of)
         correct(rows)
         told = [PairedDifference.model_validate(row).told("ended", STOP) for row in rows]
         return [difference for difference in told if difference is not None]

@@ -84,7 +84,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
         checkpoint.licence,
         checkpoint.thoughts,
     )
-    write_checkpoint(context.out, made, context.run.path, context.folder(context.name))
+    write_checkpoint(context.out, made, context.run.path, published=context.folder(context.name))
     for words in mended:
         context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
     losses = ", ".join(f"{tried[name]['loss']:.3f} merged onto {name}" for name in tried)
@@ -110,7 +110,9 @@ def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> list
     # What the training step quantised is the 16-bit model, so that is where NF4's values come from.
     nf4 = onto == "dequantized" and checkpoint.quantize == "nf4"
     model = shards.skeleton(source)
-    weights = shards.weights_of(source, DTYPES[checkpoint.dtype], device(), older, last, dtype, nf4)
+    weights = shards.weights_of(
+        source, DTYPES[checkpoint.dtype], device(), older=older, last=last, dtype=dtype, nf4=nf4
+    )
     shards.write(shards.of_model(weights, model), folder)
     model.config.dtype = dtype
     model.config.save_pretrained(str(folder))
@@ -179,7 +181,7 @@ def _drift(before: _Answers, merged: Checkpoint, trees: Sequence[Tree]) -> dict[
     """Loss of the merged model, mean KL(unmerged ‖ merged) per position, and differences of the
     answer tokens' log-probabilities.
     """
-    model: Any = load_base(merged, (), "none", merged.dtype)
+    model: Any = load_base(merged, (), "none", dtype=merged.dtype)
     after = _Answers.of(model.eval(), trees)
     del model
     kl, tokens, greatest, total, loss = 0.0, 0, 0.0, 0.0, 0.0

@@ -128,7 +128,7 @@ def _write_ggufs(
     try:
         for kind in step.gguf:
             file = folder / f"{name}-{SUFFIX[kind]}.gguf"
-            write_gguf(out, formatter, kind, file, about)
+            write_gguf(out, formatter, kind, out=file, about=about)
             made.append(File(f"{GGUF}/{file.name}", file.stat().st_size, file_digest(file)))
     except ModelError as error:
         context.progress.say(f"  {name}: {error}")
@@ -140,7 +140,7 @@ def _write_ggufs(
     smallest = min(made, key=lambda file: file.bytes)
     write_text(
         folder / "Modelfile",
-        modelfile(Path(smallest.name).name, formatter, pieces_of(formatter), name, about["license"]),
+        modelfile(Path(smallest.name).name, formatter, pieces_of(formatter), name=name, licence=about["license"]),
     )
     return tuple(made), ""
 

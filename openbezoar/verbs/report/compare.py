@@ -151,7 +151,7 @@ def _pair(a: Comparable | None, b: Comparable | None, key: tuple[str, str]) -> t
     if a.same != b.same:
         return None, "other items, judge or settings"
     items = {"first": a.items, "other": b.items}
-    rows = every_pair(items, int(digest([*key])[:8], 16), {"what": a.measured.title}, _unit)
+    rows = every_pair(items, int(digest([*key])[:8], 16), {"what": a.measured.title}, unit=_unit)
     return (rows[0], "") if rows else (None, "no item in common")
 
 

@@ -94,7 +94,15 @@ def _reference(step: Dpo, context: StepContext, bench: Bench, rows: Split) -> Re
     if step.reference == "same pass":
         return same_pass
     checkpoint = context.checkpoint(step.model)
-    key = reference_key(checkpoint, bench.formatter, step, scorer.device, context.seed, *rows)
+    key = reference_key(
+        checkpoint,
+        bench.formatter,
+        step,
+        device=scorer.device,
+        seed=context.seed,
+        trees=rows.trained,
+        heldout=rows.heldout,
+    )
     cache = ReferenceCache(context.out / REFERENCE, key, context.folder(context.name) / REFERENCE)
     if cache.stale and not cache.values:
         context.progress.say(
@@ -102,7 +110,12 @@ def _reference(step: Dpo, context: StepContext, bench: Bench, rows: Split) -> Re
         )
 
     def filled() -> dict[bytes, tuple[float, float]]:
-        cache.fill(list(passes_of(*rows, scorer, step, context.seed)), same_pass, step.save_every, context.progress)
+        cache.fill(
+            list(passes_of(*rows, scorer, step=step, seed=context.seed)),
+            same_pass,
+            step.save_every,
+            progress=context.progress,
+        )
         return cache.values
 
     cache.values = distributed.from_first(filled)

@@ -34,10 +34,10 @@ def loaded(step: Training, context: StepContext, continues: bool) -> Any:
         context.checkpoint(step.model),
         step.lora,
         step.quantize,
-        step.dtype,
-        continues,
-        step_seed(context.seed, "adapter"),
-        step.nf4,
+        dtype=step.dtype,
+        continues=continues,
+        seed=step_seed(context.seed, "adapter"),
+        nf4=step.nf4,
     )
 
 
@@ -58,4 +58,4 @@ def write_model(step: Training, context: StepContext, continues: bool) -> None:
         base.licence,
         base.thoughts,
     )
-    write_checkpoint(context.out, checkpoint, context.run.path, context.folder(context.name))
+    write_checkpoint(context.out, checkpoint, context.run.path, published=context.folder(context.name))
