@@ -19,7 +19,7 @@ from openbezoar.progress import PlainProgress, visible
 from openbezoar.recipe.file import parse
 from openbezoar.recipe.tell_steps import Report
 from openbezoar.reporting.document import Grid, Page, Section, write_page
-from openbezoar.reporting.figures import Interval, Series, bar_chart, interval_chart, line_chart, radar_chart
+from openbezoar.reporting.figures import IntervalRow, Series, bar_chart, interval_chart, line_chart, radar_chart
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
 from openbezoar.reporting.scores_table import checkpoint_table
 from openbezoar.reporting.table import Table
@@ -536,7 +536,7 @@ def test_a_radar_needs_three_axes_and_puts_the_best_at_the_rim() -> None:
 
 
 def test_an_interval_is_drawn_over_its_own_range() -> None:
-    svg = interval_chart([Interval("a", 0.5, 0.0, 1.0), Interval("b", 0.25, None, None)], "t")
+    svg = interval_chart([IntervalRow("a", 0.5, 0.0, 1.0), IntervalRow("b", 0.25, None, None)], "t")
     (low, high), dots = (
         re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" stroke="#', svg)[0],
         re.findall(r'cx="([\d.]+)"', svg),

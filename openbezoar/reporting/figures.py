@@ -32,7 +32,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Interval:
+class IntervalRow:
     """One row of an interval chart; low and high are None where no interval exists."""
 
     label: str
@@ -107,7 +107,7 @@ def bar_chart(
     return _with_legend(parts, list(drawn) if len(drawn) > 1 else [], _TOP + _HIGH + 36, title, filled=True)
 
 
-def interval_chart(rows: Sequence[Interval], title: str) -> str:
+def interval_chart(rows: Sequence[IntervalRow], title: str) -> str:
     """A dot with its interval a row, and a dashed line at the first row's dot; '' without a row."""
     if not rows:
         return ""

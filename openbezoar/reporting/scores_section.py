@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Paragraph, Picture, Point, Points, Section
 from openbezoar.reporting.facts import RunFacts
-from openbezoar.reporting.figures import Interval, interval_chart
+from openbezoar.reporting.figures import IntervalRow, interval_chart
 from openbezoar.reporting.measured import Difference
 from openbezoar.reporting.scores import answer_differences, checkpoints, differences, scored
 from openbezoar.reporting.scores_table import columns, scores_table
@@ -42,7 +42,9 @@ def scores_section(facts: RunFacts) -> Section | None:
 def _pictures(facts: RunFacts) -> list[Picture]:
     found = []
     for number, column in enumerate(columns(facts), 1):
-        rows = [Interval(name, s.value, s.low, s.high) for name in checkpoints(facts) if (s := column.scores.get(name))]
+        rows = [
+            IntervalRow(name, s.value, s.low, s.high) for name in checkpoints(facts) if (s := column.scores.get(name))
+        ]
         if svg := interval_chart(rows, column.header()):
             found.append(Picture(svg, f"score-{number}", f"{column.header()} by checkpoint, with 95 % intervals"))
     return found

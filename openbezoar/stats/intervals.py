@@ -29,8 +29,14 @@ _NORMAL = NormalDist()
 _Z = _NORMAL.inv_cdf(0.5 + LEVEL / 2)
 
 Array = NDArray[np.float64]
-Interval = tuple[float, float, float]
-"""(value, low, high)"""
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, *, level: float = LEVEL) -> Interval:
@@ -50,7 +56,7 @@ def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, *, lev
         n = min(step, draws - first)
         means[first : first + n] = data[generator.integers(0, data.size, size=(n, data.size))].mean(axis=1)
     low, high = np.quantile(means, _tails(data.size, level))
-    return float(data.mean()), float(low), float(high)
+    return Interval(float(data.mean()), float(low), float(high))
 
 
 def paired_difference(
@@ -93,7 +99,7 @@ def grouped_intervals(
             intervals.append(None)
             continue
         low, high = np.quantile(again, _tails(n, LEVEL))
-        intervals.append((float(value), float(low), float(high)))
+        intervals.append(Interval(float(value), float(low), float(high)))
     return intervals
 
 
@@ -155,7 +161,7 @@ def widened(interval: Interval, groups: int) -> Interval:
     if high - low > 1e-9:
         return interval
     other = proportion_interval(0, groups)[1]
-    return value, value - other * value, value + other * (1 - value)
+    return Interval(value, value - other * value, value + other * (1 - value))
 
 
 def auc(
@@ -193,7 +199,7 @@ def auc(
         ]
     )
     low, high = np.quantile(again[np.isfinite(again)], _tails(n, LEVEL))
-    return widened((value, float(low), float(high)), n)
+    return widened(Interval(value, float(low), float(high)), n)
 
 
 # ------------------------------------------------------------------------------- agreement

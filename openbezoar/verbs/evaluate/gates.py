@@ -91,7 +91,7 @@ def _without_spread(difference: float, n: int, shares: bool) -> Interval:
     of shares by their number, otherwise anything, since it is one item.
     """
     if not shares:
-        return difference, -math.inf, math.inf
+        return Interval(difference, -math.inf, math.inf)
     place = (difference + 1) / 2
-    _, low, high = widened((place, place, place), n)
-    return difference, 2 * low - 1, 2 * high - 1
+    _, low, high = widened(Interval(place, place, place), n)
+    return Interval(difference, 2 * low - 1, 2 * high - 1)

@@ -20,7 +20,7 @@ from openbezoar.reporting.document import (
     write_page,
 )
 from openbezoar.reporting.facts import RunFacts, known_recipe, read_facts
-from openbezoar.reporting.figures import Interval, Series, interval_chart, line_chart
+from openbezoar.reporting.figures import IntervalRow, Series, interval_chart, line_chart
 from openbezoar.reporting.funnels import RowNumbers, funnels
 from openbezoar.reporting.measured import Score
 from openbezoar.reporting.scores_section import WORDS
@@ -186,7 +186,7 @@ def _scores(names: Names, compared: Sequence[Compared]) -> Section | None:
         and c.other
         and (
             svg := interval_chart(
-                [Interval(n, s.value, s.low, s.high) for n, s in zip(names, (c.first, c.other), strict=True)],
+                [IntervalRow(n, s.value, s.low, s.high) for n, s in zip(names, (c.first, c.other), strict=True)],
                 f"{c.checkpoint}: {c.title}",
             )
         )
