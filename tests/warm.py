@@ -86,7 +86,7 @@ class Commands:
         first: str = "",
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        seconds: float = 120,
+        seconds: float = 300,
     ) -> Done:
         """A command from its beginning to its end."""
         return self.start(*arguments, first=first, cwd=cwd, env=env, seconds=seconds).wait()
@@ -97,7 +97,7 @@ class Commands:
         first: str = "",
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        seconds: float = 120,
+        seconds: float = 300,
         said_to: Path | None = None,
     ) -> Running:
         """Begin a command; wait for it before the next one. said_to: a terminal or named pipe that
