@@ -103,7 +103,7 @@ def print_plan(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    class Plain(Console):
+    class PlainConsole(Console):
         """Leaves a reader that went away to the command line; rich would end the program with an error."""
 
         def on_broken_pipe(self) -> None:
@@ -111,7 +111,7 @@ def print_plan(plan: Plan) -> None:
 
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 and int(columns) else WIDTH
-    console = Plain(highlight=False, markup=False, width=None if sys.stdout.isatty() else width)
+    console = PlainConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else width)
     rows = [_cells(plan, node) for node in plan.graph.nodes.values()]
     shown = [name for name in COLUMNS if name in ALWAYS or any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))

@@ -99,12 +99,12 @@ def _checkpoint(
                 model, tokenizer, benchmarks, step_seed(context.seed, "tasks"), context.progress, step.tokens
             )
         }
-        answers: Answers | None = None
+        answers: AnswerScorer | None = None
         if examples or pairs:
             formatter = Formatter(tokenizer, checkpoint.prompt)
             for note in formatter.notes:
                 context.progress.say(f"  {name}: {note}")
-            answers = Answers(formatter, Scorer(model, step.tokens), window_of(model, tokenizer), context)
+            answers = AnswerScorer(formatter, Scorer(model, step.tokens), window_of(model, tokenizer), context)
         results["losses"] = {key: held_out_loss(answers, key, rows) for key, rows in examples.items() if answers}
         results["pairs"] = {key: preference(answers, key, rows) for key, rows in pairs.items() if answers}
         if step.reference not in (None, name) and step.kl_rows:
@@ -120,7 +120,7 @@ def _checkpoint(
     return results
 
 
-class Answers:
+class AnswerScorer:
     """Log-probabilities of answers, each in the checkpoint's own prompt format."""
 
     def __init__(self, formatter: Formatter, scorer: Any, window: int, context: StepContext) -> None:
@@ -152,7 +152,7 @@ class Answers:
         return sums
 
 
-def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Result:
+def held_out_loss(answers: AnswerScorer, label: str, rows: Sequence[Example]) -> Result:
     """Mean loss of an answer's token given its prompt, in nats: {value, low, high, n, tokens, unscored, items}.
 
     Every token counts alike, as in training. ``items`` has a number for each row, None for
@@ -185,7 +185,7 @@ def held_out_loss(answers: Answers, label: str, rows: Sequence[Example]) -> Resu
     }
 
 
-def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
+def preference(answers: AnswerScorer, label: str, rows: Sequence[Pair]) -> Result:
     """Share of pairs whose chosen answer is the likelier one, by the sum and by the mean over its tokens.
 
     {accuracy: {value, low, high}, normalised: {value, low, high}, n, identical, unscored,
@@ -218,7 +218,7 @@ def preference(answers: Answers, label: str, rows: Sequence[Pair]) -> Result:
     }
 
 
-def sampled(answers: Answers, local: Any, rows: Sequence[Pair], step: Evaluate, label: str) -> Result:
+def sampled(answers: AnswerScorer, local: Any, rows: Sequence[Pair], step: Evaluate, label: str) -> Result:
     """The checkpoint's own answers to the first prompts of a pair set that leave them room, drawn at temperature 1.
 
     {drawn: [{ids, start, logprob, tokens}], too_long: prompts without room}; answers begin at ``start``.
