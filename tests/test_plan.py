@@ -219,7 +219,9 @@ def test_run_warns_first_and_goes_on(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe({"kept": {"filter": "rows.jsonl", "rules": {"drop_repetition": 1.0}}})
-    monkeypatch.setattr("openbezoar.plan.concerns.concerns", lambda *given: [Concern("memory", "kept", "does not fit")])
+    monkeypatch.setattr(
+        "openbezoar.plan.carry_out.concerns", lambda *given: [Concern("memory", "kept", "does not fit")]
+    )
     assert run_main("run", str(recipe), "--quiet") == 0
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "warning: kept: does not fit" and err[1].startswith("[1/1] kept  done in")
