@@ -96,7 +96,8 @@ def build(recipe: Recipe, recipe_path: Path, runs: Path) -> Graph:
         key = digest(parts)
         state, why = state_of(run, name, key, parts)
         nodes[name] = Node(name, verb, step, inputs[name], parts, key, state, why)
-    for name in {model: None for node in nodes.values() if node.state != "done" for model in node.parts["models"]}:
+    to_run = [node for node in nodes.values() if node.state != "done"]
+    for name in dict.fromkeys(model for node in to_run for model in node.parts["models"]):
         _check_model(recipe, recipe_path, name)
     return Graph(recipe, recipe_path, run, nodes)
 

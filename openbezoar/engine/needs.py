@@ -23,12 +23,11 @@ def lacking(nodes: Iterable[Node], recipe: Recipe, folder: Path) -> UserError | 
     if nothing is. folder: the recipe's.
     """
     packages_by_step = {node.name: dict.fromkeys(packages_of(node, recipe, folder)) for node in nodes}
-    absent = {
-        package: None for packages in packages_by_step.values() for package in packages if not extras.installed(package)
-    }
+    packages = dict.fromkeys(package for of_step in packages_by_step.values() for package in of_step)
+    absent = {package: None for package in packages if not extras.installed(package)}
     if not absent:
         return None
-    steps = [name for name, packages in packages_by_step.items() if packages.keys() & absent.keys()]
+    steps = [name for name, of_step in packages_by_step.items() if of_step.keys() & absent.keys()]
     named = ", ".join(steps[:4]) + (f" and {len(steps) - 4} more" if len(steps) > 4 else "")
     error = extras.missing(absent)
     return type(error)(f"step{'s' * (len(steps) > 1)} {named}: {error}")

@@ -72,9 +72,9 @@ def compared(
     judge: LLM, texts: Mapping[str, Text], pairings: Sequence[Pairing], mode: Mode, sampling: Sampling
 ) -> list[Row]:
     """A row of ``comparisons.jsonl`` for each pairing, with the winner over both orders."""
-    asked = [pairing for pairing in pairings if pairing.came]
-    talks = [talk for pairing in asked for talk in pairing.talks(texts)]
-    seeds = [seed for pairing in asked for seed in pairing.seeds]
+    pairs = [pairing for pairing in pairings if pairing.came]
+    talks = [talk for pairing in pairs for talk in pairing.talks(texts)]
+    seeds = [seed for pairing in pairs for seed in pairing.seeds]
     replies = iter(compare(judge, talks, seeds, mode, sampling))
     rows = []
     for pairing in pairings:

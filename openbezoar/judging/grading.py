@@ -78,12 +78,12 @@ def _by_probability(form: ReplyForm, logprobs: Sequence[float]) -> Row:
 
 
 def _by_text(form: ReplyForm, reply: Completion) -> Row:
-    said = None if reply.finish == "error" else form.read(reply.text)
+    verdict = None if reply.finish == "error" else form.read(reply.text)
     return {
         "judgment": reply.text,
-        form.name: said,
+        form.name: verdict,
         **({"logprobs": None} if form.keeps else {}),
-        "unscored": UNSCORED[reply.finish] if said is None else None,
+        "unscored": UNSCORED[reply.finish] if verdict is None else None,
         **recorded(reply),
     }
 

@@ -46,7 +46,8 @@ def order_numbers(rows: Sequence[Row], seed: int, by: str = "question_id") -> di
     ``flips``: share of pairs whose verdict changed when they were swapped. ``first``: share
     of the verdicts other than a tie that went to the answer shown first; 0.5 is fair.
     """
-    single = [{by: row[by], "first": float(v == "A")} for row in rows for v in row["verdicts"] if v in ("A", "B")]
+    verdicts = [(row[by], verdict) for row in rows for verdict in row["verdicts"]]
+    single = [{by: group, "first": float(verdict == "A")} for group, verdict in verdicts if verdict in ("A", "B")]
     return {
         "flips": share(
             rows,

@@ -60,14 +60,14 @@ def parse_rating(text: str) -> float | None:
 
 def parse_verdict(text: str) -> Verdict | None:
     """The last of ``[[A]]``, ``[[B]]`` and ``[[C]]`` (a tie); None if there is none."""
-    found = _VERDICT.findall(_stated(text))
-    return _VERDICTS[found[-1].upper()] if found else None
+    verdicts = _VERDICT.findall(_stated(text))
+    return _VERDICTS[verdicts[-1].upper()] if verdicts else None
 
 
 def parse_yes_no(text: str) -> bool | None:
     """The last of ``[[yes]]`` and ``[[no]]``, case and inner spaces ignored; None if there is none."""
-    found = _YES_NO.findall(_stated(text))
-    return found[-1].lower() == "yes" if found else None
+    words = _YES_NO.findall(_stated(text))
+    return words[-1].lower() == "yes" if words else None
 
 
 def _stated(text: str) -> str:

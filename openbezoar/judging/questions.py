@@ -88,7 +88,7 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
     DataError for a row without its fields, or a question answered twice by a model.
     """
     by_id = {str(q.id): q for q in questions}
-    found: dict[str, dict[str, Row]] = {}
+    by_model: dict[str, dict[str, Row]] = {}
     for number, row in enumerate(rows, 1):
         where = f"answers: row {named(row.get('question_id', number))}"
         model, turns = row.get("model_id", row.get("model")), _published(row)
@@ -101,13 +101,13 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
         if question is None:
             counts.add("published answers to other questions")
             continue
-        if str(question.id) in found.setdefault(model, {}):
+        if str(question.id) in by_model.setdefault(model, {}):
             raise DataError(f"{where}: {model} answers it twice; leave one answer")
         replies = [thoughts.split(text or "") for text in turns]
         if left_out := sum(bool(reply.thoughts) for reply in replies):
             counts.add("thoughts left out of published answers", left_out)
         ends = _ends(row, turns)
-        found[model][str(question.id)] = {
+        by_model[model][str(question.id)] = {
             "model": model,
             "question_id": question.id,
             "category": question.category,
@@ -116,10 +116,12 @@ def read_answers(rows: Sequence[Row], questions: Sequence[Question], counts: Cou
             **ends,
             "finish": [end if reply.whole else "length" for end, reply in zip(ends["finish"], replies, strict=True)],
         }
-    for model, answers in found.items():
+    for model, answers in by_model.items():
         if len(answers) < len(questions):
             counts.add(f"{model}: questions without a published answer", len(questions) - len(answers))
-    return [answers[str(q.id)] for answers in found.values() for q in questions if str(q.id) in answers]
+    # by model, in the questions' order
+    ordered = [answers.get(str(question.id)) for answers in by_model.values() for question in questions]
+    return [answer for answer in ordered if answer is not None]
 
 
 FAILED = "ERROR"  # what FastChat writes for an answer that could not be generated; peers grade it

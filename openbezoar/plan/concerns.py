@@ -102,15 +102,15 @@ def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
 
 def _disk(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate]) -> Iterator[Concern]:
     """What the steps will write, and what has to be fetched first, against the free space of the disks they go to."""
-    wanted: dict[int, list[tuple[int, str, Path]]] = {}
+    by_disk: dict[int, list[tuple[int, str, Path]]] = {}
     for where, bytes_, what in (
         (graph.run.path, written_bytes(estimates[node.name] for node in todo), "the run's files"),
         (cache_folder(), _fetched_bytes(graph, todo), "models to fetch"),
     ):
         place = _existing(where)
         if bytes_:
-            wanted.setdefault(place.stat().st_dev, []).append((bytes_, what, place))
-    for parts in wanted.values():
+            by_disk.setdefault(place.stat().st_dev, []).append((bytes_, what, place))
+    for parts in by_disk.values():
         need, free = sum(bytes_ for bytes_, _, _ in parts), shutil.disk_usage(parts[0][2]).free
         if need > SURE * free:
             what = " and ".join(f"{what} {bytes_ / 1e9:.1f} GB" for bytes_, what, _ in parts)

@@ -113,12 +113,12 @@ def print_plan(plan: Plan) -> None:
     width = int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 and int(columns) else WIDTH
     console = PlainConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else width)
     rows = [_cells(plan, node) for node in plan.graph.nodes.values()]
-    shown = [name for name in COLUMNS if name in ALWAYS or any(row[name] for row in rows)]
+    listed = [name for name in COLUMNS if name in ALWAYS or any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    for name, width in zip(shown, _widths(shown, rows, console.width), strict=True):
+    for name, width in zip(listed, _widths(listed, rows, console.width), strict=True):
         table.add_column(name, justify="left" if name in ALWAYS else "right", overflow="fold", width=width)
     for row in rows:
-        table.add_row(*(row[name] for name in shown))
+        table.add_row(*(row[name] for name in listed))
     console.print(table)
     console.print()
     for line in _words(plan):

@@ -41,8 +41,8 @@ class RunFacts:
     def lineage(self, names: Iterable[str]) -> list[StepFacts]:
         """These steps and everything they were made from, in order."""
         inputs = _inputs(self.steps.values())
-        wanted = {needed for name in names if name in inputs for needed in needed_by(inputs, name)}
-        return [step for name, step in self.steps.items() if name in wanted]
+        needed_names = set().union(*(needed_by(inputs, name) for name in names if name in inputs))
+        return [step for name, step in self.steps.items() if name in needed_names]
 
     def part(self, names: Iterable[str]) -> RunFacts:
         """The run as if it had only these steps and what they were made from."""
@@ -60,11 +60,11 @@ class RunFacts:
 
     def models(self) -> dict[str, Mapping[str, Any]]:
         """Identities of the recipe's models that a step used, by name."""
-        found: dict[str, Mapping[str, Any]] = {}
+        identities: dict[str, Mapping[str, Any]] = {}
         for step in self.steps.values():
             for name, identity in (step.parts.get("models") or {}).items():
-                found.setdefault(name, identity if isinstance(identity, Mapping) else {})
-        return found
+                identities.setdefault(name, identity if isinstance(identity, Mapping) else {})
+        return identities
 
     @property
     def seed(self) -> int | None:
@@ -76,7 +76,7 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recip
 
     Raises RunError if there is no such step, or if a file of one is not what it made.
     """
-    found: dict[str, StepFacts] = {}
+    steps: dict[str, StepFacts] = {}
     allowed = None if names is None else set(names)
     for path in sorted(run.path.glob(f"*/{MANIFEST}")):
         folder = path.parent
@@ -85,11 +85,11 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recip
             continue
         step = StepFacts(folder.name, str(manifest.get("verb", "")), folder, manifest)
         if not (step.verb in VERBS and VERBS[step.verb].tells):
-            found[step.name] = step
-    if not found:
+            steps[step.name] = step
+    if not steps:
         raise RunError(f"{run.path}: no finished step to report on; run the recipe first")
     try:
-        return RunFacts(run, _ordered(found), recipe)
+        return RunFacts(run, _ordered(steps), recipe)
     except Circle as circle:
         raise RunError(f"{run.path}: its steps read one another: {circle}; run the recipe again") from None
 

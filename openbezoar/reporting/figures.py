@@ -111,8 +111,8 @@ def interval_chart(rows: Sequence[IntervalRow], title: str) -> str:
     """A dot with its interval a row, and a dashed line at the first row's dot; '' without a row."""
     if not rows:
         return ""
-    ends = [v for r in rows for v in (r.value, r.low, r.high) if v is not None and math.isfinite(v)]
-    low, high = _range(ends)
+    ends = [end for row in rows for end in (row.value, row.low, row.high)]
+    low, high = _range([end for end in ends if end is not None and math.isfinite(end)])
     left = min(150.0, 14 + max(_length(r.label, 11) for r in rows))
     width, step, top = WIDTH - left - 22, 22.0, _TOP - 6
 

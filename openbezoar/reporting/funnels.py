@@ -71,7 +71,7 @@ def keepers(facts: RunFacts) -> list[RowNumbers]:
 
 def funnels(facts: RunFacts) -> list[Funnel]:
     """One funnel a step that makes rows, and one a filter that reads none or several of them."""
-    found, placed = [], set()
+    funnels_of, placed = [], set()
     for maker in makers(facts):
         chain = [maker]
         for keeper in keepers(facts):
@@ -79,9 +79,9 @@ def funnels(facts: RunFacts) -> list[Funnel]:
             if chain[-1].step.name in step.inputs and len(makers(facts.part([step.name]))) == 1:
                 chain.append(keeper)
                 placed.add(step.name)
-        found.append(Funnel(str(maker.scheme()), tuple(chain)))
-    found += [Funnel(keeper.step.name, (keeper,)) for keeper in keepers(facts) if keeper.step.name not in placed]
-    return found
+        funnels_of.append(Funnel(str(maker.scheme()), tuple(chain)))
+    funnels_of += [Funnel(keeper.step.name, (keeper,)) for keeper in keepers(facts) if keeper.step.name not in placed]
+    return funnels_of
 
 
 def funnel_table(found: list[Funnel]) -> Table:

@@ -13,13 +13,13 @@ class OrderNumbers(Record):
     longer: Estimated | None = None
 
     def sentences(self) -> list[str]:
-        told = (
+        rates = (
             ("Verdicts that changed when the answers were swapped:", self.flips, ""),
             ("Verdicts for the answer shown first:", self.first, " (0.5 is fair)"),
             ("Decided for the longer answer:", self.longer, ""),
         )
         return [
             f"{what} {score.text()}{fair}."
-            for what, share, fair in told
+            for what, share, fair in rates
             if share is not None and (score := share.score()) is not None
         ]

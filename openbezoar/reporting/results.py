@@ -290,8 +290,8 @@ class Scores(Result):
     def _listed(self, scored: Iterable[str]) -> list[str]:
         """Scored checkpoints in the order of the step's list, then those that are not in it."""
         listed, names = self.step.settings.get(self.step.verb), list(scored)
-        wanted = [n for n in listed if n in names] if isinstance(listed, list) else []
-        return [*wanted, *(n for n in names if n not in wanted)]
+        ordered = [n for n in listed if n in names] if isinstance(listed, list) else []
+        return [*ordered, *(n for n in names if n not in ordered)]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

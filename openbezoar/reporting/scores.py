@@ -15,8 +15,8 @@ from openbezoar.reporting.results import Scores, StepFacts
 
 def scored(facts: RunFacts) -> list[Scores]:
     """The results whose scores the table tells, in the order of its columns."""
-    found = [result for result in facts.results(Scores) if result.scores()]
-    return sorted(found, key=lambda result: min(ORDER[m.kind] for m in result.scores()))
+    results = [result for result in facts.results(Scores) if result.scores()]
+    return sorted(results, key=lambda result: min(ORDER[m.kind] for m in result.scores()))
 
 
 def checkpoints(facts: RunFacts) -> list[str]:
@@ -27,7 +27,8 @@ def checkpoints(facts: RunFacts) -> list[str]:
 def published(facts: RunFacts) -> set[str]:
     """The models that are none of the recipe's: their answers were only set beside its own."""
     foreign = {name for result in facts.results(Scores) for name in result.foreign()}
-    own = {name for result in scored(facts) if not result.foreign() for name in result.checkpoints()}
+    ours = [result for result in scored(facts) if not result.foreign()]
+    own = {name for result in ours for name in result.checkpoints()}
     return foreign - own
 
 

@@ -35,19 +35,19 @@ def scores_section(facts: RunFacts) -> Section | None:
     ]
     results = scored(facts)
     blocks += [block for result in results for block in result.blocks()]
-    found = [*differences(facts), *answer_differences(facts, results)]
-    return Section("Scores", (*blocks, *difference_blocks(found)))
+    tested = [*differences(facts), *answer_differences(facts, results)]
+    return Section("Scores", (*blocks, *difference_blocks(tested)))
 
 
 def _pictures(facts: RunFacts) -> list[Picture]:
-    found = []
+    lines = []
     for number, column in enumerate(columns(facts), 1):
         rows = [
             IntervalRow(name, s.value, s.low, s.high) for name in checkpoints(facts) if (s := column.scores.get(name))
         ]
         if svg := interval_chart(rows, column.header()):
-            found.append(Picture(svg, f"score-{number}", f"{column.header()} by checkpoint, with 95 % intervals"))
-    return found
+            lines.append(Picture(svg, f"score-{number}", f"{column.header()} by checkpoint, with 95 % intervals"))
+    return lines
 
 
 def difference_blocks(found: Sequence[Difference]) -> list[Block]:

@@ -32,8 +32,8 @@ class Column:
     @property
     def same_n(self) -> int | None:
         """n if it is the same for all checkpoints; it then stands in the header."""
-        found = {s.n for s in self.scores.values()}
-        return found.pop() if len(found) == 1 else None
+        numbers = {s.n for s in self.scores.values()}
+        return numbers.pop() if len(numbers) == 1 else None
 
     def header(self) -> str:
         return self.title if self.same_n is None else f"{self.title} (n={self.same_n})"
@@ -51,28 +51,28 @@ class Column:
 
 def columns(facts: RunFacts) -> list[Column]:
     """All measured quantities: tasks, losses, accuracies on pairs, ratings, answers that stop."""
-    found: dict[tuple[int, str, str], Column] = {}
+    by_place: dict[tuple[int, str, str], Column] = {}
     for result in scored(facts):
         apart = told_apart(facts, result.step)
         for m in result.scores():
             title = f"{m.title}, {apart}" if apart else m.title
             column = Column(title, m.digits, m.kind, step=apart)
-            found.setdefault((ORDER[m.kind], result.step.name, m.name), column).scores[m.checkpoint] = m.score
-    return [found[place] for place in sorted(found, key=lambda place: place[0])]
+            by_place.setdefault((ORDER[m.kind], result.step.name, m.name), column).scores[m.checkpoint] = m.score
+    return [by_place[place] for place in sorted(by_place, key=lambda place: place[0])]
 
 
 def scores_table(facts: RunFacts, only: Sequence[str] | None = None) -> Table:
     """Rows are checkpoints (all, or those in ``only``), columns what was measured; no rows if nothing was."""
-    found = columns(facts)
+    listed = columns(facts)
     names = [n for n in checkpoints(facts) if only is None or n in only]
-    if not found or not names:
+    if not listed or not names:
         return Table((), ())
-    rows = tuple((name, *(c.cell(name) for c in found)) for name in names)
-    otherwise = " that does not say otherwise" if any("lower is better" in c.title for c in found) else ""
+    rows = tuple((name, *(c.cell(name) for c in listed)) for name in names)
+    otherwise = " that does not say otherwise" if any("lower is better" in c.title for c in listed) else ""
     note = f"In brackets: 95 % interval. Lower is better for losses, higher for everything else{otherwise}."
     if sentence := _seen_from(facts):
         note += f" {sentence}"
-    return Table(("checkpoint", *(c.header() for c in found)), rows, note)
+    return Table(("checkpoint", *(c.header() for c in listed)), rows, note)
 
 
 def _seen_from(facts: RunFacts) -> str:

@@ -67,7 +67,7 @@ def leaks_prompt(evolved: str) -> bool:
 
 def gains_information(reply: str) -> bool | None:
     """Rule 1, from what follows "The two prompts are": True if not equal, False if equal, None if it says neither."""
-    said = words(reply)
-    if ("not", "equal") in pairwise(said):
+    reply_words = words(reply)
+    if ("not", "equal") in pairwise(reply_words):
         return True
-    return False if "equal" in said else None
+    return False if "equal" in reply_words else None

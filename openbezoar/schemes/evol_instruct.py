@@ -83,8 +83,8 @@ def expected(options: Options, known: Known) -> Expected:
     )
     before = [Calls("evolutions", TRIES * known.rows, 0.8 * depth + 0.2 * breadth + seed, evolved)]
     if options.equality_judge is not None:
-        asked = len(known.text("evol_equality")) + seed + evolved * CHARACTERS_A_TOKEN
-        before.append(Calls("equality", 1.5 * known.rows, asked, 15))
+        characters = len(known.text("evol_equality")) + seed + evolved * CHARACTERS_A_TOKEN
+        before.append(Calls("equality", 1.5 * known.rows, characters, 15))
     return Expected(
         before=tuple(before),
         prompt=evolved * CHARACTERS_A_TOKEN,
@@ -144,12 +144,12 @@ def make(options: Options, work: Work) -> list[Row]:
             break
         missing = work.rows - len(rows)
         # A retry evolves more than it needs, by what rounds so far kept, so that few small batches follow.
-        asked = ready[
+        tries = ready[
             : missing if number <= options.rounds else math.ceil(missing * min(4.0, tried / max(1, len(rows))))
         ]
-        begun = max([begun, *(item.number + 1 for item in asked)])
-        rows += _round(number, asked, missing, options, work, len(rows))
-        done, tried = number, tried + len(asked)
+        begun = max([begun, *(item.number + 1 for item in tries)])
+        rows += _round(number, tries, missing, options, work, len(rows))
+        done, tried = number, tried + len(tries)
     if missing := work.rows - len(rows):
         work.counts.add("short of the rows wanted", missing)
         work.say(

@@ -70,10 +70,10 @@ def expected(options: Options, known: Known) -> Expected:
     """Prompts until enough instructions are usable."""
     written = min(options.instruction_tokens, options.instructions_per_prompt * INSTRUCTION)
     prompts = min(known.rows / (USABLE * written / INSTRUCTION), options.max_prompts or max(20, known.rows))
-    shown = [row for row in known.seeds if not row.get("context")] or known.seeds
+    examples = [row for row in known.seeds if not row.get("context")] or known.seeds
     guided = options.topic_share if options.topics else 0.0
     prompt = guided * len(known.text("lamini_topics")) + (1 - guided) * len(known.text("lamini_examples"))
-    prompt += options.examples_per_prompt * (mean_characters(shown, "instruction") + len("<example></example>"))
+    prompt += options.examples_per_prompt * (mean_characters(examples, "instruction") + len("<example></example>"))
     return Expected(
         before=(Calls("instructions", prompts, prompt, written),),
         prompt=len(known.text("lamini_answer_system")) + (INSTRUCTION - 5) * CHARACTERS_A_TOKEN,
@@ -224,10 +224,8 @@ def parse_instructions(reply: str, whole: bool) -> tuple[list[str], Literal["tag
     """
     tags = list(_TAG.finditer(reply))
     if tags:
-        found = [
-            text for a, b in pairwise(tags) if "/" not in a[0] for text in _one_or_list(reply[a.end() : b.start()])
-        ]
-        return found, "tags"
+        inner = [reply[opening.end() : after.start()] for opening, after in pairwise(tags) if "/" not in opening[0]]
+        return [text for raw in inner for text in _one_or_list(raw)], "tags"
     lines = reply.splitlines() if whole else reply.splitlines()[:-1]
     listed = [text for line in lines if (match := _LISTED.match(line)) and (text := _tidy(match[1]))]
     return listed, "list" if listed else "none"

@@ -126,18 +126,18 @@ def _submix(seed: Row) -> str:
 
 def _queries(options: Options, work: Work) -> list[Row]:
     """The queries to answer, mixed: by weight over sub-collections, and within T0 and Flan2021 by task."""
-    given: dict[str, float] = {name: weight for name, weight in options.submixes.items() if weight > 0}
+    positive: dict[str, float] = {name: weight for name, weight in options.submixes.items() if weight > 0}
     tasks: dict[str, dict[str, list[Row]]] = {}
     seen: set[str] = set()
     for seed in work.seeds:
         submix = _submix(seed)
-        if reason := _unfit(seed, submix, given, seen, options):
+        if reason := _unfit(seed, submix, positive, seen, options):
             work.counts.add(reason)
         else:
             seen.add(normal(seed["input"]))
             tasks.setdefault(submix, {}).setdefault(seed["task"], []).append(seed)
     weights = {
-        name: weight for name, weight in given.items() if name in tasks or "submixes" in options.model_fields_set
+        name: weight for name, weight in positive.items() if name in tasks or "submixes" in options.model_fields_set
     }
     if absent := [name for name in weights if name not in tasks]:
         raise DataError(

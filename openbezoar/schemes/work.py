@@ -297,9 +297,9 @@ def shares(wanted: int, weights: Mapping[str, float], available: Mapping[str, in
     What one name cannot give goes to the others by their weights, and when all weighted
     names are used up the split is short.
     """
-    given = dict.fromkeys(weights, 0)
-    while (left := wanted - sum(given.values())) > 0:
-        open_ = {n: w for n, w in weights.items() if w > 0 and given[n] < available[n]}
+    shares = dict.fromkeys(weights, 0)
+    while (left := wanted - sum(shares.values())) > 0:
+        open_ = {n: w for n, w in weights.items() if w > 0 and shares[n] < available[n]}
         if not open_:
             break
         total = sum(open_.values())
@@ -308,5 +308,5 @@ def shares(wanted: int, weights: Mapping[str, float], available: Mapping[str, in
         for n in sorted(open_, key=lambda n: parts[n] - exact[n])[: left - sum(parts.values())]:
             parts[n] += 1
         for n, more in parts.items():
-            given[n] = min(available[n], given[n] + more)
-    return given
+            shares[n] = min(available[n], shares[n] + more)
+    return shares

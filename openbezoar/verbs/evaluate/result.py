@@ -197,13 +197,13 @@ class EvaluateScores(Scores):
         return self.reference
 
     def differences(self) -> list[Difference]:
-        told = [
+        differences = [
             row.told("task", f"{row.task}: {row.metric}" if row.metric else str(row.task), self._lower(row))
             for row in self.task_differences
         ]
-        told += [row.told("loss", f"{row.rows}: held-out loss") for row in self.loss_differences]
-        told += [row.told("pairs", f"{row.rows}: {LIKELIHOOD}") for row in self.pair_differences]
-        return [difference for difference in told if difference is not None]
+        differences += [row.told("loss", f"{row.rows}: held-out loss") for row in self.loss_differences]
+        differences += [row.told("pairs", f"{row.rows}: {LIKELIHOOD}") for row in self.pair_differences]
+        return [difference for difference in differences if difference is not None]
 
     def _lower(self, row: PairedDifference) -> bool:
         later = self.by_checkpoint.get(str(row.b), CheckpointScores()).tasks.get(str(row.task))
@@ -215,23 +215,23 @@ class EvaluateScores(Scores):
 
     def _items(self, m: Measured) -> tuple[Items | None, str | None]:
         """Values by place, and what says that two lists of places are of the same items."""
-        found, settings = self.by_checkpoint[m.checkpoint], self.step.settings
+        scores, settings = self.by_checkpoint[m.checkpoint], self.step.settings
         if m.kind == "task":
-            task = found.tasks[m.name]
-            told = [task.prompt_hash, task.task, task.main, task.fewshot, len(task.items or ())]
-            return _by_place(task.items), digest(told) if told[0] else None
-        of = found.set_of(m.kind, m.name)
+            task = scores.tasks[m.name]
+            identity = [task.prompt_hash, task.task, task.main, task.fewshot, len(task.items or ())]
+            return _by_place(task.items), digest(identity) if identity[0] else None
+        of = scores.set_of(m.kind, m.name)
         refs = settings.get("losses" if m.kind == "loss" else "pairs")
         ref = refs.get(m.name) if isinstance(refs, Mapping) else None
         # A loss a token is comparable only where the same text is as many tokens.
         tokens = of.tokens if isinstance(of, HeldOutLoss) else None
-        told = [self.step.data(ref), settings.get("loss_rows"), tokens, len(of.items or ())]
+        identity = [self.step.data(ref), settings.get("loss_rows"), tokens, len(of.items or ())]
         items = _by_place(of.items)
         if m.kind == "rewards":
-            told.append(self.reference)
+            identity.append(self.reference)
             # margins, in nats, of which the accuracy counts those above zero
             items = items and {place: float(margin > 0) for place, margin in items.items()}
-        return items, digest(told) if told[0] else None
+        return items, digest(identity) if identity[0] else None
 
     def blocks(self) -> list[Block]:
         """Implicit rewards on pairs, by subset, and the divergence, where a reference was named."""

@@ -77,14 +77,14 @@ class FailuresScores(Scores):
         return self._listed(self.by_checkpoint)
 
     def answer_differences(self) -> list[Difference]:
-        told = [row.told("failures", str(row.what)) for row in self.paired]
-        return [difference for difference in told if difference is not None]
+        differences = [row.told("failures", str(row.what)) for row in self.paired]
+        return [difference for difference in differences if difference is not None]
 
     def comparable(self) -> Iterator[Comparable]:
         """Checkpoints with what goes wrong under the trained system message, by prompt."""
         settings = self.step.settings
-        told = [self.step.data(settings.get("instructions")), settings.get("rows"), settings.get("max_new_tokens")]
-        same = None if told[0] is None else digest(told)
+        identity = [self.step.data(settings.get("instructions")), settings.get("rows"), settings.get("max_new_tokens")]
+        same = None if identity[0] is None else digest(identity)
         rows = [row for row in self.step.rows(ANSWERS) if _is_plain(row)]
         for checkpoint, found in self.by_checkpoint.items():
             own = [row for row in rows if row.get("model") == checkpoint]

@@ -49,12 +49,8 @@ def run(step: Failures, context: StepContext) -> dict[str, Any]:
     """Ask, judge, count; returns the numbers for the manifest."""
     texts = own_texts(CHECKS, {name: context.path(text) for name, text in step.prompts.items()}, tuple(CHECKS))
     prompts = [*_read(step.instructions, INSTRUCTIONS, step, context)]
-    prompts += [
-        a
-        for ref, name in ((step.harmless, "harmless"), (step.grounded, "grounded"))
-        if ref is not None
-        for a in _read(ref, name, step, context)
-    ]
+    for ref, name in ((step.harmless, "harmless"), (step.grounded, "grounded")):
+        prompts += _read(ref, name, step, context) if ref is not None else []
     models = list(dict.fromkeys(step.failures))
     answers = [row for model in models for row in _answer(step, context, model, prompts)]
     write_jsonl(context.out / ANSWERS, answers)

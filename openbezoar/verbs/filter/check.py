@@ -77,9 +77,9 @@ def check(
     with run.lock():
         run.step(STEP).mkdir(exist_ok=True)
         context = StepContext(STEP, recipe, Path.cwd(), run, run.step(STEP), step_seed(recipe.seed, STEP), progress)
-        given = context.rows(step.filter)
-        label = label or label_of(given[0])
-        items = read_labelled(given, label, context.counts)
+        labelled = context.rows(step.filter)
+        label = label or label_of(labelled[0])
+        items = read_labelled(labelled, label, context.counts)
         left_out = dict(context.counts.by_reason)
         with closing(open_llm("judge", context)) as llm:
             verdicts = rate(llm, step, context, [(i, item.asked, item.response) for i, item in enumerate(items)], {})

@@ -84,19 +84,21 @@ class FilterNumbers(RowNumbers):
 
     def told(self, facts: RunFacts) -> list[str]:
         name, settings = self.step.name, self.step.settings
-        said = [f"{name}, texts cleaned: {tally({cleaner: c.rows for cleaner, c in self.cleaned.items()})}."]
+        sentences = [f"{name}, texts cleaned: {tally({cleaner: c.rows for cleaner, c in self.cleaned.items()})}."]
         if rules := self._rules():
-            said.append(f"{name}, rules: {', '.join(f'{rule} {_setting(value)}' for rule, value in rules.items())}.")
+            sentences.append(
+                f"{name}, rules: {', '.join(f'{rule} {_setting(value)}' for rule, value in rules.items())}."
+            )
         if judge := settings.get("judge"):
             reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
-            said.append(
+            sentences.append(
                 f"{name}, judge: {reference}, by {settings.get('mode')}; kept from a rating of"
                 f" {settings.get('min_rating')} of 10."
             )
-        said.append(self.compared_with() or f"{name}: not compared with any benchmark.")
+        sentences.append(self.compared_with() or f"{name}: not compared with any benchmark.")
         if self.reviewed:
-            said.append(f"{name}, decided by a person: {tally(self.reviewed)}.")
-        return said
+            sentences.append(f"{name}, decided by a person: {tally(self.reviewed)}.")
+        return sentences
 
     def _rules(self) -> dict[str, Any]:
         rules = self.step.settings.get("rules")

@@ -63,11 +63,11 @@ def rating_blocks(result: MtBenchScores) -> list[Block]:
     """What the judge rates itself, and ratings by turn and category."""
     blocks: list[Block] = []
     if (own := result.self_preference) is not None and (score := own.score()) is not None:
-        said = (
+        verdict = (
             f"The judge is itself a contestant ({own.model}) and rates its own answers {score.text(2)} above the"
             " mean of the others' (n: questions)."
         )
-        blocks.append(Paragraph(said))
+        blocks.append(Paragraph(verdict))
     if (groups := group_table(result)).rows:
         blocks.append(Fold("Ratings by turn and category", (Grid(groups, "Ratings by turn and category"),)))
     return blocks

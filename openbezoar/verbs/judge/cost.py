@@ -18,7 +18,7 @@ def mt_bench(step: MtBench, book: Book) -> Estimate:
     questions = max(1, book.rows(step.questions)[0])
     rows, answer = questions * 2 * len(step.mt_bench), step.max_new_tokens * LENGTH
     turn = calls(step.grading, len(step.mt_bench) + _others(step, book), step.against)
-    asked = JudgeCalls(
+    verdicts = JudgeCalls(
         calls=questions * 2 * turn.calls,
         tokens_in=questions * 2 * (answer + PROMPT) * turn.answers,
         most=step.judge_max_new_tokens,
@@ -26,7 +26,7 @@ def mt_bench(step: MtBench, book: Book) -> Estimate:
     return book.judged(
         "mt_bench",
         step.judge,
-        asked,
+        verdicts,
         rows=rows,
         mode=step.mode,
         answering=next(iter(step.mt_bench), ""),

@@ -59,24 +59,24 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
     for number, row in enumerate(rows, 1):
         where = f"pairs: row {named(row.get('id', number))}"
         answers = [spoken(_answer(row, name, where), counts) for name in ("output_1", "output_2")]
-        given = row.get("human_labels") if row.get("human_labels") is not None else [row.get("human_majority")]
-        if given == [None]:
+        labels = row.get("human_labels") if row.get("human_labels") is not None else [row.get("human_majority")]
+        if labels == [None]:
             counts.add("people were split")
             continue
         if (
-            not isinstance(given, list)
-            or not given
-            or any(isinstance(label, bool) or label not in (0, 1, 2) for label in given)
+            not isinstance(labels, list)
+            or not labels
+            or any(isinstance(label, bool) or label not in (0, 1, 2) for label in labels)
         ):
             raise DataError(
-                f"{where}: people's labels are {shown(given)}; expected 'human_majority', or 'human_labels', of 1, 2"
+                f"{where}: people's labels are {shown(labels)}; expected 'human_majority', or 'human_labels', of 1, 2"
                 " and 0 (a tie)"
             )
-        asked = judged_text(row, INSTRUCTION, where)
-        question = Question(str(row.get("id", number)), "other", (asked, ""), ("", ""))
+        instruction = judged_text(row, INSTRUCTION, where)
+        question = Question(str(row.get("id", number)), "other", (instruction, ""), ("", ""))
         dataset = str(row.get("dataset", "all"))
         pairs.append(
-            HumanPair(f"{number}", dataset, question, (answers[0], answers[1]), tuple(LABEL[label] for label in given))
+            HumanPair(f"{number}", dataset, question, (answers[0], answers[1]), tuple(LABEL[label] for label in labels))
         )
     if not pairs:
         raise DataError("pairs: no pair with people's verdict; expected rows with 'human_majority' or 'human_labels'")
@@ -100,11 +100,11 @@ def judge_numbers(pairs: Sequence[HumanPair], rows: Sequence[Row], seed: int) ->
     votes = [p.vote(_WON[r["winner"]], "judge") for p, r in zip(pairs, rows, strict=True) if r["winner"] is not None]
     table = agreement_table(votes, [v for p in pairs for v in p.votes()], seed)
     known = [{**r, "pair": p, "truth": p.majority} for p, r in zip(pairs, rows, strict=True) if p.majority is not None]
+    verdicts = [(r, order, verdict) for r in known for order, verdict in enumerate(r["verdicts"])]
     single = [
-        {"group": r["group"], "right": float(_SHOWN[order][v] == r["truth"])}
-        for r in known
-        for order, v in enumerate(r["verdicts"])
-        if v is not None
+        {"group": r["group"], "right": float(_SHOWN[order][verdict] == r["truth"])}
+        for r, order, verdict in verdicts
+        if verdict is not None
     ]
 
     def right(row: Row) -> float | None:

@@ -57,9 +57,9 @@ def run(step: MtBench, context: StepContext) -> dict[str, Any]:
     scores.setdefault(
         "models", {m: {"answers": answer_numbers([a for a in answers if a["model"] == m])} for m in models}
     )
-    found = MtBenchScores.model_validate(scores)
-    found.write(context.out)
-    return {**found.written(), "summary": summaries[0]}
+    result = MtBenchScores.model_validate(scores)
+    result.write(context.out)
+    return {**result.written(), "summary": summaries[0]}
 
 
 def _check(step: MtBench, own: Sequence[str], models: Sequence[str]) -> None:

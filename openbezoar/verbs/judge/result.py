@@ -95,8 +95,8 @@ class ModelGrades(Record):
 
 
 def _scores(ratings: Mapping[str, Rating]) -> dict[str, Score]:
-    found = {group: rating.score() for group, rating in ratings.items()}
-    return {group: score for group, score in found.items() if score is not None}
+    by_group = {group: rating.score() for group, rating in ratings.items()}
+    return {group: score for group, score in by_group.items() if score is not None}
 
 
 # -------------------------------------------------------------------------- in pairs
@@ -183,18 +183,18 @@ class MtBenchScores(Scores):
         return [found.grades(name) for name, found in self.models.items()]
 
     def scores(self) -> list[Measured]:
-        found = []
+        measured = []
         for g in self.grades():
             if g.mean is not None:
                 title = "MT-Bench: mean rating, 1 to 10"
-                found.append(Measured(g.checkpoint, "rating", "MT-Bench", title, g.mean, 2))
+                measured.append(Measured(g.checkpoint, "rating", "MT-Bench", title, g.mean, 2))
             if g.ended is not None:
-                found.append(Measured(g.checkpoint, "ended", "ended", STOP, g.ended))
-        return found
+                measured.append(Measured(g.checkpoint, "ended", "ended", STOP, g.ended))
+        return measured
 
     def differences(self) -> list[Difference]:
-        told = [row.told("rating", "MT-Bench: mean rating") for row in self.rating_differences]
-        return [difference for difference in told if difference is not None]
+        differences = [row.told("rating", "MT-Bench: mean rating") for row in self.rating_differences]
+        return [difference for difference in differences if difference is not None]
 
     def answer_differences(self) -> list[Difference]:
         """In the share of answers that stop by themselves, over questions.
@@ -231,13 +231,13 @@ class MtBenchScores(Scores):
         graded = (settings.get("mode"), settings.get("judge_prompts"), step.parts.get("texts"), settings.get("prompts"))
         for m in self.scores():
             own = [row for row in answers if row.get("model") == m.checkpoint]
-            asked = {str(row.get("question_id")): row.get("questions") for row in own}
+            questions = {str(row.get("question_id")): row.get("questions") for row in own}
             if m.kind == "ended":
-                values, same = stopped.get(m.checkpoint, {}), digest([asked, settings.get("max_new_tokens")])
+                values, same = stopped.get(m.checkpoint, {}), digest([questions, settings.get("max_new_tokens")])
                 yield Comparable(m, _by_name(values), same)
             elif who:
                 ratings = turn_ratings([row for row in judgments if row.get("model") == m.checkpoint])
-                yield Comparable(m, _by_name(ratings), digest([asked, who, *graded]))
+                yield Comparable(m, _by_name(ratings), digest([questions, who, *graded]))
             else:
                 yield Comparable(m, None, None)
 

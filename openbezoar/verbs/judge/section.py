@@ -39,18 +39,18 @@ def pairwise_blocks(numbers: Pairwise | None) -> list[Block]:
         "A tie counts as half a win. A verdict that changed when the answers were swapped is a tie.",
     )
     lost = numbers.unscored or 0
-    said = [
+    sentences = [
         f"{lost} of {lost + (numbers.n or 0)} comparisons have no verdict in one order and are left out.",
         *numbers.order.sentences(),
     ]
     if (own := numbers.self_preference) is not None:
-        said.append(
+        sentences.append(
             f"The judge is itself a contestant ({own.model}) and gives itself a win rate of {_text(own)}: set another"
             " judge beside it."
         )
     return [
         Grid(rates, "Win rates", stack=True),
-        Paragraph(" ".join(said)),
+        Paragraph(" ".join(sentences)),
         Paragraph(_real(numbers.pairs)),
         Fold("Every two models", (Grid(_pairs(numbers.pairs), "Every two models", stack=True),)),
     ]
@@ -109,13 +109,20 @@ def agreement_blocks(result: AgreementScores) -> list[Block]:
             result.averaged,
         ),
     )
-    said = [*result.order.sentences(), *(f"{what} {_text(rate)}." for what, rate in once if _text(rate) != NOTHING)]
+    sentences = [
+        *result.order.sentences(),
+        *(f"{what} {_text(rate)}." for what, rate in once if _text(rate) != NOTHING),
+    ]
     table = Table(
         ("setup", "compared", "n", "agreement", "Cohen's kappa"),
         tuple(rows),
         "S1: ties count. S2: without ties. Intervals: bootstrap over instructions.",
     )
-    return [Paragraph(about), Grid(table, "Agreement of the judge with people", stack=True), Paragraph(" ".join(said))]
+    return [
+        Paragraph(about),
+        Grid(table, "Agreement of the judge with people", stack=True),
+        Paragraph(" ".join(sentences)),
+    ]
 
 
 def _text(share: Estimated | OwnWins | None) -> str:

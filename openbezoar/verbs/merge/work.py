@@ -74,7 +74,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
             shutil.rmtree(context.out / f"model-{other}", ignore_errors=True)
     shutil.rmtree(context.out / "model", ignore_errors=True)
     (context.out / f"model-{chosen}").rename(context.out / "model")
-    made = Checkpoint(
+    merged = Checkpoint(
         context.name,
         str(context.out / "model"),
         (),
@@ -84,7 +84,7 @@ def run(step: Merge, context: StepContext) -> dict[str, Any]:
         checkpoint.licence,
         checkpoint.thoughts,
     )
-    write_checkpoint(context.out, made, context.run.path, published=context.folder(context.name))
+    write_checkpoint(context.out, merged, context.run.path, published=context.folder(context.name))
     for words in mended:
         context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
     losses = ", ".join(f"{tried[name]['loss']:.3f} merged onto {name}" for name in tried)

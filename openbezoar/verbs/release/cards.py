@@ -114,9 +114,8 @@ def _model_metadata(
         metadata |= {"base_model": hub, **({"base_model_revision": revision} if revision else {})}
     if data := hub_datasets(lineage):
         metadata["datasets"] = data
-    if results := [
-        _result(m) for result in facts.results(Scores) for m in result.scores() if m.checkpoint == files.name
-    ]:
+    measured = [one for result in facts.results(Scores) for one in result.scores()]
+    if results := [_result(one) for one in measured if one.checkpoint == files.name]:
         metadata["model-index"] = [{"name": files.name, "results": results}]
     return yaml_text(metadata)
 

@@ -27,10 +27,10 @@ DATA = ("seeds", "rows")
 def sources_of(facts: RunFacts, context: StepContext, names: Sequence[str]) -> list[Source]:
     """Base models, teachers, judges and data behind the named steps."""
     steps = facts.lineage(names)
-    found: dict[tuple[str, str], Source] = {}
+    sources: dict[tuple[str, str], Source] = {}
     for source in (*_models(facts, context, steps), *_data(context, steps)):
-        found.setdefault((source.what, source.name), source)
-    return list(found.values())
+        sources.setdefault((source.what, source.name), source)
+    return list(sources.values())
 
 
 def _models(facts: RunFacts, context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:

@@ -123,26 +123,26 @@ def _write_ggufs(
 ) -> tuple[tuple[File, ...], str]:
     """The GGUF files with a Modelfile, or none and the reason why; the rest of the release does not wait for them."""
     folder = _empty(out / GGUF)
-    made = []
+    forms = []
     about = {"name": name, "license": licence.name or licence.id}
     try:
         for kind in step.gguf:
             file = folder / f"{name}-{SUFFIX[kind]}.gguf"
             write_gguf(out, formatter, kind, out=file, about=about)
-            made.append(File(f"{GGUF}/{file.name}", file.stat().st_size, file_digest(file)))
+            forms.append(File(f"{GGUF}/{file.name}", file.stat().st_size, file_digest(file)))
     except ModelError as error:
         context.progress.say(f"  {name}: {error}")
         shutil.rmtree(folder)
         return (), str(error)
-    if not made:
+    if not forms:
         folder.rmdir()
         return (), ""
-    smallest = min(made, key=lambda file: file.bytes)
+    smallest = min(forms, key=lambda file: file.bytes)
     write_text(
         folder / "Modelfile",
         modelfile(Path(smallest.name).name, formatter, pieces_of(formatter), name=name, licence=about["license"]),
     )
-    return tuple(made), ""
+    return tuple(forms), ""
 
 
 def _empty(folder: Path) -> Path:
@@ -236,17 +236,17 @@ def _carry_terms(
 
 def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: StepContext) -> dict[str, ReleasedData]:
     """The rows that the last filter on each scheme kept (or that were generated, without one), with the verdicts."""
-    made = [s for s in facts.lineage(names) if s.verb in ("generate", "filter")]
-    filtered_on = {i for s in made for i in s.inputs}
-    found: dict[str, ReleasedData] = {}
+    row_steps = [s for s in facts.lineage(names) if s.verb in ("generate", "filter")]
+    filtered_on = {i for s in row_steps for i in s.inputs}
+    released: dict[str, ReleasedData] = {}
     _empty(context.out / DATA)
-    for step in made:
+    for step in row_steps:
         if step.name not in filtered_on:
-            name = data_name(facts, step, found)
-            found[name] = _release_data_set(name, step, title, facts, context)
-    if not found:
+            name = data_name(facts, step, released)
+            released[name] = _release_data_set(name, step, title, facts, context)
+    if not released:
         (context.out / DATA).rmdir()
-    return found
+    return released
 
 
 def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext) -> ReleasedData:

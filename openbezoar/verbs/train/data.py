@@ -19,7 +19,7 @@ def training_trees(
     processes: int | None = None,
 ) -> Split:
     """``split_trees`` of a step whose rows are ``ref``, on disk in the step's work folder."""
-    given = step.heldout
+    heldout = step.heldout
     return split_trees(
         step,
         context.stream(ref),
@@ -27,7 +27,7 @@ def training_trees(
         renderer,
         what=what,
         folder=context.out,
-        heldout=None if given is None else lambda: context.converted(given, convert, step.heldout_rows),
+        heldout=None if heldout is None else lambda: context.converted(heldout, convert, step.heldout_rows),
         processes=processes,
         say=context.progress.say,
     )

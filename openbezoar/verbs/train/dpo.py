@@ -47,8 +47,8 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
         "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
     }
-    found = DpoNumbers.model_validate({**numbers, **about})
-    return {**found.written(), "summary": found.line()}
+    result = DpoNumbers.model_validate({**numbers, **about})
+    return {**result.written(), "summary": result.line()}
 
 
 def objective_of(step: Dpo, bench: Bench, rows: Split, reference: Callable[[], Reference]) -> Objective:

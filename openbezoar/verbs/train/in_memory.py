@@ -79,8 +79,8 @@ def sft(
     """
     step = _settings(Sft, {"sft": "rows"}, settings, model)
     task = _Task(step, to_example, "row", lambda bench, split: sft_objective(bench.scorer, split.heldout))
-    given = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
-    return _train(task, given)
+    inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
+    return _train(task, inputs)
 
 
 def dpo(
@@ -105,8 +105,8 @@ def dpo(
     def objective(bench: Bench, split: Split) -> Objective:
         return objective_of(step, bench, split, lambda: same_pass_reference(bench.scorer))
 
-    given = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
-    return _train(_Task(step, to_pair, "pair", objective), given)
+    inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
+    return _train(_Task(step, to_pair, "pair", objective), inputs)
 
 
 def _settings(kind: type[T], fixed: Mapping[str, Any], given: Mapping[str, Any], model: Any) -> T:

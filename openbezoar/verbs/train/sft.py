@@ -30,5 +30,5 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
     )
     write_model(step, context, continues)
     about = {"heldout_rows": len(heldout), "answers_end_scored": bool(bench.formatter.end_ids)}
-    found = SftNumbers.model_validate({**numbers, **about})
-    return {**found.written(), "summary": found.line()}
+    result = SftNumbers.model_validate({**numbers, **about})
+    return {**result.written(), "summary": result.line()}

@@ -109,19 +109,19 @@ def texts_of(step: MtBench, context: StepContext) -> dict[str, Text]:
     Raises RecipeError for FastChat's texts where it has none for the protocol, or a text that is
     none of the step's; DataError for a file of FastChat's without one.
     """
-    wanted: dict[str, tuple[str, ...]] = {}
+    texts: dict[str, tuple[str, ...]] = {}
     official: dict[str, str] = {}
     for protocol in graders(step.grading):
-        wanted |= protocol.texts
+        texts |= protocol.texts
         official |= protocol.official
     if step.judge_prompts is None:
         files = {name: context.path(text) for name, text in step.prompts.items()}
-        return own_texts(wanted, files, names_of_texts(step.grading))
-    if lacking := [name for name in wanted if name not in official]:
+        return own_texts(texts, files, names_of_texts(step.grading))
+    if lacking := [name for name in texts if name not in official]:
         raise RecipeError(
             f"judge_prompts: FastChat has no text for '{lacking[0]}' of grading: {step.grading}; remove judge_prompts"
         )
-    return official_texts(context.rows(step.judge_prompts), wanted, official)
+    return official_texts(context.rows(step.judge_prompts), texts, official)
 
 
 def calls(grading: str, models: int, against: str | None) -> TurnCalls:

@@ -82,8 +82,8 @@ def asked(texts: Mapping[str, Text], question: Question, answers: Sequence[str],
     question has one for that turn.
     """
     name, shown = question_shown("judge_single", question, turn)
-    given = {"answer": answers[0]} if turn == 1 else {"answer_1": answers[0], "answer_2": answers[1]}
-    return texts[name].ask(**shown, **given)
+    answer_fields = {"answer": answers[0]} if turn == 1 else {"answer_1": answers[0], "answer_2": answers[1]}
+    return texts[name].ask(**shown, **answer_fields)
 
 
 def scores(sitting: Sitting, rows: Sequence[Row]) -> dict[str, Any]:
