@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -237,10 +238,17 @@ def test_one_row_that_is_refused_for_a_reason_of_its_own_is_unscored_and_all_of_
 
 
 def test_refusals_that_overtake_the_first_answer_stop_nothing(judged: Judged, hostile_server: Hostile) -> None:
-    widget = (400, told("the widget is not of the right kind"))
-    hostile_server.refuses = lambda request: (
-        widget if "river 3 " not in request["messages"][-1]["content"] else time.sleep(0.3)
-    )
+    under_way = threading.Event()
+
+    def refuse(request: dict[str, Any]) -> tuple[int, Any] | None:
+        if "river 3 " in request["messages"][-1]["content"]:
+            under_way.set()
+            time.sleep(0.3)
+            return None
+        under_way.wait(10)  # what is overtaken has been sent
+        return 400, told("the widget is not of the right kind")
+
+    hostile_server.refuses = refuse
     code, _, manifest = judged(rows=6, max_refused=1)
     assert (
         code == 0

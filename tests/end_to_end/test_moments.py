@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / "moments.py"
 
 
+@pytest.mark.slow
 def test_forty_moments_of_kill_power_cut_and_damage_end_with_the_same_bytes() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--rows-only", "--moments", "40", "--damage", "0.2"],

@@ -135,6 +135,7 @@ def test_a_server_that_dies_and_comes_back_in_mid_run_costs_no_row(
     again[0].close()
 
 
+@pytest.mark.slow
 def test_work_goes_on_at_one_address_while_another_is_down(
     write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -148,7 +149,7 @@ def test_work_goes_on_at_one_address_while_another_is_down(
     assert sum(down.asked.values()) < sum(proxy.asked.values()) / 2 and proxy.twice == {}
 
 
-@pytest.mark.parametrize("moment", [7, 41])
+@pytest.mark.parametrize("moment", [7, pytest.param(41, marks=pytest.mark.slow)])
 def test_a_killed_run_asks_again_for_nothing_that_was_kept(
     moment: int, write: Callable[..., Path], upstream: Upstream, proxy: Proxy, tmp_path: Path, commands: Commands
 ) -> None:
