@@ -7,7 +7,7 @@ first used, so that plans and scores need no torch. docs/api.md shows them at wo
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # Names by the module that has them. Type checkers read __init__.pyi.
 _NAMES = {

@@ -397,7 +397,7 @@ def test_readme_is_short() -> None:
 
 # ---------------------------------------------------------------------------- changelog
 
-RELEASED = {"0.1.0": 174}
+RELEASED = {"0.1.0": 174, "0.2.0": 12}
 """Lines of the releases that are out, which do not change."""
 
 

@@ -36,22 +36,40 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt (turns, the last one the user's) and the answer that is to be learnt."""
+    """A prompt (turns, the last one the user's) and the answer that is to be learnt.
+
+    earlier: places in the prompt of those answers of a conversation that are to be learnt as well.
+    notes: what was changed to make it, each a reason to be counted under.
+    """
 
     id: str
     prompt: tuple[Turn, ...]
     answer: str
+    earlier: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with a preferred and a rejected answer."""
+    """A prompt with a preferred and a rejected answer. notes: as an example's."""
 
     id: str
     prompt: tuple[Turn, ...]
     chosen: str
     rejected: str
     subset: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A prompt with one answer and whether it was liked. notes: as an example's."""
+
+    id: str
+    prompt: tuple[Turn, ...]
+    answer: str
+    liked: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -39,8 +39,10 @@ class Encoder:
 
     def encode(self, row: Example | Pair) -> Ids | None:
         """Ids of the prompt and of the answer, or of chosen and rejected; None (and a count) if the
-        row is of no use.
+        row is of no use. What was changed to make the row is counted too.
         """
+        for note in row.notes:
+            self.counts.add(note)
         if isinstance(row, Example):
             answers = [row.answer]
         elif row.chosen == row.rejected:
