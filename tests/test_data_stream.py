@@ -32,6 +32,7 @@ from openbezoar.stats.seeds import step_seed
 from openbezoar.store.runs import RunFolder
 from openbezoar.training import encode
 from openbezoar.training.data import Renderer, split_heldout
+from openbezoar.training.encoded import of_answers, pack
 from openbezoar.training.loop import batch_of
 from openbezoar.training.trees import TreeStore
 from openbezoar.verbs.train.data import training_trees
@@ -368,7 +369,7 @@ def test_a_store_holds_no_tree(tmp_path: Path) -> None:
     def fill(n: int) -> TreeStore:
         store = TreeStore(tmp_path)
         for i in range(n):
-            store.append([b"\x01\x00\x00\x00" * (50 + i % 7), b"\x02\x00\x00\x00" * 40])
+            store.append(pack(of_answers([1] * (50 + i % 7), [[2] * 40])))
         assert len(store[n - 1][0].ids) == 90 + (n - 1) % 7
         return store
 
@@ -381,9 +382,9 @@ def test_a_store_is_a_sequence_of_trees(tmp_path: Path) -> None:
     assert len(store) == 0 and not store
     ids = [[[1, 2], [3], [4, 5]], [[6], [70000], [8]], [[9, 9], [1], [2]]]
     for part in ids[:2]:
-        store.append([encode.array("i", p).tobytes() for p in part])
+        store.append(pack(of_answers(part[0], part[1:])))
     assert store[1] == (TokenPath.of([6], [70000]), TokenPath.of([6], [8]))
-    store.append([encode.array("i", p).tobytes() for p in ids[2]])  # after a read too
+    store.append(pack(of_answers(ids[2][0], ids[2][1:])))  # after a read too
     trees = [tuple(TokenPath.of(p[0], answer) for answer in p[1:]) for p in ids]
     assert list(store) == trees and store[-3:] == trees and store[::2] == trees[::2] and store[-1] == trees[2]
     for place in (3, -4):

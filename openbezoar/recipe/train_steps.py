@@ -69,7 +69,11 @@ class Training(Step):
     )
     max_length: int = Field(1024, ge=8, description="Most tokens of prompt and answer.")
     too_long: Literal["drop", "truncate"] = Field(
-        "drop", description="What happens to longer rows; counted either way. Truncation drops the oldest turns first."
+        "drop",
+        description=(
+            "What happens to longer rows; counted either way. Truncation drops whole turns: the oldest of a prompt, the"
+            " last of a conversation all of whose answers are learnt."
+        ),
     )
     heldout: Annotated[DataRef | None, Ref("data")] = Field(
         None, description="Rows for the held-out loss; default: every 'heldout_every'-th row of the data."
@@ -111,9 +115,16 @@ class Training(Step):
 
 
 class Sft(Training):
-    """QLoRA fine-tuning, loss on the answer only."""
+    """QLoRA fine-tuning, loss on the answers only."""
 
     sft: Annotated[DataRef, Ref("data", role="rows")]
+    loss_on: Annotated[Literal["all", "last"], NotInKey("as rows with one answer have it", at="all")] = Field(
+        "all",
+        description=(
+            "Which answers of a conversation are learnt: 'all', or the 'last'. Rows with a prompt and an answer, and"
+            " pairs, have one."
+        ),
+    )
     adapter: Literal["continue", "new"] = Field(
         "continue",
         description=(

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple, TypeVar
 
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError
-from openbezoar.forest import TokenPath, Tree
+from openbezoar.forest import Tree
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.records import Counts, Example, Pair, Row
 from openbezoar.training.encode import Convert, Encoder, encode_rows
-from openbezoar.training.trees import TreeStore
+from openbezoar.training.trees import TreeStore, tree_of
 
 T = TypeVar("T", Example, Pair)
 
@@ -21,13 +21,18 @@ class Renderer:
     """Rows into trees under one length limit."""
 
     def __init__(
-        self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts
+        self,
+        formatter: Formatter,
+        max_length: int,
+        too_long: Literal["drop", "truncate"],
+        counts: Counts,
+        loss_on: Literal["all", "last"] = "all",
     ) -> None:
         self.formatter, self.counts = formatter, counts
-        self.encoder = Encoder(formatter, max_length, too_long, counts)
+        self.encoder = Encoder(formatter, max_length, too_long, counts, loss_on)
 
     def examples(self, rows: Sequence[Example]) -> list[Tree]:
-        """One tree of one path a row, the answer scored."""
+        """One tree a row, its learnt answers scored."""
         return self.trees(rows)
 
     def pairs(self, rows: Sequence[Pair]) -> list[Tree]:
@@ -37,7 +42,7 @@ class Renderer:
     def trees(self, rows: Sequence[Example | Pair]) -> list[Tree]:
         """Trees of rows of either kind, held in memory."""
         encoded = (self.encoder.encode(row) for row in rows)
-        return [tuple(TokenPath.of(ids[0], answer) for answer in ids[1:]) for ids in encoded if ids is not None]
+        return [tree_of(tree) for tree in encoded if tree is not None]
 
 
 class Split(NamedTuple):
@@ -90,8 +95,8 @@ def split_trees(
         part = heldout is None and is_held_out(place, settings.heldout_every, settings.heldout_rows)
         place += 1
         tallies[part].merge(outcome.counts)
-        if outcome.ids is not None:
-            stores[part].append(outcome.ids)
+        if outcome.tree is not None:
+            stores[part].append(outcome.tree)
     given = [] if heldout is None else heldout()
     for tally in tallies:
         renderer.counts.merge(tally.by_reason)

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,24 +21,37 @@ from typing import Literal, NamedTuple
 from openbezoar.dialogue.prompt import FOLDED, Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.rows.records import Counts, Example, Pair, Row, Turn
+from openbezoar.training.encoded import Encoded, of_answers, of_turns, pack
 
 FEW = 4096  # rows that are encoded before a second process would have begun
 CHUNK = 128  # rows handed over at a time
-Ids = tuple[list[int], ...]  # of the prompt, then of each answer
 Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair]
 
 
 class Encoder:
-    """Examples and pairs into token ids under one length limit."""
+    """Examples and pairs into token ids under one length limit.
+
+    loss_on: which answers of a conversation are learnt, of those that its row gives to be learnt.
+    """
 
     def __init__(
-        self, formatter: Formatter, max_length: int, too_long: Literal["drop", "truncate"], counts: Counts
+        self,
+        formatter: Formatter,
+        max_length: int,
+        too_long: Literal["drop", "truncate"],
+        counts: Counts,
+        loss_on: Literal["all", "last"] = "all",
     ) -> None:
         self.formatter, self.max_length, self.too_long, self.counts = formatter, max_length, too_long, counts
+        self.loss_on = loss_on
 
-    def encode(self, row: Example | Pair) -> Ids | None:
-        """Ids of the prompt and of the answer, or of chosen and rejected; None (and a count) if the
-        row is of no use. What was changed to make the row is counted too.
+    def with_counts(self, counts: Counts) -> Encoder:
+        """The same with counts of its own."""
+        return Encoder(self.formatter, self.max_length, self.too_long, counts, self.loss_on)
+
+    def encode(self, row: Example | Pair) -> Encoded | None:
+        """The tree of an answer, of a conversation's answers, or of chosen and rejected; None (and
+        a count) if the row is of no use. What was changed to make the row is counted too.
         """
         for note in row.notes:
             self.counts.add(note)
@@ -53,10 +65,39 @@ class Encoder:
         if not all(answer.strip() for answer in answers):
             self.counts.add("empty answer")
             return None
+        if isinstance(row, Example) and row.earlier and self.loss_on == "all":
+            return self._conversation(row)
         return self._fitting(row.prompt, answers)
 
-    def _fitting(self, prompt: tuple[Turn, ...], answers: list[str]) -> Ids | None:
-        """The prompt with each answer; None (and a count) when it does not fit."""
+    def _conversation(self, row: Example) -> Encoded | None:
+        """Every learnt answer after what was said before it; of a conversation that is too long, its
+        first turns, whole, where rows are truncated. None (and a count) when it does not fit.
+        """
+        turns = (*row.prompt, Turn("assistant", row.answer))
+        learnt: list[tuple[list[int], list[int]]] = []
+        for place in (*row.earlier, len(row.prompt)):
+            prompt, answer = turns[:place], turns[place].content
+            if not answer.strip():
+                self.counts.add("empty answer of a conversation not learnt")
+                continue
+            head = self.formatter.prompt_ids(prompt)
+            tail = self.formatter.answer_ids(prompt, answer, head)
+            if len(head) + len(tail) > self.max_length:
+                if self.too_long == "drop":
+                    self.counts.add("too long")
+                    return None
+                if not learnt:
+                    return self._fitting(prompt, [answer], "last turns cut" if place < len(row.prompt) else "")
+                self.counts.add("last turns cut")
+                break
+            learnt.append((head, tail))
+        self._checked(row.prompt, [tail for _, tail in learnt])
+        return of_turns(learnt)
+
+    def _fitting(self, prompt: tuple[Turn, ...], answers: list[str], cut: str = "") -> Encoded | None:
+        """The prompt with each answer; None (and a count) when it does not fit. cut: what is
+        counted besides if it does.
+        """
         original = prompt
         while True:
             head = self.formatter.prompt_ids(prompt)
@@ -70,15 +111,21 @@ class Encoder:
             prompt = shorter
         if prompt is not original:
             self.counts.add("oldest turns cut")
+        if cut:
+            self.counts.add(cut)
+        self._checked(prompt, tails)
+        return of_answers(head, tails)
+
+    def _checked(self, prompt: tuple[Turn, ...], answers: list[list[int]]) -> None:
+        """Count a system message that moved. Raises DataError for an answer whose end carries no loss."""
         if self.formatter.folds_system and prompt[0].role == "system" and prompt[0].content:
             self.counts.add(FOLDED)
         end = self.formatter.end_ids
-        if end and any(tail[-1:] != end[-1:] for tail in tails):
+        if end and any(answer[-1:] != end[-1:] for answer in answers):
             raise DataError(
                 "the end-of-turn token of an answer carries no loss, so the model would never learn to stop; check the"
                 " prompt template"
             )
-        return head, *tails
 
 
 def _without_oldest(prompt: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
@@ -96,12 +143,12 @@ class EncodedRow(NamedTuple):
     """What became of one row.
 
     unread: why it is no example or pair, None if it is one. counts: what encoding counted.
-    ids: int32 in the machine's byte order, of the prompt and of each answer; None if it was dropped.
+    tree: packed; None if it was dropped.
     """
 
     unread: str | None
     counts: dict[str, int]
-    ids: tuple[bytes, ...] | None
+    tree: bytes | None
 
 
 def encode_rows(
@@ -124,7 +171,7 @@ def encode_rows(
     rows, few = chain(first, rows), len(first) < FEW
     del first
     if few or processes < 2:
-        own = Encoder(encoder.formatter, encoder.max_length, encoder.too_long, Counts())
+        own = encoder.with_counts(Counts())
         yield from (_encoded(own, convert, where, row) for where, row in rows)
         return
     if say is not None:
@@ -138,10 +185,8 @@ def _encoded(encoder: Encoder, convert: Convert, where: str, row: Row) -> Encode
         example = convert(row, where)
     except RowError as error:
         return EncodedRow(error.reason, {}, None)
-    ids = encoder.encode(example)
-    return EncodedRow(
-        None, encoder.counts.by_reason, None if ids is None else tuple(array("i", part).tobytes() for part in ids)
-    )
+    tree = encoder.encode(example)
+    return EncodedRow(None, encoder.counts.by_reason, None if tree is None else pack(tree))
 
 
 def cores() -> int:

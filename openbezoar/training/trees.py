@@ -1,9 +1,8 @@
 """Trees of token ids on disk, read where they are asked for.
 
-Two unnamed files in a step's work folder, gone with the process: the ids, int32, a tree's
-prompt and answers one after another; and for each tree, int64, where it begins and how long
-each part is. So a data set of any size holds no memory, and a prompt that two answers share
-is held once.
+Two unnamed files in a step's work folder, gone with the process: the trees' records (``encoded``),
+one after another, and int64 where each one ends. So a data set of any size holds no memory, and a
+prompt that two answers share is held once.
 """
 
 from __future__ import annotations
@@ -17,31 +16,42 @@ from typing import overload
 
 from openbezoar.errors import RunError
 from openbezoar.forest import TokenPath, Tree
+from openbezoar.training.encoded import Encoded, unpack
+
+
+def tree_of(encoded: Encoded) -> Tree:
+    """An encoded tree as the scorer takes it."""
+    paths: list[TokenPath] = []
+    for kept, runs in encoded:
+        ids = list(paths[-1].ids[:kept]) if paths else []
+        scored = [False] * kept
+        for place, run in enumerate(runs):
+            ids += run
+            scored += [place % 2 == 1] * len(run)
+        paths.append(TokenPath(tuple(ids), tuple(scored)))
+    return tuple(paths)
 
 
 class TreeStore(Sequence[Tree]):
-    """A sequence of trees, each a prompt with one or more answers, all scored; every tree has as many as the first.
+    """A sequence of trees.
 
     folder: where the files are to lie. Raises RunError if the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._ids = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  both live as long as the store
-        self._places = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self._folder, self._trees, self._end, self._parts = folder, 0, 0, 0
+        self._records = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  both live as long as the store
+        self._ends = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._folder, self._trees, self._end = folder, 0, 0
         self._flushed = True
 
-    def append(self, parts: Sequence[bytes]) -> None:
-        """Add a tree: int32 ids of the prompt, then of each answer."""
-        self._parts = self._parts or len(parts)
-        assert len(parts) == self._parts
-        lengths = [len(part) for part in parts]
+    def append(self, record: bytes) -> None:
+        """Add a packed tree."""
         try:
-            self._ids.writelines(parts)
-            self._places.write(array("q", [self._end, *lengths]))
+            self._records.write(record)
+            self._ends.write(array("q", [self._end + len(record)]))
         except OSError as error:
             raise self._full(error) from error
-        self._end += sum(lengths)
+        self._end += len(record)
         self._trees += 1
         self._flushed = False
 
@@ -58,20 +68,19 @@ class TreeStore(Sequence[Tree]):
         if not -self._trees <= index < self._trees:
             raise IndexError(f"tree {index} of {self._trees}")
         self._flush()
-        size = 8 * (1 + self._parts)
-        place, *lengths = array("q", os.pread(self._places.fileno(), size, index % self._trees * size))
-        ids = array("i", os.pread(self._ids.fileno(), sum(lengths), place)).tolist()
-        parts, first = [], 0
-        for length in lengths:
-            parts.append(ids[first : first + length // 4])
-            first += length // 4
-        return tuple(TokenPath.of(parts[0], answer) for answer in parts[1:])
+        place = index % self._trees
+        # The first tree begins where none ended.
+        begin, end = array("q", os.pread(self._ends.fileno(), 16, 8 * place - 8)) if place else (0, self._first_end())
+        return tree_of(unpack(os.pread(self._records.fileno(), end - begin, begin)))
+
+    def _first_end(self) -> int:
+        return int(array("q", os.pread(self._ends.fileno(), 8, 0))[0])
 
     def _flush(self) -> None:
         if not self._flushed:
             try:
-                self._ids.flush()
-                self._places.flush()
+                self._records.flush()
+                self._ends.flush()
             except OSError as error:
                 raise self._full(error) from error
             self._flushed = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
@@ -15,9 +15,9 @@ from openbezoar.training.data import Renderer
 from openbezoar.training.fit import ADAPTER
 
 
-def renderer_of(step: Training, context: StepContext) -> Renderer:
+def renderer_of(step: Training, context: StepContext, loss_on: Literal["all", "last"] = "all") -> Renderer:
     """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows
-    shows before the model is loaded.
+    shows before the model is loaded. loss_on: as ``Encoder`` has it.
     """
     checkpoint = context.checkpoint(step.model)
     # one process fetches and converts, the others find it done
@@ -25,7 +25,7 @@ def renderer_of(step: Training, context: StepContext) -> Renderer:
     formatter = Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
     for note in formatter.notes:
         context.progress.say(f"  {step.model}: {note}")
-    return Renderer(formatter, step.max_length, step.too_long, context.counts)
+    return Renderer(formatter, step.max_length, step.too_long, context.counts, loss_on)
 
 
 def loaded(step: Training, context: StepContext, continues: bool) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -78,7 +78,9 @@ def sft(
     Raises a UserError for a setting, a row or a model that cannot be used.
     """
     step = _settings(Sft, {"sft": "rows"}, settings, model)
-    task = _Task(step, to_example, "row", lambda bench, split: sft_objective(bench.scorer, split.heldout))
+    task = _Task(
+        step, to_example, "row", lambda bench, split: sft_objective(bench.scorer, split.heldout), step.loss_on
+    )
     inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
     return _train(task, inputs)
 
@@ -133,6 +135,7 @@ class _Task:
     convert: Convert
     what: str  # a row of it, for messages
     objective: Callable[[Bench, Split], Objective]
+    loss_on: Literal["all", "last"] = "all"
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _train(task: _Task, given: _Given) -> Trained:
         _check_empty(given.out)
     step, counts = task.step, Counts()
     formatter = Formatter(given.tokenizer, prompt_of(given.tokenizer, given.prompt))
-    renderer = Renderer(formatter, step.max_length, step.too_long, counts)
+    renderer = Renderer(formatter, step.max_length, step.too_long, counts, task.loss_on)
     with tempfile.TemporaryDirectory() as scratch, _own_draws():
         work = Path(scratch)
         split = _split(task, given, renderer, work)

@@ -1,4 +1,4 @@
-"""``sft``: QLoRA fine-tuning with loss on the answer only.
+"""``sft``: QLoRA fine-tuning with loss on the answers only.
 
 Reads rows with a prompt and an answer. Writes ``adapter/`` (PEFT), ``model.json``,
 ``metrics.jsonl`` and ``heldout.jsonl``.
@@ -20,7 +20,7 @@ from openbezoar.verbs.train.result import SftNumbers
 
 def run(step: Sft, context: StepContext) -> dict[str, Any]:
     """Fine-tune the step's model on its rows."""
-    renderer = renderer_of(step, context)
+    renderer = renderer_of(step, context, step.loss_on)
     trees, heldout = training_trees(step, step.sft, to_example, context, renderer, "row")
     continues = step.adapter == "continue" and bool(context.checkpoint(step.model).adapters)
     bench = Bench.of(loaded(step, context, continues), step, renderer)
