@@ -78,9 +78,7 @@ def sft(
     Raises a UserError for a setting, a row or a model that cannot be used.
     """
     step = _settings(Sft, {"sft": "rows"}, settings, model)
-    task = _Task(
-        step, to_example, "row", lambda bench, split: sft_objective(bench.scorer, split.heldout), step.loss_on
-    )
+    task = _Task(step, to_example, "row", lambda bench, split: sft_objective(bench.scorer, split.heldout), step.loss_on)
     inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
     return _train(task, inputs)
 
