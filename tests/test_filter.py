@@ -11,7 +11,16 @@ from conftest import Opener, context_of
 
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.reviews import Decision, Reviews, row_hash
-from openbezoar.cleaning.rules import ACROSS_ROWS, NAMES, RULES, Candidate, Drop, RowFilter, repeated_share
+from openbezoar.cleaning.rules import (
+    ACROSS_ROWS,
+    BY_LIKELIHOOD,
+    NAMES,
+    RULES,
+    Candidate,
+    Drop,
+    RowFilter,
+    repeated_share,
+)
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.prompting import ask, expected_rating
@@ -192,7 +201,7 @@ def benchmark() -> Overlap:
 
 def test_every_rule_across_rows_has_a_row_it_catches_and_one_it_does_not() -> None:
     assert list(ACROSS) == list(ACROSS_ROWS)
-    assert (*RULES, *ACROSS_ROWS) == NAMES
+    assert (*RULES, *ACROSS_ROWS, *BY_LIKELIHOOD) == NAMES  # the last ones: test_likelihood.py
 
 
 @pytest.mark.parametrize("name", ACROSS_ROWS)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from openbezoar.cleaning import likelihood
 from openbezoar.cleaning.reviews import Decision
 from openbezoar.cleaning.rules import NAMES, Drop
 from openbezoar.cleaning.text import Change
@@ -21,7 +22,11 @@ VERDICT = ("status", "rating", "reason")
 # why the judge did not answer, and which settings it was asked without
 HOW = {"refused": "refused", "left_out": "judge_left_out"}
 # a filter's own
-COLUMNS = (*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply", *HOW.values())
+COLUMNS = (
+    *(*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply"),
+    *HOW.values(),
+    *likelihood.COLUMNS,
+)
 BY_JUDGE = ("rejected_by_judge", "below_min_rating")
 BY_HAND = "rejected_in_review"
 

@@ -2,7 +2,8 @@
 
 Reads rows' texts, writes nothing. ``RULES`` look at one row: each is a pure function of a
 candidate and the recipe's ``rules`` block. ``ACROSS_ROWS`` compare it with the benchmarks and
-with the rows that passed before it, in a ``RowFilter``. The first rule that catches a row, in the
+with the rows that passed before it, in a ``RowFilter``. ``BY_LIKELIHOOD`` look at all rows that pass these
+(``likelihood``). The first rule that catches a row, in the
 order of ``NAMES``, gives its reason. To add a rule: a function, a line in ``RULES``, a row each
 that it must and must not catch in ``tests/test_filter.py``.
 """
@@ -139,7 +140,8 @@ RULES: dict[str, Rule] = {
     "repetition": repetition,
 }
 ACROSS_ROWS = ("contaminated", "duplicate", "near_duplicate")
-NAMES = (*RULES, *ACROSS_ROWS)
+BY_LIKELIHOOD = ("no_likelihood", "perplexity_too_low", "perplexity_too_high", "ifd_too_high", "ifd_too_low")
+NAMES = (*RULES, *ACROSS_ROWS, *BY_LIKELIHOOD)
 
 
 @dataclass(frozen=True)

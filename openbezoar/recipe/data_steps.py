@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from openbezoar.recipe.blocks import DataRef, Step, Strict
 from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, MaxRefused, Prompts, StepBudget
-from openbezoar.recipe.refs import Ref
+from openbezoar.recipe.refs import NotInKey, Ref
 
 
 class Generate(Step):
@@ -108,6 +108,72 @@ class Rules(Strict):
     )
 
 
+class Ifd(Strict):
+    """Instruction-following difficulty (arXiv 2402.00530): the perplexity of an answer given its
+    instruction, divided by that of the answer alone.
+    """
+
+    below: float = Field(
+        1.0,
+        gt=0,
+        description="Drop rows from this ratio on: at 1 the instruction makes its answer no likelier. The paper's.",
+    )
+    keep: int | float | None = Field(
+        None,
+        description=(
+            "Of the rows below, keep those with the highest ratio: a share of all rows that come this far (0.1; 1.0:"
+            " all), or a number of rows (1000). null: all. The paper's: 0.05, 0.1 and 0.15."
+        ),
+    )
+
+    @field_validator("keep")
+    @classmethod
+    def _is_a_share_or_a_number(cls, value: int | float | None) -> int | float | None:
+        if value is not None and not (value >= 2 if isinstance(value, int) else 0 < value <= 1):
+            raise ValueError("expected a share above 0 and at most 1.0, or a number of rows, 2 or more")
+        return value
+
+
+class PerplexityBand(Strict):
+    """Which perplexities of an answer, given what stands before it, are kept, ends included."""
+
+    between: tuple[float, float] | None = Field(
+        None, description="As quantiles of the rows that come this far, such as [0.05, 0.95]."
+    )
+    bounds: tuple[float | None, float | None] | None = Field(
+        None, description="As perplexities, such as [1.5, 200]; null: no such bound."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_band(self) -> Self:
+        if (self.between is None) == (self.bounds is None):
+            raise ValueError("expected one of between (quantiles) and bounds (perplexities)")
+        if self.between is not None and not 0 <= self.between[0] < self.between[1] <= 1:
+            raise ValueError("between: expected two quantiles from 0 to 1, the lower one first")
+        low, high = self.bounds or (None, None)
+        if self.bounds is not None and (low is None and high is None):
+            raise ValueError("bounds: expected a lower bound, an upper one, or both")
+        if low is not None and high is not None and not low < high:
+            raise ValueError("bounds: expected two perplexities, the lower one first")
+        return self
+
+
+class Likelihood(Strict):
+    """Rows by how likely a model finds their answers. Without 'ifd' and 'perplexity' nothing is
+    dropped, and the scores are there to look at.
+    """
+
+    model: Annotated[str, Ref("model")] = Field(description="Name of a local model, or of a step that made one.")
+    ifd: Ifd | None = Field(None, description="Instruction-following difficulty.")
+    perplexity: PerplexityBand | None = Field(None, description="A band of perplexities; goes before 'ifd'.")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens of prompt and answer; longer ones are scored as far as they fit. null: the model's window.",
+    )
+    tokens: int = Field(2048, ge=1, description="Most tokens of a pass; of what is longer, one row.")
+
+
 class Filter(Step):
     """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason,
     and 'openbezoar review' has the last word.
@@ -138,6 +204,9 @@ class Filter(Step):
     judge_top_p: JudgeTopP = 1.0
     batch: int = Field(32, ge=1)
     rules: Rules = Rules()
+    likelihood: Annotated[Likelihood | None, NotInKey("filters that asked no model's likelihood", at=None)] = Field(
+        None, description="Drop rows by how likely a model finds their answers, after the rules and before the judge."
+    )
     prompts: Prompts = {}
     budget: StepBudget = None
     max_refused: MaxRefused = MAX_REFUSED

@@ -99,6 +99,7 @@ VERBS: dict[str, Verb] = {
         hands_on="cost:hands_on",
         result="result:FilterNumbers",
         section="section:sections",
+        check="key:check",
         parts="key:parts",
         texts="key:texts",
         packages="key:packages",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from openbezoar.cleaning.rules import BY_LIKELIHOOD
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.funnels import ROWS, RowCounts, RowNumbers
 from openbezoar.reporting.results import Number, Record
@@ -30,6 +31,22 @@ class Contamination(Record):
     not_compared: list[str] = Field(default_factory=list)
 
 
+class LikelihoodNumbers(Record):
+    """How likely a model found the answers of the rows that it was asked about: counts, the thresholds that
+    were applied, quantiles by their names, rows by the lower edge of their bin of IFD.
+    """
+
+    model: str = ""
+    rows: int = 0
+    tokens: int = 0
+    cut: int = 0
+    without_ifd: int = 0
+    thresholds: dict[str, Number | None] = Field(default_factory=dict)
+    perplexity: dict[str, Number] = Field(default_factory=dict)
+    ifd: dict[str, Number] = Field(default_factory=dict)
+    ifd_histogram: dict[str, int] = Field(default_factory=dict)
+
+
 class FilterNumbers(RowNumbers):
     """The funnel in numbers, as ``cleaning.funnel`` gives them, with examples by reason."""
 
@@ -47,6 +64,7 @@ class FilterNumbers(RowNumbers):
     funnel: list[list[str | int]] = Field(default_factory=list)  # [rule, rows left after it]
     cleaned: dict[str, Cleaned] = Field(default_factory=dict)
     contamination: Contamination | None = None
+    likelihood: LikelihoodNumbers | None = None
     summary: str | None = None
 
     def outcome(self) -> str:
@@ -82,6 +100,23 @@ class FilterNumbers(RowNumbers):
             f" {dropped} row{'s' * (dropped != 1)} dropped.{missing}"
         )
 
+    def by_likelihood(self) -> str | None:
+        """Whose likelihood was asked, and what was kept by it; None if nobody's."""
+        asked = self.likelihood
+        if asked is None:
+            return None
+        t = asked.thresholds
+        kept = [
+            *([f"perplexity {_band(t.get('perplexity_from'), t['perplexity_to'])}"] if "perplexity_to" in t else []),
+            *([f"IFD {_band(t.get('ifd_from'), None, t['ifd_below'])}"] if "ifd_below" in t else []),
+        ]
+        dropped = sum(n for name, n in self.rejected_by_rule.items() if name in BY_LIKELIHOOD)
+        cut = f" {asked.cut} answers were scored as far as they fit." if asked.cut else ""
+        return (
+            f"{self.step.name}, likelihood by {asked.model}: {asked.rows} rows scored; kept:"
+            f" {', '.join(kept) or 'all'}; {dropped} row{'s' * (dropped != 1)} dropped.{cut}"
+        )
+
     def told(self, facts: RunFacts) -> list[str]:
         name, settings = self.step.name, self.step.settings
         sentences = [f"{name}, texts cleaned: {tally({cleaner: c.rows for cleaner, c in self.cleaned.items()})}."]
@@ -89,6 +124,8 @@ class FilterNumbers(RowNumbers):
             sentences.append(
                 f"{name}, rules: {', '.join(f'{rule} {_setting(value)}' for rule, value in rules.items())}."
             )
+        if likelihood := self.by_likelihood():
+            sentences.append(likelihood)
         if judge := settings.get("judge"):
             reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
             sentences.append(
@@ -103,6 +140,11 @@ class FilterNumbers(RowNumbers):
     def _rules(self) -> dict[str, Any]:
         rules = self.step.settings.get("rules")
         return dict(rules) if isinstance(rules, dict) else {}
+
+
+def _band(low: float | None, high: float | None, below: float | None = None) -> str:
+    ends = [("from", low), ("to", high), ("below", below)]
+    return " ".join(f"{word} {end:.4g}" for word, end in ends if end is not None)
 
 
 def _setting(value: Any) -> str:

@@ -38,7 +38,7 @@ def sections(facts: RunFacts) -> list[Section]:
     for funnel in all_funnels:
         inside: list[Block] = [Gallery(pictures)] if (pictures := tuple(_pictures(funnel))) else []
         for result in _filters(funnel):
-            inside += [*_contamination(result), *_details(result)]
+            inside += [*_contamination(result), *_likelihood(result), *_details(result)]
         if inside:
             blocks.append(Part(" → ".join(step.name for step in funnel.steps), tuple(inside)))
     return [Section("Data", tuple(blocks))]
@@ -72,6 +72,10 @@ def _pictures(funnel: Funnel) -> Iterator[Picture]:
         name = result.step.name
         if svg := funnel_chart(result.rows_left(), title := f"{name}: rows left after each rule"):
             yield Picture(svg, f"{slug(name)}-funnel", title)
+        ratios = result.likelihood.ifd_histogram if result.likelihood else {}
+        title = f"{name}: instruction-following difficulty"
+        if svg := bar_chart({"rows": list(ratios.values())}, list(ratios), title, "IFD, at least", "rows"):
+            yield Picture(svg, f"{slug(name)}-ifd", title)
         ratings, title = result.rating_histogram, f"{name}: the judge's ratings"
         if svg := bar_chart({"rows": list(ratings.values())}, list(ratings), title, "rating", "rows"):
             yield Picture(svg, f"{slug(name)}-ratings", title)
@@ -119,6 +123,22 @@ def _contamination(result: FilterNumbers) -> Iterator[Block]:
         hits = [(str(row.get("id")), str(row.get("why"))) for row in rejected if row.get("rule") == "contaminated"]
         if hits:
             yield Grid(Table(("row", "benchmark, its row and the words in common"), tuple(hits)))
+
+
+def _likelihood(result: FilterNumbers) -> Iterator[Block]:
+    """Which rows a model's likelihood dropped, and how its numbers are distributed over all that it was asked about."""
+    asked = result.likelihood
+    if asked is None or not (line := result.by_likelihood()):
+        return
+    yield Paragraph(line)
+    rows = [
+        (name, *(f"{value:.4g}" for value in quantiles.values()))
+        for name, quantiles in (("perplexity", asked.perplexity), ("IFD", asked.ifd))
+        if quantiles
+    ]
+    if rows:
+        shares = next(q for q in (asked.perplexity, asked.ifd) if q)
+        yield Grid(Table(("quantile", *shares), tuple(rows)))
 
 
 def _cleaned(result: FilterNumbers) -> Iterator[Block]:

@@ -3,10 +3,10 @@
 Reads instruction rows (``instruction``, optional ``context``, ``response``), the benchmarks'
 rows if asked to decontaminate, and the run's ``reviews/STEP.jsonl``. Writes ``rows.jsonl``
 (kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule`` that dropped the
-row and ``why``, or the judge's status, rating and reason) and ``unscored.jsonl`` (rows on
+row and ``why``, or the judge's status, rating and reason), ``unscored.jsonl`` (rows on
 which the judge could not be understood: neither kept nor rejected; with why and its last
-reply). Every row has the ``hash`` that reviews know it by, and ``cleaned`` names what was
-changed in it.
+reply) and, where a model's likelihood is asked, ``likelihood.jsonl``. Every row has the ``hash``
+that reviews know it by, and ``cleaned`` names what was changed in it.
 
 The rating scale and the three columns follow the released data sets (status, rating,
 reason); thresholds and wording are this project's, the paper's are not known.
@@ -21,18 +21,29 @@ from typing import Any
 from openbezoar.cleaning import funnel
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cleaning.funnel import Outcome
+from openbezoar.cleaning.likelihood import numbers as likelihood_numbers
+from openbezoar.cleaning.likelihood import screen
 from openbezoar.cleaning.reviews import Reviews, row_hash
-from openbezoar.cleaning.rules import Candidate, RowFilter
+from openbezoar.cleaning.rules import BY_LIKELIHOOD, Candidate, Drop, RowFilter
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, named
 from openbezoar.llm import open_llm
 from openbezoar.llm.refusals import REASONS
 from openbezoar.recipe.data_steps import Filter
-from openbezoar.rows.forms import INSTRUCTION, RESPONSE, asked_text, check_instruction, instruction_text, text_in
+from openbezoar.rows.forms import (
+    INSTRUCTION,
+    RESPONSE,
+    asked_text,
+    check_instruction,
+    instruction_text,
+    text_in,
+    to_example,
+)
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.verbs.filter.benchmarks import read_benchmarks
 from openbezoar.verbs.filter.judge import rate
+from openbezoar.verbs.filter.likelihood import likelihoods
 from openbezoar.verbs.filter.result import FilterNumbers
 
 
@@ -40,9 +51,10 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     """Filter; returns the numbers for the manifest. Raises DataError if no row is kept."""
     rows, changes = _cleaned(step, context)
     overlap, contamination = _benchmarks(step, context)
-    screen = RowFilter(step.rules, overlap)
+    rules = RowFilter(step.rules, overlap)
     candidates = [_candidate(row) for row in rows]
-    drops = [screen(candidate) for candidate in candidates]
+    drops = [rules(candidate) for candidate in candidates]
+    likelihood = _likelihood(step, context, rows, drops)
     passed = [i for i, drop in enumerate(drops) if drop is None]
     verdicts: list[Row] = [{"status": "accept", "rating": None, "reason": "rules"}] * len(passed)
     if step.judge is not None:
@@ -56,6 +68,8 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     numbers = {**funnel.numbers(machine, outcomes, step.judge is not None), "cleaned": changes}
     if overlap is not None:
         numbers["contamination"] = contamination
+    if likelihood is not None:
+        numbers["likelihood"] = likelihood
     numbers["summary"] = funnel.summary(numbers)
     _count(context, numbers, outcomes, unmatched)
     _write(context, outcomes)
@@ -103,7 +117,24 @@ def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dic
     return overlap, {"benchmark_rows": overlap.rows, "not_compared": elsewhere}
 
 
-# ----------------------------------------------------------------------------- the judge
+# ----------------------------------------------------------------------------- the models
+
+
+def _likelihood(step: Filter, context: StepContext, rows: list[Row], drops: list[Drop | None]) -> dict[str, Any] | None:
+    """Drop rows by how likely a model finds their answers: fills in ``drops`` and the rows' columns.
+    Returns what is told of it; None where no model is asked.
+    """
+    if step.likelihood is None:
+        return None
+    places = [i for i, drop in enumerate(drops) if drop is None]
+    scores = likelihoods(
+        step.likelihood, context, [to_example(rows[i], f"filter: row {rows[i]['id']}") for i in places]
+    )
+    screened = screen(scores, step.likelihood)
+    for i, score, drop in zip(places, scores, screened.drops, strict=True):
+        rows[i] |= score.as_row()
+        drops[i] = drop
+    return {"model": step.likelihood.model, **likelihood_numbers(scores, screened.thresholds)}
 
 
 def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int, str, str]]) -> list[Row]:
@@ -133,14 +164,17 @@ def _write(context: StepContext, outcomes: Sequence[Outcome]) -> None:
 
 def _nothing_left(step: Filter, numbers: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     funnel = " → ".join(f"{name} {remaining}" for name, remaining in numbers["funnel"])
+    by_likelihood = sum(n for name, n in numbers["rejected_by_rule"].items() if name in BY_LIKELIHOOD)
     share = {
-        "rules": sum(numbers["rejected_by_rule"].values()),
+        "rules": sum(numbers["rejected_by_rule"].values()) - by_likelihood,
+        "likelihood": by_likelihood,
         "judge": numbers["rejected_by_judge"],
         "unscored": numbers["unscored"],
     }
     rule = max(numbers["rejected_by_rule"], key=lambda name: numbers["rejected_by_rule"][name], default="")
     remedy = {
         "rules": f"loosen 'rules' (most fell to {rule})",
+        "likelihood": "widen 'likelihood' (its distribution is in likelihood.jsonl of the step's work folder)",
         "judge": f"lower 'min_rating' (now {step.min_rating:g}) or name another judge",
         "unscored": (
             "the judge's replies could not be read: name another judge, raise 'max_new_tokens', or use 'mode:"
