@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from openbezoar.cli.app import main
-from openbezoar.rows.records import write_jsonl
+from openbezoar.rows.records import read_jsonl, write_jsonl
 
 QUESTIONS = [
     {
@@ -156,6 +156,28 @@ def test_a_filter_judge_is_held_against_labels_beside_two_that_ask_nobody(
     assert "50.0 % [" in out
     assert "3 of 6 answers are good" in out
     assert "Every verdict: runs/judge-check/check" in err
+
+
+def test_a_model_s_likelihood_is_held_against_labels_too_and_beside_a_judge(
+    place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(place / "rows.jsonl", ROWS)
+    arguments = ("check", "--likelihood", str(tiny), "--rows", "rows.jsonl")
+    code, out, _ = call(capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["likelihood"] == str(tiny) and "judge" not in found
+    assert list(found["filters"]) == ["IFD", "perplexity", "keep all", "length only"]
+    assert found["filters"]["perplexity"]["kept"] == 6  # of so few, 5 % and 95 % are the ends
+    verdicts = list(read_jsonl(place / "runs/judge-check/check/verdicts.jsonl"))
+    assert found["filters"]["IFD"]["kept"] == sum(row["ifd"] < 1 for row in verdicts)
+    assert found["filters"]["length only"]["kept"] == found["filters"]["IFD"]["kept"]
+    code, out, _ = call(capsys, *arguments, "--judge", str(tiny), "--mode", "probability", "--min-rating", "1")
+    assert code == 0
+    filters = [line.split("  ")[0] for line in out.splitlines()[2:7]]
+    assert filters == ["judge", "IFD", "perplexity", "keep all", "length only"]
+    assert "of the likelihood IFD keeps those below 1" in out
+    code, _, err = call(capsys, "check", "--rows", "rows.jsonl")
+    assert code == 2 and "expected --judge MODEL, --likelihood MODEL, or both" in err
 
 
 @pytest.mark.parametrize(

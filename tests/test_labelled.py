@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
+from openbezoar.cleaning.likelihood import Scored
 from openbezoar.rows.records import Counts, Row
 from openbezoar.stats.intervals import auc
 from openbezoar.verbs.filter.check import Labelled, check_numbers, label_of, read_labelled
@@ -55,6 +57,18 @@ def test_the_longest_are_kept_beside_the_judge_not_the_shortest() -> None:
     items = [Labelled("0", "Say.", "word", False), Labelled("1", "Say so.", "word word", True)]
     found = check_numbers(items, [VERDICTS[0], VERDICTS[4]], 5.0, 1)["filters"]["length only"]
     assert (found["kept"], found["precision"]["value"], found["recall"]["value"]) == (1, 1.0, 1.0)
+
+
+def test_the_rules_of_a_likelihood_by_hand() -> None:
+    ratios = [0.5, 0.9, 1.2, 0.7, None]
+    scores = [Scored(2.0, None if r is None else 2.0 - math.log(r), 9) for r in ratios]
+    found = check_numbers(ITEMS, None, 5.0, 1, scores)
+    assert list(found["filters"]) == ["IFD", "perplexity", "keep all", "length only"]
+    ifd, perplexity = found["filters"]["IFD"], found["filters"]["perplexity"]
+    assert ifd["kept"] == 3 and ifd["precision"]["value"] == pytest.approx(2 / 3)  # below 1: good, good, bad
+    assert ifd["auc"]["value"] == pytest.approx(3 / 4)  # 0.5 and 0.9 beat 1.2, 0.9 beats 0.7; without the last row
+    assert perplexity["kept"] == 5 and perplexity["auc"]["value"] == 0.5  # all alike
+    assert found["filters"]["length only"]["kept"] == 3
 
 
 def test_a_judge_that_keeps_nothing_has_no_precision_and_one_without_a_rating_no_auc() -> None:

