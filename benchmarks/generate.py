@@ -32,7 +32,7 @@ from openbezoar.errors import DataError
 from openbezoar.llm import Sampling
 from openbezoar.models.load import DTYPES, device, load_tokenizer
 from openbezoar.models.references import open_checkpoint
-from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.instructions import instruction_text
 from openbezoar.rows.records import Turn, read_jsonl
 
 SIDES = ("ours", "batch", "single", "serve")

@@ -1,6 +1,6 @@
 """``docs/recipe-reference.md``, ``docs/recipe.schema.json``, ``docs/command-reference.md``, ``docs/api.md`` and
-the table of ``docs/preference-losses.md``, made from the schema, the command line, the library's docstrings
-and the table of losses.
+the tables of ``docs/preference-losses.md`` and ``docs/data.md``, made from the schema, the command line, the
+library's docstrings and the tables of losses and of forms of rows.
 
 ``python -m scripts.pages`` writes them; ``--check`` fails if they are stale.
 """
@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -28,11 +28,12 @@ from openbezoar.recipe.measure_steps import Gate, TaskSpec
 from openbezoar.recipe.schema import Recipe, json_schema
 from openbezoar.recipe.train_steps import Lora
 from openbezoar.recipe.verbs import VERBS
+from openbezoar.rows import known
 from openbezoar.schemes import SCHEMES
 from scripts.api_page import api_page
 
 DOCS = Path(__file__).parent.parent / "docs"
-TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from openbezoar/recipe/losses.py -->", "<!-- end -->"
+TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from {} -->", "<!-- end -->"
 BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Gate, Lora, Rules)
 
 
@@ -154,9 +155,19 @@ def _command(command: Any) -> Iterator[str]:
 
 def preference_losses() -> str:
     """The page of losses with its table made anew; the words around it are written by hand."""
-    page = (DOCS / "preference-losses.md").read_text(encoding="utf-8")
-    before, _, rest = page.partition(TABLE_BEGINS)
-    return "\n".join([before + TABLE_BEGINS, *losses.page_table(), TABLE_ENDS + rest.partition(TABLE_ENDS)[2]])
+    return _with_table("preference-losses.md", "openbezoar/recipe/losses.py", losses.page_table())
+
+
+def data() -> str:
+    """The page of rows with the table of their forms made anew."""
+    return _with_table("data.md", "openbezoar/rows/known.py", known.page_table())
+
+
+def _with_table(name: str, source: str, table: Iterable[str]) -> str:
+    page = (DOCS / name).read_text(encoding="utf-8")
+    begins = TABLE_BEGINS.format(source)
+    before, _, rest = page.partition(begins)
+    return "\n".join([before + begins, *table, TABLE_ENDS + rest.partition(TABLE_ENDS)[2]])
 
 
 def pages() -> dict[Path, str]:
@@ -165,6 +176,7 @@ def pages() -> dict[Path, str]:
         DOCS / "recipe-reference.md": recipe_reference(),
         DOCS / "command-reference.md": command_reference(),
         DOCS / "preference-losses.md": preference_losses(),
+        DOCS / "data.md": data(),
         DOCS / "api.md": api_page(),
         DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }

@@ -14,7 +14,8 @@ from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import DataSpec
 from openbezoar.recipe.data_steps import Filter
 from openbezoar.recipe.schema import Recipe
-from openbezoar.rows.forms import BESIDE, to_example, to_pair, to_prompt
+from openbezoar.rows.forms import to_example, to_pair, to_prompt, to_unpaired, unpaired_of
+from openbezoar.rows.known import BESIDE, FORMS, SYSTEM, Form
 from openbezoar.rows.records import Counts, JsonLines, Row, Turn, write_jsonl
 from openbezoar.rows.sources import select
 from openbezoar.store.runs import RunFolder
@@ -36,6 +37,10 @@ APART: Row = {
     "rejected": " No.",
 }
 JUDGED: Row = {"instruction": "Name a sea.", "output_1": "The Baltic.", "output_2": "No.", "human_majority": 1}
+SEA = [{"role": "user", "content": "Name a sea."}]
+BALTIC = {"role": "assistant", "content": "The Baltic."}
+CONVERSATION: Row = {"messages": [*SEA, BALTIC]}
+LISTS: Row = {"chosen": [*SEA, BALTIC], "rejected": [*SEA, {"role": "assistant", "content": "No."}]}
 LABELLED: Row = {"prompt": "Name a sea.", "completion": "The Baltic.", "label": True}
 
 
@@ -58,17 +63,20 @@ def seeds_of(*fields: str) -> Callable[[Row, Path], Any]:
 
 
 READERS: dict[str, tuple[Row, Callable[[Row, Path], Any], set[str]]] = {
-    "instruction": (INSTRUCTION, lambda row, _: to_example(row, "row"), {"system", "context"}),
-    "task": (TASK, lambda row, _: to_example(row, "row"), {"system", "input"}),
-    "pair": (PAIR, lambda row, _: to_pair(row, "row"), {"system", "context"}),
-    "pair of an instruction": (ASKED, lambda row, _: to_pair(row, "row"), {"system", "context"}),
-    "dialogues": (WHOLE, lambda row, _: to_pair(row, "row"), {"system"}),
-    "a dialogue and answers": (APART, lambda row, _: to_pair(row, "row"), {"system"}),
-    "example of a pair": (PAIR, lambda row, _: to_example(row, "row"), {"system", "context"}),
-    "example of dialogues": (WHOLE, lambda row, _: to_example(row, "row"), {"system"}),
-    "prompt": (INSTRUCTION, lambda row, _: to_prompt(row, "row"), {"system", "context"}),
-    "filter": (INSTRUCTION, filtered, {"system", "context"}),
-    "seed": (INSTRUCTION, seeds_of("instruction"), {"context"}),
+    "instruction": (INSTRUCTION, lambda row, _: to_example(row, "row"), {*SYSTEM, "context", "input"}),
+    "task": (TASK, lambda row, _: to_example(row, "row"), {*SYSTEM, "input"}),
+    "pair": (PAIR, lambda row, _: to_pair(row, "row"), {*SYSTEM, "context", "input"}),
+    "pair of an instruction": (ASKED, lambda row, _: to_pair(row, "row"), {*SYSTEM, "context", "input"}),
+    "dialogues": (WHOLE, lambda row, _: to_pair(row, "row"), {*SYSTEM}),
+    "a dialogue and answers": (APART, lambda row, _: to_pair(row, "row"), {*SYSTEM}),
+    "example of a pair": (PAIR, lambda row, _: to_example(row, "row"), {*SYSTEM, "context", "input"}),
+    "example of dialogues": (WHOLE, lambda row, _: to_example(row, "row"), {*SYSTEM}),
+    "prompt": (INSTRUCTION, lambda row, _: to_prompt(row, "row"), {*SYSTEM, "context", "input"}),
+    "conversation": (CONVERSATION, lambda row, _: to_example(row, "row"), {*SYSTEM}),
+    "pair of messages": (LISTS, lambda row, _: to_pair(row, "row"), {*SYSTEM}),
+    "unpaired": (LABELLED, lambda row, _: to_unpaired(row, "row"), {*SYSTEM, "context"}),
+    "filter": (INSTRUCTION, filtered, {"system", "context", "input"}),
+    "seed": (INSTRUCTION, seeds_of("instruction"), {"context", "input"}),
     "seed of orca": ({**TASK, "task": "t", "submix": "cot"}, seeds_of("submix", "task", "input"), {"input"}),
     "human pair": (
         JUDGED,
@@ -95,7 +103,8 @@ def test_a_field_that_speaks_to_the_model_is_used_or_refused_by_name(name: str, 
         assert "Speak of the north." in str(read(said, tmp_path))
     else:
         with pytest.raises(
-            DataError, match=f"'{field}' belongs to the prompt and would be left out; .*rename: {{{field}: "
+            DataError,
+            match=f"'{field}' (belongs to the prompt and would be|say different things).*; .*rename: {{{field}: ",
         ):
             read(said, tmp_path)
     for nothing in (None, "", [], {}):
@@ -156,17 +165,12 @@ def test_a_dialogue_that_does_not_end_where_an_answer_begins_is_dropped_by_name(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": [{"role": "user", "content": "a"}]}, "rows of messages (messages) are not read"),
-        ({"conversations": [{"from": "human", "value": "a"}]}, "ShareGPT's conversations (conversations) are not read"),
+        ({"text": "a"}, "it has text; rows with a 'text' alone have no prompt"),
+        ({"prompt": "a"}, "no field 'completion' (or 'response'); it has prompt"),
         (
-            {"prompt": "a", "completion": "b", "label": True},
-            "unpaired preferences (prompt, completion, label) are not read",
+            {"id": 1},
+            "no field 'instruction' (with 'response'), 'messages', 'prompt' (with 'completion') or 'chosen'; it has id",
         ),
-        ({"prompt": "a", "completion": "b"}, "add rename: {prompt: instruction, completion: response}"),
-        ({"question": "a", "answer": "b"}, "add rename: {question: instruction, answer: response}"),
-        ({"question": "a", "response": "b"}, "add rename: {question: instruction}"),
-        ({"text": "a"}, "plain texts (text) are not read"),
-        ({"id": 1}, "no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has id"),
     ],
 )
 def test_a_form_that_is_not_read_is_told_by_its_name(row: Row, said: str) -> None:
@@ -175,12 +179,12 @@ def test_a_form_that_is_not_read_is_told_by_its_name(row: Row, said: str) -> Non
     assert str(caught.value).startswith("file: row 1: ") and said in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["pair", "filter", "seed"])
+@pytest.mark.parametrize("name", ["filter", "seed"])
 @pytest.mark.parametrize("field", ["messages", "conversations"])
-def test_every_reader_tells_a_form_by_its_name(name: str, field: str, tmp_path: Path) -> None:
+def test_readers_of_instructions_tell_other_forms_by_their_names(name: str, field: str, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"row 1: .* \(" + field + r"\) are not read; write each as instruction and response|row: .* are not read",
+        match=f"row 1: rows of the form '{field}' .{field}. are not read here; write each as instruction and response",
     ):
         READERS[name][1]({field: []}, tmp_path)
 
@@ -196,11 +200,12 @@ def test_rows_of_which_none_can_be_used_stop_a_step_with_the_reason(tmp_path: Pa
 def test_pairs_are_not_told_to_be_renamed_into_instructions() -> None:
     with pytest.raises(DataError, match="unpaired preferences"):
         to_pair({"prompt": "a", "completion": "b", "label": True}, "row")
-    with pytest.raises(DataError, match="no field 'chosen'"):
-        to_pair({"prompt": "a", "response": "b"}, "row")
+    for other in ({"prompt": "a", "response": "b"}, CONVERSATION, {"messages": []}):
+        with pytest.raises(DataError, match="no field 'chosen'"):
+            to_pair(other, "row")
 
 
-MESSAGES = [{"role": "assistant", "content": "The Baltic."}]
+MESSAGES: list[Row] = [{"role": "assistant", "content": "The Baltic."}]
 
 
 @pytest.mark.parametrize("name", list(READERS))
@@ -208,7 +213,7 @@ MESSAGES = [{"role": "assistant", "content": "The Baltic."}]
     ("value", "kind"),
     [
         (None, "null"),
-        (MESSAGES, "a list of messages, which is not read"),
+        (MESSAGES, "a list of messages"),
         (["a"], "a list"),
         ({}, "an object"),
         ({1: 2}, "an object"),
@@ -222,13 +227,197 @@ def test_a_field_that_is_there_and_no_text_is_told_as_what_it_is(
         field
         for field in row
         if field not in ("label", "human_majority", "system")
+        and not (value is MESSAGES and (field in ("prompt", "completion") or name == "pair of messages"))
+        and not (value == ["a"] and name == "conversation")  # a question alone
+        and not (value is MESSAGES and name == "conversation")
+        and not (value is None and (name, field) == ("unpaired", "label"))
         and not (name.startswith(("seed", "prompt")) and field in ("response", "target"))
     ]
     for field in fields:
         if name == "a dialogue and answers" and field == "response":
             continue  # a note beside a pair
-        with pytest.raises(DataError, match=f"'{field}' is {kind}; expected a text"):
+        with pytest.raises(DataError, match=f"'{field}' is {kind}; expected a (text|list of messages)"):
             read({**row, field: value}, tmp_path)
+
+
+QUESTION, ANSWER = Turn("user", "Name a sea."), "The Baltic."
+U, A = {"role": "user", "content": "Name a sea."}, {"role": "assistant", "content": "The Baltic."}
+U2, A2 = {"role": "user", "content": "Another."}, {"role": "assistant", "content": "The Aral."}
+S = {"role": "system", "content": "Be brief."}
+NO = {"role": "assistant", "content": "No."}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_the_example_of_each_form_asks_for_a_sea_and_is_answered_with_one(form: Form) -> None:
+    example = to_example(form.example, "row")
+    assert example.answer == ANSWER and example.prompt == to_prompt(form.example, "row") and not example.notes
+    assert example.prompt[-1].content.startswith("Name a sea.") and example.prompt[-1].role == "user"
+    if form.kind == "pair":
+        assert to_pair(form.example, "row").rejected == "No."
+        liked, other = unpaired_of(to_pair(form.example, "row"))
+        assert (liked.answer, liked.liked, other.answer, other.liked) == (ANSWER, True, "No.", False)
+    if form.kind == "unpaired":
+        assert to_unpaired(form.example, "row").liked
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [S, U, A, U2, A2]},
+        {"messages": [U, A, U2, A2], "system": "Be brief."},
+        {"messages": [S, U, A, U2, A2], "system_prompt": "Be brief."},
+        {"messages": [{**S, "role": "developer"}, U, A, U2, A2], "prompt": "Name a sea.", "prompt_id": "x"},
+        {"messages": [U, A, U2, A2], "chat_template_kwargs": {"custom_instructions": "Be brief.", "xml_tools": []}},
+        {"messages": [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in (S, U, A, U2, A2)]},
+        {
+            "conversations": [
+                {"from": speaker, "value": m["content"]}
+                for speaker, m in zip(("system", "human", "gpt", "user", "bing"), (S, U, A, U2, A2), strict=True)
+            ]
+        },
+        {"conversation": [m["content"] for m in (U, A, U2, A2)], "system": "Be brief."},
+        {"prompt": [S, U], "completion": [A, U2, A2], "messages": None},
+    ],
+)
+def test_every_way_to_write_a_conversation_gives_the_same_turns_and_answers_to_learn(row: Row) -> None:
+    example = to_example(row, "row")
+    turns = tuple(Turn(m["role"], m["content"]) for m in (S, U, A, U2))  # type: ignore[arg-type]
+    assert (example.prompt, example.answer, example.earlier, example.notes) == (turns, "The Aral.", (2,), ())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [U, A, U2, A2], "rejected": [U, A, U2, NO]},
+        {"chosen": [U, A, U2, A2], "rejected": [U, A, U2, NO], "prompt": "Name a sea.", "messages": [U, A, U2, A2]},
+        {"chosen": [U, A, U2, A2], "rejected": [U, A, U2, NO], "prompt": [U, A, U2], "score_chosen": 8.0},
+        {"chosen": [A2], "rejected": [NO], "prompt": [U, A, U2], "chosen_rating": 4, "rejected_rating": 1},
+        {"chosen": A2, "rejected": NO, "prompt": [U, A, U2]},
+        {"chosen": "The Aral.", "rejected": "No.", "prompt": [U, A, U2]},
+        {"response1": "No.", "response2": "The Aral.", "overall_preference": 3, "context": [U, A, U2]},
+    ],
+)
+def test_every_way_to_write_a_pair_gives_the_same_prompt_and_answers(row: Row) -> None:
+    assert to_pair({**row, "id": 1}, "row") == to_pair({**WHOLE, "id": 1}, "row")
+    assert to_pair({**row, "id": 1, "system_prompt": "Be brief."}, "row").prompt[0] == Turn("system", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt", "answer", "earlier", "notes"),
+    [
+        ([U, A, U2], "u", "The Baltic.", (), ("turns after the last answer left out",)),
+        ([A2, U, A], "u", "The Baltic.", (), ("answer before the first question left out",)),
+        ([S, A2, U, A], "su", "The Baltic.", (), ("answer before the first question left out",)),
+        ([U, U2, A], "u", "The Baltic.", (), ("messages of one speaker joined",)),
+        ([U, A, A2], "u", "The Baltic.\n\nThe Aral.", (), ("messages of one speaker joined",)),
+        ([S, S, U, A], "su", "The Baltic.", (), ("messages of one speaker joined",)),
+        ([U, A, U2, {**A2, "weight": 0}], "u", "The Baltic.", (), ("turns after the last answer left out",)),
+        ([U, {**A, "weight": 0}, U2, {**A2, "weight": 1}], "uau", "The Aral.", (), ()),
+        ([U, A, U2, {**A2, "content": " "}], "u", "The Baltic.", (), ("turns after the last answer left out",)),
+        ([U, {**A, "reasoning_content": "Hm."}], "u", "The Baltic.", (), ("thoughts beside an answer left out",)),
+        ([U, {**A, "tool_calls": None, "weight": None}], "u", "The Baltic.", (), ()),
+    ],
+)
+def test_what_real_conversations_have_is_put_right_and_said(
+    messages: list[Row], prompt: str, answer: str, earlier: tuple[int, ...], notes: tuple[str, ...]
+) -> None:
+    example = to_example({"messages": messages}, "row")
+    assert ("".join(turn.role[0] for turn in example.prompt), example.answer) == (prompt, answer)
+    assert (example.earlier, example.notes) == (earlier, notes)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "an empty list of messages"),
+        ([U], "a conversation without an answer to learn"),
+        ([U, {**A, "weight": 0}], "a conversation without an answer to learn"),
+        ([U, {**A, "content": ""}], "a conversation without an answer to learn"),
+        ([A], "an answer without a question"),
+        ([S, A], "an answer without a question"),
+        ([S], "an answer without a question"),
+        ([U, S, A], "a system message after the first turn"),
+        ([U, {**A, "content": None}], "a message without a text"),
+        ([{**U, "content": " "}, A], "a message without a text"),
+        ([U, {**A, "content": None, "tool_calls": [{"id": "1"}]}], "tool calls"),
+        ([U, A, {"role": "tool", "content": "1"}, A2], "tool calls"),
+        ([U, {"role": "narrator", "content": "1"}, A], "a role that no template renders"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, A],
+            "images, audio or other parts that are no texts",
+        ),
+    ],
+)
+def test_a_conversation_of_no_use_is_dropped_by_its_reason(messages: list[Row], reason: str) -> None:
+    with pytest.raises(RowError, match="row: ") as caught:
+        to_example({"messages": messages}, "row")
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": "Name a sea."}, "'messages' is 'Name a sea.'; expected a list of messages"),
+        ({"messages": [U, "The Baltic."]}, "'messages', message 2 is 'The Baltic.'; expected an object with role"),
+        ({"messages": [{"content": "a"}, A]}, "'messages', message 1 does not say who speaks (it has content)"),
+        ({"messages": [{"role": 1, "content": "a"}, A]}, "message 1 does not say who speaks (its 'role' is 1)"),
+        ({"messages": [{"role": "user"}, A]}, "message 1 has no 'content' (or 'value'); it has role"),
+        (
+            {"messages": [{"role": "user", "content": 7}, A]},
+            "message 1: its 'content' is 7; expected a text, or a list",
+        ),
+        ({"messages": [[U, A]]}, "'messages', message 1 is a list"),
+        ({"messages": [U, {**A, "weight": 0.5}]}, "message 2: 'weight' is 0.5; expected 0 (not learnt) or 1"),
+        ({"messages": [S, U, A], "system": "Be long."}, "say different things"),
+        (
+            {"messages": [U, A], "instruction": "a", "response": "b"},
+            "'messages' and 'instruction' say different things",
+        ),
+        ({"messages": [U, A], "prompt": "Name a lake."}, "'messages' and 'prompt' say different things"),
+        (
+            {"messages": [U, A], "conversations": [U2, A2]},
+            "'conversations' belongs to the prompt and would be left out",
+        ),
+        ({"instruction": "a", "response": "b", "output": "c"}, "'response' and 'output' say different things"),
+        (
+            {"instruction": "a", "context": "b", "input": "c", "output": "d"},
+            "'context' and 'input' say different things",
+        ),
+        ({"prompt": "a", "completion": "b", "instruction": "a", "response": "c"}, "say different things"),
+        ({"chosen": [A], "rejected": [NO]}, "no field 'prompt'"),
+        ({"chosen": [U, A], "rejected": "No."}, "'chosen' is a list of messages; expected a text, as 'rejected' is"),
+        (
+            {"chosen": [U, A], "rejected": [U, NO], "prompt": "Name a lake."},
+            "'chosen' and 'prompt' say different things",
+        ),
+    ],
+)
+def test_what_is_no_message_or_says_two_things_stops_with_the_row(row: Row, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        to_example(row, "file: row 1")
+    assert not isinstance(caught.value, RowError)
+    assert str(caught.value).startswith("file: row 1: ") and said in str(caught.value)
+
+
+def test_an_answer_that_was_not_liked_is_never_learnt_by_sft_and_a_tie_is_no_pair() -> None:
+    for row, reason in (
+        ({**LABELLED, "label": False}, "an answer that was not liked"),
+        ({"response1": "a", "response2": "b", "overall_preference": 0, "context": [U]}, "neither answer preferred"),
+        ({"messages": [U, A], "tools": [{"name": "f"}]}, "tool calls"),
+        ({"messages": [U, A], "chat_template_kwargs": {"xml_tools": ["f"]}}, "tool calls"),
+    ):
+        with pytest.raises(RowError) as caught:
+            to_example(row, "row")
+        assert caught.value.reason == reason
+    assert [to_unpaired({**LABELLED, "label": label}, "row").liked for label in (True, 1, 1.0, False, 0)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(DataError, match="'label' is 'yes'; expected true or false"):
+        to_unpaired({**LABELLED, "label": "yes"}, "row")
 
 
 def test_a_null_beside_a_text_under_another_name_is_none() -> None:

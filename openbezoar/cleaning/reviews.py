@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from openbezoar.errors import DataError, RunError, shown
 from openbezoar.machine.textfiles import loads, read_text
-from openbezoar.rows.forms import text_in
+from openbezoar.rows.fields import text_in
 from openbezoar.rows.records import Row
 from openbezoar.store.digests import digest
 
@@ -39,7 +39,12 @@ class Decision:
 def row_hash(row: Mapping[str, Any]) -> str:
     """Sixteen hex digits of a row's system message, instruction, context and response."""
     return digest(
-        [row.get("system"), row.get("instruction"), row.get("context") or "", row.get("response", row.get("output"))]
+        [
+            row.get("system"),
+            row.get("instruction"),
+            row.get("context") or row.get("input") or "",
+            row.get("response", row.get("output")),
+        ]
     )[:16]
 
 

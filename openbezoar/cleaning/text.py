@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from openbezoar.dialogue.thoughts import mentions, without_thoughts
 from openbezoar.rows.records import Row
 
-FIELDS = ("instruction", "context", "response", "output")
+FIELDS = ("instruction", "context", "input", "response", "output")
 ANSWERS = ("response", "output")
 SHOWN = 60  # characters either side of a change, in an example of it
 

@@ -1,332 +1,323 @@
-"""The forms that a row of data may have: how each is known, and what it becomes. Takes rows, writes nothing.
+"""What a row of data becomes: an example, a pair, an answer that was liked or not, a prompt. Takes
+rows, writes nothing.
 
-``FORMS`` is the table of those that are read, ``UNREAD`` of those that are known and refused by
-name, ``BESIDE`` of the fields that belong to a prompt wherever they stand. A form uses such a
-field, or ``check_beside`` refuses the row: nothing that was said to a model is left out in
-silence. Other fields are notes, which nobody reads. To add a form: a line in ``FORMS``, a
-function for its turns, a row of it in ``tests/test_forms.py``, a line in docs/data.md.
+The forms themselves are the table in ``known``. Rows are read one by one, whatever stands
+before them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from openbezoar.errors import DataError, RowError, fields_of, named, shown
-from openbezoar.rows.records import Example, Pair, Role, Turn
-
-Fields = Mapping[str, Any]
-
-_NOTE = "put what it says into the row's texts, or, to leave it out, add rename: {%s: unused}"
-BESIDE: dict[str, str] = {
-    "system": _NOTE,
-    "system_prompt": "add rename: {%s: system}",
-    "system_message": "add rename: {%s: system}",
-    "context": _NOTE,
-    "input": "add rename: {input: context}",
-    **dict.fromkeys(
-        ("history", "chat_history", "messages", "conversations", "conversation", "tools", "functions"), _NOTE
-    ),
-}
-"""Fields with a known meaning beside a prompt, and the remedy where a form has no use for one."""
-
-INSTRUCTION, RESPONSE = ("instruction",), ("response", "output")
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to write a row.
-
-    known_by: fields that a row of it has, none of them null. prompt_fields, answer: names under
-    which the prompt and the answer to be learnt are looked for. uses: fields of ``BESIDE`` that
-    become part of the prompt.
-    """
-
-    name: str
-    known_by: tuple[str, ...]
-    prompt_fields: tuple[str, ...]
-    answer: tuple[str, ...]
-    uses: frozenset[str]
-
-
-FORMS = (
-    Form("pair", ("chosen", "prompt"), ("prompt",), ("chosen",), frozenset({"system", "context"})),
-    Form("pair", ("chosen", "instruction"), INSTRUCTION, ("chosen",), frozenset({"system", "context"})),
-    Form("dialogues", ("chosen",), (), ("chosen",), frozenset({"system"})),
-    Form("instruction", INSTRUCTION, INSTRUCTION, RESPONSE, frozenset({"system", "context"})),
-    Form("task", ("input",), ("input",), ("target",), frozenset({"system", "input"})),
+from openbezoar.errors import DataError, RowError, named
+from openbezoar.rows.dialogues import is_dialogue, parse_dialogue, parse_prompt
+from openbezoar.rows.fields import absent, ambiguous, check_beside, kind_of, one_of, text_in
+from openbezoar.rows.instructions import with_context
+from openbezoar.rows.known import CONTEXT, SYSTEM, Fields, Form, fitting, form_of
+from openbezoar.rows.messages import (
+    TOOLS,
+    Conversation,
+    Unusable,
+    after,
+    ends_with_question,
+    is_list,
+    last_learnt,
+    opened,
+    read_messages,
+    texts_in,
 )
-UNREAD: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("messages",), "rows of messages", "write each as instruction and response, or as chosen and rejected dialogues"),
-    (("conversations",), "ShareGPT's conversations", "write each as instruction and response"),
-    (("conversation",), "rows of conversations", "write each as instruction and response"),
-    (("prompt", "completion", "label"), "unpaired preferences", "write pairs with prompt, chosen and rejected"),
-    (("prompt", "completion"), "prompts with completions", "add rename: {prompt: instruction, completion: response}"),
-    (("prompt", "response"), "prompts with responses", "add rename: {prompt: instruction}"),
-    (("question", "response"), "questions with responses", "add rename: {question: instruction}"),
-    (("question", "answer"), "questions with answers", "add rename: {question: instruction, answer: response}"),
-    (("inputs", "targets"), "FLAN's own columns", "add rename: {inputs: input, targets: target}"),
-    (("text",), "plain texts", "expected an instruction and its response"),
-)
+from openbezoar.rows.records import Example, Pair, Turn, Unpaired
 
-
-def form_of(row: Fields, where: str) -> Form:
-    """A row's form. Raises DataError for a row of none, naming the form where it is a known one that is not read."""
-    for form in FORMS:
-        if all(row.get(name) is not None for name in form.known_by):
-            return form
-    for form in FORMS:  # a field of it is there, but null
-        if form.known_by[0] in row:
-            text_in(row, form.known_by[:1], where)
-    check_read(row, where)
-    raise DataError(
-        f"{where}: no field 'instruction' (with 'response'), 'input' (with 'target') or 'chosen'; it has"
-        f" {fields_of(row)}"
-    )
-
-
-def check_read(row: Fields, where: str, renamed: bool = True) -> None:
-    """Raises DataError for a row of a form that is known and not read. renamed: so too where other
-    names are all that it takes.
-    """
-    for fields, name, remedy in UNREAD:
-        if all(field in row for field in fields) and (renamed or "rename" not in remedy):
-            raise DataError(f"{where}: {name} ({', '.join(fields)}) are not read; {remedy}")
-
-
-# ------------------------------------------------------------------------------ fields
-
-
-def text_in(row: Fields, names: tuple[str, ...], where: str) -> str:
-    """The text in the first field of ``names`` that holds one. Raises DataError saying what is there instead."""
-    text = next((row[name] for name in names if isinstance(row.get(name), str)), None)
-    if text is not None:
-        return str(text)
-    present = next(
-        (name for name in names if row.get(name) is not None), next((name for name in names if name in row), None)
-    )
-    if present is None:
-        if names[0] in ("instruction", "response", "chosen"):
-            check_read(row, where, renamed=names[0] != "chosen")
-        others = f" (or {' or '.join(map(repr, names[1:]))})" if len(names) > 1 else ""
-        raise DataError(f"{where}: no field '{names[0]}'{others}; it has {fields_of(row)}")
-    raise DataError(f"{where}: '{present}' is {kind_of(row[present])}; expected a text: fill it in, or drop the row")
-
-
-def beside(row: Fields, name: str, where: str) -> str:
-    """The text of a field that a row need not have, "" without one. Raises DataError if it holds something else."""
-    value = row.get(name)
-    if value is None:
-        return ""
-    return text_in(row, (name,), where)
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        messages = value and all(isinstance(one, dict) and {"role", "from"} & set(one) for one in value)
-        return "a list of messages, which is not read" if messages else "a list"
-    if isinstance(value, dict):
-        return "an object"
-    return str(value).lower() if isinstance(value, bool) else shown(value)
-
-
-def check_beside(row: Fields, where: str, uses: frozenset[str], *, prompt: str) -> None:
-    """Raises DataError for a field of ``BESIDE`` outside of ``uses`` that says something ``prompt`` does not."""
-    for name, remedy in BESIDE.items():
-        value = row.get(name)
-        if name in uses or value is None or value in ([], {}):
-            continue
-        if isinstance(value, str) and value.strip() in prompt:  # an empty one, or one that stands in the prompt already
-            continue
-        raise DataError(
-            f"{where}: the field '{name}' belongs to the prompt and would be left out; {remedy.replace('%s', name)}"
-        )
-
-
-# ------------------------------------------------------------------------- instructions
-
-
-def check_instruction(row: Fields, where: str, uses: frozenset[str] = frozenset({"system", "context"})) -> None:
-    """Raises DataError for an instruction that is no text or empty, and for fields beside it that would be overlooked.
-
-    uses: the fields of ``BESIDE`` that become part of what is asked.
-    """
-    if not text_in(row, INSTRUCTION, where).strip():
-        raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
-    for name in sorted(uses):
-        beside(row, name, where)
-    check_beside(row, where, uses, prompt=instruction_text(row))
-
-
-def instruction_text(row: Fields) -> str:
-    """Instruction and context as one text, a blank line between (as in the Evol-Instruct seeds)."""
-    return _with_context(str(row["instruction"]), row.get("context") or "")
-
-
-def asked_text(row: Fields) -> str:
-    """All that was asked as one text, for a judge to see: the row's own system message goes before its instruction."""
-    system = row.get("system")
-    return f"{system}\n\n{instruction_text(row)}" if system else instruction_text(row)
-
-
-def judged_text(row: Fields, names: tuple[str, ...], where: str) -> str:
-    """``asked_text`` of a row that people have judged: its prompt may have other names, and
-    ``input`` counts as its context.
-
-    Raises DataError if it has none, or says more than can be shown.
-    """
-    context = "context" if beside(row, "context", where).strip() or not beside(row, "input", where) else "input"
-    fields = {
-        "instruction": text_in(row, names, where),
-        "context": beside(row, context, where),
-        "system": beside(row, "system", where),
-    }
-    check_beside(row, where, frozenset({"system", context}), prompt=asked_text(fields))
-    return asked_text(fields)
-
-
-def _with_context(instruction: str, context: str) -> str:
-    return f"{instruction}\n\n{context}" if context else instruction
+NOT_LIKED = "an answer that was not liked"
+NO_PREFERENCE = "neither answer preferred"
+NO_LABEL = "without a label"
+OTHER_PROMPTS = "chosen and rejected have different prompts"
+NO_END = "not a dialogue that ends with an answer"
 
 
 # ----------------------------------------------------------------------- what rows become
 
 
 def to_example(row: Fields, where: str) -> Example:
-    """The training example in a row of any form that is read.
+    """The training example in a row of any form: of a pair the chosen answer, of answers that were
+    liked or not the liked ones, of a conversation all its answers.
 
-    Raises DataError naming ``where`` and the field that is missing, is no text, or would be left out.
+    Raises DataError naming ``where`` and the field that is missing, is no text, or would be left
+    out; RowError for a row whose content is of no use, which is counted.
     """
     form = form_of(row, where)
-    if "chosen" in form.answer:
+    if form.kind == "pair":
         pair = to_pair(row, where)
-        return Example(pair.id, pair.prompt, pair.chosen)
-    prompt = to_prompt(row, where)
-    return Example(_id(row, where), prompt, text_in(row, form.answer, where))
+        return Example(pair.id, pair.prompt, pair.chosen, notes=pair.notes)
+    if form.kind == "unpaired":
+        one = to_unpaired(row, where)
+        if not one.liked:
+            raise RowError(f"{where}: its answer was not liked", NOT_LIKED)
+        return Example(one.id, one.prompt, one.answer, notes=one.notes)
+    return _example(row, form, where)
 
 
 def to_prompt(row: Fields, where: str) -> tuple[Turn, ...]:
-    """The turns before the answer, in a row of any form that is read; errors as ``to_example``."""
+    """The turns before the answer, in a row of any form; errors as ``to_example``. A conversation's
+    are those before its last answer, or all where it ends with the user's.
+    """
     form = form_of(row, where)
-    if not form.prompt_fields or (form.name == "pair" and _whole_dialogues(row)):
+    if form.kind == "conversation":
+        talk = _conversation(row, form, where)
+        return talk.turns if talk.turns[-1].role == "user" else talk.turns[:-1]
+    if form.kind == "pair" and (not form.prompt or _whole(row)):
         return to_pair(row, where).prompt
-    instruction = text_in(row, form.prompt_fields, where)
-    if not instruction.strip():
-        raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
-    uses = form.uses - {"context"} if is_dialogue(instruction) else form.uses
-    whole = _with_context(instruction, beside(row, "context", where) if "context" in uses else "")
-    check_beside(row, where, uses, prompt=whole)
-    return _under_system(
-        row, where, parse_prompt(instruction, where) if is_dialogue(instruction) else (Turn("user", whole),)
-    )
+    return _asked(row, form, where).turns
 
 
 def to_pair(row: Fields, where: str) -> Pair:
-    """The preference pair in a row: whole dialogues of HH-RLHF's form, or a prompt with the two answers apart.
+    """The preference pair in a row: two whole conversations (lists of messages, or HH-RLHF's
+    text) that differ in the last answer, or a prompt with the two answers apart.
 
-    A prompt may itself be such a dialogue. Raises DataError if a field is missing, no text, or
-    would be left out, RowError if a dialogue is none or the two do not share their prompt.
+    Raises DataError if a field is missing, no text, or would be left out, RowError if a dialogue
+    is none or the two do not share their prompt.
     """
+    form = next((form for form in fitting(row) if form.kind == "pair"), None)
+    if form is not None and not form.answer:
+        return _ranked(row, form, where)
+    if form is None:
+        raise _no_pair(row, where)
+    if is_list(row.get("chosen")) or is_list(row.get("rejected")):
+        return _pair_of_messages(row, form, where)
     chosen, rejected = (text_in(row, (name,), where) for name in ("chosen", "rejected"))
     id_, subset = _id(row, where), str(row.get("subset", ""))
-    form = form_of(row, where)
-    if form.name == "pair" and not _whole_dialogues(row):
-        prompt = to_prompt(row, where)
-        tidy: Callable[[str], str] = str.strip if is_dialogue(text_in(row, form.prompt_fields, where)) else str
-        return Pair(id_, prompt, tidy(chosen), tidy(rejected), subset)
-    for name in ("prompt", "instruction"):
-        if name in row and row[name] is None and not _whole_dialogues(row):
+    if form.prompt and not _whole(row):
+        asked = _asked(row, form, where)
+        prompt = next((row[name] for name in form.prompt if isinstance(row.get(name), str)), "")
+        tidy: Callable[[str], str] = str.strip if is_dialogue(prompt) else str
+        return Pair(id_, asked.turns, tidy(chosen), tidy(rejected), subset, asked.notes)
+    for name in ("prompt", "instruction", "question"):
+        if name in row and row[name] is None and not _whole(row):
             text_in(row, (name,), where)
-    if isinstance(row.get("question"), str) and not _whole_dialogues(row):
-        raise DataError(f"{where}: a 'question' with its answers apart is not read; add rename: {{question: prompt}}")
     first, second = parse_dialogue(chosen, where), parse_dialogue(rejected, where)
-    if first[:-1] != second[:-1]:
-        raise RowError(
-            f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only",
-            "chosen and rejected have different prompts",
-        )
-    check_beside(row, where, frozenset({"system"}), prompt=chosen)
-    return Pair(id_, _under_system(row, where, first[:-1]), first[-1].content, second[-1].content, subset)
+    _check_shared(first[:-1], second[:-1], where)
+    uses = frozenset(SYSTEM)
+    check_beside(row, where, uses, prompt=chosen, answers=[chosen])
+    talk = _under_system(row, where, Conversation(first[:-1]))
+    return Pair(id_, talk.turns, first[-1].content, second[-1].content, subset)
+
+
+def to_unpaired(row: Fields, where: str) -> Unpaired:
+    """The answer in a row of prompt, completion and label, and whether it was liked.
+
+    Raises DataError and RowError as ``to_example``, RowError too for a label that is null.
+    """
+    form = next((form for form in fitting(row) if form.kind == "unpaired"), None)
+    if form is None:
+        if "label" in row and row["label"] is None:
+            raise RowError(f"{where}: its label is null", NO_LABEL)
+        for name in ("prompt", "completion"):
+            text_in(row, (name,), where)
+        raise absent(row, ("label",), where)
+    if row["label"] not in (0, 1):  # true and false are numbers too
+        raise DataError(f"{where}: 'label' is {kind_of(row['label'])}; expected true or false (or 1 or 0)")
+    example = _example(row, form, where)
+    return Unpaired(example.id, example.prompt, example.answer, bool(row["label"]), example.notes)
+
+
+def unpaired_of(pair: Pair) -> tuple[Unpaired, Unpaired]:
+    """A pair as two answers, the chosen one liked and the rejected one not; its notes stand with the first."""
+    return (
+        Unpaired(pair.id, pair.prompt, pair.chosen, True, pair.notes),
+        Unpaired(pair.id, pair.prompt, pair.rejected, False),
+    )
 
 
 def _id(row: Fields, where: str) -> str:
     return named(row["id"]) if "id" in row else where
 
 
-def _under_system(row: Fields, where: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The turns under the row's own system message; "" is one too, of no words."""
-    return turns if row.get("system") is None else (Turn("system", beside(row, "system", where)), *turns)
+# ------------------------------------------------------------------------------ answers
 
 
-# --------------------------------------------------------------------------- dialogues
+def _example(row: Fields, form: Form, where: str) -> Example:
+    """The example in a row of a conversation, or of a prompt and its answer."""
+    if form.kind == "conversation":
+        talk = last_learnt(_conversation(row, form, where), where)
+    else:
+        asked = _asked(row, form, where)
+        answer = form.answered(row)
+        _check_one_answer(row, form, answer, where)
+        if is_list(row.get(answer)) and answer == "completion":
+            said = read_messages(row[answer], answer, where)
+            if said.turns[0].role != "assistant":
+                raise RowError(f"{where}: the completion does not begin with a turn of the assistant", NO_END)
+            talk = last_learnt(after(asked, said), where)
+        else:
+            return Example(_id(row, where), asked.turns, text_in(row, form.answer, where), notes=asked.notes)
+    *earlier, last = sorted(talk.learnt)
+    return Example(_id(row, where), talk.turns[:last], talk.turns[last].content, tuple(earlier), talk.notes)
 
-_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
-_BEGINS = "\n\nHuman:"
+
+def _check_one_answer(row: Fields, form: Form, answer: str, where: str) -> None:
+    """Raises DataError for a row that has another answer, under another name of this form or in one
+    of another form, that says something else.
+    """
+    for other in (form, *(one for one in fitting(row) if one.kind == "answer" and one is not form)):
+        for name in other.answer:
+            if name != answer and isinstance(row.get(name), str) and row[name] != row.get(answer):
+                raise ambiguous(where, answer, name)
 
 
-def _whole_dialogues(row: Fields) -> bool:
-    """Whether both answers of a pair are whole dialogues, prompt and all, whatever stands in ``prompt``."""
-    return all(isinstance(row.get(name), str) and is_dialogue(row[name]) for name in ("chosen", "rejected"))
+def _asked(row: Fields, form: Form, where: str) -> Conversation:
+    """What a row of a form with a prompt asks, its system message and context with it."""
+    name = next((name for name in form.prompt if row.get(name) is not None), form.prompt[0])
+    if is_list(row.get(name)) and name in ("prompt", "context"):
+        talk = opened(ends_with_question(read_messages(row[name], name, where), where), where)
+        return _complete(row, where, talk, form.uses - set(CONTEXT) | {name})
+    asked = text_in(row, form.prompt, where)
+    if not asked.strip():
+        raise DataError(f"{where}: the instruction is empty; drop the row or fill it in")
+    if is_dialogue(asked):
+        uses = form.uses - set(CONTEXT) | ({name} & form.uses)
+        check_beside(row, where, uses, prompt=asked, answers=_answers(row))
+        return _under_system(row, where, Conversation(parse_prompt(asked, where)))
+    names = tuple(one for one in CONTEXT if one in form.uses and one != name)
+    whole = with_context(asked, one_of(row, names, where) or "") if name not in CONTEXT else asked
+    check_beside(row, where, form.uses, prompt=whole, answers=_answers(row))
+    return _under_system(row, where, Conversation((Turn("user", whole),)))
 
 
-def is_dialogue(prompt: str) -> bool:
-    """Whether a text is a dialogue of HH-RLHF's form, with its markers in it."""
-    body = "\n\n" + prompt.strip("\n")
-    answers = "\n\nAssistant:" in body
-    return prompt.startswith(_BEGINS) or (
-        answers and (body.startswith(_BEGINS) or (_BEGINS in body and body.rstrip().endswith("\n\nAssistant:")))
+def _answers(row: Fields) -> list[str]:
+    """The texts of a row's answers, which a list of messages beside a prompt may repeat."""
+    names = ("chosen", "response", "output", "completion", "answer", "target", "targets")
+    return [text for name in names for text in texts_in(row.get(name))]
+
+
+# ------------------------------------------------------------------------- conversations
+
+
+def _conversation(row: Fields, form: Form, where: str) -> Conversation:
+    """A row's conversation from its first question on, under its system message."""
+    (name,) = form.prompt
+    talk = _complete(row, where, opened(read_messages(row[name], name, where), where), form.uses | {name})
+    others = (other for other in fitting(row) if other.kind == "answer")
+    for field in (field for other in others for field in (*other.prompt, other.answered(row)) if field):
+        if not talk.repeats(row[field]):
+            raise ambiguous(where, name, field)
+    return talk
+
+
+def _complete(row: Fields, where: str, talk: Conversation, uses: frozenset[str]) -> Conversation:
+    """A talk of messages under its system message. Raises Unusable where tools stand beside it,
+    DataError where a field beside it would be left out.
+    """
+    _check_no_tools(row, where)
+    whole = _under_system(row, where, talk)
+    check_beside(row, where, uses, prompt=whole.text, answers=_answers(row))
+    return whole
+
+
+def _check_no_tools(row: Fields, where: str) -> None:
+    given = {**_kwargs(row), **{name: row.get(name) for name in ("tools", "functions")}}
+    for name in ("tools", "functions", "xml_tools", "python_tools"):
+        value = given.get(name)
+        if value and not (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")):
+            raise Unusable(
+                f"{where}: the field '{name}' belongs to the prompt and would be left out; drop the row, or add"
+                f" rename: {{{name}: unused}}",
+                TOOLS,
+            )
+
+
+def _kwargs(row: Fields) -> Mapping[str, Any]:
+    """What SmolTalk 2 has beside its messages for SmolLM 3's template."""
+    given = row.get("chat_template_kwargs")
+    return given if isinstance(given, Mapping) else {}
+
+
+def _under_system(row: Fields, where: str, talk: Conversation) -> Conversation:
+    """The talk under the row's own system message; "" is one too, of no words. Raises DataError
+    where the talk has another one of its own.
+    """
+    kwargs = _kwargs(row)
+    fields = {**row, "custom_instructions": kwargs.get("custom_instructions") or None}
+    text = one_of(fields, (*SYSTEM, "custom_instructions"), where)
+    if text is None:
+        return talk
+    if talk.turns[0].role != "system":
+        moved = frozenset(place + 1 for place in talk.learnt)
+        return Conversation((Turn("system", text), *talk.turns), moved, talk.notes)
+    if text.strip() not in ("", talk.turns[0].content.strip()):
+        name = next(name for name in (*SYSTEM, "custom_instructions") if fields.get(name))
+        raise ambiguous(where, "the system message of the conversation", name)
+    return talk
+
+
+# -------------------------------------------------------------------------------- pairs
+
+
+def _pair_of_messages(row: Fields, form: Form, where: str) -> Pair:
+    """A pair whose answers are lists of messages: whole conversations, or last messages with their prompt apart."""
+    for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if not is_list(row.get(name)):
+            text_in(row, (name,), where)
+            raise DataError(
+                f"{where}: '{other}' is {kind_of(row[other])}; expected a text, as '{name}' is, or both as messages"
+            )
+    first, second = (read_messages(row[name], name, where) for name in ("chosen", "rejected"))
+    for talk in (first, second):
+        if talk.turns[-1].role != "assistant":
+            raise RowError(f"{where}: a list of messages does not end with the assistant's", NO_END)
+    notes = tuple(dict.fromkeys((*first.notes, *second.notes)))
+    _check_shared(first.turns[:-1], second.turns[:-1], where)
+    if len(first.turns) > 1:
+        shared = opened(Conversation(first.turns[:-1], frozenset(), notes), where)
+        for name in form.prompt:
+            if not shared.repeats(row[name]):
+                raise ambiguous(where, "chosen", name)
+        asked = _complete(row, where, shared, form.uses | set(form.prompt))
+    elif form.prompt:
+        asked = _asked(row, form, where)
+        asked = Conversation(asked.turns, asked.learnt, (*asked.notes, *notes))
+    else:
+        raise absent(row, ("prompt",), where)
+    answers = first.turns[-1].content, second.turns[-1].content
+    return Pair(_id(row, where), asked.turns, *answers, str(row.get("subset", "")), asked.notes)
+
+
+def _check_shared(first: tuple[Turn, ...], second: tuple[Turn, ...], where: str) -> None:
+    if first != second:
+        raise RowError(
+            f"{where}: chosen and rejected do not share their prompt; they may differ in the last answer only",
+            OTHER_PROMPTS,
+        )
+
+
+def _ranked(row: Fields, form: Form, where: str) -> Pair:
+    """HelpSteer3's two answers and how much the second is preferred."""
+    preference = row["overall_preference"]
+    if isinstance(preference, bool) or not isinstance(preference, int | float) or not -3 <= preference <= 3:
+        raise DataError(f"{where}: 'overall_preference' is {kind_of(preference)}; expected a number from -3 to 3")
+    if preference == 0:
+        raise RowError(f"{where}: neither answer is preferred", NO_PREFERENCE)
+    asked = _asked(row, form, where)
+    one, two = (text_in(row, (name,), where) for name in ("response1", "response2"))
+    chosen, rejected = (one, two) if preference < 0 else (two, one)
+    return Pair(_id(row, where), asked.turns, chosen, rejected, str(row.get("subset", "")), asked.notes)
+
+
+def _whole(row: Fields) -> bool:
+    """Whether both answers of a pair are whole conversations, prompt and all, whatever stands in ``prompt``."""
+    answers = [row.get(name) for name in ("chosen", "rejected")]
+    return all(
+        is_dialogue(answer) if isinstance(answer, str) else isinstance(answer, list) and len(answer) > 1
+        for answer in answers
     )
 
 
-def parse_dialogue(text: str, where: str) -> tuple[Turn, ...]:
-    """HH-RLHF's "\\n\\nHuman: …\\n\\nAssistant: …" as turns that alternate and end with the assistant's.
-
-    Consecutive turns of one speaker are joined by a blank line. Raises RowError for any other text.
-    """
-    parts = _speeches(text)
-    if parts is None or len(parts) < 2 or parts[-1][0] != "Assistant":
-        raise RowError(
-            f"{where}: not a dialogue that begins with '\\n\\nHuman:' and ends with an '\\n\\nAssistant:' turn",
-            "not a dialogue that ends with an answer",
-        )
-    return _turns(parts)
-
-
-def parse_prompt(text: str, where: str) -> tuple[Turn, ...]:
-    """A dialogue whose answers are apart, as turns that end with the user's: "\\n\\nHuman:
-    …\\n\\nAssistant:". Raises RowError for any other text.
-    """
-    parts = _speeches(text)
-    if parts and parts[-1][0] == "Assistant" and not parts[-1][1].strip():
-        parts.pop()
-    if not parts or parts[-1][0] != "Human":
-        raise RowError(
-            f"{where}: the prompt is not a dialogue that begins with '\\n\\nHuman:' and ends with an empty"
-            " '\\n\\nAssistant:' turn",
-            "not a dialogue that ends where an answer begins",
-        )
-    return _turns(parts)
-
-
-def _speeches(text: str) -> list[tuple[str, str]] | None:
-    """(speaker, what was said) in order; None unless the text begins with what a human said."""
-    parts = _SPEAKER.split(text if text.startswith("\n\n") else "\n\n" + text.lstrip("\n"))
-    if parts[0].strip() or len(parts) < 3 or parts[1] != "Human":
-        return None
-    return list(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def _turns(parts: list[tuple[str, str]]) -> tuple[Turn, ...]:
-    turns: list[Turn] = []
-    for speaker, content in parts:
-        role: Role = "user" if speaker == "Human" else "assistant"
-        if turns and turns[-1].role == role:
-            turns[-1] = Turn(role, turns[-1].content + "\n\n" + content.strip())
-        else:
-            turns.append(Turn(role, content.strip()))
-    return tuple(turns)
+def _no_pair(row: Fields, where: str) -> DataError:
+    """The error for a row that is no pair."""
+    form = next(fitting(row), None)
+    if form is not None and form.kind == "unpaired":
+        names = ", ".join(form.known_by)
+        return DataError(f"{where}: unpaired preferences ({names}) are no pairs; train on them with kto")
+    if row.get("chosen", "") is None:
+        return DataError(f"{where}: 'chosen' is null; expected a text: fill it in, or drop the row")
+    return absent(row, ("chosen",), where)

@@ -5,9 +5,11 @@ rows, computes plain numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from openbezoar.recipe.train_steps import Training
+from openbezoar.rows.known import SYSTEM
+from openbezoar.rows.messages import texts_in
 from openbezoar.rows.records import Row
 
 # Characters a token, by what the number is for.
@@ -17,7 +19,11 @@ CUT_CHARACTERS = 4  # to cut a text whose tokenizer cannot be had: the rule of t
 MOST_CHARACTERS = 32  # to believe a count: more, on the average of a text, and tokens were left out of it
 MARKERS = 14  # tokens of a prompt's headings
 SYSTEM_TOKENS = 36  # of the project's system message, under vocabularies of 49k and 262k
-FIELDS = ("instruction", "context", "response", "input", "target", "system", "output_1", "output_2")
+FIELDS = (
+    *("instruction", "context", "response", "input", "target", "system", "system_prompt", "output_1", "output_2"),
+    *("output", "prompt", "completion", "question", "answer", "inputs", "targets"),
+    *("messages", "conversations", "conversation"),
+)
 
 
 class TextLengths(NamedTuple):
@@ -36,15 +42,40 @@ class TextLengths(NamedTuple):
 def texts_of(row: Row, rejected: bool = True) -> TextLengths:
     """Of one row; ``rejected``: of a pair's both dialogues."""
     if "chosen" in row and "rejected" in row:
-        shared = len(row["prompt"]) if isinstance(row.get("prompt"), str) else 0
+        # A prompt beside whole lists of messages stands in them already.
+        shared = 0 if _is_whole(row["chosen"]) else _characters(row.get("prompt") or row.get("question"))
+        answers = ("chosen", "rejected") if rejected else ("chosen",)
+        return TextLengths(1, tuple(shared + _characters(row[name]) for name in answers), _own_system(row["chosen"]))
+    if "response1" in row and "response2" in row:
+        answers = ("response1", "response2") if rejected else ("response1",)
+        shared = _characters(row.get("context"))
         return TextLengths(
-            1, tuple(shared + len(str(row[name])) for name in (("chosen", "rejected") if rejected else ("chosen",)))
+            1, tuple(shared + _characters(row[name]) for name in answers), _own_system(row.get("context"))
         )
+    texts = {name: value for name, value in row.items() if name in FIELDS}
+    if any(texts.get(name) for name in ("messages", "conversations", "conversation")):
+        # Texts beside a conversation repeat it.
+        texts = {name: value for name, value in texts.items() if name in SYSTEM or not isinstance(value, str)}
     return TextLengths(
         1,
-        (sum(len(v) for k, v in row.items() if isinstance(v, str) and k in FIELDS),),
-        isinstance(row.get("system"), str),
+        (sum(map(_characters, texts.values())),),
+        any(isinstance(row.get(name), str) for name in SYSTEM) or any(map(_own_system, texts.values())),
     )
+
+
+def _characters(value: Any) -> int:
+    """Of a text, or of all texts of a list of messages."""
+    return sum(map(len, texts_in(value)))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1
+
+
+def _own_system(value: Any) -> bool:
+    """Whether a list of messages begins with a system message."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and (first.get("role") or first.get("from")) in ("system", "developer")
 
 
 def path_tokens(texts: TextLengths, system: str | None) -> list[float]:

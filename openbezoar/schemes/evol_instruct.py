@@ -19,7 +19,7 @@ from pydantic import Field
 from openbezoar.llm import Sampling, recorded
 from openbezoar.recipe.blocks import Strict
 from openbezoar.recipe.refs import Ref
-from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.instructions import instruction_text
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes import elimination as rules

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from openbezoar.errors import ModelError
-from openbezoar.rows.forms import instruction_text
+from openbezoar.rows.instructions import instruction_text
 from openbezoar.rows.records import Row
 from openbezoar.schemes.work import Work, normal, row_id
 

@@ -22,7 +22,8 @@ from openbezoar.errors import DataError, fields_of, named, shown
 from openbezoar.llm import Completion, Sampling
 from openbezoar.recipe.blocks import DataRef, Strict
 from openbezoar.recipe.refs import Ref
-from openbezoar.rows.forms import instruction_text, text_in
+from openbezoar.rows.fields import text_in
+from openbezoar.rows.instructions import instruction_text
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row, Turn
 from openbezoar.schemes.expected import INSTRUCTION, Calls, Expected, Known, mean_characters

@@ -24,7 +24,8 @@ from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm, recorded
 from openbezoar.recipe.blocks import DataRef
 from openbezoar.recipe.measure_steps import TRAINED, Failures
-from openbezoar.rows.forms import beside, to_prompt
+from openbezoar.rows.fields import beside
+from openbezoar.rows.forms import to_prompt
 from openbezoar.rows.records import Row, Turn, write_jsonl
 from openbezoar.stats.intervals import share_of
 from openbezoar.stats.seeds import step_seed

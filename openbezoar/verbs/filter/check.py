@@ -31,7 +31,9 @@ from openbezoar.progress import Progress
 from openbezoar.recipe.data_steps import Filter, Likelihood
 from openbezoar.recipe.file import parse
 from openbezoar.recipe.schema import Recipe
-from openbezoar.rows.forms import INSTRUCTION, RESPONSE, judged_text, text_in
+from openbezoar.rows.fields import text_in
+from openbezoar.rows.instructions import judged_text
+from openbezoar.rows.known import INSTRUCTION, RESPONSE
 from openbezoar.rows.records import Counts, Example, Row, Turn, write_jsonl
 from openbezoar.stats.intervals import Array, auc, grouped_intervals, ratio, widened
 from openbezoar.stats.seeds import step_seed

@@ -31,15 +31,10 @@ from openbezoar.errors import DataError, named
 from openbezoar.llm import open_llm
 from openbezoar.llm.refusals import REASONS
 from openbezoar.recipe.data_steps import Filter
-from openbezoar.rows.forms import (
-    INSTRUCTION,
-    RESPONSE,
-    asked_text,
-    check_instruction,
-    instruction_text,
-    text_in,
-    to_example,
-)
+from openbezoar.rows.fields import text_in
+from openbezoar.rows.forms import to_example
+from openbezoar.rows.instructions import asked_text, check_instruction, instruction_text
+from openbezoar.rows.known import INSTRUCTION, RESPONSE
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.verbs.filter.benchmarks import read_benchmarks
 from openbezoar.verbs.filter.judge import rate

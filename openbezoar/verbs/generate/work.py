@@ -18,7 +18,8 @@ from openbezoar.errors import DataError, ModelError, RecipeError, named
 from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe.blocks import DataRef, data_specs
 from openbezoar.recipe.data_steps import Generate
-from openbezoar.rows.forms import check_beside, check_instruction, text_in
+from openbezoar.rows.fields import check_beside, text_in
+from openbezoar.rows.instructions import check_instruction
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.rows.sources import ROWS
 from openbezoar.schemes import SCHEMES, Scheme

@@ -17,7 +17,9 @@ from openbezoar.judging.both_orders import INCONSISTENT
 from openbezoar.judging.pairwise import longer_wins, order_numbers, share
 from openbezoar.judging.questions import Question
 from openbezoar.llm.spoken import spoken
-from openbezoar.rows.forms import INSTRUCTION, judged_text, text_in
+from openbezoar.rows.fields import text_in
+from openbezoar.rows.instructions import judged_text
+from openbezoar.rows.known import INSTRUCTION
 from openbezoar.rows.records import Counts, Row
 from openbezoar.stats.agreement import TIE, Vote, agreement_table
 from openbezoar.stats.seeds import step_seed
