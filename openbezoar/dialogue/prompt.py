@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from openbezoar.dialogue import templates
 from openbezoar.dialogue.answer_form import ASK, ONE, AnswerForm, form_of
 from openbezoar.dialogue.heads import complete, has
+from openbezoar.dialogue.pieces import Pieces
 from openbezoar.dialogue.tokens import Frame
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.machine.textfiles import read_text
@@ -78,6 +79,7 @@ class Formatter:
 
     def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
+        self._pieces = Pieces(tokenizer)
         if tokenizer.eos_token is None:
             raise ModelError(
                 f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop"
@@ -167,7 +169,7 @@ class Formatter:
 
     def _ids(self, text: str) -> list[int]:
         # The template writes a beginning-of-sequence token where the tokenizer wants one; never twice.
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self._pieces.ids(text)
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Token ids of ``prompt_text``, one beginning-of-sequence token at most."""
