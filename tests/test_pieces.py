@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openbezoar.dialogue.pieces import HELD, LONGEST, Pieces
+from openbezoar.dialogue.pieces import HELD, LONGEST, PieceEncoder
 
 TEXT = ["the sea is\n\n  blue and wide", "a river runs to the sea", "<|im_start|>user the", "Héllo  wörld \n x"]
 
@@ -50,7 +50,7 @@ TEXTS = st.lists(PARTS | st.text("ab séx\n<|>", max_size=4), max_size=12).map("
 @given(texts=st.lists(TEXTS, max_size=3))
 def test_ids_piece_by_piece_are_those_of_the_whole_text(kind: str, texts: list[str]) -> None:
     tokenizer = tokenizer_of(kind)
-    pieces = Pieces(tokenizer)
+    pieces = PieceEncoder(tokenizer)
     for text in [*texts, "".join(texts), *texts]:
         assert pieces.ids(text) == tokenizer(text, add_special_tokens=False).input_ids
 
@@ -59,7 +59,7 @@ def test_ids_piece_by_piece_are_those_of_the_whole_text(kind: str, texts: list[s
 @given(text=TEXTS)
 def test_tokens_that_look_at_what_is_beside_them_are_right_too(flag: str, text: str) -> None:
     tokenizer = tokenizer_of("bytes", **{flag: True})
-    assert Pieces(tokenizer).ids(text) == tokenizer(text, add_special_tokens=False).input_ids
+    assert PieceEncoder(tokenizer).ids(text) == tokenizer(text, add_special_tokens=False).input_ids
 
 
 def test_a_piece_that_was_met_is_not_encoded_again_but_a_very_long_one_is_not_held() -> None:
@@ -72,7 +72,7 @@ def test_a_piece_that_was_met_is_not_encoded_again_but_a_very_long_one_is_not_he
             asked.append(text)
             return tokenizer_of("bytes")(text, **kwargs)
 
-    pieces = Pieces(Listening())
+    pieces = PieceEncoder(Listening())
     pieces.ids("<s>a</s>b")
     pieces.ids("<s>a</s>b</s>c")
     assert asked == ["<s>a", "</s>b", "</s>c"]
@@ -85,6 +85,6 @@ def test_a_piece_that_was_met_is_not_encoded_again_but_a_very_long_one_is_not_he
 
 
 def test_a_tokenizer_goes_to_another_process_without_what_is_held() -> None:
-    pieces = Pieces(tokenizer_of("bytes"))
+    pieces = PieceEncoder(tokenizer_of("bytes"))
     ids = pieces.ids("<s>the sea</s>")
     assert pickle.loads(pickle.dumps(pieces)).ids("<s>the sea</s>") == ids

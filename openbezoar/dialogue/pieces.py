@@ -17,7 +17,7 @@ HELD = 256  # pieces: those of the longest conversations, and the headings of al
 LONGEST = 20_000  # characters of a piece that is held, so that few rows of any length do not fill the memory
 
 
-class Pieces:
+class PieceEncoder:
     """Ids of texts from one tokenizer, without what it puts around a text by itself."""
 
     def __init__(self, tokenizer: Any) -> None:

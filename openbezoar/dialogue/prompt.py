@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from openbezoar.dialogue import templates
 from openbezoar.dialogue.answer_form import ASK, ONE, AnswerForm, form_of
 from openbezoar.dialogue.heads import complete, has
-from openbezoar.dialogue.pieces import Pieces
+from openbezoar.dialogue.pieces import PieceEncoder
 from openbezoar.dialogue.tokens import Frame
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.machine.textfiles import read_text
@@ -79,7 +79,7 @@ class Formatter:
 
     def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
-        self._pieces = Pieces(tokenizer)
+        self._pieces = PieceEncoder(tokenizer)
         if tokenizer.eos_token is None:
             raise ModelError(
                 f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; a model could not learn to stop"
