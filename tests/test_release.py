@@ -22,6 +22,7 @@ from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.file import parse
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.tell_steps import Release
+from openbezoar.rows.forms import to_example
 from openbezoar.rows.records import Turn
 from openbezoar.store.digests import file_digest
 from openbezoar.store.runs import RunFolder
@@ -619,6 +620,32 @@ def test_forms_of_gguf_are_chosen_in_the_recipe(finished: Finished) -> None:
     assert "FROM ./DPO-Q8_0.gguf" in (out / "DPO/gguf/Modelfile").read_text()
     _, out = finished.release(gguf=[])
     assert not (out / "DPO/gguf").exists() and "llama.cpp" not in (out / "DPO/README.md").read_text()
+
+
+def test_data_sets_are_written_as_messages_too_where_the_recipe_says_so(finished: Finished, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    _, out = finished.release(gguf=[])
+    plain = {path.name: path.read_bytes() for path in (out / "data/lamini").iterdir()}
+    numbers, out = finished.release(gguf=[], forms=["plain", "messages"])
+    folder = out / "data/lamini"
+    assert (folder / "train.parquet").read_bytes() == plain["train.parquet"]
+    card = (folder / "README.md").read_text()
+    configs = {one["config_name"]: one["data_files"][0]["path"] for one in metadata(card)["configs"]}
+    assert configs == {"default": "train.parquet", "messages": "messages.parquet"}
+    assert 'load_dataset("ORG/NAME", "messages", split="train")' in card
+    assert "messages.parquet" in numbers["data"]["lamini"]["files"]
+    # as the hub's library finds it by the card
+    read = list(load_dataset(str(folder), "messages", split="train", cache_dir=str(tmp_path / "cache")))
+    rows = load_rows(folder)
+    assert [to_example(row, "here") for row in read] == [to_example(row, "here") for row in rows]
+    for row, kept in zip(read, rows, strict=True):
+        assert row["id"] == kept["id"] and row["licence"] == kept["licence"] and row["teacher"] == kept["teacher"]
+    _, out = finished.release(gguf=[], forms=["messages"])
+    names = {path.name for path in (out / "data/lamini").iterdir()}
+    assert names == {"messages.parquet", "README.md", "SHA256SUMS"}
+    card = (out / "data/lamini/README.md").read_text()
+    assert metadata(card)["configs"][0]["config_name"] == "default" and 'data_files="messages.parquet"' in card
 
 
 def test_a_model_without_a_gguf_form_is_released_without_one_and_says_why(

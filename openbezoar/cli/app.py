@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from openbezoar import __version__
 from openbezoar.cli import process
 from openbezoar.cli.chat import chat
+from openbezoar.cli.convert import convert
 from openbezoar.cli.docs import docs
 from openbezoar.cli.judge import agreement, judging, score
 from openbezoar.cli.release import release
@@ -74,6 +75,7 @@ COMMANDS = (
     judging,
     agreement,
     release,
+    convert,
     cache,
     schema,
     docs,

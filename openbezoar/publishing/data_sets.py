@@ -1,13 +1,14 @@
 """A data set as Parquet, with every row's origin and verdict in columns of one type each.
 
-Writes ``train.parquet``. The first columns are there in every data set, empty where a scheme
-has no such thing, so that data sets of several schemes can be read as one.
+Writes ``train.parquet``, and beside it, for other trainers, files in which a column is a list of messages.
+The first columns are there in every data set, empty where a scheme has no such thing, so that data
+sets of several schemes can be read as one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,45 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
-def write_parquet(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str, ...]:
-    """Write rows to ``train.parquet``; returns the columns. A value that is no text or number is kept as JSON.
+def write_parquet(
+    rows: Sequence[Mapping[str, Any]],
+    folder: Path,
+    *,
+    file: str = FILE,
+    messages: Collection[str] = (),
+    columns: Mapping[str, str] = COLUMNS,
+) -> tuple[str, ...]:
+    """Write rows to a file of a folder; returns the columns. A value that is no text or number is kept as JSON.
 
-    A column of ``COLUMNS`` has its type there, unless rows bring one of that name that holds something else.
+    messages: the columns that hold lists of messages; they come first. A column of ``columns`` is always
+    there and has its type, unless rows bring one of that name that holds something else.
     """
     import pyarrow as arrow
     from pyarrow import parquet
 
-    names = tuple(dict.fromkeys((*COLUMNS, *(name for row in rows for name in row))))
-    types = {name: _type([row.get(name) for row in rows], COLUMNS.get(name)) for name in names}
-    columns = {
-        name: arrow.array([_value(row.get(name), types[name]) for row in rows], type=arrow.type_for_alias(types[name]))
-        for name in names
-    }
-    parquet.write_table(arrow.table(columns), folder / FILE)
+    names = tuple(dict.fromkeys((*messages, *columns, *(name for row in rows for name in row))))
+    made = {}
+    for name in names:
+        values: list[Any] = [row.get(name) for row in rows]
+        if name in messages:
+            made[name] = arrow.array([_messages(value) for value in values], type=_messages_type(values))
+        else:
+            type_ = _type(values, columns.get(name))
+            made[name] = arrow.array([_value(value, type_) for value in values], type=arrow.type_for_alias(type_))
+    parquet.write_table(arrow.table(made), folder / file)
     return names
+
+
+def _messages_type(values: Sequence[Sequence[Mapping[str, Any]]]) -> Any:
+    """A list of role and content, and of weight where a message has one."""
+    import pyarrow as arrow
+
+    weights = [("weight", arrow.int64())] if any("weight" in one for value in values for one in value) else []
+    return arrow.list_(arrow.struct([("role", arrow.string()), ("content", arrow.string()), *weights]))
+
+
+def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**one, "content": _value(one["content"], TEXT)} for one in messages]
 
 
 def _type(values: Sequence[Any], declared: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from openbezoar.recipe.blocks import Step
-from openbezoar.recipe.refs import Ref
+from openbezoar.recipe.refs import NotInKey, Ref
 
 
 class Report(Step):
@@ -16,6 +16,7 @@ class Report(Step):
     report: Annotated[Literal["all"] | list[str], Ref("step", every="all")] = "all"
 
 
+DataForm = Literal["plain", "messages"]
 GgufForm = Literal["f16", "q8_0"]
 
 
@@ -30,6 +31,14 @@ class Release(Step):
         description=(
             "Forms of GGUF to make of each model, for llama.cpp and Ollama: f16 is as large as the safetensors, q8_0"
             " about half; [] makes none."
+        ),
+    )
+    forms: Annotated[list[DataForm], NotInKey("releases that had no other", at=["plain"])] = Field(
+        ["plain"],
+        min_length=1,
+        description=(
+            "Forms to write each data set in, a Parquet file and a configuration each, the first one the default: plain"
+            " has instruction, response and system; messages has them as a list of messages, for other trainers."
         ),
     )
     title: str | None = Field(None, description="Family name on the cards; default: the recipe's name.")

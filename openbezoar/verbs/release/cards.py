@@ -15,6 +15,7 @@ from typing import Any
 from openbezoar.errors import DataError
 from openbezoar.publishing.checksums import File
 from openbezoar.publishing.licences import Licence, Source, for_use
+from openbezoar.recipe.tell_steps import DataForm
 from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.document import template
 from openbezoar.reporting.facts import RunFacts, reference_of
@@ -239,11 +240,24 @@ class DataFile:
     """One released data set."""
 
     name: str
-    file: str
+    files: Mapping[DataForm, str]  # by form, the default one first
     step: str
     rows: int
-    sha256: str
-    columns: tuple[str, ...]
+    sha256: str  # of the default one
+    columns: tuple[str, ...]  # its columns
+
+    @property
+    def file(self) -> str:
+        """The default form's."""
+        return next(iter(self.files.values()))
+
+    def configs(self) -> list[dict[str, Any]]:
+        """The hub's configurations: the default form, then the others by their names."""
+        names = ["default", *list(self.files)[1:]]
+        return [
+            {"config_name": name, "data_files": [{"split": "train", "path": file}]}
+            for name, file in zip(names, self.files.values(), strict=True)
+        ]
 
 
 def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sources: Sequence[Source]) -> str:
@@ -256,7 +270,7 @@ def data_card(facts: RunFacts, title: str, data: DataFile, licence: Licence, sou
         "task_categories": ["text-generation"],
         "size_categories": [_size_category(data.rows)],
         "tags": ["openbezoar", "synthetic", "instruction-tuning"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data.file}]}],
+        "configs": data.configs(),
     }
     own = facts.part([data.step])
     return template(

@@ -3,8 +3,8 @@
 Reads merge steps' ``model/`` and ``model.json``, and the manifests and scores of the run.
 Writes NAME/ for each named merge step (safetensors, config, tokenizer, chat_template.jinja,
 generation_config.json, the base's licence files, README.md, and in gguf/ the GGUF files with
-Ollama's Modelfile) and data/SCHEME/ for each data set (train.parquet, README.md); each with a
-SHA256SUMS of its files.
+Ollama's Modelfile) and data/SCHEME/ for each data set (train.parquet, perhaps messages.parquet,
+README.md); each with a SHA256SUMS of its files.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from openbezoar.errors import ModelError
 from openbezoar.models.files.generation import generation_settings
 from openbezoar.models.references import Checkpoint
 from openbezoar.publishing.checksums import File, write_sums
-from openbezoar.publishing.data_sets import FILE, write_parquet
+from openbezoar.publishing.data_sets import COLUMNS, FILE, write_parquet
 from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
 from openbezoar.publishing.licences import GEMMA_NOTICE, Licence, Source, derive, terms_in
 from openbezoar.publishing.ollama import modelfile, pieces_of
-from openbezoar.recipe.tell_steps import Release
+from openbezoar.recipe.tell_steps import DataForm, Release
 from openbezoar.reporting.facts import RunFacts, read_facts
 from openbezoar.reporting.funnels import RowNumbers
 from openbezoar.reporting.results import Scores, StepFacts
 from openbezoar.reporting.scores import differences
 from openbezoar.reporting.scores_table import columns
 from openbezoar.reporting.training import PreferenceNumbers
-from openbezoar.rows.records import Turn
+from openbezoar.rows.outgoing import MESSAGES, rewritten
+from openbezoar.rows.records import Row, Turn
 from openbezoar.store.digests import file_digest
 from openbezoar.store.files import write_text
 from openbezoar.verbs.release.cards import DataFile, ModelFiles, check_card, data_card, model_card
@@ -42,6 +43,7 @@ from openbezoar.verbs.release.result import ReleasedData, ReleasedFile, Released
 from openbezoar.verbs.release.sources_of import sources_of
 
 DATA = "data"
+FILES: dict[DataForm, str] = {"plain": FILE, "messages": "messages.parquet"}
 GGUF = "gguf"  # apart from the tokenizer files, which transformers would read along with a GGUF
 INPUTS = ["input_ids", "attention_mask"]  # all that generate() takes from a tokenizer
 PROBE = (Turn("user", "Name three uses of a brick."),)
@@ -57,7 +59,7 @@ def run(step: Release, context: StepContext) -> dict[str, Any]:
     facts = read_facts(context.run, context.steps or None)
     title = step.title or context.recipe.name
     models = {name: _release_model(name, title, step, facts, context) for name in step.release}
-    data = _release_data(step.release, title, facts, context)
+    data = _release_data(step, title, facts, context)
     total = sum(file.bytes for model in models.values() for file in model.files.values())
     rows = sum(one.rows for one in data.values())
     summary = f"{len(models)} model{'s' * (len(models) != 1)}, {total / 1e6:.0f} MB; {rows} rows of data"
@@ -234,28 +236,31 @@ def _carry_terms(
 # ---------------------------------------------------------------------------------- data
 
 
-def _release_data(names: Sequence[str], title: str, facts: RunFacts, context: StepContext) -> dict[str, ReleasedData]:
+def _release_data(release: Release, title: str, facts: RunFacts, context: StepContext) -> dict[str, ReleasedData]:
     """The rows that the last filter on each scheme kept (or that were generated, without one), with the verdicts."""
-    row_steps = [s for s in facts.lineage(names) if s.verb in ("generate", "filter")]
+    row_steps = [s for s in facts.lineage(release.release) if s.verb in ("generate", "filter")]
     filtered_on = {i for s in row_steps for i in s.inputs}
     released: dict[str, ReleasedData] = {}
     _empty(context.out / DATA)
     for step in row_steps:
         if step.name not in filtered_on:
             name = data_name(facts, step, released)
-            released[name] = _release_data_set(name, step, title, facts, context)
+            released[name] = _release_data_set(name, step, title, release.forms, facts=facts, context=context)
     if not released:
         (context.out / DATA).rmdir()
     return released
 
 
-def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, context: StepContext) -> ReleasedData:
+def _release_data_set(
+    name: str, step: StepFacts, title: str, forms: Sequence[DataForm], *, facts: RunFacts, context: StepContext
+) -> ReleasedData:
     out = _empty(context.out / DATA / name)
     sources = [s for s in sources_of(facts, context, [step.name]) if s.what != "base model"]
     licence = derive(sources)
     rows = rows_of(facts, step, licence)
-    columns = write_parquet(rows, out)
-    data = DataFile(name, FILE, step.name, len(rows), file_digest(out / FILE), columns)
+    columns = {form: _write_form(form, rows, out) for form in forms}
+    files = {form: FILES[form] for form in forms}
+    data = DataFile(name, files, step.name, len(rows), file_digest(out / FILES[forms[0]]), columns[forms[0]])
     card = data_card(facts, title, data, licence, sources)
     check_card(card, f"{DATA}/{name}/README.md", "data")
     write_text(out / "README.md", card)
@@ -268,3 +273,12 @@ def _release_data_set(name: str, step: StepFacts, title: str, facts: RunFacts, c
         licence=licence.id,
         files=listed,
     )
+
+
+def _write_form(form: DataForm, rows: Sequence[Row], out: Path) -> tuple[str, ...]:
+    """The rows in a form; returns the columns."""
+    if form == "plain":
+        return write_parquet(rows, out)
+    as_messages = [one for row in rows for one in rewritten(row, form, f"row {row.get('id')}").rows]
+    kept = {name: type_ for name, type_ in COLUMNS.items() if name not in ("instruction", "response", "system")}
+    return write_parquet(as_messages, out, file=FILES[form], messages=MESSAGES[form], columns=kept)
