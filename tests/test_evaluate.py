@@ -172,6 +172,23 @@ def test_a_held_out_loss_counts_every_answer_token_alike(place: Path, tmp_path: 
     assert loss["low"] <= loss["value"] <= loss["high"]
 
 
+def test_of_a_conversation_every_answer_counts_and_together_they_are_one_item(place: Path, tmp_path: Path) -> None:
+    talk = [("user", "Name snow."), ("assistant", "Cold."), ("user", "And rain?"), ("assistant", "Wet it is.")]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in talk]}, ANSWERS[0]]
+    (place / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    step, context = made(place, tmp_path, tasks=[], pairs={}, losses={"talks": "talks.jsonl"})
+    run(step, context)
+    loss = result(context)["checkpoints"]["one"]["losses"]["talks"]
+    later = "Name snow.\n\n### Response:\nCold.</s>\n\n### Instruction:\nAnd rain?"
+    answers = [
+        *by_hand(place / "one", "Name snow.", "Cold."),
+        *by_hand(place / "one", later, "Wet it is."),
+        *by_hand(place / "one", ANSWERS[0]["instruction"], ANSWERS[0]["response"]),
+    ]
+    assert (loss["n"], loss["tokens"], len(loss["items"])) == (2, len(answers), 2)
+    assert loss["value"] == pytest.approx(-sum(answers) / len(answers), abs=1e-5)
+
+
 def test_pairs_are_decided_by_the_sum_and_by_the_mean(place: Path, tmp_path: Path) -> None:
     step, context = made(place, tmp_path, tasks=[], losses={})
     run(step, context)

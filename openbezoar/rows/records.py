@@ -48,6 +48,12 @@ class Example:
     earlier: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def learnt(self) -> Iterator[tuple[tuple[Turn, ...], str]]:
+        """Each answer that is to be learnt, in order, after the turns before it."""
+        for place in self.earlier:
+            yield self.prompt[:place], self.prompt[place].content
+        yield self.prompt, self.answer
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

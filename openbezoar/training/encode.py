@@ -73,10 +73,8 @@ class Encoder:
         """Every learnt answer after what was said before it; of a conversation that is too long, its
         first turns, whole, where rows are truncated. None (and a count) when it does not fit.
         """
-        turns = (*row.prompt, Turn("assistant", row.answer))
         learnt: list[tuple[list[int], list[int]]] = []
-        for place in (*row.earlier, len(row.prompt)):
-            prompt, answer = turns[:place], turns[place].content
+        for prompt, answer in row.learnt():
             if not answer.strip():
                 self.counts.add("empty answer of a conversation not learnt")
                 continue
@@ -87,7 +85,7 @@ class Encoder:
                     self.counts.add("too long")
                     return None
                 if not learnt:
-                    return self._fitting(prompt, [answer], "last turns cut" if place < len(row.prompt) else "")
+                    return self._fitting(prompt, [answer], "last turns cut" if len(prompt) < len(row.prompt) else "")
                 self.counts.add("last turns cut")
                 break
             learnt.append((head, tail))

@@ -127,9 +127,9 @@ class AnswerScorer:
         self.formatter, self.scorer, self.window, self.context = formatter, scorer, window, context
 
     def logprobs(
-        self, label: str, rows: Sequence[tuple[Sequence[Turn], Sequence[str]]]
+        self, label: str, rows: Sequence[Sequence[tuple[Sequence[Turn], str]]]
     ) -> list[list[tuple[float, int]] | None]:
-        """For each prompt with its answers the (sum, tokens) of each answer, end of turn included.
+        """For each row of prompts with their answers the (sum, tokens) of each answer, end of turn included.
 
         None for a row that does not fit the model's window, or of which an answer has no token.
         """
@@ -137,9 +137,12 @@ class AnswerScorer:
         from openbezoar.forest.scorer import no_numbers
 
         trees: dict[int, tuple[TokenPath, ...]] = {}
-        for number, (turns, answers) in enumerate(rows):
-            prompt = self.formatter.prompt_ids(turns)
-            paths = tuple(TokenPath.of(prompt, self.formatter.answer_ids(turns, answer, prompt)) for answer in answers)
+        for number, row in enumerate(rows):
+            prompts = [self.formatter.prompt_ids(turns) for turns, _ in row]
+            paths = tuple(
+                TokenPath.of(prompt, self.formatter.answer_ids(turns, answer, prompt))
+                for prompt, (turns, answer) in zip(prompts, row, strict=True)
+            )
             if all(path.n_scored and len(path.ids) <= self.window for path in paths):
                 trees[number] = paths
         with self.context.progress.bar(label, len(trees), "rows") as bar:
@@ -158,10 +161,11 @@ def held_out_loss(answers: AnswerScorer, label: str, rows: Sequence[Example]) ->
     Every token counts alike, as in training. ``items`` has a number for each row, None for
     an unscored one; their mean is the value, and they spread as the value does from one
     sample of rows to another (the linearised ratio of summed losses to tokens), so that
-    intervals and paired differences can be taken over rows.
+    intervals and paired differences can be taken over rows. Of a conversation all answers that are
+    to be learnt count, together one item.
     """
-    logprobs = answers.logprobs(label, [(row.prompt, [row.answer]) for row in rows])
-    scored = [row[0] for row in logprobs if row is not None]
+    logprobs = [_together(row) for row in answers.logprobs(label, [list(row.learnt()) for row in rows])]
+    scored = [row for row in logprobs if row is not None]
     if not scored:
         raise DataError(
             f"losses.{label}: none of {len(rows)} rows fits the model's window of {answers.window} tokens; give shorter"
@@ -170,7 +174,7 @@ def held_out_loss(answers: AnswerScorer, label: str, rows: Sequence[Example]) ->
     tokens = sum(n for _, n in scored)
     value = -sum(total for total, _ in scored) / tokens
     share = tokens / len(scored)
-    items = [None if row is None else value + (-row[0][0] - value * row[0][1]) / share for row in logprobs]
+    items = [None if row is None else value + (-row[0] - value * row[1]) / share for row in logprobs]
     _, low, high = mean_interval(
         [item for item in items if item is not None], step_seed(answers.context.seed, "loss", label)
     )
@@ -185,6 +189,11 @@ def held_out_loss(answers: AnswerScorer, label: str, rows: Sequence[Example]) ->
     }
 
 
+def _together(row: Sequence[tuple[float, int]] | None) -> tuple[float, int] | None:
+    """(sum, tokens) of all answers of a row."""
+    return None if row is None else (sum(total for total, _ in row), sum(n for _, n in row))
+
+
 def preference(answers: AnswerScorer, label: str, rows: Sequence[Pair]) -> Result:
     """Share of pairs whose chosen answer is the likelier one, by the sum and by the mean over its tokens.
 
@@ -192,7 +201,7 @@ def preference(answers: AnswerScorer, label: str, rows: Sequence[Pair]) -> Resul
     items}; pairs of two identical answers prefer nothing and are left out. ``items`` is by
     the sum.
     """
-    logprobs = answers.logprobs(label, [(row.prompt, [row.chosen, row.rejected]) for row in rows])
+    logprobs = answers.logprobs(label, [[(row.prompt, row.chosen), (row.prompt, row.rejected)] for row in rows])
     same = [row.chosen == row.rejected for row in rows]
     # A pair left out has None in its place, so that places stay the same for all checkpoints.
     used = [None if pair is None or twin else pair for pair, twin in zip(logprobs, same, strict=True)]

@@ -43,10 +43,9 @@ class Span(NamedTuple):
 
 def spans(example: Example, formatter: Formatter, max_length: int) -> list[Span]:
     """The learnt answers of an example, the earlier ones first, each as far as it fits."""
-    turns = (*example.prompt, Turn("assistant", example.answer))
     learnt = []
-    for place in (*example.earlier, len(example.prompt)):
-        before, answer = _ids(formatter, turns[:place], turns[place].content)
+    for prompt, words in example.learnt():
+        before, answer = _ids(formatter, prompt, words)
         room = max(0, max_length - len(before))
         learnt.append(Span(before, answer[:room], len(answer) > room))
     return learnt
