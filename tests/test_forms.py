@@ -17,7 +17,7 @@ from openbezoar.recipe.schema import Recipe
 from openbezoar.rows.forms import to_example, to_pair, to_prompt, to_unpaired, unpaired_of
 from openbezoar.rows.known import BESIDE, FORMS, SYSTEM, Form
 from openbezoar.rows.records import Counts, JsonLines, Row, Turn, write_jsonl
-from openbezoar.rows.sources import select
+from openbezoar.rows.sources import read, select
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.filter import work as filtering
 from openbezoar.verbs.filter.check import read_labelled
@@ -432,3 +432,55 @@ def test_a_field_that_is_renamed_takes_the_place_of_one_of_that_name(tmp_path: P
         JsonLines(tmp_path / "rows.jsonl"), DataSpec(data="x", rename={"input": "context", "output": "response"}), 1
     )
     assert row == {"instruction": "a", "context": "b", "response": "c"}
+
+
+def read_all(folder: Path, rows: list[Row], **spec: Any) -> list[Row]:
+    write_jsonl(folder / "rows.jsonl", rows)
+    return [row for _, row in read(DataSpec(data="rows.jsonl", **spec), folder, None, {}, 0)]
+
+
+def test_rows_of_two_kinds_in_one_file_are_refused_with_the_row_unless_where_or_rename_parts_them(
+    tmp_path: Path,
+) -> None:
+    rows = [{**CONVERSATION, "kind": "a"}, {**CONVERSATION, "kind": "a"}, {**PAIR, "kind": "b"}]
+    with pytest.raises(DataError) as caught:
+        read_all(tmp_path, rows)
+    assert str(caught.value).endswith(
+        "rows.jsonl: row 3: it is of the form 'pair' (chosen, prompt), and row 1 of the form 'messages' (messages); put"
+        " rows of one form into a file of their own, and name both files"
+    )
+    assert len(read_all(tmp_path, rows, where={"kind": "a"})) == 2
+    assert len(read_all(tmp_path, [INSTRUCTION, TASK, {"prompt": "a", "response": "b"}])) == 3  # all of them answers
+    assert len(read_all(tmp_path, [{"title": "a"}, {"title": "b", "category": "c"}])) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [U, {**A, "tool_calls": [{"id": "1"}]}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]},
+        {"messages": [U, A], "tools": [{"name": "f"}]},
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": [A], "rejected": [NO]},
+    ],
+)
+def test_what_no_template_renders_is_dropped_and_counted_or_refused_as_the_recipe_says(
+    row: Row, tmp_path: Path
+) -> None:
+    usable = {"messages": [U, A]} if "chosen" not in row else LISTS
+    rows = [usable, row, usable]
+    counts = [0, 0]
+    for each in read_all(tmp_path, rows):
+        try:
+            to_example(each, "row")
+            counts[0] += 1
+        except RowError:
+            counts[1] += 1
+    assert counts == [2, 1]
+    with pytest.raises(DataError, match=r"rows.jsonl: row 2: .*; drop the row.* or all such rows with unusable: drop"):
+        read_all(tmp_path, rows, unusable="refuse")
+    assert len(read_all(tmp_path, [usable], unusable="refuse")) == 1
+
+
+def test_unusable_changes_what_a_step_is_made_of_only_where_it_is_set() -> None:
+    assert "unusable" not in DataSpec(data="x").model_dump(mode="json")
+    assert DataSpec(data="x", unusable="refuse").model_dump(mode="json")["unusable"] == "refuse"

@@ -358,17 +358,19 @@ def test_a_continued_adapter_may_state_its_own_settings_and_a_new_one_others(
         ("\n\n", "is empty"),
         ('{"instruction": "a", "response": "b"}\n{"instruction": ', "line 2 is not JSON"),
         ('{"instruction": "a", "response": "b"}\n[1]\n', "line 2 is not a JSON object"),
-        ('{"text": "a"}\n', "plain texts (text) are not read"),
+        ('{"text": "a"}\n', "rows with a 'text' alone have no prompt"),
         ('{"id": "x7", "instruction": "a"}\n', "x7: no field 'response'"),
         ('{"instruction": " ", "response": "b"}\n', "the instruction is empty"),
         ('{"id": "x8", "instruction": null, "response": "b"}\n', "x8: 'instruction' is null; expected a text"),
         ('{"instruction": "", "context": "c", "response": "b"}\n', "the instruction is empty"),
         (
-            '{"id": "x9", "instruction": "Translate.", "input": "chat", "output": "cat"}\n',
-            "x9: the field 'input' belongs to the prompt and would be left out; add rename: {input: context}",
+            '{"id": "x9", "instruction": "Translate.", "history": "chat", "output": "cat"}\n',
+            "x9: the field 'history' belongs to the prompt and would be left out; put what it says",
         ),
         ('{"chosen": "hello", "rejected": "b"}\n', "no row is left to train on (1 not a dialogue"),
-        ('{"system": "s", "question": "q", "chosen": "hello", "rejected": "b"}\n', "add rename: {question: prompt}"),
+        ('{"system": "s", "messages": [{"role": "user"}]}\n', "row 1: 'messages', message 1 has no 'content'"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "(1 a conversation without an answer to learn)"),
+        ('{"chosen": "a", "prompt": "b"}\n{"messages": []}\n', "row 2: it is of the form 'messages'"),
     ],
 )
 def test_bad_rows_stop_the_step_with_the_place_and_keep_what_was_done(

@@ -10,10 +10,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -228,6 +230,19 @@ class DataSpec(Strict):
     offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)
     licence: str | None = Field(None, description="The rows' licence, where no README.md beside the file states it.")
+    unusable: Literal["drop", "refuse"] = Field(
+        "drop",
+        description=(
+            "What becomes of a conversation that no template here renders, for it has tool calls, images or roles of"
+            " other kinds: 'drop': it is left out and counted; 'refuse': the step stops and names the row."
+        ),
+    )
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there was ``unusable``, where it is left alone: keys of steps are made of this."""
+        fields: dict[str, Any] = write(self)
+        return fields if self.unusable == "refuse" else {k: v for k, v in fields.items() if k != "unusable"}
 
 
 def name_or(block: str) -> Discriminator:

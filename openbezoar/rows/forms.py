@@ -29,6 +29,8 @@ from openbezoar.rows.messages import (
 )
 from openbezoar.rows.records import Example, Pair, Turn, Unpaired
 
+_MESSAGES = ("messages", "conversations", "conversation", "prompt", "context", "completion", "chosen", "rejected")
+
 NOT_LIKED = "an answer that was not liked"
 NO_PREFERENCE = "neither answer preferred"
 NO_LABEL = "without a label"
@@ -127,6 +129,22 @@ def unpaired_of(pair: Pair) -> tuple[Unpaired, Unpaired]:
         Unpaired(pair.id, pair.prompt, pair.chosen, True, pair.notes),
         Unpaired(pair.id, pair.prompt, pair.rejected, False),
     )
+
+
+def check_usable(row: Fields, where: str) -> None:
+    """Raises DataError for a row with something that no template here renders, where such rows are
+    not to be dropped.
+    """
+    lists = {name: row[name] for name in _MESSAGES if is_list(row.get(name))}
+    try:
+        if lists:
+            _check_no_tools(row, where)
+        for name, value in lists.items():
+            read_messages(value, name, where)
+    except Unusable as error:
+        raise DataError(f"{error}, or all such rows with unusable: drop") from None
+    except DataError:
+        return  # what else is amiss is told by those who read the row
 
 
 def _id(row: Fields, where: str) -> str:
@@ -314,7 +332,7 @@ def _whole(row: Fields) -> bool:
 
 def _no_pair(row: Fields, where: str) -> DataError:
     """The error for a row that is no pair."""
-    form = next(fitting(row), None)
+    form = next(iter(fitting(row)), None)
     if form is not None and form.kind == "unpaired":
         names = ", ".join(form.known_by)
         return DataError(f"{where}: unpaired preferences ({names}) are no pairs; train on them with kto")

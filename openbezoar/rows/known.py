@@ -10,8 +10,9 @@ a form: a line here, a branch there for its turns, and its example is a row of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from openbezoar.errors import DataError, fields_of
@@ -64,18 +65,19 @@ class Form:
     example: Fields
     instead: str = "write each as instruction and response"
 
-    def fits(self, row: Fields) -> bool:
-        """Whether a row has the fields that the form is known by."""
-        return all(row.get(name) is not None for name in self.known_by)
-
     def answered(self, row: Fields) -> str:
         """The field that holds a row's answer, of a conversation a list that is not empty; "" if none does."""
-        if self.kind == "conversation":
-            (name,) = self.known_by
-            value = row.get(name)
-            is_list = isinstance(value, list | tuple) or hasattr(value, "tolist")  # as data frames hold lists
-            return name if is_list and len(row[name]) else ""
-        return next((name for name in self.answer if row.get(name) is not None), "")
+        holds = _is_list if self.kind == "conversation" else _is_there
+        return next((name for name in self.answer if holds(row.get(name))), "")
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it is one, also as data frames hold them, and not empty."""
+    return (isinstance(value, list | tuple) or hasattr(value, "tolist")) and len(value) > 0
 
 
 _SEA = [{"role": "user", "content": "Name a sea."}]
@@ -271,15 +273,47 @@ def page_table() -> Iterator[str]:
         yield f"| {form.name} | {names}: {about} | `{example}` | {', '.join(form.used_by)} |"
 
 
-def fitting(row: Fields) -> Iterator[Form]:
+_NAMES = tuple(dict.fromkeys(name for form in FORMS for name in (*form.known_by, *form.answer)))
+_LISTS = tuple(form.answer[0] for form in FORMS if form.kind == "conversation")
+
+
+def fitting(row: Fields) -> Sequence[Form]:
     """The forms that a row's fields fit, first those that it has an answer of."""
-    fit = [form for form in FORMS if form.fits(row)]
-    return iter(sorted(fit, key=lambda form: form.kind not in ("pair", "unpaired") and not form.answered(row)))
+    there = tuple(name for name in _NAMES if row.get(name) is not None)
+    empty = tuple(name for name in _LISTS if name in there and not _is_list(row[name]))
+    return _fitting(there, empty)
+
+
+@lru_cache
+def _fitting(there: tuple[str, ...], empty: tuple[str, ...]) -> Sequence[Form]:
+    row: Fields = {name: () if name in empty else (True,) for name in there}
+    fit = [form for form in FORMS if set(form.known_by) <= set(there)]
+    return sorted(fit, key=lambda form: form.kind not in ("pair", "unpaired") and not form.answered(row))
+
+
+class OneKind:
+    """Sees to it that the rows of one file are of one kind: answers, conversations, pairs, or answers liked or not."""
+
+    def __init__(self) -> None:
+        self.first: tuple[Form, str] | None = None
+
+    def check(self, row: Fields, where: str) -> None:
+        """Raises DataError for a row of another kind than the first one that is of any."""
+        form = next(iter(fitting(row)), None)
+        if form is None:
+            return
+        first, place = self.first = self.first or (form, where)
+        if form.kind != first.kind:
+            names, others = (", ".join(one.known_by) for one in (form, first))
+            raise DataError(
+                f"{where}: it is of the form '{form.name}' ({names}), and {place.rpartition(': ')[2]} of the form"
+                f" '{first.name}' ({others}); put rows of one form into a file of their own, and name both files"
+            )
 
 
 def form_of(row: Fields, where: str) -> Form:
     """A row's form. Raises DataError for a row of none."""
-    form = next(fitting(row), None)
+    form = next(iter(fitting(row)), None)
     if form is not None and (form.kind in ("pair", "unpaired") or form.answered(row) or "chosen" not in row):
         return form
     firsts = ("chosen", *(name for form in FORMS for name in form.known_by[:1]))

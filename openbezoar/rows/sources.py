@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from openbezoar.errors import DataError, RecipeError, named
 from openbezoar.recipe.blocks import DataRef, DataSpec, data_specs
+from openbezoar.rows.forms import check_usable
 from openbezoar.rows.hub import load_rows
+from openbezoar.rows.known import OneKind
 from openbezoar.rows.records import JsonLines, Row
 
 ROWS = "rows.jsonl"
@@ -81,7 +83,8 @@ def read(
     scratch: Path | None = None,
     mended: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """Rows of a reference with where each came from, one held at a time. Raises DataError if nothing is left.
+    """Rows of a reference with where each came from, one held at a time. Raises DataError if nothing is left,
+    and where rows of one file are of several kinds.
 
     scratch, mended: as for ``JsonLines``.
     """
@@ -94,9 +97,13 @@ def read(
         else:
             path = resolve_path(spec.data, recipe_folder, data_folder)
             name, table = str(path), JsonLines(path, scratch, mended)
-        number = 0
+        number, kind = 0, OneKind()
         for number, row in enumerate(select(table, spec, seed), 1):
-            yield f"{name}: row {named(row.get('id', number))}", row
+            where = f"{name}: row {named(row.get('id', number))}"
+            kind.check(row, where)
+            if spec.unusable == "refuse":
+                check_usable(row, where)
+            yield where, row
         if number:
             continue
         rows = sum(1 for _ in table)
