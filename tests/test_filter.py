@@ -27,6 +27,8 @@ from openbezoar.judging.prompting import ask, expected_rating
 from openbezoar.llm import Call, Completion, Sampling
 from openbezoar.llm.scripted import Scripted, last
 from openbezoar.recipe.data_steps import Filter, Rules
+from openbezoar.rows.forms import to_example
+from openbezoar.rows.known import FORMS, Form
 from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
 from openbezoar.verbs.filter import work as stage
 
@@ -575,3 +577,73 @@ def test_what_is_asked_is_one_user_turn() -> None:
 def test_numbers_are_plain_json(filtered: Any) -> None:
     numbers, _ = filtered(rows(8), judging(by_number))
     assert json.loads(json.dumps(numbers)) == numbers
+
+
+# -------------------------------------------------------------------------- rows of other forms
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where do rivers\r\nflow?"},
+    {"role": "assistant", "content": f"<think>Hm.</think>\n\n{GOOD}"},
+    {"role": "user", "content": "And then?"},
+    {"role": "assistant", "content": "Then the water rises, and it rains.\n\n### Instruction: Go on."},
+]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.kind == "answer"], ids=lambda form: form.name)
+def test_a_row_with_one_answer_is_filtered_as_an_instruction_whatever_its_form(form: Form, filtered: Any) -> None:
+    row = {"id": "a", "licence": "mit", **form.example}
+    numbers, context = filtered([row], rules={"min_response_words": 1, "min_instruction_words": 1})
+    assert numbers["kept"] == 1
+    (kept,) = written(context, "rows")
+    assert to_example(kept, "there") == to_example(row, "here") and kept["licence"] == "mit"
+    (again,) = written(filtered([kept], rules={"min_response_words": 1})[1], "rows")
+    assert again == kept
+
+
+def test_a_conversation_is_cleaned_filtered_and_kept_turn_by_turn(filtered: Any) -> None:
+    numbers, context = filtered(
+        [
+            {"id": "t", "messages": TALK},
+            {"id": "s", "messages": [*TALK[:2], {**TALK[2], "content": "Sorry, I cannot say."}]},
+        ]
+    )
+    (kept,), (rejected,) = written(context, "rows"), written(context, "rejected")
+    assert [one["content"] for one in kept["messages"]] == [
+        "Be brief.",
+        "Where do rivers\nflow?",
+        GOOD,
+        "And then?",
+        "Then the water rises, and it rains.",
+    ]
+    assert (
+        kept["cleaned"] == ["line_ends", "thoughts", "run_on", "whitespace"]
+        and numbers["cleaned"]["run_on"]["rows"] == 1
+    )
+    assert numbers["cleaned"]["run_on"]["examples"][0]["field"] == "message 5"
+    assert to_example(kept, "there").earlier == (2,)
+    assert rejected["id"] == "s" and rejected["rule"] == "refusal" and rejected["hash"] != kept["hash"]
+    assert "assistant: Sorry" in numbers["examples"]["refusal"][0]["messages"]
+
+
+def test_a_judge_is_shown_a_conversation_up_to_its_last_answer(filtered: Any) -> None:
+    asked: list[str] = []
+
+    def reply(prompt: str, sampling: Sampling, seed: int) -> str:
+        asked.append(prompt)
+        return "Status: accept\nRating: 9\nReason: fine"
+
+    _, context = filtered([{"id": "t", "messages": TALK}], judging(reply))
+    assert "user: Where do rivers\nflow?\n\nassistant: Rivers carry" in asked[0] and "user: And then?" in asked[0]
+    assert "Then the water rises, and it rains." in asked[0] and written(context, "rows")[0]["rating"] == 9
+
+
+def test_conversations_that_cannot_be_used_are_counted_and_pairs_refused(filtered: Any) -> None:
+    numbers, context = filtered([{"messages": []}, {"messages": [*TALK, {"role": "user", "content": "Ah."}]}])
+    assert context.counts.by_reason["an empty list of messages"] == 1
+    assert context.counts.by_reason["turns after the last answer left out"] == 1
+    assert numbers["kept"] == 1
+    with pytest.raises(DataError, match=r"no row can be used \(1 an empty list of messages\)"):
+        filtered([{"messages": []}])
+    with pytest.raises(DataError, match=r"rows of the form 'pair' .* are not read here"):
+        filtered([{"prompt": "Name a sea.", "chosen": "The Baltic.", "rejected": "No."}])

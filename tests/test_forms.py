@@ -179,7 +179,7 @@ def test_a_form_that_is_not_read_is_told_by_its_name(row: Row, said: str) -> Non
     assert str(caught.value).startswith("file: row 1: ") and said in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["filter", "seed"])
+@pytest.mark.parametrize("name", ["seed"])
 @pytest.mark.parametrize("field", ["messages", "conversations"])
 def test_readers_of_instructions_tell_other_forms_by_their_names(name: str, field: str, tmp_path: Path) -> None:
     with pytest.raises(

@@ -23,6 +23,7 @@ from openbezoar.plan.estimates import estimate
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.data_steps import Filter, Likelihood
 from openbezoar.recipe.file import load, parse
+from openbezoar.rows.forms import to_example
 from openbezoar.rows.records import Example, Row, Turn, read_jsonl, write_jsonl
 from openbezoar.verbs.filter import likelihood as module
 from openbezoar.verbs.filter import work as stage
@@ -410,3 +411,17 @@ def test_a_run_of_a_recipe_filters_and_its_report_says_how(write_recipe: Any, tm
     assert manifest["numbers"]["likelihood"]["thresholds"] == {"ifd_below": 9.0}
     page = (tmp_path / "runs" / "t" / "report" / "report.md").read_text()
     assert "likelihood by base: 24 rows scored; kept: IFD below 9" in page and "quantile" in page
+
+
+def test_conversations_are_scored_over_all_their_answers(filtered: Any, tiny: Path) -> None:
+    talk = [
+        {"role": "user", "content": "Say one number."},
+        {"role": "assistant", "content": "One it is, then."},
+        {"role": "user", "content": "Say two."},
+        {"role": "assistant", "content": "Two, as you asked."},
+    ]
+    _, context = filtered([{"id": "t", "messages": talk}, {"id": "o", "messages": talk[:2]}])
+    kept = list(read_jsonl(context.out / "rows.jsonl"))
+    both = Small(tiny, "openbezoar").scorer().score([to_example(row, "here") for row in kept])
+    assert [row["ifd"] for row in kept] == [pytest.approx(one.ifd, rel=1e-4) for one in both]
+    assert both[0].tokens > both[1].tokens

@@ -148,11 +148,12 @@ def test_datasets_and_our_own_forms_read_what_is_written(
 def test_weights_are_in_the_parquet_file_where_a_conversation_has_them(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     talk = [{"role": r, "content": c} for r, c in (("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."))]
-    rows = [{"messages": [talk[0], {**talk[1], "weight": 0}, talk[2], {"role": "assistant", "content": "So long."}]}]
-    assert converted(tmp_path, [*rows, *CHAT], "--to", "messages", "--out", str(tmp_path / "out.parquet")) == 0
-    first, *_ = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    last = {"role": "assistant", "content": "So long."}
+    rows = [{"messages": [talk[0], {**talk[1], "weight": 0}, talk[2], last]}, {"messages": [*talk, last]}]
+    assert converted(tmp_path, rows, "--to", "messages", "--out", str(tmp_path / "out.parquet")) == 0
+    first, second = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [one["weight"] for one in first["messages"]] == [None, 0, None, None]
-    assert to_example(first, "here").earlier == ()
+    assert to_example(first, "here").earlier == () and to_example(second, "here").earlier == (1,)
 
 
 def test_what_is_changed_or_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from openbezoar.cleaning import likelihood
 from openbezoar.cleaning.reviews import Decision
 from openbezoar.cleaning.rules import NAMES, Drop
 from openbezoar.cleaning.text import Change
+from openbezoar.rows.held import shown_in
 from openbezoar.rows.records import Row
 
 EXAMPLES = 3  # kept a reason
@@ -163,7 +164,7 @@ def examples(outcomes: Sequence[Outcome]) -> dict[str, list[Row]]:
                 or row.get("reply")
                 or (f"rated {row['rating']:g}: {row['reason']}" if row.get("rating") is not None else "")
             )
-            texts = {"instruction": row["instruction"], "response": row.get("response", row.get("output")), "why": why}
+            texts = {**shown_in(row), "why": why}
             rows.append({"id": str(row.get("id", "")), **{name: _short(text) for name, text in texts.items() if text}})
     return by_reason
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from openbezoar.errors import DataError, RunError, shown
 from openbezoar.machine.textfiles import loads, read_text
 from openbezoar.rows.fields import text_in
+from openbezoar.rows.held import is_talk
 from openbezoar.rows.records import Row
 from openbezoar.store.digests import digest
 
@@ -37,7 +38,9 @@ class Decision:
 
 
 def row_hash(row: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of a row's system message, instruction, context and response."""
+    """Sixteen hex digits of a row's system message, instruction, context and response, or of its messages."""
+    if is_talk(row):
+        return digest(row["messages"])[:16]
     return digest(
         [
             row.get("system"),

@@ -1,6 +1,6 @@
 """Per-row cleaning: a text's form is put right before any rule looks at what it says.
 
-Reads a row's ``instruction``, ``context`` and ``response`` (or ``output``), writes nothing.
+Reads a row's ``instruction``, ``context`` and ``response`` (or ``output``), or its ``messages``; writes nothing.
 Each cleaner is a pure function of a text and of what was asked; ``CLEANERS`` is the whole
 list, in the order in which they are applied, under the names of the recipe's ``clean``.
 A marker that the instruction itself has is what the row is about, and stays. To add a
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from openbezoar.dialogue.thoughts import mentions, without_thoughts
+from openbezoar.rows.held import is_talk
 from openbezoar.rows.records import Row
 
 FIELDS = ("instruction", "context", "input", "response", "output")
@@ -176,8 +177,31 @@ def clean_row(row: Mapping[str, object], names: Sequence[str]) -> tuple[Row, lis
             if after != before:
                 cleaned[field] = after
                 changes.append(Change(name, field, *_around_change(before, after)))
+    if is_talk(row):
+        cleaned["messages"], changes = _clean_messages(row["messages"], names)  # type: ignore[arg-type]
     if changes:
         cleaned["cleaned"] = list(dict.fromkeys(c.cleaner for c in changes))
+    return cleaned, changes
+
+
+def _clean_messages(messages: Sequence[Mapping[str, object]], names: Sequence[str]) -> tuple[list[Row], list[Change]]:
+    """A conversation's turns cleaned: those of the assistant as answers to what the user says, the others as what is
+    asked.
+    """
+    cleaned, changes = [dict(message) for message in messages], []
+    asked = "\n".join(str(message["content"]) for message in messages if message["role"] != "assistant")
+    for name, cleaner in CLEANERS.items():
+        if name not in names:
+            continue
+        for number, message in enumerate(cleaned, 1):
+            is_answer = message["role"] == "assistant"
+            if not {"response" if is_answer else "instruction"} & set(cleaner.fields):
+                continue
+            before = str(message["content"])
+            after = cleaner.clean(before, asked if is_answer else "")
+            if after != before:
+                message["content"] = after
+                changes.append(Change(name, f"message {number}", *_around_change(before, after)))
     return cleaned, changes
 
 

@@ -20,6 +20,7 @@ from openbezoar.cleaning.reviews import TEXTS, Decision, Reviews, row_hash
 from openbezoar.errors import RunError
 from openbezoar.progress import visible
 from openbezoar.reporting.wording import shorten
+from openbezoar.rows.held import is_talk, shown_in
 from openbezoar.rows.records import Row, read_jsonl
 from openbezoar.store.runs import RunFolder
 
@@ -172,6 +173,9 @@ class ReviewSession:
         self.decisions.append(decision)
 
     def _edit(self, entry: Entry) -> bool:
+        if is_talk(entry.row):
+            self.say("not edited: a conversation has many texts; accept or reject it")
+            return False
         before = texts_of(entry.row, self.reviews.in_force.get(entry.hash))
         try:
             after = parse_texts(self.editor(lay_out(before)), before)
@@ -187,11 +191,9 @@ class ReviewSession:
 
 def texts_of(row: Row, decision: Decision | None = None) -> dict[str, str]:
     """A row's texts under the fields' names, as a decision leaves them."""
-    texts = {
-        "instruction": row.get("instruction"),
-        "context": row.get("context"),
-        "response": row.get("response", row.get("output")),
-    }
+    shown = shown_in(row)
+    answer = {"response": shown.pop("response")} if "response" in shown else {}
+    texts = {**shown, "context": row.get("context"), **answer}
     return {name: str(text) for name, text in texts.items() if text} | (decision.texts if decision else {})
 
 

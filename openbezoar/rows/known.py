@@ -39,7 +39,7 @@ INSTRUCTION, RESPONSE = ("instruction",), ("response", "output")
 
 _ANY_SYSTEM = frozenset(SYSTEM)
 _CONTEXT = _ANY_SYSTEM | frozenset(CONTEXT)
-_TRAINED = ("`sft`", "held-out losses")
+_TRAINED = ("`sft`", "held-out losses", "`filter`")
 _AS_PAIRS = ("`dpo`", "`sft` on the chosen answers")
 
 
@@ -205,7 +205,7 @@ FORMS = (
         INSTRUCTION,
         RESPONSE,
         _CONTEXT,
-        (*_TRAINED, "`filter`", "seeds of `lamini` and `evol_instruct` (no answer needed, no `system` used)"),
+        (*_TRAINED, "seeds of `lamini` and `evol_instruct` (no answer needed, no `system` used)"),
         "`response` or `output`; `context` (or Alpaca's `input`) and `system` if there are any",
         {"instruction": "Name a sea.", "input": "Of Europe.", "output": "The Baltic."},
     ),

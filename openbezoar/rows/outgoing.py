@@ -66,12 +66,17 @@ def _answer(text: str) -> list[dict[str, str]]:
     return [Turn("assistant", text).as_dict()]
 
 
+def columns_beside(row: Mapping[str, Any]) -> Row:
+    """The columns of a row that are no part of what is said in it, such as id and licence."""
+    return {name: value for name, value in row.items() if name not in _TEXTS}
+
+
 def rewritten(row: Mapping[str, Any], form: str, where: str) -> Rewritten:
     """A row of any form that is read, in one of ``MESSAGES``; a pair as unpaired becomes two rows.
 
     Raises DataError and RowError as ``to_example``, ``to_pair`` and ``to_unpaired`` do.
     """
-    rest = {name: value for name, value in row.items() if name not in _TEXTS}
+    rest = columns_beside(row)
     if form == "messages":
         example = to_example(row, where)
         return Rewritten(({**rest, **as_messages(example)},), example.notes)

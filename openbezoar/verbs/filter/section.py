@@ -14,6 +14,7 @@ from openbezoar.reporting.funnels import ROWS, Funnel, funnel_table, funnels
 from openbezoar.reporting.results import StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, plural, shorten, slug, tally
+from openbezoar.rows.held import exchange_in, is_talk, shown_in
 from openbezoar.rows.records import Row
 from openbezoar.verbs.filter.result import REJECTED, UNSCORED, FilterNumbers
 
@@ -91,10 +92,8 @@ def lengths(step: StepFacts) -> dict[str, list[int]]:
     """How many instructions and answers of a step's rows have a length in words within each bin of ``EDGES``."""
     counts = {"instruction": [0] * len(EDGES), "answer": [0] * len(EDGES)}
     for row in step.rows(ROWS):
-        for label, text in (
-            ("instruction", row.get("instruction")),
-            ("answer", row.get("response", row.get("output"))),
-        ):
+        asked, answered = exchange_in(row) if is_talk(row) else shown_in(row).values()
+        for label, text in (("instruction", asked), ("answer", answered)):
             if isinstance(text, str) and (n := words(text)):
                 counts[label][bisect_right(EDGES, n) - 1] += 1
     return counts
@@ -167,10 +166,6 @@ def _dropped(result: FilterNumbers) -> Iterator[Block]:
 
 def _texts(row: Row) -> Texts:
     """A dropped row: what was asked, what was answered, why it was dropped."""
-    texts = {
-        "instruction": row.get("instruction"),
-        "response": row.get("response", row.get("output")),
-        "why": row.get("why", row.get("reply")),
-    }
+    texts = {**shown_in(row), "why": row.get("why", row.get("reply"))}
     name = f"Row {row.get('id', NOTHING)}"
     return Texts(tuple((f"{name}: {label}", shorten(str(text), SHOWN)) for label, text in texts.items() if text))

@@ -1,6 +1,6 @@
 """Keep the good rows: texts are cleaned, rules drop, a judge rates, and a person has the last word.
 
-Reads instruction rows (``instruction``, optional ``context``, ``response``), the benchmarks'
+Reads rows with one answer, of any form, or conversations (``rows.held``), the benchmarks'
 rows if asked to decontaminate, and the run's ``reviews/STEP.jsonl``. Writes ``rows.jsonl``
 (kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule`` that dropped the
 row and ``why``, or the judge's status, rating and reason), ``unscored.jsonl`` (rows on
@@ -27,13 +27,14 @@ from openbezoar.cleaning.reviews import Reviews, row_hash
 from openbezoar.cleaning.rules import BY_LIKELIHOOD, Candidate, Drop, RowFilter
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
-from openbezoar.errors import DataError, named
+from openbezoar.errors import DataError, RowError, named
 from openbezoar.llm import open_llm
 from openbezoar.llm.refusals import REASONS
 from openbezoar.recipe.data_steps import Filter
 from openbezoar.rows.fields import text_in
 from openbezoar.rows.forms import to_example
-from openbezoar.rows.instructions import asked_text, check_instruction, instruction_text
+from openbezoar.rows.held import exchange_in, held, is_talk, judged_in
+from openbezoar.rows.instructions import check_instruction
 from openbezoar.rows.known import INSTRUCTION, RESPONSE
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.verbs.filter.benchmarks import read_benchmarks
@@ -53,7 +54,7 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     passed = [i for i, drop in enumerate(drops) if drop is None]
     verdicts: list[Row] = [{"status": "accept", "rating": None, "reason": "rules"}] * len(passed)
     if step.judge is not None:
-        verdicts = _judge(step, context, step.judge, [(i, asked_text(rows[i]), candidates[i].response) for i in passed])
+        verdicts = _judge(step, context, step.judge, [(i, *judged_in(rows[i])) for i in passed])
     by_place = dict(zip(passed, verdicts, strict=True))
     machine = [
         funnel.judged(row, by_place[i], step.min_rating) if drop is None else funnel.dropped(row, drop)
@@ -80,22 +81,34 @@ def _cleaned(step: Filter, context: StepContext) -> tuple[list[Row], dict[str, A
         # an earlier filter's columns; it keeps them in its own folder
         earlier = funnel.COLUMNS if "hash" in read and "status" in read else ()
         row = {name: value for name, value in read.items() if name not in earlier}
-        _check(row, f"filter: row {named(row.get('id', number))}")
+        where = f"filter: row {named(row.get('id', number))}"
+        try:
+            row, notes = held(row, where)
+        except RowError as error:
+            context.counts.add(error.reason)
+            continue
+        for note in notes:
+            context.counts.add(note)
+        _check(row, where)
         row.setdefault("id", f"row {number}")
         cleaned, changes = clean_row(row, step.clean)
         rows.append({**cleaned, "hash": row_hash(row)})
         changed.append((str(row["id"]), changes))
+    if not rows:
+        raise DataError(f"filter: no row can be used ({context.counts}); bring other rows")
     return rows, funnel.changes(changed)
 
 
 def _check(row: Row, where: str) -> None:
+    if is_talk(row):
+        return
     text_in(row, RESPONSE, where)
     if text_in(row, INSTRUCTION, where).strip():  # without one a rule drops it
         check_instruction(row, where)
 
 
 def _candidate(row: Row) -> Candidate:
-    return Candidate(instruction_text(row), text_in(row, RESPONSE, "filter"), row.get("finish"), str(row["id"]))
+    return Candidate(*exchange_in(row), row.get("finish"), str(row["id"]))
 
 
 def _benchmarks(step: Filter, context: StepContext) -> tuple[Overlap | None, dict[str, Any]]:
