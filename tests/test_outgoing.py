@@ -145,6 +145,13 @@ def test_datasets_and_our_own_forms_read_what_is_written(
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_a_step_goes_by_its_folder(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", CHAT)
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(tmp_path), "--to", "messages", "--out", str(tmp_path / "out.jsonl")])
+    assert not ended.value.code and len(list(read_jsonl(tmp_path / "out.jsonl"))) == len(CHAT)
+
+
 def test_weights_are_in_the_parquet_file_where_a_conversation_has_them(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     talk = [{"role": r, "content": c} for r, c in (("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."))]

@@ -20,7 +20,7 @@ SUFFIXES = (".jsonl", ".parquet")
 def convert(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="Rows in any form that is read, such as a step's rows.jsonl, or hub:…."),
+        typer.Argument(metavar="FILE", help="Rows in any form that is read: a file, a step's folder, or hub:…."),
     ],
     to: Annotated[
         str,
@@ -35,12 +35,12 @@ def convert(
     Every text becomes a list of messages, in the names of TRL's data set formats; other columns, such as id and
     licence, are kept. What had to be changed or cannot be used is counted.
 
-    Example: openbezoar convert runs/my/lamini-kept/rows.jsonl --to messages --out kept.parquet
+    Example: openbezoar convert runs/my/lamini-kept --to messages --out kept.parquet
     """
     from openbezoar.recipe.blocks import DataSpec
     from openbezoar.rows.outgoing import MESSAGES
     from openbezoar.rows.records import Counts
-    from openbezoar.rows.sources import read
+    from openbezoar.rows.sources import ROWS, read
 
     if to not in MESSAGES:
         hint = f" ({question})" if (question := did_you_mean(to, MESSAGES)) else ""
@@ -48,7 +48,8 @@ def convert(
     if out.suffix not in SUFFIXES:
         raise UserError(f"convert: --out {out}: expected a file that ends in {' or '.join(SUFFIXES)}")
     counts = Counts()
-    rows = read(DataSpec(data=file), Path.cwd(), None, {}, 0, mended=counts.add)
+    source = str(Path(file) / ROWS) if (Path(file) / ROWS).is_file() else file
+    rows = read(DataSpec(data=source), Path.cwd(), None, {}, 0, mended=counts.add)
     written = _write(_converted(rows, to, counts), out, MESSAGES[to])
     if not written:
         raise DataError(f"{file}: no row can be written as {to} ({counts}); bring other rows")
