@@ -28,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BROUGHT = {
     "tokenizers": "transformers",
-    "pyarrow": "datasets",
     "nltk": "lm-eval",
     "langdetect": "lm-eval",
     "immutabledict": "lm-eval",
@@ -233,7 +232,7 @@ def test_with_none_of_them_plan_and_what_reads_files_still_work(results: dict[tu
     assert warning.startswith("warning: steps made, kept, tuned, better and 3 more: ") and "'openbezoar[" in warning
     assert " not installed; this needs them: pip install " in warning
     named = set(re.search(r"openbezoar\[(.*)\]", warning)[1].split(","))  # type: ignore[index]
-    assert named == {"train", "evaluate", "hub", "server", "clean"}
+    assert named == {"train", "evaluate", "hub", "data", "server", "clean"}
 
 
 def test_what_the_demo_wants_is_what_its_steps_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

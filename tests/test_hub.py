@@ -31,6 +31,9 @@ ROOT = Path(__file__).parent.parent
         ("hub:org/name[test]", ("org/name", None, "test", None)),
         ("hub:org/name@v1.0", ("org/name", None, "train", "v1.0")),
         ("hub:openai/gsm8k/main[test]", ("openai/gsm8k", "main", "test", None)),
+        ("hub:openai/gsm8k:main[test]", ("openai/gsm8k", "main", "test", None)),
+        ("hub:org/name[train[:5]]", ("org/name", None, "train[:5]", None)),
+        ("hub:org/name:en[train[10%:-5]]@v2", ("org/name", "en", "train[10%:-5]", "v2")),
         (
             "hub:org/na-me.x/de-DE 2[train_sft]@refs/convert/parquet",
             ("org/na-me.x", "de-DE 2", "train_sft", "refs/convert/parquet"),
@@ -48,7 +51,9 @@ def test_a_reference_has_a_place_for_the_configuration(ref: str, parts: tuple[An
         "hub:",
         "hub:org/name[",
         "hub:org/name[]",
-        "hub:org/name[train[:5]]",
+        "hub:org/name[train[5]]",
+        "hub:org/name:",
+        "hub:a/b:c:d",
         "hub:a/b/c/d",
         "hub:org/name@",
         "hub:org/name\n",
@@ -56,7 +61,7 @@ def test_a_reference_has_a_place_for_the_configuration(ref: str, parts: tuple[An
 )
 def test_a_reference_that_is_none_is_told_before_anything_runs(ref: str, tmp_path: Path) -> None:
     recipe = parse({"name": "t", "models": {}, "steps": {"a": {"filter": ref}}}, "recipe")
-    with pytest.raises(DataError, match=r"(?s)steps\.a\.filter: 'hub:.*expected hub:org/name/config\[split\]@revision"):
+    with pytest.raises(DataError, match=r"(?s)steps\.a\.filter: 'hub:.*expected hub:org/name:config\[split\]@revision"):
         graph.build(recipe, tmp_path / "recipe.yaml", tmp_path / "runs")
 
 
@@ -114,8 +119,9 @@ def hub() -> Iterator[str]:
 SAID = {
     "hub:org/one": "rows: Name a sea.",
     "hub:org/many/en[test]": "rows: Name a sea.",
+    "hub:org/many:en[test[:1]]": "rows: Name a sea.",
     "hub:org/many/de-DE": "rows: Name a Meer.",
-    "hub:org/many": "the data set has several configurations: en, de-DE; name one: hub:org/many/CONFIG[train]",
+    "hub:org/many": "the data set has several configurations: en, de-DE; name one: hub:org/many:CONFIG[train]",
     "hub:org/many/fr": "the data set has no configuration 'fr'; it has en, de-DE",
     "hub:org/one[dev]": "the data set has no split 'dev'; it has train: name one in brackets",
     "hub:org/many/en[dev]": "the data set has no split 'dev'; it has train, test",

@@ -43,7 +43,7 @@ def stand_ins(tasks: list[str]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openbezoar.context.resolve_path", resolve)
-        patch.setattr("openbezoar.verbs.filter.benchmarks.resolve_path", resolve)
+        patch.setattr("openbezoar.rows.sources.resolve_path", resolve)
         patch.setattr("openbezoar.verbs.evaluate.key.resolve_path", resolve)
         yield
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from openbezoar import prompts
 from openbezoar.context import StepPlace
-from openbezoar.engine.names import data_file, named_by, other_files
+from openbezoar.engine.names import data_files, named_by, other_files
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.models.references import digests
 from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec
@@ -31,8 +31,8 @@ def parts_of(place: StepPlace, input_keys: dict[str, str]) -> dict[str, Any]:
             continue
         if kind == "model":
             models[name] = _model_identity(place, name)
-        elif kind == "data" and (file := data_file(place, reference)):
-            files[name] = file_digest(file)
+        elif kind == "data":
+            files |= {key: file_digest(file) for key, file in data_files(place, reference).items()}
         elif kind in ("file", "folder"):
             files |= {key: file_digest(file) for key, file in other_files(place, reference).items()}
     prompt = recipe.prompt.model_dump(mode="json")

@@ -10,6 +10,7 @@ from openbezoar.errors import DataError, RecipeError, did_you_mean
 from openbezoar.recipe.refs import Reference, references
 from openbezoar.recipe.verbs import VERBS, row_of, verb_of
 from openbezoar.rows.hub import DataSetRef
+from openbezoar.rows.sources import row_files
 
 
 def named_by(place: StepPlace) -> Iterator[Reference]:
@@ -38,7 +39,7 @@ def inputs_of(place: StepPlace) -> tuple[str, ...]:
         elif reference.ref.kind == "step" or (reference.ref.kind == "model" and reference.name not in recipe.models):
             raise _unknown(place, reference)
         elif reference.ref.kind == "data":
-            data_file(place, reference)
+            data_files(place, reference)
     if further := row_of(step).part("inputs"):
         inputs.update(dict.fromkeys(further(step, recipe)))
     return tuple(inputs)
@@ -66,22 +67,27 @@ def _unknown(place: StepPlace, reference: Reference) -> RecipeError:
     return RecipeError(f"{where}: no step or model '{name}'; {hint}")
 
 
-def data_file(place: StepPlace, reference: Reference) -> Path | None:
-    """The file of rows that a step names; None for rows of the hub. Raises DataError if there is none."""
+def data_files(place: StepPlace, reference: Reference) -> dict[str, Path]:
+    """The files of rows that a step names, by what the key calls them; none for rows of the hub.
+
+    Raises DataError if there are none.
+    """
     where, text = f"{place.where}.{reference.key}", reference.name
-    if text.startswith("hub:"):
-        try:
+    try:
+        if text.startswith("hub:"):
             DataSetRef.of(text)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        return None
-    file = place.path(text)
-    if not file.is_file():
-        hint = "" if "/" in text or "." in text else f" and no step '{text}'"
-        raise DataError(f"{where}: no file {file}{hint}; paths are relative to the recipe's own file")
-    if file.stat().st_size == 0:
-        raise DataError(f"{where}: {file} is empty; expected JSON lines")
-    return file
+            return {}
+        files = row_files(text, place.folder, place.recipe.data)
+    except DataError as error:
+        hint = "" if any(mark in text for mark in "/.*?[") or text.startswith("hub:") else f", and no step '{text}'"
+        paths = "" if text.startswith("hub:") else "; paths are relative to the recipe's own file"
+        raise DataError(f"{where}: {error}{hint}{paths}") from None
+    for file in files.files:
+        if file.stat().st_size == 0:
+            raise DataError(f"{where}: {file} is empty; expected rows")
+    if files.files == (files.root,):
+        return {text: files.root}
+    return {f"{text}/{file.relative_to(files.folder).as_posix()}": file for file in files.files}
 
 
 def other_files(place: StepPlace, reference: Reference) -> dict[str, Path]:

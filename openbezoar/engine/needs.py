@@ -45,6 +45,14 @@ def packages_of(node: Node, recipe: Recipe, folder: Path) -> Iterator[str]:
     yield from _named(node.row.part("packages"), node.step, recipe)
     if '"hub:' in json.dumps(node.parts.get("settings", {})):  # in whatever key, a scheme's own options too
         yield "datasets"
+    yield from _of_files(node)
+
+
+def _of_files(node: Node) -> Iterator[str]:
+    """What reads the step's files of rows."""
+    names = [name.lower() for name in node.parts.get("files", ())]
+    if any(name.endswith((".parquet", ".arrow", ".zst")) for name in names):
+        yield "pyarrow"
 
 
 def _named(packages: Callable[..., Iterator[str]] | None, step: Step, recipe: Recipe) -> Iterator[str]:

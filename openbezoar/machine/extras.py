@@ -30,7 +30,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "langdetect": ("langdetect", "ifeval"),
     "immutabledict": ("immutabledict", "ifeval"),
     "datasets": ("datasets", "hub"),
-    "pyarrow": ("pyarrow", "hub"),  # comes with datasets
+    "pyarrow": ("pyarrow", "data"),
     "huggingface_hub": ("huggingface_hub", "hub"),
     "httpx2": ("httpx2", "server"),
     "datasketch": ("datasketch", "clean"),

@@ -9,6 +9,7 @@ from typing import Any
 from openbezoar.publishing.licences import cached_licence, of_data_file, of_model_folder, of_reference, strictest
 from openbezoar.recipe.blocks import LocalModel, ServerModel
 from openbezoar.recipe.schema import Recipe
+from openbezoar.rows.files import divided
 from openbezoar.rows.sources import resolve_path
 
 
@@ -34,8 +35,14 @@ def licence_of_data(recipe: Recipe, name: str, folder: Path) -> str | None:
     stated = [licence for data, licence in stated_for_data(recipe) if data == name]
     return strictest(
         *stated,
-        of_reference(name) if name.startswith("hub:") else of_data_file(resolve_path(name, folder, recipe.data)),
+        of_reference(name) if name.startswith("hub:") else of_data_file(_beside(name, folder, recipe.data)),
     )
+
+
+def _beside(name: str, folder: Path, data_folder: str | None) -> Path:
+    """A file beside which the README of a reference to files may lie."""
+    path = resolve_path(divided(name)[0], folder, data_folder)
+    return path / "rows" if path.is_dir() else path
 
 
 def stated_for_data(recipe: Recipe) -> Iterator[tuple[str, str]]:

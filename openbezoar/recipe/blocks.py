@@ -217,8 +217,10 @@ class DataSpec(Strict):
 
     data: str = Field(
         description=(
-            "A step's name, a .jsonl or .jsonl.gz file, or 'hub:org/name/config[split]@revision', of which config,"
-            " split and revision may be left out."
+            "A step's name; a file of rows (.jsonl, .json, .csv or .tsv, also .gz or .zst; .parquet; .arrow), a folder"
+            " of them or a pattern such as 'part-*.parquet', perhaps with a split or a slice, as in 'folder[train]' or"
+            " 'rows.csv[:1000]'; or 'hub:org/name:config[split]@revision', of which config, split and revision may be"
+            " left out."
         )
     )
     rename: dict[str, str] = Field(default={}, description="Fields under another name: {theirs: ours}.")

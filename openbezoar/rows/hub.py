@@ -1,8 +1,8 @@
 """The hub's data sets by reference, and what its clients' exceptions mean, in one line each with the remedy.
 
-``hub:org/name/config[split]@revision``: the configuration may be left out where a data set has
-one, the split is ``train``, the revision the newest. Fetching keeps everything in the clients'
-own cache.
+``hub:org/name:config[split]@revision``, or ``/config``: the configuration may be left out where a
+data set has one, the split is ``train``, perhaps with a slice (``[train[:1000]]``), the revision
+the newest. Fetching keeps everything in the clients' own cache.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from openbezoar.errors import DataError, brief
 
-FORM = "hub:org/name/config[split]@revision (config, split and revision may be left out)"
+FORM = "hub:org/name:config[split]@revision (config, split and revision may be left out)"
 _REF = re.compile(
-    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/\[\]@]+))?"
-    r"(?:\[(?P<split>\w+(?:[.-]\w+)*)\])?(?:@(?P<revision>[\w./-]+))?"
+    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:[:/](?P<config>[^/:\[\]@]+))?"
+    r"(?:\[(?P<split>\w+(?:[.-]\w+)*(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?)\])?(?:@(?P<revision>[\w./-]+))?"
 )
 
 
@@ -125,7 +125,7 @@ def _of_data_set(error: BaseException, ref: DataSetRef | None) -> str | None:
     assert ref is not None
     text = str(error)
     if "Config name is missing" in text:
-        return f"the data set has several configurations: {_listed(text)}; name one: hub:{ref.name}/CONFIG[{ref.split}]"
+        return f"the data set has several configurations: {_listed(text)}; name one: hub:{ref.name}:CONFIG[{ref.split}]"
     if text.startswith("BuilderConfig") and "not found" in text:
         return f"the data set has no configuration '{ref.config}'; it has {_listed(text)}"
     if "Unknown split" in text or "Bad split" in text:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import random
 import shutil
 import tempfile
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +16,7 @@ from typing import IO, Any, Literal
 
 from openbezoar.errors import DataError
 from openbezoar.machine.textfiles import check_beginning, loads
+from openbezoar.rows.packed import DAMAGE, check_whole, damaged, is_packed, opened
 
 Row = dict[str, Any]
 Role = Literal["system", "user", "assistant"]
@@ -97,7 +96,7 @@ class Counts:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """Rows of a ``.jsonl`` or ``.jsonl.gz`` file, one held at a time.
+    """Rows of a file of JSON lines, perhaps packed, one held at a time.
 
     Raises DataError naming the line if one is not a JSON object, or if the file is missing.
     """
@@ -109,7 +108,7 @@ HALVES = "rows with half a character taken out"
 
 
 class JsonLines:
-    """The rows of a ``.jsonl`` or ``.jsonl.gz`` file, in its order or shuffled, one held at a time.
+    """The rows of a file of JSON lines, perhaps packed, in its order or shuffled, one held at a time.
 
     Shuffling holds eight bytes a row, where its line begins. A compressed file, which cannot be
     read from its middle, is first unpacked to an unnamed file in ``scratch`` (default: the
@@ -122,8 +121,8 @@ class JsonLines:
 
     def __iter__(self) -> Iterator[Row]:
         def lines() -> Iterator[str]:
-            with _open(self.path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as opened:
-                yield from opened
+            with opened(self.path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as text:
+                yield from text
 
         return self._counted(_parsed(self.path, lines()))
 
@@ -167,12 +166,12 @@ class JsonLines:
 
     @contextmanager
     def _unpacked(self) -> Iterator[IO[bytes]]:
-        if not _is_packed(self.path):
+        if not is_packed(self.path):
             with self.path.open("rb") as plain:
                 yield plain
             return
         with tempfile.TemporaryFile(dir=self.scratch) as unpacked:
-            with gzip.open(self.path) as packed:
+            with opened(self.path) as packed:
                 shutil.copyfileobj(packed, unpacked)
             unpacked.seek(0)
             yield unpacked
@@ -186,7 +185,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[Row, bool]]:
         raise DataError(f"{path}: no such file; expected JSON lines (.jsonl or .jsonl.gz)")
     number, line = 0, ""
     try:
-        with _open(path) as begun:
+        with opened(path) as begun:
             check_beginning(begun.read(4), path)
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -200,7 +199,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[Row, bool]]:
             yield row, mended
     # of numbers with thousands of digits, and of brackets thousands deep, too
     except (ValueError, RecursionError) as error:
-        _check_whole(path)
+        check_whole(path)
         number = _undecodable(path) if isinstance(error, UnicodeDecodeError) else number
         hint = (
             "; of a file that is one JSON list, 'jq -c .[]' makes such lines"
@@ -209,51 +208,20 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[Row, bool]]:
         )
         raise DataError(f"{path}: line {number} is not JSON ({error}); expected one object a line{hint}") from None
     except DAMAGE as error:
-        raise _damaged(path, error) from None
-
-
-DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a whole gzip file ({error}); fetch it again")
-
-
-def _check_whole(path: Path) -> None:
-    """Raises DataError for a gzip file that is damaged: its text may be wrong long before gzip can know."""
-    try:
-        with _open(path) as content:
-            while content.read(1 << 20):
-                pass
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def _undecodable(path: Path) -> int:
     """Number of the first line that is not UTF-8. Text is decoded many lines at a time, so the
     reader itself does not know.
     """
-    with _open(path) as lines:
+    with opened(path) as lines:
         for number, line in enumerate(lines, 1):
             try:
                 line.decode()
             except UnicodeDecodeError:
                 return number
     return 0
-
-
-def _is_packed(path: Path) -> bool:
-    """Whether a file is to be unpacked: by its name, unless it begins as a line of JSON does,
-    because it was unpacked on its way.
-    """
-    if path.suffix != ".gz":
-        return False
-    with path.open("rb") as begun:
-        return not begun.read(4).removeprefix(b"\xef\xbb\xbf").startswith(b"{")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if _is_packed(path) else path.open("rb")  # type: ignore[return-value]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

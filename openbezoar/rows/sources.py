@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import sys
-from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
 from openbezoar.errors import DataError, RecipeError, named
 from openbezoar.recipe.blocks import DataRef, DataSpec, data_specs
+from openbezoar.rows.files import RowFiles, divided, locate
 from openbezoar.rows.forms import check_usable
-from openbezoar.rows.hub import load_rows
 from openbezoar.rows.known import OneKind
 from openbezoar.rows.records import JsonLines, Row
+from openbezoar.rows.tables import FileRows, HubRows, RowTable, table_of
 
 ROWS = "rows.jsonl"
 
@@ -35,13 +33,10 @@ def model_reference(text: str, recipe_folder: Path, data_folder: str | None) -> 
     return str(resolve_path(text, recipe_folder, data_folder).resolve()) if text.startswith("$data") else text
 
 
-class RowTable(Protocol):
-    """Rows that can be gone through again and again."""
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def shuffled(self, seed: int) -> Iterator[Row]:
-        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
+def row_files(text: str, recipe_folder: Path, data_folder: str | None) -> RowFiles:
+    """The files of rows that a recipe's reference to data names. Raises DataError where there are none."""
+    named_path, split, part = divided(text)
+    return locate(resolve_path(named_path, recipe_folder, data_folder), split, part)
 
 
 def select(table: RowTable, spec: DataSpec, seed: int) -> Iterator[Row]:
@@ -95,11 +90,11 @@ def read(
         elif spec.data.startswith("hub:"):
             name, table = spec.data, HubRows(spec.data)
         else:
-            path = resolve_path(spec.data, recipe_folder, data_folder)
-            name, table = str(path), JsonLines(path, scratch, mended)
+            files = row_files(spec.data, recipe_folder, data_folder)
+            name, table = str(files.root), table_of(files, scratch, mended)
         number, kind = 0, OneKind()
         for number, row in enumerate(select(table, spec, seed), 1):
-            where = f"{name}: row {named(row.get('id', number))}"
+            where = _where(name, table, spec, row, number)
             kind.check(row, where)
             if spec.unusable == "refuse":
                 check_usable(row, where)
@@ -119,19 +114,8 @@ def read(
         raise DataError(f"{name}: the file is empty; expected at least one row")
 
 
-class HubRows:
-    """Rows of a data set of the hub (``hub.DataSetRef``), which the hub's client keeps on disk.
-    Raises DataError saying why it cannot be had.
-    """
-
-    def __init__(self, ref: str) -> None:
-        self.data: Any = load_rows(ref)
-
-    def __iter__(self) -> Iterator[Row]:
-        return (dict(row) for row in self.data)
-
-    def shuffled(self, seed: int) -> Iterator[Row]:
-        """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
-        places = array("q", range(len(self.data)))
-        random.Random(seed).shuffle(places)
-        return (dict(self.data[place]) for place in places)
+def _where(name: str, table: RowTable, spec: DataSpec, row: Row, number: int) -> str:
+    """Where a row is from: its id, else its number, in its own file where the rows are read in their order."""
+    if "id" not in row and isinstance(table, FileRows) and not spec.shuffle:
+        return table.at
+    return f"{name}: row {named(row.get('id', number))}"

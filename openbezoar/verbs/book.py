@@ -23,7 +23,8 @@ from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import row_of
 from openbezoar.rows.lengths import TextLengths, texts_of
 from openbezoar.rows.records import JsonLines, Row
-from openbezoar.rows.sources import ROWS, resolve_path, select
+from openbezoar.rows.sources import ROWS, resolve_path, row_files, select
+from openbezoar.rows.tables import RowTable, table_of
 from openbezoar.store.runs import RunFolder
 
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
@@ -103,7 +104,7 @@ class Book:
         for spec in data_specs(ref):
             if spec.data.startswith("hub:"):
                 yield TextLengths(spec.limit or 10_000, (1000.0,))
-            elif spec.data in self.recipe.steps and not (spec.data in self.done and self.file_of(spec).is_file()):
+            elif not self._is_here(spec):
                 handed = self.handed_on(spec.data)
                 rows = max(handed.rows - spec.offset, 0)
                 yield TextLengths(min(rows, spec.limit or rows), (handed.characters,), handed.system)
@@ -112,11 +113,22 @@ class Book:
 
     def rows_of(self, spec: DataSpec) -> Iterator[Row]:
         """Rows on disk, one at a time."""
-        return select(JsonLines(self.file_of(spec)), spec, self.recipe.seed)
+        return select(self._table(spec), spec, self.recipe.seed)
 
-    def file_of(self, spec: DataSpec) -> Path:
-        """Where a step's rows lie or will lie, or a local file's."""
-        return self.run.step(spec.data) / ROWS if spec.data in self.recipe.steps else self.path(spec.data)
+    def _table(self, spec: DataSpec) -> RowTable:
+        if spec.data in self.recipe.steps:
+            return JsonLines(self._rows_file(spec.data))
+        return table_of(row_files(spec.data, self.folder, self.recipe.data))
+
+    def _rows_file(self, step: str) -> Path:
+        """Where a step's rows lie or will lie."""
+        return self.run.step(step) / ROWS
+
+    def _is_here(self, spec: DataSpec) -> bool:
+        """Whether rows can be read: those of a file, or of a step that is done."""
+        if spec.data in self.recipe.steps:
+            return spec.data in self.done and self._rows_file(spec.data).is_file()
+        return not spec.data.startswith("hub:")
 
     def rows(self, ref: DataRef) -> tuple[int, float]:
         """(number of rows, mean characters of a row's texts)."""
@@ -129,7 +141,7 @@ class Book:
         """Rows that are on disk; none of a step that has not run, or of the hub."""
         rows: list[Row] = []
         for spec in data_specs(ref):
-            if not spec.data.startswith("hub:") and self.file_of(spec).is_file():
+            if self._is_here(spec):
                 rows += self.rows_of(spec)
         return rows
 

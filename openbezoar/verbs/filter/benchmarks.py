@@ -12,7 +12,7 @@ from openbezoar.errors import DataError
 from openbezoar.recipe.refs import Reference, references
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import row_of
-from openbezoar.rows.sources import read, resolve_path
+from openbezoar.rows.sources import read, row_files
 from openbezoar.store.digests import digest, file_digest
 
 
@@ -45,13 +45,15 @@ def benchmark_digests(recipe: Recipe, folder: Path) -> dict[str, str]:
         if benchmark.spec is None:
             digests[benchmark.name] = "elsewhere"
             continue
-        file = resolve_path(benchmark.spec.data, folder, recipe.data)
-        if not file.is_file():
+        try:
+            files = row_files(benchmark.spec.data, folder, recipe.data).files
+        except DataError as error:
             raise DataError(
-                f"{benchmark.name}: no file {file}, which 'decontaminate' needs; paths are relative to the recipe's"
-                " own file"
-            )
-        digests[benchmark.name] = digest([file_digest(file), benchmark.spec.model_dump(mode="json", exclude={"data"})])
+                f"{benchmark.name}: {error}, which 'decontaminate' needs; paths are relative to the recipe's own file"
+            ) from None
+        # of one file as it was before there could be several
+        of_files = file_digest(files[0]) if len(files) == 1 else [file_digest(file) for file in files]
+        digests[benchmark.name] = digest([of_files, benchmark.spec.model_dump(mode="json", exclude={"data"})])
     return digests
 
 
