@@ -98,6 +98,7 @@ bench: $(READY)
 	$(BENCH).generate --model $(MODEL) --rounds $(ROUNDS) --data $(DATA)/dolly.jsonl.gz --json docs/benchmarks/generate.json
 	$(BENCH).data --model $(MODEL) --data $(DATA)/dolly.jsonl.gz --json docs/benchmarks/data.json
 	$(BENCH).data --model $(MODEL) --data $(DATA)/hh_rlhf_train.jsonl.gz --json docs/benchmarks/data_pairs.json
+	$(BENCH).data --model $(MODEL) --data $(DATA)/hh_rlhf_train.jsonl.gz --messages --rows 1000,50000,500000 --json docs/benchmarks/data_messages.json
 	$(BENCH).full_size --folder build/full-size --pairs $(DATA)/hh_rlhf_test.jsonl.gz --json docs/benchmarks/full_size.json
 	$(BENCH).page
 

@@ -7,6 +7,8 @@ whose rows are repeated with a number put into each prompt so that all differ. E
 in a process of its own, through what ``sft`` and ``dpo`` do with their rows: a shuffled
 reference, the split of held-out rows, trees on disk; then one epoch of batches in the loop's
 order, laid out as the scorer does. ``--in-memory`` holds rows and trees in lists, for comparison.
+``--messages`` makes conversations of the rows, as lists of messages in a Parquet file, all of
+whose answers are learnt, under the model's own chat template.
 
 Writes a JSON object: ``sizes``, a list of what ``measure`` returns, and ``flat``: cost of a
 row and peak memory at the greatest size over those at the one before it.
@@ -48,6 +50,32 @@ def distinct(path: Path, n: int) -> Iterator[Row]:
                 else f"({i}) {row[field]}"
             )
         yield made
+
+
+def conversations(path: Path, n: int) -> Iterator[Row]:
+    """``distinct`` rows as lists of messages: of a pair the chosen dialogue."""
+    from openbezoar.errors import RowError
+    from openbezoar.rows.forms import to_example
+
+    for row in distinct(path, n):
+        try:
+            example = to_example(row, "row")
+        except RowError:  # a dialogue that is none
+            continue
+        answer = {"role": "assistant", "content": example.answer}
+        yield {"id": row["id"], "messages": [*(turn.as_dict() for turn in example.prompt), answer]}
+
+
+def write_parquet(path: Path, rows: Iterator[Row]) -> None:
+    """Write rows in row groups of 10,000, as the hub's client does for texts."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    first = pa.Table.from_pylist(list(islice(rows, 10_000)))
+    with parquet.ParquetWriter(path, first.schema) as writer:
+        writer.write_table(first)
+        while more := list(islice(rows, 10_000)):
+            writer.write_table(pa.Table.from_pylist(more, schema=first.schema))
 
 
 def anonymous_memory(process: int) -> int:
@@ -120,14 +148,17 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
     from openbezoar.recipe.blocks import DataSpec, PromptSpec
     from openbezoar.recipe.schema import Recipe
     from openbezoar.recipe.train_steps import Training
+    from openbezoar.rows.files import locate
     from openbezoar.rows.forms import to_example, to_pair
     from openbezoar.rows.records import Turn
+    from openbezoar.rows.tables import table_of
     from openbezoar.store.runs import RunFolder
     from openbezoar.training.data import Renderer, split_heldout
     from openbezoar.training.loop import batch_of, plan_steps
     from openbezoar.verbs.train.data import training_trees
 
-    pairs = "chosen" in next(iter(read_jsonl(data)))
+    first = next(iter(table_of(locate(data))))
+    pairs, prompt = "chosen" in first, PromptSpec(template="own" if "messages" in first else "openbezoar")
     recipe = Recipe.model_validate(
         {
             "name": "rows",
@@ -138,7 +169,7 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
     folder = data.parent
     context = StepContext("train", recipe, folder, RunFolder(folder / "run"), folder, 1, PlainProgress(quiet=True))
     step, spec = Training(model="base", batch=BATCH), DataSpec(data=str(data), shuffle=True)
-    renderer = Renderer(Formatter(load_tokenizer(model), PromptSpec()), step.max_length, step.too_long, context.counts)
+    renderer = Renderer(Formatter(load_tokenizer(model), prompt), step.max_length, step.too_long, context.counts)
     renderer.formatter.answer_ids([Turn("user", "What is first used is imported.")], "Yes.")
     start = anonymous_memory(os.getpid())
     with Peak() as peak:
@@ -173,13 +204,18 @@ def measure(model: Path, data: Path, rows: int, processes: int | None, in_memory
     }
 
 
-def run(model: Path, data: Path, sizes: list[int], processes: int | None, in_memory: bool) -> dict[str, Any]:
+def run(
+    model: Path, data: Path, sizes: list[int], *, processes: int | None, in_memory: bool, messages: bool
+) -> dict[str, Any]:
     """All sizes, each in a process of its own."""
     found: list[dict[str, Any]] = []
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="openbezoar-rows-") as folder:
-            file = Path(folder) / "rows.jsonl"
-            write_jsonl(file, distinct(data, rows))
+            file = Path(folder) / ("rows.parquet" if messages else "rows.jsonl")
+            if messages:
+                write_parquet(file, conversations(data, rows))
+            else:
+                write_jsonl(file, distinct(data, rows))
             command = [
                 sys.executable,
                 "-m",
@@ -205,6 +241,8 @@ def run(model: Path, data: Path, sizes: list[int], processes: int | None, in_mem
             file=sys.stderr,
         )
     report: dict[str, Any] = {"data": data.name, "in_memory": in_memory, "cores": os.cpu_count(), "sizes": found}
+    if messages:
+        report["messages"] = True
     if len(found) > 1:
         last, before = found[-1], found[-2]
         report["flat"] = {
@@ -226,6 +264,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1000,10000,100000", help="sizes, commas between")
     parser.add_argument("--processes", type=int, help="default: the cores that may be used")
     parser.add_argument("--in-memory", action="store_true", help="rows and trees in lists, in one process")
+    parser.add_argument("--messages", action="store_true", help="conversations in a Parquet file (needs pyarrow)")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -237,7 +276,12 @@ def main() -> None:
     from openbezoar.recipe.blocks import PromptSpec
 
     report = run(
-        open_checkpoint(given.model, PromptSpec()).folder(), given.data, sizes, given.processes, given.in_memory
+        open_checkpoint(given.model, PromptSpec()).folder(),
+        given.data,
+        sizes,
+        processes=given.processes,
+        in_memory=given.in_memory,
+        messages=given.messages,
     )
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """docs/benchmarks.md from the benchmarks' JSON: ``python -m benchmarks.page --results FOLDER --out FILE``.
 
-Reads sft.json, dpo.json, score.json, generate.json, data.json, data_pairs.json and full_size.json, whichever are
-there.
+Reads sft.json, dpo.json, score.json, generate.json, data.json, data_pairs.json, data_messages.json
+and full_size.json, whichever are there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def page(results: Mapping[str, Result], folder: str) -> str:
         parts.append(f"## Scoring benchmarks\n\n{_score(results['score'])}")
     if "generate" in results:
         parts.append(f"## Local generation\n\n{_generate(results['generate'])}")
-    sizes = [results[name] for name in ("data", "data_pairs") if name in results]
+    sizes = [results[name] for name in ("data", "data_pairs", "data_messages") if name in results]
     if sizes:
         parts.append(f"## Rows into batches\n\n{_data(sizes)}")
     if "full_size" in results:
@@ -243,7 +243,7 @@ def _data(results: Sequence[Result]) -> str:
             memory = [f"{size['memory'][name] / 1e6:.0f}" for name in ("peak_of_this_process", "peak")]
             lines.append(
                 [
-                    f"`{result['data']}`",
+                    f"`{result['data']}`{', as conversations in Parquet' if result.get('messages') else ''}",
                     f"{size['rows']:,}",
                     f"{size['rows_per_second']:,.0f}",
                     f"{1e3 * size['seconds_per_row']:.2f}",

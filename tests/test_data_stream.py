@@ -404,7 +404,8 @@ def test_the_order_of_an_epoch_is_a_shuffle_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_gives_each_size_and_says_how_flat_it_is(tmp_path: Path, tiny: Path) -> None:
+@pytest.mark.parametrize("messages", [False, True])
+def test_the_benchmark_gives_each_size_and_says_how_flat_it_is(tmp_path: Path, tiny: Path, messages: bool) -> None:
     write(tmp_path / "rows.jsonl", [{**row, "context": ""} for row in dolly_like(7)])
     out = tmp_path / "out.json"
     command = [
@@ -419,6 +420,7 @@ def test_the_benchmark_gives_each_size_and_says_how_flat_it_is(tmp_path: Path, t
         "20,40",
         "--json",
         str(out),
+        *(["--messages"] if messages else []),
     ]
     root = Path(__file__).parent.parent
     done = subprocess.run(
