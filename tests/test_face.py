@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAST
@@ -324,6 +325,23 @@ def test_what_cannot_be_trained_is_one_line(settings: dict[str, Any], line: str,
     with pytest.raises(ob.UserError) as caught:
         ob.dpo(*given, PAIRS, quiet=True, **settings)
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_as_data_frames_hold_them_are_read_as_those_of_a_file(given: tuple[Any, Any]) -> None:
+    talk = [
+        {"role": "user", "content": "Say 1."},
+        {"role": "assistant", "content": "1 \ud83d."},
+        {"role": "user", "content": "Say 2."},
+        {"role": "assistant", "content": np.array([{"type": "text", "text": "2."}])},
+    ]
+    with pytest.raises(ob.UserError, match=r"^row 2: it is of the form 'pair' .*, and row 1 of the form 'messages'"):
+        ob.sft(*given, [{"messages": talk}, PAIRS[0]], quiet=True)
+    with pytest.raises(ob.UserError, match=r"^row 1 is 'a'; expected a mapping"):
+        ob.sft(*given, ["a"], quiet=True)  # type: ignore[list-item]
+    rows = [{"messages": np.array(talk), "system": system} for system in ("Be brief.", None, float("nan"), None, None)]
+    trained = ob.sft(*given, rows, quiet=True, **{**QUICK, "max_steps": 1, "heldout_every": 5})
+    assert (trained.numbers["rows"], trained.numbers["heldout_rows"]) == (4, 1)
+    assert trained.counts == {"rows with half a character taken out": 5}
 
 
 def test_a_row_that_is_none_says_which(given: tuple[Any, Any]) -> None:

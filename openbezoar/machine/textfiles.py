@@ -71,6 +71,11 @@ def loads(text: str) -> tuple[Any, bool]:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     if "\\ud" not in text and "\\uD" not in text:
         return value, False
+    return without_halves(value)
+
+
+def without_halves(value: Any) -> tuple[Any, bool]:
+    """A value without lone surrogates, however deep, and whether there were any."""
     whole = _whole(value)
     return whole, whole != value
 

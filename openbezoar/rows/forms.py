@@ -12,6 +12,7 @@ from typing import Any
 
 from openbezoar.errors import DataError, RowError, named
 from openbezoar.rows.dialogues import is_dialogue, parse_dialogue, parse_prompt
+from openbezoar.rows.doubles import check_one_answer, check_one_preference, check_one_prompt
 from openbezoar.rows.fields import absent, ambiguous, check_beside, kind_of, one_of, text_in
 from openbezoar.rows.instructions import with_context
 from openbezoar.rows.known import CONTEXT, SYSTEM, Fields, Form, fitting, form_of
@@ -81,28 +82,17 @@ def to_pair(row: Fields, where: str) -> Pair:
     is none or the two do not share their prompt.
     """
     form = next((form for form in fitting(row) if form.kind == "pair"), None)
-    if form is not None and not form.answer:
-        return _ranked(row, form, where)
     if form is None:
         raise _no_pair(row, where)
-    if is_list(row.get("chosen")) or is_list(row.get("rejected")):
-        return _pair_of_messages(row, form, where)
-    chosen, rejected = (text_in(row, (name,), where) for name in ("chosen", "rejected"))
-    id_, subset = _id(row, where), str(row.get("subset", ""))
-    if form.prompt and not _whole(row):
-        asked = _asked(row, form, where)
-        prompt = next((row[name] for name in form.prompt if isinstance(row.get(name), str)), "")
-        tidy: Callable[[str], str] = str.strip if is_dialogue(prompt) else str
-        return Pair(id_, asked.turns, tidy(chosen), tidy(rejected), subset, asked.notes)
-    for name in ("prompt", "instruction", "question"):
-        if name in row and row[name] is None and not _whole(row):
-            text_in(row, (name,), where)
-    first, second = parse_dialogue(chosen, where), parse_dialogue(rejected, where)
-    _check_shared(first[:-1], second[:-1], where)
-    uses = frozenset(SYSTEM)
-    check_beside(row, where, uses, prompt=chosen, answers=[chosen])
-    talk = _under_system(row, where, Conversation(first[:-1]))
-    return Pair(id_, talk.turns, first[-1].content, second[-1].content, subset)
+    check_one_preference(row, where)
+    if not form.answer:
+        pair = _ranked(row, form, where)
+    elif is_list(row.get("chosen")) or is_list(row.get("rejected")):
+        pair = _pair_of_messages(row, form, where)
+    else:
+        pair = _pair_of_texts(row, form, where)
+    check_one_prompt(row, form, pair.prompt, where)
+    return pair
 
 
 def to_unpaired(row: Fields, where: str) -> Unpaired:
@@ -117,9 +107,11 @@ def to_unpaired(row: Fields, where: str) -> Unpaired:
         for name in ("prompt", "completion"):
             text_in(row, (name,), where)
         raise absent(row, ("label",), where)
+    check_one_preference(row, where)
     if row["label"] not in (0, 1):  # true and false are numbers too
         raise DataError(f"{where}: 'label' is {kind_of(row['label'])}; expected true or false (or 1 or 0)")
     example = _example(row, form, where)
+    check_one_prompt(row, form, example.prompt, where)
     return Unpaired(example.id, example.prompt, example.answer, bool(row["label"]), example.notes)
 
 
@@ -161,7 +153,7 @@ def _example(row: Fields, form: Form, where: str) -> Example:
     else:
         asked = _asked(row, form, where)
         answer = form.answered(row)
-        _check_one_answer(row, form, answer, where)
+        check_one_answer(row, form, where)
         if is_list(row.get(answer)) and answer == "completion":
             said = read_messages(row[answer], answer, where)
             if said.turns[0].role != "assistant":
@@ -171,16 +163,6 @@ def _example(row: Fields, form: Form, where: str) -> Example:
             return Example(_id(row, where), asked.turns, text_in(row, form.answer, where), notes=asked.notes)
     *earlier, last = sorted(talk.learnt)
     return Example(_id(row, where), talk.turns[:last], talk.turns[last].content, tuple(earlier), talk.notes)
-
-
-def _check_one_answer(row: Fields, form: Form, answer: str, where: str) -> None:
-    """Raises DataError for a row that has another answer, under another name of this form or in one
-    of another form, that says something else.
-    """
-    for other in (form, *(one for one in fitting(row) if one.kind == "answer" and one is not form)):
-        for name in other.answer:
-            if name != answer and isinstance(row.get(name), str) and row[name] != row.get(answer):
-                raise ambiguous(where, answer, name)
 
 
 def _asked(row: Fields, form: Form, where: str) -> Conversation:
@@ -269,6 +251,25 @@ def _under_system(row: Fields, where: str, talk: Conversation) -> Conversation:
 
 
 # -------------------------------------------------------------------------------- pairs
+
+
+def _pair_of_texts(row: Fields, form: Form, where: str) -> Pair:
+    """A pair whose answers are texts: HH-RLHF's whole dialogues, or answers with their prompt apart."""
+    chosen, rejected = (text_in(row, (name,), where) for name in ("chosen", "rejected"))
+    id_, subset = _id(row, where), str(row.get("subset", ""))
+    if form.prompt and not _whole(row):
+        asked = _asked(row, form, where)
+        prompt = next((row[name] for name in form.prompt if isinstance(row.get(name), str)), "")
+        tidy: Callable[[str], str] = str.strip if is_dialogue(prompt) else str
+        return Pair(id_, asked.turns, tidy(chosen), tidy(rejected), subset, asked.notes)
+    for name in ("prompt", "instruction", "question"):
+        if name in row and row[name] is None and not _whole(row):
+            text_in(row, (name,), where)
+    first, second = parse_dialogue(chosen, where), parse_dialogue(rejected, where)
+    _check_shared(first[:-1], second[:-1], where)
+    check_beside(row, where, frozenset(SYSTEM), prompt=chosen, answers=[chosen])
+    talk = _under_system(row, where, Conversation(first[:-1]))
+    return Pair(id_, talk.turns, first[-1].content, second[-1].content, subset)
 
 
 def _pair_of_messages(row: Fields, form: Form, where: str) -> Pair:

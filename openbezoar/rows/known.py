@@ -76,8 +76,7 @@ def _is_there(value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether it is one, also as data frames hold them, and not empty."""
-    return (isinstance(value, list | tuple) or hasattr(value, "tolist")) and len(value) > 0
+    return isinstance(value, list) and bool(value)
 
 
 _SEA = [{"role": "user", "content": "Name a sea."}]
@@ -286,7 +285,7 @@ def fitting(row: Fields) -> Sequence[Form]:
 
 @lru_cache
 def _fitting(there: tuple[str, ...], empty: tuple[str, ...]) -> Sequence[Form]:
-    row: Fields = {name: () if name in empty else (True,) for name in there}
+    row: Fields = {name: [] if name in empty else [True] for name in there}
     fit = [form for form in FORMS if set(form.known_by) <= set(there)]
     return sorted(fit, key=lambda form: form.kind not in ("pair", "unpaired") and not form.answered(row))
 

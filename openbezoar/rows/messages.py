@@ -94,19 +94,15 @@ class Utterance:
 
 def is_list(value: Any) -> bool:
     """Whether a value that may be a text is to be read as messages: as a list of objects, or as one message."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
     if isinstance(value, Mapping):
         return bool({"role", "from"} & set(value))
-    return isinstance(value, list | tuple) and (not value or any(isinstance(one, Mapping) for one in value))
+    return isinstance(value, list) and (not value or any(isinstance(one, Mapping) for one in value))
 
 
 def read_messages(value: Any, name: str, where: str) -> Conversation:
     """The turns of a row's list of messages, or of one message, which is in the row's field ``name``."""
-    if hasattr(value, "tolist"):  # as data frames hold lists
-        value = value.tolist()
     messages = [value] if isinstance(value, Mapping) and is_list(value) else value
-    if not isinstance(messages, list | tuple):
+    if not isinstance(messages, list):
         raise DataError(f"{where}: '{name}' is {kind_of(value)}; expected a list of messages: mend it, or drop the row")
     if not messages:
         raise RowError(f"{where}: '{name}' is an empty list; expected messages", NO_MESSAGES)
@@ -182,7 +178,7 @@ def _content(message: Mapping[str, Any], where: str) -> str:
         raise RowError(f"{where}: its '{name}' is null; fill it in, or drop the row", NO_TEXT)
     if isinstance(content, str):
         return content
-    if not isinstance(content, list | tuple):
+    if not isinstance(content, list):
         raise DataError(f"{where}: its '{name}' is {kind_of(content)}; expected a text, or a list of parts")
     return "".join(_part(part, where) for part in content)
 
@@ -253,6 +249,6 @@ def texts_in(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         yield from texts_in(value.get(_field(value, ("content", "value")) or "text"))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list):
         for one in value:
             yield from texts_in(one)

@@ -21,6 +21,7 @@ from openbezoar.progress import for_terminal
 from openbezoar.recipe.file import one_line
 from openbezoar.recipe.train_steps import Dpo, Sft, Training
 from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.rows.given import plain_rows
 from openbezoar.rows.records import Counts, Example, Pair
 from openbezoar.stats.seeds import step_seed
 from openbezoar.training import distributed
@@ -32,7 +33,7 @@ from openbezoar.training.objectives import same_pass_reference, sft_objective
 from openbezoar.verbs.train.dpo import objective_of
 
 Rows = Iterable[Mapping[str, Any]]
-"""Rows in the forms that a recipe's data has: instruction and response, or chosen and rejected, …"""
+"""Rows in the forms that a recipe's data has: instruction and response, messages, chosen and rejected, …"""
 
 T = TypeVar("T", bound=Training)
 LOGS = ("metrics.jsonl", "heldout.jsonl")
@@ -195,7 +196,7 @@ def _split(task: _Task, given: _Given, renderer: Renderer, folder: Path) -> Spli
     heldout = given.heldout
     return split_trees(
         task.step,
-        ((f"{task.what} {n}", dict(row)) for n, row in enumerate(given.rows, 1)),
+        plain_rows(given.rows, task.what, renderer.counts.add),
         task.convert,
         renderer,
         what=task.what,
@@ -217,9 +218,9 @@ def _check_empty(folder: Path) -> None:
 def _converted(rows: Rows, task: _Task, counts: Counts) -> list[Example | Pair]:
     """Held-out rows; one whose dialogue is none is counted. Raises DataError if none is left."""
     converted: list[Example | Pair] = []
-    for n, row in enumerate(rows, 1):
+    for where, row in plain_rows(rows, f"held-out {task.what}", counts.add):
         try:
-            converted.append(task.convert(dict(row), f"held-out {task.what} {n}"))
+            converted.append(task.convert(row, where))
         except RowError as error:
             counts.add(error.reason)
     if not converted:
