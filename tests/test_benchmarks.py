@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import openbezoar
-from benchmarks import common, duel, full_size, generate, page, score, training
+from benchmarks import common, duel, full_size, generate, mismatched, page, score, training
 from benchmarks.common import BenchmarkError
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.models.load import load_tokenizer
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.train_steps import Sft
 from openbezoar.rows.forms import to_example
-from openbezoar.rows.records import Counts
+from openbezoar.rows.records import Counts, Row
 from openbezoar.training.data import Renderer
 
 PEERS = {"trl", "benchmarks"}
@@ -270,3 +270,16 @@ def test_importing_the_benchmarks_imports_no_peer() -> None:
 
 def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+
+
+def test_mismatched_answers_are_as_long_as_the_own_ones() -> None:
+    rows: list[Row] = [{"id": n, "instruction": f"Say {n}.", "response": "word " * (5 + n % 7)} for n in range(21)]
+    rows += [{"id": 99, "instruction": "Short.", "response": "No."}, {**rows[0], "id": 98, "context": "Of this."}]
+    made = list(mismatched.mismatched(rows, 300))
+    assert len(made) == 40 and len({row["id"] for row in made}) == 40
+    own, another = ([row for row in made if row["label"] is label] for label in (True, False))
+    assert sorted(row["response"] for row in own) == sorted(row["response"] for row in another)
+    assert all(f"{row['id']}".endswith("-own") for row in own)
+    assert [row["instruction"] for row in own] == [row["instruction"] for row in another]
+    assert list(mismatched.mismatched(rows, 300)) == made
+    assert len(list(mismatched.mismatched(rows, 7))) == 12
