@@ -124,7 +124,7 @@ FORMS = (
         ("chosen",),
         _CONTEXT,
         _AS_PAIRS,
-        "the same with `instruction`; `context` (or `input`) if there is any",
+        "the same with an instruction; `context` (or `input`) and `system` if there are any",
         {"instruction": "Name a sea.", "context": "Of Europe.", "chosen": "The Baltic.", "rejected": "No."},
     ),
     Form(
@@ -135,7 +135,7 @@ FORMS = (
         ("chosen",),
         _CONTEXT,
         _AS_PAIRS,
-        "orca_dpo_pairs: `system` if there is one",
+        "as in orca_dpo_pairs; `system` if there is one",
         {"system": "Be brief.", "question": "Name a sea.", "chosen": "The Baltic.", "rejected": "No."},
     ),
     Form(
@@ -146,7 +146,7 @@ FORMS = (
         ("chosen",),
         _ANY_SYSTEM | {"input"},
         _AS_PAIRS,
-        "Argilla's: the same with `input`",
+        "as in Argilla's sets; `system` if there is one",
         {"system": "Be brief.", "input": "Name a sea.", "chosen": "The Baltic.", "rejected": "No."},
     ),
     Form(
@@ -205,7 +205,7 @@ FORMS = (
         RESPONSE,
         _CONTEXT,
         (*_TRAINED, "seeds of `lamini` and `evol_instruct` (no answer needed, no `system` used)"),
-        "`response` or `output`; `context` (or Alpaca's `input`) and `system` if there are any",
+        "`context` (or Alpaca's `input`) and `system` if there are any",
         {"instruction": "Name a sea.", "input": "Of Europe.", "output": "The Baltic."},
     ),
     Form(
@@ -216,7 +216,7 @@ FORMS = (
         ("completion", "response"),
         _CONTEXT - {"input"},
         _TRAINED,
-        "`completion` or `response`; each a text or a list of messages; `context` and `system` if there are any",
+        "each a text; prompt and completion also lists of messages; `context` and `system` if there are any",
         {"prompt": _SEA, "completion": _BALTIC},
         "add rename: {prompt: instruction, completion: response}",
     ),
@@ -228,7 +228,7 @@ FORMS = (
         ("answer", "response"),
         _CONTEXT - {"input"},
         _TRAINED,
-        "`answer` or `response`; `context` and `system` (or `system_prompt`) if there are any",
+        "as in OpenOrca; `context` and `system` (or `system_prompt`) if there are any",
         {"system_prompt": "Be brief.", "question": "Name a sea.", "response": "The Baltic."},
         "add rename: {question: instruction, answer: response}",
     ),
@@ -264,12 +264,13 @@ FORMS = (
 
 def page_table() -> Iterator[str]:
     """The table in Markdown, for docs/data.md."""
-    yield "| rows | fields | an example | used by |\n| --- | --- | --- | --- |"
+    yield "| rows | fields | what they are | an example | used by |\n| --- | --- | --- | --- | --- |"
     for form in FORMS:
-        names = ", ".join(f"`{name}`" for name in form.known_by)
+        answers = " or ".join(f"`{name}`" for name in form.answer if name not in form.known_by)
+        rejected = ["`rejected`"] if "chosen" in form.known_by else []
+        names = ", ".join(filter(None, [*(f"`{name}`" for name in form.known_by), *rejected, answers]))
         example = json.dumps(form.example, ensure_ascii=False).replace("|", "\\|")
-        about = form.about.replace("|", "\\|").replace("\n", "\\n")
-        yield f"| {form.name} | {names}: {about} | `{example}` | {', '.join(form.used_by)} |"
+        yield f"| {form.name} | {names} | {form.about} | `{example}` | {', '.join(form.used_by)} |"
 
 
 _NAMES = tuple(dict.fromkeys(name for form in FORMS for name in (*form.known_by, *form.answer)))
