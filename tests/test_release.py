@@ -646,6 +646,7 @@ def test_data_sets_are_written_as_messages_too_where_the_recipe_says_so(finished
     assert names == {"messages.parquet", "README.md", "SHA256SUMS"}
     card = (out / "data/lamini/README.md").read_text()
     assert metadata(card)["configs"][0]["config_name"] == "default" and 'data_files="messages.parquet"' in card
+    assert "`messages` (a system message" in card and "`instruction`" not in card.partition("## How many")[0]
 
 
 def test_a_model_without_a_gguf_form_is_released_without_one_and_says_why(
