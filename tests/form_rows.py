@@ -4,6 +4,7 @@ TRL's own processing.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ EXAMPLES: dict[str, tuple[Row, Spoken, tuple[int, ...]]] = {
         LONG,
         (2, 4),
     ),
+    "agentinstruct": ({"messages": json.dumps(messages(LONG))}, LONG, (2, 4)),
     "sharegpt": ({"id": "x", "conversations": shared(LONG[1:])}, LONG[1:], (1, 3)),
     "openhermes": (
         {"conversations": shared(LONG), "system_prompt": SYSTEM[1], "source": "s", "hash": None},

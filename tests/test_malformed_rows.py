@@ -67,7 +67,7 @@ class Base(NamedTuple):
 
 def bases() -> dict[str, list[Base]]:
     """Sound rows by the form of the table that they have."""
-    rows = [Base("", row, to_example) for row, *_ in EXAMPLES.values()]
+    rows = [Base("", row, to_example) for name, (row, *_) in EXAMPLES.items() if name != "agentinstruct"]
     rows += [Base("", row, convert) for row, _ in PAIRS.values() for convert in (to_pair, to_example)]
     rows += [Base("", row, unpaired) for row, *_ in UNPAIRED.values()]
     rows += [Base("", dict(form.example), to_pair) for form in FORMS if form.name == "pair of an instruction"]

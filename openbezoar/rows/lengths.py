@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.known import SYSTEM
-from openbezoar.rows.messages import texts_in
+from openbezoar.rows.messages import texts_in, unpacked
 from openbezoar.rows.records import Row
 
 # Characters a token, by what the number is for.
@@ -19,10 +19,12 @@ CUT_CHARACTERS = 4  # to cut a text whose tokenizer cannot be had: the rule of t
 MOST_CHARACTERS = 32  # to believe a count: more, on the average of a text, and tokens were left out of it
 MARKERS = 14  # tokens of a prompt's headings
 SYSTEM_TOKENS = 36  # of the project's system message, under vocabularies of 49k and 262k
+PROMPTS = ("prompt", "instruction", "question", "input")
+TALKS = ("messages", "conversations", "conversation")
 FIELDS = (
     *("instruction", "context", "response", "input", "target", "system", "system_prompt", "output_1", "output_2"),
     *("output", "prompt", "completion", "question", "answer", "inputs", "targets"),
-    *("messages", "conversations", "conversation"),
+    *TALKS,
 )
 
 
@@ -43,7 +45,7 @@ def texts_of(row: Row, rejected: bool = True) -> TextLengths:
     """Of one row; ``rejected``: of a pair's both dialogues."""
     if "chosen" in row and "rejected" in row:
         # A prompt beside whole lists of messages stands in them already.
-        shared = 0 if _is_whole(row["chosen"]) else _characters(row.get("prompt") or row.get("question"))
+        shared = 0 if _is_whole(row["chosen"]) else _characters(next(filter(None, map(row.get, PROMPTS)), ""))
         answers = ("chosen", "rejected") if rejected else ("chosen",)
         return TextLengths(1, tuple(shared + _characters(row[name]) for name in answers), _own_system(row["chosen"]))
     if "response1" in row and "response2" in row:
@@ -52,8 +54,8 @@ def texts_of(row: Row, rejected: bool = True) -> TextLengths:
         return TextLengths(
             1, tuple(shared + _characters(row[name]) for name in answers), _own_system(row.get("context"))
         )
-    texts = {name: value for name, value in row.items() if name in FIELDS}
-    if any(texts.get(name) for name in ("messages", "conversations", "conversation")):
+    texts = {name: unpacked(value) if name in TALKS else value for name, value in row.items() if name in FIELDS}
+    if any(texts.get(name) for name in TALKS):
         # Texts beside a conversation repeat it.
         texts = {name: value for name, value in texts.items() if name in SYSTEM or not isinstance(value, str)}
     return TextLengths(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import DataError, RowError, fields_of, named
+from openbezoar.machine.textfiles import loads
 from openbezoar.rows.fields import kind_of
 from openbezoar.rows.records import Role, Turn
 
@@ -101,7 +102,7 @@ def is_list(value: Any) -> bool:
 
 def read_messages(value: Any, name: str, where: str) -> Conversation:
     """The turns of a row's list of messages, or of one message, which is in the row's field ``name``."""
-    messages = [value] if isinstance(value, Mapping) and is_list(value) else value
+    messages = [value] if isinstance(value, Mapping) and is_list(value) else unpacked(value)
     if not isinstance(messages, list):
         raise DataError(f"{where}: '{name}' is {kind_of(value)}; expected a list of messages: mend it, or drop the row")
     if not messages:
@@ -111,6 +112,16 @@ def read_messages(value: Any, name: str, where: str) -> Conversation:
             {"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(messages)
         ]
     return joined(_said(one, f"{where}: '{name}', message {n}") for n, one in enumerate(messages, 1))
+
+
+def unpacked(value: Any) -> Any:
+    """The list in a text that is one in JSON, as tables without lists hold it; any other value as it is."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        return loads(value)[0]
+    except (ValueError, RecursionError):
+        return value
 
 
 def joined(messages: Iterable[Utterance]) -> Conversation:
