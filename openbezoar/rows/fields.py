@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openbezoar.errors import DataError, fields_of, shown
-from openbezoar.rows.known import BESIDE, Fields, check_instructed
+from openbezoar.rows.known import BESIDE, INSTRUCTION, RESPONSE, Fields, check_instructed
 
 Names = tuple[str, ...]
 
@@ -25,7 +25,7 @@ def text_in(row: Fields, names: Names, where: str) -> str:
         (name for name in names if row.get(name) is not None), next((name for name in names if name in row), None)
     )
     if present is None:
-        if names[0] in ("instruction", "response"):
+        if names in (INSTRUCTION, RESPONSE):
             check_instructed(row, where)
         raise absent(row, names, where)
     raise DataError(f"{where}: '{present}' is {kind_of(row[present])}; expected a text: fill it in, or drop the row")
