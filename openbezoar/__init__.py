@@ -14,7 +14,7 @@ _NAMES = {
     "plan.listed": "RunPlan PlannedStep",
     "face.runs": "run open_run Run ScoreRow",
     "face.chat_model": "load ChatModel",
-    "verbs.train.in_memory": "sft dpo Trained",
+    "verbs.train.in_memory": "sft dpo kto Trained",
     "forest": "Scorer TokenPath",
     "harness.forest_lm": "ForestLM",
     "errors": "UserError",

@@ -15,6 +15,7 @@ from openbezoar.plan.listed import plan as plan
 from openbezoar.training import losses as losses
 from openbezoar.verbs.train.in_memory import Trained as Trained
 from openbezoar.verbs.train.in_memory import dpo as dpo
+from openbezoar.verbs.train.in_memory import kto as kto
 from openbezoar.verbs.train.in_memory import sft as sft
 
 __all__: list[str]

@@ -44,6 +44,8 @@ SIGNATURES = {
     " out: str | Path | None = None, seed: int = 0, quiet: bool = False, **settings: Any) -> Trained",
     "dpo": "(model: Any, tokenizer: Any, rows: Rows, *, heldout: Rows | None = None, prompt: Prompt | None = None,"
     " out: str | Path | None = None, seed: int = 0, quiet: bool = False, **settings: Any) -> Trained",
+    "kto": "(model: Any, tokenizer: Any, rows: Rows, *, heldout: Rows | None = None, prompt: Prompt | None = None,"
+    " out: str | Path | None = None, seed: int = 0, quiet: bool = False, **settings: Any) -> Trained",
     "Trained": "(model: Any, numbers: Mapping[str, Any], counts: Mapping[str, int], folder: Path | None)",
     "Scorer": "(model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False)",
     "Scorer.score": "(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]",
@@ -55,8 +57,8 @@ SIGNATURES = {
     "losses.simpo": "(scores: PairScores, *, beta: float, simpo_gamma: float, label_smoothing: float) -> Tensor",
 }
 NAMES = (
-    "plan losses stats RunPlan PlannedStep run open_run Run ScoreRow load ChatModel sft dpo Trained Scorer TokenPath"
-    " ForestLM UserError"
+    "plan losses stats RunPlan PlannedStep run open_run Run ScoreRow load ChatModel sft dpo kto Trained Scorer"
+    " TokenPath ForestLM UserError"
 )
 
 
@@ -242,8 +244,8 @@ def adapter(folder: Path) -> bytes:
 
 @pytest.mark.parametrize(
     ("verb", "rows", "own"),
-    [("sft", ROWS, {}), ("dpo", PAIRS, {"beta": 0.2}), ("dpo", PAIRS, {"loss": "simpo"})],
-    ids=["sft", "dpo", "simpo"],
+    [("sft", ROWS, {}), ("dpo", PAIRS, {"beta": 0.2}), ("dpo", PAIRS, {"loss": "simpo"}), ("kto", PAIRS, {})],
+    ids=["sft", "dpo", "simpo", "kto"],
 )
 def test_training_without_a_recipe_gives_the_adapter_that_a_recipe_gives(
     verb: str,

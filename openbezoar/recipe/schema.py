@@ -6,8 +6,8 @@ of those in the table of verbs (``verbs.py``). Inputs are the names of other ste
 (relative to the recipe's own file).
 
 Sources of defaults are given as [QLoRA] arXiv 2305.14314 and its scripts, [DPO] arXiv
-2305.18290 and its reference code, [card] the released OpenBezoar cards; a default without
-a source is this project's.
+2305.18290 and its reference code, [KTO] arXiv 2402.01306, [card] the released OpenBezoar cards; a
+default without a source is this project's.
 """
 
 from __future__ import annotations

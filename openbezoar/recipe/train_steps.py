@@ -1,4 +1,4 @@
-"""Settings of the steps that make models: sft, dpo and merge."""
+"""Settings of the steps that make models: sft, dpo, kto and merge."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Lora(Strict):
 
 
 class Training(Step):
-    """What sft and dpo have in common."""
+    """What sft, dpo and kto have in common."""
 
     paths: ClassVar[int] = 1  # of a row's tree
 
@@ -218,3 +218,43 @@ class Dpo(WithConstants):
     def constants(self) -> dict[str, float]:
         """The constants of its loss, by their names."""
         return {name: getattr(self, name) for name in LOSSES[self.loss].defaults}
+
+
+class Kto(Training):
+    """KTO: preference training on answers each of which was liked or not, with a new adapter; the reference
+    is the model as given, the adapter off. A pair is read as a liked answer and one that was not.
+    """
+
+    kto: Annotated[DataRef, Ref("data", role="rows")]
+    beta: float = Field(0.1, gt=0, description="Strength of the pull to the reference. [KTO] 0.1.")
+    desirable_weight: float = Field(
+        1.0,
+        ge=0,
+        description=(
+            "Weight of the loss of a liked answer. TRL's documentation advises weights with which liked and other"
+            " answers, each number times its weight, are in a ratio from 1:1 to 4:3; a run says where they are not."
+        ),
+    )
+    undesirable_weight: float = Field(1.0, ge=0, description="Weight of the loss of an answer that was not liked.")
+    batch: int = Field(
+        16,
+        ge=2,
+        description="Answers an optimiser step, two at least: z0 takes each prompt with another's answer.",
+    )
+    learning_rate: float = Field(
+        5e-6, gt=0, description="[KTO] 5e-6. TRL's documentation advises 5e-7 to 5e-6, with a beta of 0.1."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: float = Field(0.1, ge=0, le=1)
+    clip: float = Field(10.0, gt=0, description="[DPO] 10.")
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The constants of the loss, by their names."""
+        return {name: getattr(self, name) for name in ("beta", "desirable_weight", "undesirable_weight")}
+
+    @model_validator(mode="after")
+    def _one_answer_is_learnt_from(self) -> Kto:
+        if not self.desirable_weight and not self.undesirable_weight:
+            raise ValueError("desirable_weight and undesirable_weight are both 0, so nothing is learnt; raise one")
+        return self

@@ -18,7 +18,7 @@ from openbezoar.recipe.blocks import Step
 from openbezoar.recipe.data_steps import Filter, Generate
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench
 from openbezoar.recipe.tell_steps import Release, Report
-from openbezoar.recipe.train_steps import Dpo, Merge, Sft
+from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,20 @@ VERBS: dict[str, Verb] = {
         together=True,
         cost="cost:dpo",
         result="result:DpoNumbers",
+        section="section:sections",
+        packages="key:packages",
+        opening="key:opening",
+    ),
+    "kto": Verb(
+        settings=Kto,
+        version=1,
+        does="trains on answers that were liked or not",
+        room="openbezoar.verbs.train",
+        work="kto:run",
+        produces=("model", "adapter"),
+        together=True,
+        cost="cost:kto",
+        result="result:KtoNumbers",
         section="section:sections",
         packages="key:packages",
         opening="key:opening",

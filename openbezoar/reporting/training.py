@@ -105,6 +105,33 @@ class PreferenceNumbers(TrainingNumbers):
         return {k: (first.get(f"rewards/{k}"), last.get(f"rewards/{k}")) for k in ("chosen", "rejected", "margins")}
 
 
+class UnpairedNumbers(TrainingNumbers):
+    """Of a step that trains on answers that were liked or not."""
+
+    ROWS: ClassVar[str] = "answers"
+
+    liked: int | None = None  # of the answers trained on
+    heldout_liked: int | None = None
+    beta: Number | None = None
+    desirable_weight: Number | None = None
+    undesirable_weight: Number | None = None
+    heldout_reward_liked_before: Number | None = None
+    heldout_reward_liked_after: Number | None = None
+    heldout_reward_disliked_before: Number | None = None
+    heldout_reward_disliked_after: Number | None = None
+    heldout_margin_before: Number | None = None  # None where no held-out answer was liked, or all were
+    heldout_margin_after: Number | None = None
+    heldout_auc_before: Number | None = None
+    heldout_auc_after: Number | None = None
+    heldout_kl_before: Number | None = None
+    heldout_kl_after: Number | None = None
+
+    def line(self) -> str:
+        if self.heldout_auc_after is None:
+            return super().line()
+        return f"{super().line()}, AUC of rewards → {self.heldout_auc_after:.3f} (n={self.heldout_rows})"
+
+
 def curve(step: StepFacts, file: str, key: str) -> Curve:
     """A quantity of a training step's log over its optimiser steps."""
     rows = ((row.get("step"), row.get(key)) for row in step.rows(file))
@@ -144,8 +171,8 @@ def training_table(trainings: Sequence[TrainingNumbers], speed: bool = True) -> 
         headers,
         tuple(rows),
         "Held-out rows are every n-th row, kept out of the step's training, or the rows that the recipe names; earlier"
-        " steps may have trained on them. The loss of a dpo step is the preference loss, that of an sft step the mean"
-        " per answer token in nats.",
+        " steps may have trained on them. The loss of a dpo or kto step is the preference loss, that of an sft step the"
+        " mean per answer token in nats.",
     )
 
 
@@ -212,6 +239,53 @@ def preference_table(trainings: Sequence[PreferenceNumbers]) -> Table:
         "Before the first update policy and reference are the same model: DPO's loss is ln 2 = 0.6931, and rewards,"
         " margins and accuracy (chosen strictly above rejected) are 0 by definition. Losses without a reference"
         f" ({alone}) have no such start; their rewards are the policy's own mean log-probabilities of a token, scaled."
+    )
+    return Table(headers, tuple(rows), note)
+
+
+def unpaired_table(trainings: Sequence[UnpairedNumbers]) -> Table:
+    """Rewards of trainings on answers that were liked or not."""
+    rows = []
+    for n in trainings:
+        others = None if n.rows is None or n.liked is None else n.rows - n.liked
+        held = None if n.heldout_rows is None or n.heldout_liked is None else n.heldout_rows - n.heldout_liked
+        moved = (
+            (n.heldout_reward_liked_before, n.heldout_reward_liked_after),
+            (n.heldout_reward_disliked_before, n.heldout_reward_disliked_after),
+            (n.heldout_margin_before, n.heldout_margin_after),
+            (n.heldout_auc_before, n.heldout_auc_after),
+            (n.heldout_kl_before, n.heldout_kl_after),
+        )
+        rows.append(
+            (
+                n.step.name,
+                f"{number(n.liked)} : {number(others)}",
+                f"{number(n.desirable_weight)} : {number(n.undesirable_weight)}",
+                _decimal(n.beta),
+                _decimal(n.first_loss, 4),
+                f"{number(n.heldout_liked)} : {number(held)}",
+                *(f"{_decimal(before)} → {_decimal(after)}" for before, after in moved),
+            )
+        )
+    headers = (
+        "step",
+        "liked : other answers",
+        "their weights",
+        "beta",
+        "loss before the first update",
+        "held out, liked : other",
+        "reward of liked, before → after",
+        "reward of other answers",
+        "margin",
+        "AUC of rewards",
+        "z0",
+    )
+    note = (
+        "All from the margin's left on is of held-out answers. A reward is beta times the log-ratio of policy and"
+        " reference; the margin is the difference of the two mean rewards, of answers to different prompts. AUC is the"
+        " chance that a liked answer has a higher reward than one that was not, 0.5 where rewards tell nothing, as"
+        " before the first update. z0 is the estimate of the divergence from the reference with which the loss"
+        " compares, in nats."
     )
     return Table(headers, tuple(rows), note)
 

@@ -35,6 +35,7 @@ _MESSAGES = ("messages", "conversations", "conversation", "prompt", "context", "
 NOT_LIKED = "an answer that was not liked"
 NO_PREFERENCE = "neither answer preferred"
 NO_LABEL = "without a label"
+SAME_ANSWER = "chosen equals rejected"
 OTHER_PROMPTS = "chosen and rejected have different prompts"
 NO_END = "not a dialogue that ends with an answer"
 
@@ -121,6 +122,19 @@ def unpaired_of(pair: Pair) -> tuple[Unpaired, Unpaired]:
         Unpaired(pair.id, pair.prompt, pair.chosen, True, pair.notes),
         Unpaired(pair.id, pair.prompt, pair.rejected, False),
     )
+
+
+def to_answers(row: Fields, where: str) -> tuple[Unpaired, ...]:
+    """The answers in a row that were liked or not: the one of an unpaired row, both of a pair.
+
+    Raises DataError and RowError as ``to_unpaired`` and ``to_pair``, RowError too for a pair of one answer.
+    """
+    if not any(form.kind == "pair" for form in fitting(row)):
+        return (to_unpaired(row, where),)
+    pair = to_pair(row, where)
+    if pair.chosen == pair.rejected:
+        raise RowError(f"{where}: its two answers are the same", SAME_ANSWER)
+    return unpaired_of(pair)
 
 
 def check_usable(row: Fields, where: str) -> None:

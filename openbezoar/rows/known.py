@@ -40,7 +40,7 @@ INSTRUCTION, RESPONSE = ("instruction",), ("response", "output")
 _ANY_SYSTEM = frozenset(SYSTEM)
 _CONTEXT = _ANY_SYSTEM | frozenset(CONTEXT)
 _TRAINED = ("`sft`", "held-out losses", "`filter`")
-_AS_PAIRS = ("`dpo`", "`sft` on the chosen answers")
+_AS_PAIRS = ("`dpo`", "`kto`", "`sft` on the chosen answers")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ FORMS = (
         ("prompt",),
         ("completion",),
         _CONTEXT - {"input"},
-        ("`sft` on the liked answers",),
+        ("`kto`", "`sft` on the liked answers"),
         "`label`: true or false, or 1 or 0; prompt and completion as texts or messages",
         {"prompt": "Name a sea.", "completion": "The Baltic.", "label": True},
     ),

@@ -10,8 +10,8 @@ from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError
 from openbezoar.forest import Tree
 from openbezoar.recipe.train_steps import Training
-from openbezoar.rows.records import Counts, Example, Pair, Row
-from openbezoar.training.encode import Convert, Encoder, encode_rows
+from openbezoar.rows.records import Counts, Example, Pair, Row, Unpaired
+from openbezoar.training.encode import Convert, Encoder, encode_rows, liked_of
 from openbezoar.training.trees import TreeStore, tree_of
 
 T = TypeVar("T", Example, Pair)
@@ -39,10 +39,10 @@ class Renderer:
         """One tree of two paths a pair: chosen, rejected."""
         return self.trees(rows)
 
-    def trees(self, rows: Sequence[Example | Pair]) -> list[Tree]:
-        """Trees of rows of either kind, held in memory."""
-        encoded = (self.encoder.encode(row) for row in rows)
-        return [tree_of(tree) for tree in encoded if tree is not None]
+    def trees(self, rows: Sequence[Example | Pair | Unpaired]) -> list[Tree]:
+        """Trees of rows of any kind, held in memory; of answers that were liked or not UnpairedTrees."""
+        encoded = ((self.encoder.encode(row), liked_of(row)) for row in rows)
+        return [tree_of(tree, liked) for tree, liked in encoded if tree is not None]
 
 
 class Split(NamedTuple):
@@ -74,13 +74,14 @@ def split_trees(
     *,
     what: str,
     folder: Path,
-    heldout: Callable[[], Sequence[Example | Pair]] | None = None,
+    heldout: Callable[[], Sequence[Example | Pair | Unpaired]] | None = None,
     processes: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Split:
     """Rows, each with where it is from, as trees to train on and held-out ones, which lie on disk in ``folder``.
 
-    convert: ``to_example`` or ``to_pair``; what: 'row' or 'pair', for the message. heldout: gives
+    convert: ``to_example``, ``to_pair`` or ``to_answers``, which gives the answers of a pair
+    together to one part; what: 'row' or 'pair', for the message. heldout: gives
     the rows that are held out, asked when all others are encoded; without it each n-th row of
     ``rows`` is. What is dropped is counted in ``renderer.counts``. Memory does not grow with the
     rows; ``processes`` and ``say`` as in ``encode_rows``. Raises DataError if either is empty.
@@ -95,8 +96,8 @@ def split_trees(
         part = heldout is None and is_held_out(place, settings.heldout_every, settings.heldout_rows)
         place += 1
         tallies[part].merge(outcome.counts)
-        if outcome.tree is not None:
-            stores[part].append(outcome.tree)
+        for tree in outcome.trees:
+            stores[part].append(tree)
     given = [] if heldout is None else heldout()
     for tally in tallies:
         renderer.counts.merge(tally.by_reason)

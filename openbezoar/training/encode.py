@@ -20,16 +20,26 @@ from typing import Literal, NamedTuple
 
 from openbezoar.dialogue.prompt import FOLDED, Formatter
 from openbezoar.errors import DataError, RowError
-from openbezoar.rows.records import Counts, Example, Pair, Row, Turn
+from openbezoar.rows.records import Counts, Example, Pair, Row, Turn, Unpaired
 from openbezoar.training.encoded import Encoded, of_answers, of_turns, pack
 
 FEW = 4096  # rows that are encoded before a second process would have begun
 CHUNK = 128  # rows handed over at a time
-Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair]
+Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair] | Callable[[Row, str], tuple[Unpaired, ...]]
+
+
+def each(converted: Example | Pair | tuple[Unpaired, ...]) -> tuple[Example | Pair | Unpaired, ...]:
+    """What a row was converted to, one by one: a pair may be read as two answers."""
+    return converted if isinstance(converted, tuple) else (converted,)
+
+
+def liked_of(row: Example | Pair | Unpaired) -> bool | None:
+    """Whether its answer was liked; None where a row says nothing of it."""
+    return row.liked if isinstance(row, Unpaired) else None
 
 
 class Encoder:
-    """Examples and pairs into token ids under one length limit.
+    """Examples, pairs and unpaired answers into token ids under one length limit.
 
     loss_on: which answers of a conversation are learnt, of those that its row gives to be learnt.
     """
@@ -49,13 +59,13 @@ class Encoder:
         """The same with counts of its own."""
         return Encoder(self.formatter, self.max_length, self.too_long, counts, self.loss_on)
 
-    def encode(self, row: Example | Pair) -> Encoded | None:
+    def encode(self, row: Example | Pair | Unpaired) -> Encoded | None:
         """The tree of an answer, of a conversation's answers, or of chosen and rejected; None (and
         a count) if the row is of no use. What was changed to make the row is counted too.
         """
         for note in row.notes:
             self.counts.add(note)
-        if isinstance(row, Example):
+        if isinstance(row, Example | Unpaired):
             answers = [row.answer]
         elif row.chosen == row.rejected:
             self.counts.add("chosen equals rejected")
@@ -141,12 +151,12 @@ class EncodedRow(NamedTuple):
     """What became of one row.
 
     unread: why it is no example or pair, None if it is one. counts: what encoding counted.
-    tree: packed; None if it was dropped.
+    trees: packed; none if it was dropped, two of a pair that is read as two answers.
     """
 
     unread: str | None
     counts: dict[str, int]
-    tree: bytes | None
+    trees: tuple[bytes, ...]
 
 
 def encode_rows(
@@ -180,11 +190,12 @@ def encode_rows(
 def _encoded(encoder: Encoder, convert: Convert, where: str, row: Row) -> EncodedRow:
     encoder.counts = Counts()
     try:
-        example = convert(row, where)
+        converted = each(convert(row, where))
     except RowError as error:
-        return EncodedRow(error.reason, {}, None)
-    tree = encoder.encode(example)
-    return EncodedRow(None, encoder.counts.by_reason, None if tree is None else pack(tree))
+        return EncodedRow(error.reason, {}, ())
+    encoded = [(encoder.encode(one), liked_of(one)) for one in converted]
+    trees = tuple(pack(tree, liked) for tree, liked in encoded if tree is not None)
+    return EncodedRow(None, encoder.counts.by_reason, trees)
 
 
 def cores() -> int:

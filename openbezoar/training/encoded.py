@@ -57,9 +57,10 @@ def _common(a: Ids, b: Ids) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def pack(tree: Encoded) -> bytes:
+def pack(tree: Encoded, liked: bool | None = None) -> bytes:
     """int32 in the machine's byte order: the number of paths; of each, kept, the number of runs and
-    their lengths; then the ids of all runs.
+    their lengths; the ids of all runs; then whether the tree's answer was liked (1), was not (0), or
+    nothing is said of it (-1).
     """
     record = array("i", [len(tree)])
     for path in tree:
@@ -67,7 +68,14 @@ def pack(tree: Encoded) -> bytes:
     for path in tree:
         for run in path.runs:
             record.extend(run)
+    record.append(-1 if liked is None else int(liked))
     return record.tobytes()
+
+
+def liked_in(record: bytes) -> bool | None:
+    """Whether a packed tree's answer was liked; None where nothing is said of it."""
+    (mark,) = array("i", record[-array("i").itemsize :])
+    return None if mark < 0 else bool(mark)
 
 
 def unpack(record: bytes) -> Encoded:

@@ -39,21 +39,27 @@ RESUME = ".resume.safetensors"
 LEAST_SCALE = 2.0**-10
 
 
+PassLoss = Callable[[Sequence[Tree], float], tuple[Tensor, dict[str, float]]]
+"""Trees of one pass, the step's whole weight → (loss to be summed over the step's passes, metrics likewise summed)."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is minimised.
 
     weight: of one tree in the step's normaliser (supervised tokens for SFT, 1 for a pair).
-    loss: trees of one pass, the step's whole weight → (loss to be summed over the step's
-    passes, metrics likewise summed).
+    loss: of a pass.
     heldout: → numbers of the held-out rows, 'loss' among them.
     check_first: called with the first step's metrics.
+    begin: for a loss with a number that is taken over the whole batch, without gradient: called in
+    every process with all of a step's trees before its passes; gives what then stands in for ``loss``.
     """
 
     weight: Callable[[Tree], float]
-    loss: Callable[[Sequence[Tree], float], tuple[Tensor, dict[str, float]]]
+    loss: PassLoss
     heldout: Callable[[], dict[str, float]]
     check_first: Callable[[dict[str, float]], None]
+    begin: Callable[[Sequence[Tree]], PassLoss] | None = None
 
 
 def plan_steps(rows: int, settings: Training) -> int:
@@ -227,11 +233,12 @@ def _step(job: _Job, state: State, chosen: list[Tree]) -> tuple[dict[str, float]
     torch.manual_seed(step_seed(job.seed, "dropout", state.step, *([rank] if rank else [])))
     whole = sum(job.objective.weight(tree) for tree in chosen)
     mine = [chosen[i] for i in distributed.share(chosen, rank, distributed.world())]
+    loss_of = job.objective.loss if job.objective.begin is None else job.objective.begin(chosen)
     totals: dict[str, float] = {}
     done = 0.0
     for group in job.scorer.batches(mine):
         trees = [mine[i] for i in group]
-        loss, metrics = job.objective.loss(trees, whole)
+        loss, metrics = loss_of(trees, whole)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": float(loss.detach()), **metrics}.items():
             totals[name] = totals.get(name, 0.0) + value

@@ -68,6 +68,21 @@ class PairScores:
         )
 
 
+@dataclass(frozen=True)
+class UnpairedScores:
+    """Log-probabilities of answers that were liked or not, in nats: policy and reference, float
+    [answers]; liked, bool [answers].
+    """
+
+    policy: Tensor
+    reference: Tensor
+    liked: Tensor
+
+    def ratios(self) -> Tensor:
+        """l: the policy's log-probabilities less the reference's."""
+        return self.policy - self.reference
+
+
 def _smoothed(margin: Tensor, smoothing: float) -> Tensor:
     """-(1 - e) log s(x) - e log s(-x)."""
     return -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
@@ -159,6 +174,28 @@ def _log_odds(mean: Tensor) -> Tensor:
     """m - log(1 - exp m). A certain answer (m = 0) has infinite odds, so m is held below -1e-6."""
     mean = mean.clamp(max=-1e-6)
     return mean - torch.log(-torch.expm1(mean))
+
+
+def kto(
+    scores: UnpairedScores, point: float, *, beta: float, desirable_weight: float, undesirable_weight: float
+) -> Tensor:
+    """KTO of answers that were liked, lambda_D (1 - s(b (l - z0))), or not, lambda_U (1 - s(b (z0 - l))): [answers].
+
+    Section 4 of arXiv 2402.01306 (equation 7 by TRL's count), without the constant by which its
+    loss differs from the value of an answer. point: z0, as ``reference_point`` estimates it.
+    Half a weight where policy = reference.
+    """
+    gain = beta * (scores.ratios() - point)
+    return torch.where(scores.liked, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
+
+
+def reference_point(policy: Tensor, reference: Tensor) -> float:
+    """KTO's z0 = max(0, mean(p' - f')), of answers set after other prompts of their batch, p' and f' [answers].
+
+    An estimate of KL(policy || reference) that carries no gradient (arXiv 2402.01306, section 4).
+    0 of no answers.
+    """
+    return max(0.0, float((policy - reference).detach().double().mean())) if len(policy) else 0.0
 
 
 def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:

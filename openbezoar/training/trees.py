@@ -16,11 +16,23 @@ from typing import overload
 
 from openbezoar.errors import RunError
 from openbezoar.forest import TokenPath, Tree
-from openbezoar.training.encoded import Encoded, unpack
+from openbezoar.training.encoded import Encoded, liked_in, unpack
 
 
-def tree_of(encoded: Encoded) -> Tree:
-    """An encoded tree as the scorer takes it."""
+class UnpairedTree(tuple[TokenPath, ...]):
+    """The tree of one answer, which was liked or was not."""
+
+    liked: bool
+
+    @classmethod
+    def of(cls, tree: Tree, liked: bool) -> UnpairedTree:
+        labelled = cls(tree)
+        labelled.liked = liked
+        return labelled
+
+
+def tree_of(encoded: Encoded, liked: bool | None = None) -> Tree:
+    """An encoded tree as the scorer takes it; with ``liked`` an UnpairedTree."""
     paths: list[TokenPath] = []
     for kept, runs in encoded:
         ids = list(paths[-1].ids[:kept]) if paths else []
@@ -29,7 +41,7 @@ def tree_of(encoded: Encoded) -> Tree:
             ids += run
             scored += [place % 2 == 1] * len(run)
         paths.append(TokenPath(tuple(ids), tuple(scored)))
-    return tuple(paths)
+    return tuple(paths) if liked is None else UnpairedTree.of(tuple(paths), liked)
 
 
 class TreeStore(Sequence[Tree]):
@@ -71,7 +83,8 @@ class TreeStore(Sequence[Tree]):
         place = index % self._trees
         # The first tree begins where none ended.
         begin, end = array("q", os.pread(self._ends.fileno(), 16, 8 * place - 8)) if place else (0, self._first_end())
-        return tree_of(unpack(os.pread(self._records.fileno(), end - begin, begin)))
+        record = os.pread(self._records.fileno(), end - begin, begin)
+        return tree_of(unpack(record), liked_in(record))
 
     def _first_end(self) -> int:
         return int(array("q", os.pread(self._ends.fileno(), 8, 0))[0])

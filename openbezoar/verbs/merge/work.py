@@ -27,7 +27,7 @@ from openbezoar.models import shards
 from openbezoar.models.files.generation import generation_settings
 from openbezoar.models.load import DTYPES, device, free, load_base, load_for_inference
 from openbezoar.models.references import Checkpoint, write_checkpoint
-from openbezoar.recipe.train_steps import Dpo, Merge, Sft
+from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
 from openbezoar.rows.records import Example
 from openbezoar.training.data import Renderer
 from openbezoar.verbs.merge.result import MergeNumbers
@@ -126,12 +126,11 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     if step.drift is not None:
         return context.examples(step.drift, step.drift_rows)
     trained = context.recipe.steps[step.merge]
-    assert isinstance(trained, (Sft, Dpo))
+    assert isinstance(trained, (Sft, Dpo, Kto))
     if trained.heldout is not None:
         return context.examples(trained.heldout, step.drift_rows)
-    return context.examples(
-        trained.sft if isinstance(trained, Sft) else trained.dpo, step.drift_rows, trained.heldout_every
-    )
+    rows = trained.sft if isinstance(trained, Sft) else trained.dpo if isinstance(trained, Dpo) else trained.kto
+    return context.examples(rows, step.drift_rows, trained.heldout_every)
 
 
 @dataclass

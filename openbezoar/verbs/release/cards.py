@@ -28,9 +28,11 @@ from openbezoar.reporting.table import Table
 from openbezoar.reporting.training import (
     PreferenceNumbers,
     TrainingNumbers,
+    UnpairedNumbers,
     preference_table,
     settings_table,
     training_table,
+    unpaired_table,
 )
 from openbezoar.reporting.wording import NOTHING, size
 from openbezoar.verbs.release.released_rows import languages
@@ -75,6 +77,7 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "funnels": funnel_table(own_funnels) if own_funnels else None,
         "training": _training_tables(trainings),
         "preference": preference_table(p) if (p := own.results(PreferenceNumbers)) else None,
+        "unpaired": unpaired_table(u) if (u := own.results(UnpairedNumbers)) else None,
         "merges": next(iter(VERBS["merge"].part("section")(own)), None),
         "scores": scores_table(facts),
         "limitations": limitations(facts, files),
@@ -100,7 +103,7 @@ def _model_metadata(
     has no field there.
     """
     lineage = facts.lineage([files.name])
-    tags = ["openbezoar", *(verb for verb in ("sft", "dpo") if any(n.step.verb == verb for n in trainings))]
+    tags = ["openbezoar", *(verb for verb in ("sft", "dpo", "kto") if any(n.step.verb == verb for n in trainings))]
     tags += ["qlora"] if any(n.step.settings.get("quantize") == "nf4" for n in trainings) else []
     tags += ["gguf"] if files.gguf else []
     metadata: dict[str, Any] = {

@@ -47,8 +47,9 @@ READING = (
         " Answers that stop are those that the model ended itself before the token limit."
     ),
     (
-        "sft is supervised fine-tuning, dpo direct preference optimisation; the implicit reward of dpo is how much"
-        " likelier the model has become to give an answer than its reference."
+        "sft is supervised fine-tuning, dpo direct preference optimisation, kto preference optimisation on answers that"
+        " were liked or not; the implicit reward of dpo and kto is how much likelier the model has become to give an"
+        " answer than its reference."
     ),
 )
 

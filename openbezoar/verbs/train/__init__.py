@@ -1,1 +1,1 @@
-"""The verbs ``sft`` and ``dpo``: training of adapters."""
+"""The verbs ``sft``, ``dpo`` and ``kto``: training of adapters."""

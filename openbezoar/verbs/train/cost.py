@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from openbezoar.models.memory import lora_parameters, step_memory
 from openbezoar.recipe.losses import LOSSES
-from openbezoar.recipe.train_steps import Dpo, Sft, Training
+from openbezoar.recipe.train_steps import Dpo, Kto, Sft, Training
 from openbezoar.rows.lengths import TextLengths, trained
 from openbezoar.verbs.book import Book, Estimate
 
@@ -20,6 +20,18 @@ def sft(step: Sft, book: Book) -> Estimate:
 def dpo(step: Dpo, book: Book) -> Estimate:
     """As ``sft``, and the reference's forward pass, where the loss has one."""
     return _cost(step, book, "dpo", book.texts(step.dpo), 3 if LOSSES[step.loss].needs_reference else 2)
+
+
+def kto(step: Kto, book: Book) -> Estimate:
+    """As ``sft``, the reference's forward pass, and those of policy and reference over mismatched
+    answers. A pair is two rows.
+    """
+    answers = (
+        TextLengths(some.rows, (characters,), some.own_system)
+        for some in book.texts(step.kto)
+        for characters in some.paths
+    )
+    return _cost(step, book, "kto", answers, 5)
 
 
 def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], passes: int) -> Estimate:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from openbezoar.context import StepContext
 from openbezoar.recipe.blocks import DataRef
 from openbezoar.recipe.train_steps import Training
+from openbezoar.rows.records import Example, Pair, Unpaired
 from openbezoar.training.data import Renderer, Split, split_trees
-from openbezoar.training.encode import Convert
+from openbezoar.training.encode import Convert, each
 
 
 def training_trees(
@@ -20,6 +23,11 @@ def training_trees(
 ) -> Split:
     """``split_trees`` of a step whose rows are ``ref``, on disk in the step's work folder."""
     heldout = step.heldout
+
+    def held_out(rows: DataRef) -> list[Example | Pair | Unpaired]:
+        converted: list[Example | Pair | tuple[Unpaired, ...]] = context.converted(rows, convert, step.heldout_rows)
+        return list(chain.from_iterable(each(one) for one in converted))
+
     return split_trees(
         step,
         context.stream(ref),
@@ -27,7 +35,7 @@ def training_trees(
         renderer,
         what=what,
         folder=context.out,
-        heldout=None if heldout is None else lambda: context.converted(heldout, convert, step.heldout_rows),
+        heldout=None if heldout is None else lambda: held_out(heldout),
         processes=processes,
         say=context.progress.say,
     )

@@ -1,4 +1,4 @@
-"""What sft and dpo have in common: the step's model loaded, its rows rendered, and ``model.json`` written."""
+"""What sft, dpo and kto have in common: the step's model loaded, its rows rendered, and ``model.json`` written."""
 
 from __future__ import annotations
 

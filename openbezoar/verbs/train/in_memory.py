@@ -19,17 +19,18 @@ from openbezoar.machine import extras
 from openbezoar.models.load import DTYPES, adapted
 from openbezoar.progress import for_terminal
 from openbezoar.recipe.file import one_line
-from openbezoar.recipe.train_steps import Dpo, Sft, Training
-from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.recipe.train_steps import Dpo, Kto, Sft, Training
+from openbezoar.rows.forms import to_answers, to_example, to_pair
 from openbezoar.rows.given import plain_rows
-from openbezoar.rows.records import Counts, Example, Pair
+from openbezoar.rows.records import Counts, Example, Pair, Unpaired
 from openbezoar.stats.seeds import step_seed
 from openbezoar.training import distributed
 from openbezoar.training.data import Renderer, Split, split_trees
-from openbezoar.training.encode import Convert
+from openbezoar.training.encode import Convert, each
 from openbezoar.training.fit import ADAPTER, Bench, fit
 from openbezoar.training.loop import Objective
 from openbezoar.training.objectives import same_pass_reference, sft_objective
+from openbezoar.verbs.train import kto as unpaired
 from openbezoar.verbs.train.dpo import objective_of
 
 Rows = Iterable[Mapping[str, Any]]
@@ -38,7 +39,7 @@ Rows = Iterable[Mapping[str, Any]]
 T = TypeVar("T", bound=Training)
 LOGS = ("metrics.jsonl", "heldout.jsonl")
 # What stands in a step for what is given here as an argument, belongs to the model, or to a run's folder.
-NOT_HERE = ("model", "sft", "dpo", "heldout", "quantize", "nf4", "dtype", "adapter", "reference", "save_every")
+NOT_HERE = ("model", "sft", "dpo", "kto", "heldout", "quantize", "nf4", "dtype", "adapter", "reference", "save_every")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,30 @@ def dpo(
 
     inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
     return _train(_Task(step, to_pair, "pair", objective), inputs)
+
+
+def kto(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    heldout: Rows | None = None,
+    prompt: Prompt | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Train a new adapter on answers that were liked or not; the reference is the model as given, the adapter off.
+
+    rows: with prompt, completion and label, or pairs, each of which is a liked answer and one that
+    was not. settings: keys of a recipe's ``kto`` step, such as ``beta``, ``desirable_weight``.
+    Everything else as in ``sft``.
+    """
+    step = _settings(Kto, {"kto": "rows"}, settings, model)
+    inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
+    task = _Task(step, to_answers, "answer", lambda bench, split: unpaired.objective_of(step, bench, split))
+    return _train(task, inputs)
 
 
 def _settings(kind: type[T], fixed: Mapping[str, Any], given: Mapping[str, Any], model: Any) -> T:
@@ -215,12 +240,12 @@ def _check_empty(folder: Path) -> None:
         raise UserError(f"{folder}: {error.strerror}; name another folder as 'out'") from None
 
 
-def _converted(rows: Rows, task: _Task, counts: Counts) -> list[Example | Pair]:
+def _converted(rows: Rows, task: _Task, counts: Counts) -> list[Example | Pair | Unpaired]:
     """Held-out rows; one whose dialogue is none is counted. Raises DataError if none is left."""
-    converted: list[Example | Pair] = []
+    converted: list[Example | Pair | Unpaired] = []
     for where, row in plain_rows(rows, f"held-out {task.what}", counts.add):
         try:
-            converted.append(task.convert(row, where))
+            converted += each(task.convert(row, where))
         except RowError as error:
             counts.add(error.reason)
     if not converted:

@@ -1,8 +1,8 @@
-"""What ``sft`` and ``dpo`` leave for others to read: the numbers of their manifests, beside their logs."""
+"""What ``sft``, ``dpo`` and ``kto`` leave for others to read: the numbers of their manifests, beside their logs."""
 
 from __future__ import annotations
 
-from openbezoar.reporting.training import PreferenceNumbers, TrainingNumbers
+from openbezoar.reporting.training import PreferenceNumbers, TrainingNumbers, UnpairedNumbers
 
 
 class SftNumbers(TrainingNumbers):
@@ -11,3 +11,7 @@ class SftNumbers(TrainingNumbers):
 
 class DpoNumbers(PreferenceNumbers):
     """Of a dpo step."""
+
+
+class KtoNumbers(UnpairedNumbers):
+    """Of a kto step."""
