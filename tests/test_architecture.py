@@ -29,7 +29,7 @@ ORDER = [
     {"context"},
     {"training", "llm"},
     {"harness", "judging", "schemes"},
-    {"publishing"},
+    {"inspection", "publishing"},
     {"reporting"},
     {"verbs"},
     {"engine"},

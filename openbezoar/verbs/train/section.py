@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Picture, Section
+from collections.abc import Sequence
+
+from openbezoar.inspection.numbers import shown
+from openbezoar.inspection.steps import read_look, worth_a_look
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Picture, Point, Points, Section
 from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import Series, line_chart
+from openbezoar.reporting.table import Table
 from openbezoar.reporting.training import (
     HELD_OUT,
     METRICS,
@@ -17,7 +22,7 @@ from openbezoar.reporting.training import (
     training_table,
     unpaired_table,
 )
-from openbezoar.reporting.wording import slug
+from openbezoar.reporting.wording import NOTHING, number, slug
 
 
 def sections(facts: RunFacts) -> list[Section]:
@@ -32,9 +37,57 @@ def sections(facts: RunFacts) -> list[Section]:
         blocks += [Grid(unpaired_table(unpaired), "Rewards of training on liked and other answers", stack=True)]
     if pictures := tuple(picture for training in trainings for picture in _curves(training)):
         blocks.append(Gallery(pictures))
+    blocks += _data(trainings)
     settings = settings_table([training.step for training in trainings])
     blocks.append(Fold("Settings of the training steps", (Grid(settings, "Settings of training", stack=True),)))
     return [Section("Training", tuple(blocks))]
+
+
+def _data(trainings: Sequence[TrainingNumbers]) -> list[Block]:
+    """What was seen of the rows that the steps trained on; nothing of steps that did not look."""
+    steps = [training.step for training in trainings]
+    looks = [(step.name, step, look) for step in steps if (look := read_look(step.folder)) is not None]
+    if not looks:
+        return []
+    rows = []
+    for name, step, look in looks:
+        longer = None if look.pairs is None else look.pairs.longer_chosen
+        share = NOTHING if look.learnt_share is None else f"{look.learnt_share:.0%}"
+        spread = [NOTHING] * 3
+        if (tokens := look.tokens) is not None:
+            spread = [f"{value:,}" for value in (tokens.median, tokens.p95, tokens.longest)]
+        rows.append(
+            (
+                name,
+                ", ".join(look.forms) or NOTHING,
+                f"{look.passed:,} ({look.drawn:,} drawn)",
+                *spread,
+                number(step.settings.get("max_length")),
+                share,
+                NOTHING if look.twins is None else f"{look.twins.k:,}",
+                NOTHING if look.near is None else shown(look.near),
+                NOTHING if longer is None else shown(longer),
+            )
+        )
+    headers = (
+        "step",
+        "rows taken for",
+        "rows",
+        "tokens, in the middle",
+        "95 % have at most",
+        "the longest",
+        "most tokens",
+        "of them learnt",
+        "word for word twice",
+        "prompt nearly another's",
+        "longer answer chosen",
+    )
+    note = (
+        "All but the number of rows is of the rows drawn, before any is left out. In brackets: 95 % interval (Wilson)."
+    )
+    lines = worth_a_look([(name, look) for name, _, look in looks])
+    points = Points(tuple(Point(line) for line in lines or ["Nothing about the rows drawn stands out."]))
+    return [Grid(Table(headers, tuple(rows), note), "Rows that were trained on", stack=True), points]
 
 
 def _curves(training: TrainingNumbers) -> list[Picture]:

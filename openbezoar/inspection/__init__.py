@@ -1,0 +1,1 @@
+"""Data looked at before, and while, it is trained on."""
