@@ -32,6 +32,7 @@ EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}
 STEPS: dict[str, Any] = {
     "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "batch": 7, "heldout": "held.jsonl"},
     "dpo": {"dpo": "uneven.jsonl", "model": "sft", **EXACT, "batch": 5, "heldout": "held_pairs.jsonl"},
+    "kto": {"kto": "uneven.jsonl", "model": "dpo", **EXACT, "batch": 7, "heldout": "held_pairs.jsonl"},
     "drop": {
         "sft": "some.jsonl",
         "model": "base",
@@ -126,7 +127,7 @@ def free_port() -> int:
 
 
 def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path, commands: Commands) -> None:
-    arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "dpo")
+    arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "kto")
     done = commands(*arguments, first=PAIR.format(port=free_port()))
     assert done.code == 0, done.err
     equal_to_one(recipe, tmp_path)
@@ -134,7 +135,7 @@ def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_pat
 
 @pytest.mark.distributed
 def test_two_processes_under_torchrun_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path) -> None:
-    done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "dpo")
+    done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "kto")
     assert done.returncode == 0, done.stderr
     equal_to_one(recipe, tmp_path)
 
@@ -142,8 +143,8 @@ def test_two_processes_under_torchrun_give_the_losses_and_adapters_of_one(recipe
 def equal_to_one(recipe: Path, tmp_path: Path) -> None:
     """The run of two processes has the losses and the adapters of one."""
     one = graph.build(load(recipe), recipe, tmp_path / "one")
-    execution.execute(one, Silent(), "dpo")
-    for name in ("sft", "dpo"):
+    execution.execute(one, Silent(), "kto")
+    for name in ("sft", "dpo", "kto"):
         alone, together = tmp_path / "one" / "t" / name, tmp_path / "two" / "t" / name
         numbers = [json.loads((step / "manifest.json").read_text())["numbers"] for step in (alone, together)]
         assert numbers[1]["processes"] == 2 and "processes" not in numbers[0]

@@ -13,6 +13,7 @@ import torch
 from conftest import FAST
 from torch import Tensor
 
+from openbezoar.cli.app import main
 from openbezoar.engine import execution, graph
 from openbezoar.errors import DataError, ModelError, RecipeError, RowError
 from openbezoar.forest import Scorer, TokenPath, Tree
@@ -332,6 +333,36 @@ def test_a_killed_kto_step_ends_as_one_that_was_not(
     run(path, tmp_path / "killed")
     for name in ("adapter/adapter_model.safetensors", "metrics.jsonl", "heldout.jsonl"):
         assert (tmp_path / "whole/t/k" / name).read_bytes() == (tmp_path / "killed/t/k" / name).read_bytes(), name
+
+
+def test_a_kto_step_is_planned_merged_scored_told_of_and_released(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(
+        {
+            "k": {"kto": "labels.jsonl", **STEP, "max_steps": 2, "desirable_weight": 0.5},
+            "K": {"merge": "k", "drift_rows": 2},
+            "scores": {"evaluate": ["base", "k"], "pairs": {"p": {"data": "pairs.jsonl", "limit": 4}}},
+            "report": {"report": "all"},
+            "release": {"release": ["K"], "gguf": []},
+        }
+    )
+    labelled(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(path)])
+    assert ended.value.code == 0
+    planned = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("k "))
+    assert planned.split()[1:4] == ["kto", "missing", "20"]
+    numbers = run(path, tmp_path / "runs")
+    folder = tmp_path / "runs/t"
+    assert json.loads((folder / "K/manifest.json").read_text())["numbers"]["rows"] == 2
+    assert json.loads((folder / "scores/scores.json").read_text())["checkpoints"]["k"]["pairs"]["p"]["n"] == 4
+    page, card = (folder / "report/report.md").read_text(), next(folder.glob("release/*/README.md")).read_text()
+    for text in (page, card):
+        assert "AUC of rewards" in text and "| 14 : 6 | 0.5 : 1 | 0.100 |" in text
+        assert f"{numbers['heldout_margin_before']:.3f} → {numbers['heldout_margin_after']:.3f}" in text
+    assert "k: margin between liked and other" in (folder / "report/report.html").read_text()
+    assert "- kto" in card
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def unpaired_table(trainings: Sequence[UnpairedNumbers]) -> Table:
             (
                 n.step.name,
                 f"{number(n.liked)} : {number(others)}",
-                f"{number(n.desirable_weight)} : {number(n.undesirable_weight)}",
+                " : ".join(NOTHING if w is None else f"{w:g}" for w in (n.desirable_weight, n.undesirable_weight)),
                 _decimal(n.beta),
                 _decimal(n.first_loss, 4),
                 f"{number(n.heldout_liked)} : {number(held)}",

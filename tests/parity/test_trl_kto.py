@@ -83,15 +83,15 @@ def theirs(
 
 @pytest.mark.parametrize(
     ("weights", "max_length"),
-    [({}, 256), ({"beta": 0.3, "desirable_weight": 1.25, "undesirable_weight": 0.5}, 200)],
-    ids=["defaults", "weighted"],
+    [({}, 256), ({"beta": 0.3, "desirable_weight": 1.25, "undesirable_weight": 0.5}, 120)],
+    ids=["defaults", "weighted, a mismatched answer cut"],
 )
 def test_loss_rewards_and_gradients_are_trl_s(weights: dict[str, float], max_length: int, tmp_path: Path) -> None:
     job, model = pairs_job(), adapted()
     trees = [tree for tree in answers() if len(tree[0].ids) <= max_length]
     settings = Kto(kto="answers", model="base", max_length=max_length, **weights)
     peer_loss, peer_metrics, peer_gradients = theirs(job, trees, settings, tmp_path)
-    scorer = Scorer(model.train(), tokens=512)
+    scorer = Scorer(model.train(), tokens=256)
     objective = unpaired_objective(
         settings.constants, scorer=scorer, heldout=[], reference=same_pass_reference(scorer), max_length=max_length
     )

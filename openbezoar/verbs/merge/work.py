@@ -28,6 +28,7 @@ from openbezoar.models.files.generation import generation_settings
 from openbezoar.models.load import DTYPES, device, free, load_base, load_for_inference
 from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
+from openbezoar.rows.forms import to_answers
 from openbezoar.rows.records import Example
 from openbezoar.training.data import Renderer
 from openbezoar.verbs.merge.result import MergeNumbers
@@ -127,10 +128,13 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
         return context.examples(step.drift, step.drift_rows)
     trained = context.recipe.steps[step.merge]
     assert isinstance(trained, (Sft, Dpo, Kto))
-    if trained.heldout is not None:
-        return context.examples(trained.heldout, step.drift_rows)
-    rows = trained.sft if isinstance(trained, Sft) else trained.dpo if isinstance(trained, Dpo) else trained.kto
-    return context.examples(rows, step.drift_rows, trained.heldout_every)
+    own = trained.sft if isinstance(trained, Sft) else trained.dpo if isinstance(trained, Dpo) else trained.kto
+    rows, every = (own, trained.heldout_every) if trained.heldout is None else (trained.heldout, 1)
+    if not isinstance(trained, Kto):
+        return context.examples(rows, step.drift_rows, every)
+    # Liked or not, so that they are the rows that were held out; of a pair the chosen answer.
+    answers = context.converted(rows, to_answers, step.drift_rows, every)
+    return [Example(one.id, one.prompt, one.answer) for one, *_ in answers]
 
 
 @dataclass
