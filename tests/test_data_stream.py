@@ -21,6 +21,7 @@ from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import TokenPath
+from openbezoar.inspection import steps
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import DataSpec, PromptSpec
 from openbezoar.recipe.schema import Recipe
@@ -347,8 +348,9 @@ def test_memory_does_not_grow_with_the_rows(
     context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "FEW", 50)
+    monkeypatch.setattr(steps, "DRAWN", 20)  # rows that are held to be looked at, however many there are
     step, taken = settings(), []
-    for n in (700, 1600):
+    for n in (100, 1000):
         write(context.recipe_folder / f"{n}.jsonl", [r for r in hh_like(4 * n) if r["chosen"] != r["rejected"]][:n])
         renderer = Renderer(Formatter(tokenizer, PromptSpec(system="")), step.max_length, step.too_long, Counts())
         spec = DataSpec(data=f"{n}.jsonl", shuffle=True)

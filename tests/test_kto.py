@@ -263,6 +263,23 @@ def test_a_first_loss_that_policy_equal_to_reference_cannot_have_is_refused(mode
 
 # ---------------------------------------------------------------------------------- the step
 
+
+def test_of_labels_that_take_turns_both_are_held_out(tiny: Path, tmp_path: Path) -> None:
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.models.load import load_tokenizer
+    from openbezoar.rows.records import Counts
+    from openbezoar.training.data import Renderer, split_trees
+
+    rows = [
+        (f"row {i}", {"prompt": f"Say {i // 2}.", "completion": f"It is {i}.", "label": i % 2 == 0}) for i in range(80)
+    ]
+    renderer = Renderer(Formatter(load_tokenizer(tiny), PromptSpec(system="")), 200, "drop", Counts())
+    step = Kto(kto="rows", model="base", heldout_every=10, heldout_rows=6)
+    trained, held = split_trees(step, rows, to_answers, renderer, what="answer", folder=tmp_path)
+    assert [tree.liked for tree in held].count(True) == 3 and len(held) == 6  # type: ignore[attr-defined]
+    assert len(trained) == 74
+
+
 STEP = {"model": "base", "quantize": "none", "heldout_every": 5, **FAST}
 
 

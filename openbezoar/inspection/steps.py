@@ -22,8 +22,8 @@ DRAWN = 500  # rows; a second or two
 class Drawn:
     """Rows that pass, of which some are held, each with the same chance, the same ones for the same rows."""
 
-    def __init__(self, most: int = DRAWN) -> None:
-        self.most, self.passed = most, 0
+    def __init__(self, most: int | None = None) -> None:
+        self.most, self.passed = DRAWN if most is None else most, 0
         self.rows: list[tuple[str, Row]] = []
         self._draw = random.Random(0)
 

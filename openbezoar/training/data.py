@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -81,20 +82,23 @@ def split_trees(
     """Rows, each with where it is from, as trees to train on and held-out ones, which lie on disk in ``folder``.
 
     convert: ``to_example``, ``to_pair`` or ``to_answers``, which gives the answers of a pair
-    together to one part; what: 'row' or 'pair', for the message. heldout: gives
-    the rows that are held out, asked when all others are encoded; without it each n-th row of
-    ``rows`` is. What is dropped is counted in ``renderer.counts``. Memory does not grow with the
-    rows; ``processes`` and ``say`` as in ``encode_rows``. Raises DataError if either is empty.
+    together to one part; what: 'row' or 'pair', for the message. heldout: gives the rows that are
+    held out, asked when all others are encoded; without it each n-th row of ``rows`` is, of liked
+    answers and of others each by itself. What is dropped is counted in ``renderer.counts``. Memory
+    does not grow with the rows; ``processes`` and ``say`` as in ``encode_rows``. Raises DataError if
+    either is empty.
     """
     stores = trained, held = TreeStore(folder), TreeStore(folder)
     tallies = Counts(), Counts()
-    place = 0
+    places = Counter[bool | None]()
     for outcome in encode_rows(renderer.encoder, convert, rows, processes=processes, say=say):
         if outcome.unread is not None:
             renderer.counts.add(outcome.unread)
             continue
-        part = heldout is None and is_held_out(place, settings.heldout_every, settings.heldout_rows)
-        place += 1
+        # Labels may take turns in a file, and each n-th row then has the same one.
+        most = settings.heldout_rows if outcome.liked is None else -(-settings.heldout_rows // 2)
+        part = heldout is None and is_held_out(places[outcome.liked], settings.heldout_every, most)
+        places[outcome.liked] += 1
         tallies[part].merge(outcome.counts)
         for tree in outcome.trees:
             stores[part].append(tree)

@@ -155,12 +155,14 @@ class EncodedRow(NamedTuple):
     """What became of one row.
 
     unread: why it is no example or pair, None if it is one. counts: what encoding counted.
-    trees: packed; none if it was dropped, two of a pair that is read as two answers.
+    trees: packed; none if it was dropped, two of a pair that is read as two answers. liked: whether
+    the answer of a row with one was; None of any other row.
     """
 
     unread: str | None
     counts: dict[str, int]
     trees: tuple[bytes, ...]
+    liked: bool | None = None
 
 
 def encode_rows(
@@ -199,7 +201,7 @@ def _encoded(encoder: Encoder, convert: Convert, where: str, row: Row) -> Encode
         return EncodedRow(error.reason, {}, ())
     encoded = [(encoder.encode(one), liked_of(one)) for one in converted]
     trees = tuple(pack(tree, liked) for tree, liked in encoded if tree is not None)
-    return EncodedRow(None, encoder.counts.by_reason, trees)
+    return EncodedRow(None, encoder.counts.by_reason, trees, liked_of(converted[0]) if len(converted) == 1 else None)
 
 
 def cores() -> int:
