@@ -21,14 +21,17 @@ import pytest
 from pyarrow import parquet
 
 from openbezoar.context import StepPlace
+from openbezoar.engine import execution, graph
 from openbezoar.engine.keys import parts_of
 from openbezoar.errors import DataError
+from openbezoar.progress import PlainProgress
+from openbezoar.publishing.data_sets import write_parquet
 from openbezoar.recipe.blocks import DataSpec
 from openbezoar.recipe.file import parse
 from openbezoar.rows.files import divided, locate
 from openbezoar.rows.forms import to_example
 from openbezoar.rows.readers import plain
-from openbezoar.rows.records import Row
+from openbezoar.rows.records import Row, read_jsonl
 from openbezoar.rows.sources import read, row_files, select
 from openbezoar.rows.tables import FileRows, table_of
 from openbezoar.store.runs import RunFolder
@@ -379,6 +382,26 @@ def test_shards_may_have_different_columns(tmp_path: Path) -> None:
     shards(tmp_path / "set", ["a.jsonl"])
     (tmp_path / "set" / "b.parquet").write_bytes(as_parquet([{"instruction": "A?", "response": "B.", "source": "web"}]))
     assert [row.get("source") for _, row in read("set", tmp_path, None, {}, 1)] == [None, "web"]
+
+
+def test_columns_of_the_original_travel_through_a_filter_into_a_release_s_data_set(tmp_path: Path) -> None:
+    given = [
+        {**row, "source": f"s{i % 3}", "score_chosen": i / 2, "tags": ["a", "b"]} for i, row in enumerate(rows(40))
+    ]
+    (tmp_path / "a.parquet").write_bytes(as_parquet(given))
+    steps = {"kept": {"filter": "a.parquet", "rules": {"drop_repetition": 1.0}}}
+    recipe = parse({"name": "r", "models": {"m": {"model": "org/m"}}, "steps": steps}, "t")
+    execution.execute(graph.build(recipe, tmp_path / "r.yaml", tmp_path / "runs"), PlainProgress(quiet=True))
+    kept = list(read_jsonl(tmp_path / "runs/r/kept/rows.jsonl"))
+    written = {row["instruction"]: row for row in given}
+    assert len(kept) > 10
+    for row in kept:
+        assert {name: row[name] for name in ("source", "score_chosen", "tags")} == {
+            name: written[row["instruction"]][name] for name in ("source", "score_chosen", "tags")
+        }
+    names = write_parquet(kept, tmp_path)
+    assert {"source", "score_chosen", "tags"} <= set(names)
+    assert parquet.read_table(tmp_path / "train.parquet").column("source").to_pylist() == [r["source"] for r in kept]
 
 
 # --------------------------------------------------------------------------- flat memory
