@@ -174,7 +174,8 @@ def test_a_held_out_loss_counts_every_answer_token_alike(place: Path, tmp_path: 
 
 def test_of_a_conversation_every_answer_counts_and_together_they_are_one_item(place: Path, tmp_path: Path) -> None:
     talk = [("user", "Name snow."), ("assistant", "Cold."), ("user", "And rain?"), ("assistant", "Wet it is.")]
-    rows = [{"messages": [{"role": role, "content": content} for role, content in talk]}, ANSWERS[0]]
+    one = [("user", ANSWERS[0]["instruction"]), ("assistant", ANSWERS[0]["response"])]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in turns]} for turns in (talk, one)]
     (place / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     step, context = made(place, tmp_path, tasks=[], pairs={}, losses={"talks": "talks.jsonl"})
     run(step, context)
