@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from openbezoar.cleaning.contamination import Overlap
+from openbezoar.cli.app import main
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError
 from openbezoar.inspection import rendering, targets
@@ -188,34 +189,29 @@ def test_what_is_learnt_stands_between_marks_and_nothing_else_does(encoder: Enco
     )
 
 
-def command(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "openbezoar", "data", *arguments], capture_output=True, text=True, check=False, **more
-    )
-
-
-def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, tiny: Path) -> None:
+def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, tiny: Path, commands: Any) -> None:
     evil = "\x1b]0;owned\x07\x1b[31mred\u202e"
     write_jsonl(tmp_path / "a.jsonl", [{"instruction": evil, "response": evil, evil: 1}] * 3)
-    done = command(str(tmp_path / "a.jsonl"), "--model", str(tiny))
-    assert done.returncode == 0, done.stderr
-    assert not set("\x1b\x07\u202e") & set(done.stdout) and "\\x1b]0;owned" in done.stdout
-    assert command(str(tmp_path / "a.jsonl"), "--json").stdout.isprintable() is False  # line feeds
-    assert not set("\x1b\x07\u202e") & set(command(str(tmp_path / "a.jsonl"), "--json").stdout)
+    for more in (["--model", str(tiny)], ["--json"]):
+        done = commands("data", str(tmp_path / "a.jsonl"), *more)
+        assert done.code == 0, done.err
+        assert not set("\x1b\x07\u202e") & set(done.out) and "owned" in done.out
 
 
-def test_in_a_terminal_what_is_learnt_is_coloured_and_in_a_pipe_in_brackets(tmp_path: Path, tiny: Path) -> None:
+def test_in_a_terminal_what_is_learnt_is_coloured_and_in_a_pipe_in_brackets(
+    tmp_path: Path, tiny: Path, commands: Any
+) -> None:
     write_jsonl(tmp_path / "a.jsonl", chats())
     arguments = [sys.executable, "-m", "openbezoar", "data", str(tmp_path / "a.jsonl"), "--model", str(tiny)]
-    main, side = pty.openpty()
+    end, side = pty.openpty()
     with subprocess.Popen(arguments, stdout=side, stderr=subprocess.DEVNULL) as run:
         os.close(side)
         seen = b""
-        while part := _read(main):
+        while part := _read(end):
             seen += part
     assert run.returncode == 0
     assert b"\x1b[1;32massistant says" in seen and "⟦".encode() not in seen
-    piped = command(*arguments[4:]).stdout
+    piped = commands(*arguments[3:]).out
     assert "⟦assistant says" in piped and "\x1b" not in piped
 
 
@@ -226,13 +222,12 @@ def _read(end: int) -> bytes:
         return b""
 
 
-def test_json_has_all_that_is_said(tmp_path: Path, tiny: Path) -> None:
+def test_json_has_all_that_is_said(tmp_path: Path, tiny: Path, commands: Any) -> None:
     write_jsonl(tmp_path / "a.jsonl", pairs())
-    done = command(
-        str(tmp_path / "a.jsonl"), "--model", str(tiny), "--max-length", "200", "--json", "--rows", "2", "--score", "9"
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    limits = ["--max-length", "200", "--json", "--rows", "2", "--score", "9"]
+    done = commands("data", str(tmp_path / "a.jsonl"), "--model", str(tiny), *limits)
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
     look = Look.model_validate(said)
     assert (look.rows, look.kept, len(said["rows_shown"])) == (40, 37, 2)
     assert look.contradicted is not None and look.contradicted.by_mean.n == look.contradicted.by_sum.n == 9
@@ -262,7 +257,7 @@ def test_the_model_s_likelihood_is_that_of_plain_passes(tmp_path: Path, tiny: Pa
     assert found is not None and found.by_sum.k == by_sum
 
 
-def test_a_step_of_a_recipe_is_looked_at_as_it_reads_its_rows(tmp_path: Path, tiny: Path) -> None:
+def test_a_step_of_a_recipe_is_looked_at_as_it_reads_its_rows(tmp_path: Path, tiny: Path, commands: Any) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{**row, "kind": "x" if i % 2 else "y"} for i, row in enumerate(chats())])
     recipe = {
         "name": "r",
@@ -280,8 +275,8 @@ def test_a_step_of_a_recipe_is_looked_at_as_it_reads_its_rows(tmp_path: Path, ti
     assert looking.rows == 6 and looking.look().max_length == 64
     later = targets.of_step(tmp_path / "r.yaml", "more", tmp_path / "runs", 4)
     assert (later.loss_on, targets.looked_at(later, None).rows) == ("last", 4)
-    done = command("--recipe", str(tmp_path / "r.yaml"), "--step", "score")
-    assert done.returncode == 2 and "steps.score trains no model on rows" in done.stderr
+    done = commands("data", "--recipe", str(tmp_path / "r.yaml"), "--step", "score")
+    assert done.code == 2 and "steps.score trains no model on rows" in done.err
 
 
 @pytest.mark.parametrize(
@@ -294,8 +289,16 @@ def test_a_step_of_a_recipe_is_looked_at_as_it_reads_its_rows(tmp_path: Path, ti
         (("a.jsonl", "--benchmarks", "."), "a.jsonl: the file is empty"),
     ],
 )
-def test_what_cannot_be_looked_at_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_looked_at_is_one_line(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "a.jsonl").write_text("")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = command(*arguments, cwd=tmp_path, env=env)
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["data", *arguments])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and said in told and len(told.splitlines()) == 1
