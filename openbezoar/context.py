@@ -93,9 +93,17 @@ class StepContext:
         return self.converted(ref, to_pair, most, every)
 
     def converted(
-        self, ref: DataRef, convert: Callable[[Row, str], T], most: int | None = None, every: int = 1
+        self,
+        ref: DataRef,
+        convert: Callable[[Row, str], T],
+        most: int | None = None,
+        every: int = 1,
+        *,
+        takes: Callable[[T], bool] | None = None,
     ) -> list[T]:
-        """What ``convert`` makes of rows; as ``examples``."""
+        """What ``convert`` makes of rows; as ``examples``. takes: says of each in turn whether it is
+        asked for, in place of ``every``.
+        """
         made: list[T] = []
         place = 0
         for where, row in self.stream(ref):
@@ -105,7 +113,8 @@ class StepContext:
                 self.counts.add(error.reason)
                 continue
             place += 1
-            if place % every == 0 and (most is None or len(made) < most):
+            asked_for = place % every == 0 if takes is None else takes(item)
+            if asked_for and (most is None or len(made) < most):
                 made.append(item)
         if not place:
             raise DataError(

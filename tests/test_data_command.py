@@ -165,8 +165,8 @@ def test_of_the_rows_that_pass_each_is_drawn_with_the_same_chance_and_the_same_o
     rows: list[tuple[str, Row]] = [(str(i), {"id": i}) for i in range(1000)]
     one, two = Drawn(50), Drawn(50)
     assert list(one.through(rows)) == rows and list(two.through(iter(rows))) == rows
-    assert one.rows == two.rows and one.passed == 1000
-    places = [row["id"] for _, row in one.rows]
+    assert one.sample.items == two.sample.items and one.sample.passed == 1000
+    places = [row["id"] for _, row in one.sample.items]
     assert len(set(places)) == 50 and 350 < sum(places) / 50 < 650
 
 

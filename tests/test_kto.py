@@ -382,6 +382,26 @@ def test_a_kto_step_is_planned_merged_scored_told_of_and_released(
     assert "- kto" in card
 
 
+def test_a_merge_drifts_over_the_rows_that_were_held_out_where_labels_take_turns(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    from openbezoar.context import StepContext
+    from openbezoar.store.runs import RunFolder
+    from openbezoar.training.data import HeldOut
+    from openbezoar.verbs.merge.work import _drift_rows
+
+    path = write_recipe({"k": {"kto": "turns.jsonl", **STEP}, "K": {"merge": "k", "drift_rows": 6}})
+    labels = [i % 2 == 0 for i in range(40)]
+    rows = [{"prompt": f"Say {i}.", "completion": f"It is {i}.", "label": liked} for i, liked in enumerate(labels)]
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load(path, [])
+    context = StepContext("K", recipe, tmp_path, RunFolder(tmp_path / "run"), tmp_path, 1, PlainProgress(quiet=True))
+    holds = HeldOut(STEP["heldout_every"], 64)
+    held = [row["completion"] for row, liked in zip(rows, labels, strict=True) if holds.takes(liked)]
+    assert [one.answer for one in _drift_rows(recipe.steps["K"], context)] == held[:6]  # type: ignore[arg-type]
+    assert {int(answer.split()[-1][:-1]) % 2 for answer in held[:6]} == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("liked", "disliked", "weights", "message"),
     [

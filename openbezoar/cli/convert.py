@@ -40,7 +40,7 @@ def convert(
     from openbezoar.recipe.blocks import DataSpec
     from openbezoar.rows.outgoing import MESSAGES
     from openbezoar.rows.records import Counts
-    from openbezoar.rows.sources import ROWS, read
+    from openbezoar.rows.sources import read
 
     if to not in MESSAGES:
         hint = f" ({question})" if (question := did_you_mean(to, MESSAGES)) else ""
@@ -48,8 +48,7 @@ def convert(
     if out.suffix not in SUFFIXES:
         raise UserError(f"convert: --out {out}: expected a file that ends in {' or '.join(SUFFIXES)}")
     counts = Counts()
-    source = str(Path(file) / ROWS) if (Path(file) / ROWS).is_file() else file
-    rows = read(DataSpec(data=source), Path.cwd(), None, {}, 0, mended=counts.add)
+    rows = read(DataSpec(data=file), Path.cwd(), None, {}, 0, mended=counts.add)
     written = _write(_converted(rows, to, counts), out, MESSAGES[to])
     if not written:
         raise DataError(f"{file}: no row can be written as {to} ({counts}); bring other rows")

@@ -7,7 +7,6 @@ benchmarks) is counted of rows drawn with equal chances, the same ones for the s
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from array import array
 from collections import Counter
@@ -19,6 +18,7 @@ from openbezoar.cleaning.duplicates import NearDuplicates, likeness, shingles
 from openbezoar.cleaning.language import foreign
 from openbezoar.errors import RowError
 from openbezoar.inspection.numbers import Look, PairNumbers, Portion, Spread
+from openbezoar.inspection.sample import Sample
 from openbezoar.judging.failures import refuses
 from openbezoar.machine import extras
 from openbezoar.rows.forms import to_example, to_pair, to_unpaired
@@ -86,7 +86,7 @@ class Looking:
         self.convert = convert
         self.encoder = None if encoder is None else encoder.with_counts(Counts())
         self.unlimited = None if encoder is None else encoder.with_limit(ANY_LENGTH)
-        self.overlap, self.most = overlap, drawn
+        self.overlap = overlap
         self.rows = self.kept = self.longer = self.unlike = self.read = 0
         self.forms, self.columns, self.roles, self.control = (
             Counter[str](),
@@ -99,8 +99,7 @@ class Looking:
         self.prompts, self.wholes = array("Q"), array("Q")
         self.refused = [0, 0]  # chosen, rejected
         self.pairs = 0
-        self.drawn: list[Kept] = []
-        self._draw = random.Random(0)
+        self.sample: Sample[Kept] = Sample(drawn)
         self._control = _pattern(encoder)
 
     def add(self, where: str, row: Row) -> None:
@@ -142,10 +141,7 @@ class Looking:
         tree = self._encoded(item)
         if self.encoder is None:
             self.kept += 1
-        if len(self.drawn) < self.most:
-            self.drawn.append(Kept(where, item, tree))
-        elif (place := self._draw.randrange(self.rows)) < self.most:
-            self.drawn[place] = Kept(where, item, tree)
+        self.sample.offer(Kept(where, item, tree))
 
     def _encoded(self, item: Item) -> Encoded | None:
         if self.encoder is None or self.unlimited is None:
@@ -164,6 +160,11 @@ class Looking:
         return tree
 
     # ------------------------------------------------------------------------ the result
+
+    @property
+    def drawn(self) -> list[Kept]:
+        """The rows of which the dearer numbers are."""
+        return self.sample.items
 
     def look(self) -> Look:
         """What was seen so far."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from openbezoar.inspection.looking import Item, Looking
 from openbezoar.inspection.numbers import Look, concerns
+from openbezoar.inspection.sample import Sample
 from openbezoar.rows.records import Row, Unpaired
 from openbezoar.store.files import write_text
 from openbezoar.training.encode import Encoder
@@ -20,21 +20,15 @@ DRAWN = 500  # rows; a second or two
 
 
 class Drawn:
-    """Rows that pass, of which some are held, each with the same chance, the same ones for the same rows."""
+    """Rows that pass, of which some are held."""
 
     def __init__(self, most: int | None = None) -> None:
-        self.most, self.passed = DRAWN if most is None else most, 0
-        self.rows: list[tuple[str, Row]] = []
-        self._draw = random.Random(0)
+        self.sample: Sample[tuple[str, Row]] = Sample(DRAWN if most is None else most)
 
     def through(self, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
         """The rows as they come."""
         for row in rows:
-            self.passed += 1
-            if len(self.rows) < self.most:
-                self.rows.append(row)
-            elif (place := self._draw.randrange(self.passed)) < self.most:
-                self.rows[place] = row
+            self.sample.offer(row)
             yield row
 
 
@@ -43,9 +37,9 @@ def write_look(
 ) -> None:
     """Look at the rows that were drawn, and write what was seen. convert: as the step reads its rows."""
     looking = Looking(encoder, convert=convert)
-    for where, row in drawn.rows:
+    for where, row in drawn.sample.items:
         looking.add(where, row)
-    write_text(folder / FILE, json.dumps({"passed": drawn.passed, **looking.look().written()}, indent=1) + "\n")
+    write_text(folder / FILE, json.dumps({"passed": drawn.sample.passed, **looking.look().written()}, indent=1) + "\n")
 
 
 class Seen(Look):

@@ -15,7 +15,7 @@ from openbezoar.inspection.looking import Kept, Looking
 from openbezoar.inspection.numbers import Contradiction, Portion
 from openbezoar.models.references import Checkpoint, open_checkpoint
 from openbezoar.progress import PlainProgress
-from openbezoar.recipe.blocks import DataRef, DataSpec, PromptSpec
+from openbezoar.recipe.blocks import DataRef, DataSpec, PromptSpec, data_specs
 from openbezoar.recipe.file import load
 from openbezoar.recipe.refs import references
 from openbezoar.recipe.schema import Recipe
@@ -112,9 +112,7 @@ def _base(recipe: Recipe, name: str) -> str | None:
 
 def _limited(ref: DataRef, limit: int) -> DataRef:
     """A reference with each of its parts cut to so many rows."""
-    parts = ref if isinstance(ref, list) else [ref]
-    whole = [DataSpec(data=part) if isinstance(part, str) else part for part in parts]
-    return [spec.model_copy(update={"limit": min(limit, spec.limit or limit)}) for spec in whole]
+    return [spec.model_copy(update={"limit": min(limit, spec.limit or limit)}) for spec in data_specs(ref)]
 
 
 def benchmarks_in(folder: Path) -> Overlap:

@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 from openbezoar.errors import DataError
 from openbezoar.rows.packed import PACKED
+from openbezoar.store.digests import MANIFEST
 
+ROWS = "rows.jsonl"
+"""What a step hands on."""
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 LISTED = ".jsonl, .json, .csv and .tsv (each also .gz or .zst), .parquet and .arrow"
 _WILD = re.compile(r"[*?]")
@@ -107,6 +110,8 @@ def locate(path: Path, split: str = "", part: Slice | None = None) -> RowFiles:
         # the longest beginning without a pattern
         root = next(parent for parent in path.parents if not _WILD.search(str(parent)))
         return RowFiles(root, _of_split(path, root, files, split), part)
+    if (path / ROWS).is_file() and (path / MANIFEST).is_file():  # a step's folder, which has rows that it rejected too
+        return locate(path / ROWS, split, part)
     if path.is_dir():
         files = tuple(_shards(path))
         if not files:

@@ -9,6 +9,7 @@ from openbezoar.errors import DataError
 from openbezoar.machine.textfiles import without_halves
 from openbezoar.rows.fields import kind_of
 from openbezoar.rows.known import OneKind
+from openbezoar.rows.plain import plain
 from openbezoar.rows.records import HALVES, Row
 
 
@@ -26,19 +27,8 @@ def plain_rows(
         where = f"{what} {number}"
         if not isinstance(row, Mapping):
             raise DataError(f"{where} is {kind_of(row)}; expected a mapping of fields to values")
-        whole, was_mended = without_halves(_plain(row))
+        whole, was_mended = without_halves(plain(row))
         if was_mended:
             mended(HALVES)
         kind.check(whole, where)
         yield where, whole
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, but for what JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if hasattr(value, "tolist"):  # an array, or one of its numbers
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and value != value else value

@@ -1,20 +1,12 @@
-"""Rows of one file of any kind, one held at a time, as plain dictionaries. Reads, writes nothing.
-
-What Arrow has and JSON has not becomes what JSON has: times their ISO text, decimals numbers,
-bytes that are UTF-8 text that text, NaN nothing. A field that is null inside of a message is one
-that the message lacks: Arrow gives all messages of a list the fields of all.
-"""
+"""Rows of one file of any kind, one held at a time, as plain dictionaries. Reads, writes nothing."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +14,7 @@ from openbezoar.errors import DataError, brief, named
 from openbezoar.machine.textfiles import check_beginning, loads
 from openbezoar.rows.files import kind_of_file
 from openbezoar.rows.packed import DAMAGE, check_whole, damaged, opened
+from openbezoar.rows.plain import plain
 from openbezoar.rows.records import HALVES, JsonLines, Row
 
 BATCH = 256  # rows that are converted together
@@ -64,7 +57,7 @@ def _arrow(path: Path, kind: str) -> Iterator[Row]:
         for batch in _batches(path, kind):
             for row in batch.to_pylist():
                 number += 1
-                yield {name: plain(value) for name, value in row.items()}
+                yield plain(row)
     except UnicodeDecodeError:
         raise DataError(f"{path}: a text after row {number} is not UTF-8; write the file anew") from None
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -98,28 +91,6 @@ def _batches(path: Path, kind: str) -> Iterator[Any]:
 def _slices(batch: Any) -> Iterator[Any]:
     for first in range(0, batch.num_rows, BATCH):
         yield batch.slice(first, BATCH)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, dict):
-        return {named(name): plain(one) for name, one in value.items() if one is not None}
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return {"bytes": len(value)}  # an image or a sound, of which no text can be made
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    return value.total_seconds() if isinstance(value, timedelta) else str(value)
 
 
 # ----------------------------------------------------------------- tables of plain text

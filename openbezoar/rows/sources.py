@@ -9,13 +9,11 @@ from pathlib import Path
 
 from openbezoar.errors import DataError, RecipeError, named
 from openbezoar.recipe.blocks import DataRef, DataSpec, data_specs
-from openbezoar.rows.files import RowFiles, divided, locate
+from openbezoar.rows.files import ROWS, RowFiles, divided, locate
 from openbezoar.rows.forms import check_usable
 from openbezoar.rows.known import OneKind
 from openbezoar.rows.records import JsonLines, Row
 from openbezoar.rows.tables import FileRows, HubRows, RowTable, table_of
-
-ROWS = "rows.jsonl"
 
 
 def resolve_path(text: str, recipe_folder: Path, data_folder: str | None) -> Path:

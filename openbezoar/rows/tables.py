@@ -6,14 +6,15 @@ import json
 import random
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from openbezoar.rows.files import RowFiles
 from openbezoar.rows.hub import load_rows
-from openbezoar.rows.readers import kind_by_content, plain, rows_of
+from openbezoar.rows.plain import plain
+from openbezoar.rows.readers import kind_by_content, rows_of
 from openbezoar.rows.records import JsonLines, Row
 
 
@@ -75,17 +76,13 @@ class HubRows:
         self.data: Any = load_rows(ref)
 
     def __iter__(self) -> Iterator[Row]:
-        return (_plain(row) for row in self.data)
+        return (plain(row) for row in self.data)
 
     def shuffled(self, seed: int) -> Iterator[Row]:
         """The rows in the order that ``random.Random(seed).shuffle`` gives a list of them."""
         places = array("q", range(len(self.data)))
         random.Random(seed).shuffle(places)
-        return (_plain(self.data[place]) for place in places)
-
-
-def _plain(row: Mapping[str, Any]) -> Row:
-    return {name: plain(value) for name, value in row.items()}
+        return (plain(self.data[place]) for place in places)
 
 
 def table_of(files: RowFiles, scratch: Path | None = None, mended: Callable[[str], None] | None = None) -> RowTable:

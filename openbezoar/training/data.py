@@ -59,6 +59,22 @@ def is_held_out(place: int, every: int, most: int) -> bool:
     return rest == 0 and turn <= most
 
 
+class HeldOut:
+    """Says of rows, as they come, which are held out: each ``every``-th, ``most`` at most; of liked
+    answers and of others each by itself, and half as many, since labels may take turns in a file.
+    """
+
+    def __init__(self, every: int, most: int) -> None:
+        self.every, self.most = every, most
+        self._places = Counter[bool | None]()
+
+    def takes(self, label: bool | None) -> bool:
+        """Whether the next row, of this label (``encode.label_of``), is held out."""
+        place = self._places[label]
+        self._places[label] += 1
+        return is_held_out(place, self.every, self.most if label is None else -(-self.most // 2))
+
+
 def split_heldout(rows: Sequence[T], every: int, most: int) -> tuple[list[T], list[T]]:
     """(training rows, held-out rows), by ``is_held_out``."""
     is_held = [is_held_out(i, every, most) for i in range(len(rows))]
@@ -90,15 +106,12 @@ def split_trees(
     """
     stores = trained, held = TreeStore(folder), TreeStore(folder)
     tallies = Counts(), Counts()
-    places = Counter[bool | None]()
+    holds = HeldOut(settings.heldout_every, settings.heldout_rows)
     for outcome in encode_rows(renderer.encoder, convert, rows, processes=processes, say=say):
         if outcome.unread is not None:
             renderer.counts.add(outcome.unread)
             continue
-        # Labels may take turns in a file, and each n-th row then has the same one.
-        most = settings.heldout_rows if outcome.liked is None else -(-settings.heldout_rows // 2)
-        part = heldout is None and is_held_out(places[outcome.liked], settings.heldout_every, most)
-        places[outcome.liked] += 1
+        part = heldout is None and holds.takes(outcome.liked)
         tallies[part].merge(outcome.counts)
         for tree in outcome.trees:
             stores[part].append(tree)

@@ -38,6 +38,12 @@ def liked_of(row: Example | Pair | Unpaired) -> bool | None:
     return row.liked if isinstance(row, Unpaired) else None
 
 
+def label_of(converted: Example | Pair | Unpaired | tuple[Unpaired, ...]) -> bool | None:
+    """Whether the answer of a row with one was liked; None of any other row, such as a pair read as two answers."""
+    first, *others = each(converted)
+    return None if others else liked_of(first)
+
+
 class Encoder:
     """Examples, pairs and unpaired answers into token ids under one length limit.
 
@@ -155,8 +161,8 @@ class EncodedRow(NamedTuple):
     """What became of one row.
 
     unread: why it is no example or pair, None if it is one. counts: what encoding counted.
-    trees: packed; none if it was dropped, two of a pair that is read as two answers. liked: whether
-    the answer of a row with one was; None of any other row.
+    trees: packed; none if it was dropped, two of a pair that is read as two answers. liked: the
+    row's ``label_of``.
     """
 
     unread: str | None
@@ -196,12 +202,12 @@ def encode_rows(
 def _encoded(encoder: Encoder, convert: Convert, where: str, row: Row) -> EncodedRow:
     encoder.counts = Counts()
     try:
-        converted = each(convert(row, where))
+        converted = convert(row, where)
     except RowError as error:
         return EncodedRow(error.reason, {}, ())
-    encoded = [(encoder.encode(one), liked_of(one)) for one in converted]
+    encoded = [(encoder.encode(one), liked_of(one)) for one in each(converted)]
     trees = tuple(pack(tree, liked) for tree, liked in encoded if tree is not None)
-    return EncodedRow(None, encoder.counts.by_reason, trees, liked_of(converted[0]) if len(converted) == 1 else None)
+    return EncodedRow(None, encoder.counts.by_reason, trees, label_of(converted))
 
 
 def cores() -> int:

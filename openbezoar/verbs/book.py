@@ -21,9 +21,10 @@ from openbezoar.models.shapes import model_of, shape_of_model
 from openbezoar.recipe.blocks import DataRef, DataSpec, LocalModel, Price, ServerModel, Shape, Step, data_specs
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import row_of
+from openbezoar.rows.files import ROWS
 from openbezoar.rows.lengths import TextLengths, texts_of
 from openbezoar.rows.records import JsonLines, Row
-from openbezoar.rows.sources import ROWS, resolve_path, row_files, select
+from openbezoar.rows.sources import resolve_path, row_files, select
 from openbezoar.rows.tables import RowTable, table_of
 from openbezoar.store.runs import RunFolder
 

@@ -19,9 +19,9 @@ from openbezoar.llm import Sampling, open_llm
 from openbezoar.recipe.blocks import DataRef, data_specs
 from openbezoar.recipe.data_steps import Generate
 from openbezoar.rows.fields import check_beside, text_in
+from openbezoar.rows.files import ROWS
 from openbezoar.rows.instructions import check_instruction
 from openbezoar.rows.records import Row, write_jsonl
-from openbezoar.rows.sources import ROWS
 from openbezoar.schemes import SCHEMES, Scheme
 from openbezoar.schemes.work import Work
 from openbezoar.verbs.generate.result import GenerateNumbers

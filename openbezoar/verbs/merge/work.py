@@ -30,7 +30,8 @@ from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
 from openbezoar.rows.forms import to_answers
 from openbezoar.rows.records import Example
-from openbezoar.training.data import Renderer
+from openbezoar.training.data import HeldOut, Renderer
+from openbezoar.training.encode import label_of
 from openbezoar.verbs.merge.result import MergeNumbers
 
 LONGEST = 1024
@@ -133,7 +134,10 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     if not isinstance(trained, Kto):
         return context.examples(rows, step.drift_rows, every)
     # Liked or not, so that they are the rows that were held out; of a pair the chosen answer.
-    answers = context.converted(rows, to_answers, step.drift_rows, every)
+    holds = None if trained.heldout is not None else HeldOut(trained.heldout_every, trained.heldout_rows)
+    answers = context.converted(
+        rows, to_answers, step.drift_rows, takes=None if holds is None else lambda one: holds.takes(label_of(one))
+    )
     return [Example(one.id, one.prompt, one.answer) for one, *_ in answers]
 
 
