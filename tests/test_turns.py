@@ -286,6 +286,7 @@ def test_a_store_holds_trees_of_any_number_of_paths(tmp_path: Path) -> None:
         of_answers([7], [[8, 9], [10]]),
         of_turns([([1, 2], [3]), ([1, 9], [5]), ([1, 9, 5, 4], [6])]),
     ]
+    assert [path.kept for path in encoded[2]] == [0, 1], "what two paths share is held twice"
     store = TreeStore(tmp_path)
     for one in encoded:
         store.append(pack(one))
