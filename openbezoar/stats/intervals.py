@@ -55,7 +55,7 @@ def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS, *, lev
     for first in range(0, draws, step):
         n = min(step, draws - first)
         means[first : first + n] = data[generator.integers(0, data.size, size=(n, data.size))].mean(axis=1)
-    low, high = np.quantile(means, _tails(data.size, level))
+    low, high = np.quantile(means, tails(data.size, level))
     return Interval(float(data.mean()), float(low), float(high))
 
 
@@ -98,12 +98,12 @@ def grouped_intervals(
         if not np.isfinite(value) or again.size == 0:
             intervals.append(None)
             continue
-        low, high = np.quantile(again, _tails(n, LEVEL))
+        low, high = np.quantile(again, tails(n, LEVEL))
         intervals.append(Interval(float(value), float(low), float(high)))
     return intervals
 
 
-def _tails(n: int, level: float) -> list[float]:
+def tails(n: int, level: float) -> list[float]:
     """Quantiles of the bootstrap's distribution that are an interval's ends for n items.
 
     Hesterberg (2015): the normal tail at -sqrt(n / (n - 1)) t, where t is Student's quantile
@@ -198,7 +198,7 @@ def auc(
             for first in range(0, draws, step)
         ]
     )
-    low, high = np.quantile(again[np.isfinite(again)], _tails(n, LEVEL))
+    low, high = np.quantile(again[np.isfinite(again)], tails(n, LEVEL))
     return widened(Interval(value, float(low), float(high)), n)
 
 
