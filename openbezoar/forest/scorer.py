@@ -9,24 +9,19 @@ chunks, and its backward never holds [tokens × vocabulary].
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from openbezoar.errors import ModelError, UserError, brief
-from openbezoar.forest.attention import register
+from openbezoar.errors import ModelError
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, adapted
-from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order, lay_out
-
-# of a machine that refuses, which says nothing of the model
-_EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)
+from openbezoar.forest.layout import TokenPath, Tree, lay_out
+from openbezoar.forest.trunk import Trunk, on_cpu
 
 
-class Scorer:
+class Scorer(Trunk):
     """Log-probabilities from one decoder model.
 
     model: a causal language model of transformers, bare or wrapped by PEFT.
@@ -36,17 +31,8 @@ class Scorer:
     def __init__(
         self, model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False
     ) -> None:
-        self.model, self.tokens = model, tokens
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        # transformers' own word for what each family calls otherwise (model, transformer,
-        # gpt_neox); the model itself where there is no such part.
-        self.trunk: nn.Module = base.base_model  # type: ignore[assignment]
-        if self.trunk is base:
-            raise ModelError(
-                f"a {type(base).__name__} has no trunk apart from its head; the scorer needs a causal language model of"
-                " transformers"
-            )
-        head = base.get_output_embeddings()  # type: ignore[operator]
+        super().__init__(model, tokens, plain)
+        head = self.base.get_output_embeddings()
         self.adapter: Any = head if hasattr(head, "lora_A") else None  # PEFT's layer around the head
         if self.adapter is not None:
             head = self.adapter.base_layer
@@ -61,15 +47,9 @@ class Scorer:
                 " to change"
             )
         self.head = head
-        self.config: Any = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config  # type: ignore[union-attr,operator]
         scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(
             getattr(self.config, "logits_scaling", None) or 1.0
         )
-        # The key/value cache's own argument, which transformers renamed in 5.40.
-        self.cache_argument = (
-            "cache" if "cache" in inspect.signature(self.trunk.forward).parameters else "past_key_values"
-        )
-        self.device = next(model.parameters()).device
         # Above 32 MiB a CPU allocation is mapped afresh each time, and its page faults cost more than the arithmetic.
         most = head_bytes or (30 << 20 if self.device.type == "cpu" else 256 << 20)
         # Fewer rows than 64 a product read the head's weights more often than they use them.
@@ -78,10 +58,7 @@ class Scorer:
             getattr(self.config, "final_logit_softcapping", None),
             max(1 if head_bytes else 64, most // (4 * head.out_features)),
         )
-        self.plain = plain or not _knows(self.config)
-        self.checked = self.plain
-        if not self.plain:
-            base.set_attn_implementation(register())  # type: ignore[operator]
+        self._share()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocabulary] of hidden states [rows, hidden], as the model's own head makes them."""
@@ -101,31 +78,6 @@ class Scorer:
         x = layer.lora_dropout[name](hidden.to(self.head.weight.dtype))
         return layer.scaling[name] * (x @ layer.lora_A[name].weight.to(x.dtype).T), layer.lora_B[name].weight
 
-    def batches(self, trees: Sequence[Tree]) -> list[list[int]]:
-        """Indices of the trees in passes of at most ``tokens`` tokens (one tree at least), like
-        beginnings or like lengths together.
-        """
-        passes: list[list[int]] = []
-        if not self.plain:
-            left = 0
-            for i, cost in in_order(trees):
-                if passes and cost <= left:
-                    passes[-1].append(i)
-                    left -= cost
-                else:
-                    passes.append([i])
-                    # What its own paths share counts once too; the last token of a path is predicted, not read.
-                    left = self.tokens - in_order([trees[i]])[0][1] - 1
-            return passes
-        longest = [max(len(path.ids) for path in tree) for tree in trees]
-        for i in sorted(range(len(trees)), key=lambda i: (-longest[i], i)):
-            together = [*passes[-1], i] if passes else [i]
-            if passes and longest[together[0]] * sum(len(trees[k]) for k in together) <= self.tokens:
-                passes[-1].append(i)
-            else:
-                passes.append([i])
-        return passes
-
     def forest(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[Tensor]:
         """One pass over whole trees laid out in one row: a float32 vector for each path, in order."""
         layout = lay_out(trees, self.device)
@@ -134,20 +86,6 @@ class Scorer:
                 torch.empty(0, self.head.in_features, device=self.device), layout.targets, layout.counts, greedy
             )
         return self._select(self._row(layout)[layout.rows], layout.targets, layout.counts, greedy)
-
-    def _row(self, layout: Layout, cache: Any = None) -> Tensor:
-        """Hidden states [n, hidden] of a row; a ``cache`` that is given must be empty, and takes
-        its keys and values.
-        """
-        # Four dimensions are taken for a finished mask; the registered attention reads the layout instead.
-        mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        if types := set(getattr(self.config, "layer_types", None) or ()):
-            mask = dict.fromkeys(types, mask)
-        keep = {"use_cache": False} if cache is None else {"use_cache": True, self.cache_argument: cache}
-        hidden: Tensor = self.trunk(
-            input_ids=layout.ids[None], attention_mask=mask, position_ids=layout.positions[None], forest=layout, **keep
-        ).last_hidden_state[0]
-        return hidden
 
     @torch.no_grad()
     def prefill(self, trees: Sequence[Tree], cache: Any) -> tuple[Tensor, list[list[int]]]:
@@ -177,23 +115,15 @@ class Scorer:
 
         ``greedy`` is extended by a boolean vector for each path: was the token the likeliest?
         """
-        width = max(len(p.ids) for p in paths)
-        ids = torch.zeros(len(paths), width, dtype=torch.long)
-        mask = torch.zeros(len(paths), width, dtype=torch.long)
         rows, columns, targets, counts = [], [], [], []
         for r, path in enumerate(paths):
-            ids[r, : len(path.ids)] = torch.tensor(path.ids)
-            mask[r, : len(path.ids)] = 1
             scored = [c for c, s in enumerate(path.scored) if s]
             assert not scored or scored[0] > 0, "the first token has nothing before it"
             rows += [r] * len(scored)
             columns += [c - 1 for c in scored]
             targets += [path.ids[c] for c in scored]
             counts.append(len(scored))
-        padded = bool((mask == 0).any())
-        hidden = self.trunk(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False
-        ).last_hidden_state
+        hidden = self._padded([path.ids for path in paths])
         where, which, target_ids = (
             torch.tensor(x, dtype=torch.long, device=self.device) for x in (rows, columns, targets)
         )
@@ -214,50 +144,16 @@ class Scorer:
         )
         return [[next(scores) for _ in tree] for tree in trees]
 
-    def _check_once(self, trees: Sequence[Tree]) -> None:
-        """At first use, score a short one of the trees both ways."""
-        if not self.checked:
-            short = [tree for tree in trees if len(tree[0].ids) <= 128] or [
-                min(trees, key=lambda tree: len(tree[0].ids))
-            ]
-            self._check(max(short, key=lambda tree: (len(tree), len(tree[0].ids)))[:4])
+    def _both_ways(self, tree: Tree, probe: Tree) -> tuple[Tensor, Tensor]:
+        return torch.cat(self.forest((tree, probe))), torch.cat(self.forward([*tree, *probe]))
 
-    @torch.no_grad()
-    def _check(self, tree: Tree) -> None:
-        """Score one real tree both ways, beside two paths made of it; a model whose attention
-        ignores the layout is found here.
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
 
-        One path goes off halfway and one begins elsewhere: a tree of one path by itself, or
-        beside a copy, would be plain causal attention, which every model does.
-        """
-        self.checked = True
-        ids = tuple(tree[0].ids)
-        beside = [(*ids[: len(ids) // 2], *ids[len(ids) // 2 + 1 :]), ids[1:]]
-        probe = tuple(TokenPath(other, (False,) + (True,) * (len(other) - 1)) for other in beside if len(other) > 1)
-        training = self.model.training
-        self.model.eval()
-        try:
-            shared, apart = torch.cat(self.forest((tree, probe))), torch.cat(self.forward([*tree, *probe]))
-        except UserError:
-            raise
-        except Exception as error:  # a family's own code meets a layout that it does not know
-            if isinstance(error, OSError | MemoryError) or _EXHAUSTED.search(str(error)):
-                raise
-            raise ModelError(
-                f"{type(self.trunk).__name__}: models of this kind cannot be scored with shared prefixes"
-                f" ({brief(error)}); take another one"
-            ) from None
-        finally:
-            self.model.train(training)
-        if bool(apart.isnan().any()):
-            raise no_numbers()
-        # In 16 bits two orders of summation differ by some hundredths; a wrong mask differs by whole units.
-        allowed = 1e-4 if self.head.weight.dtype == torch.float32 else 0.5
-        if len(shared) and not float((shared - apart).abs().mean()) <= allowed:
-            raise ModelError(
-                f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring: this model's"
-                " attention is not supported; take a model of another kind"
-            )
+    @property
+    def head_work(self) -> float:
+        return 4.0 * self.head.in_features * self.head.out_features
 
     @torch.no_grad()
     def logprobs(
@@ -277,11 +173,11 @@ class Scorer:
         try:
             for chosen in self.batches(trees):
                 flags: list[Tensor] | None = None if greedy is None else []
-                values = _on_cpu([path for tree in self.score([trees[i] for i in chosen], flags) for path in tree])
+                values = on_cpu([path for tree in self.score([trees[i] for i in chosen], flags) for path in tree])
                 for i in chosen:
                     results[i] = [next(values) for _ in trees[i]]
                 if greedy is not None and flags is not None:
-                    hits = _on_cpu(flags)
+                    hits = on_cpu(flags)
                     for i in chosen:
                         greedy[i] = [bool(next(hits).all()) for _ in trees[i]]
                 if done is not None:
@@ -289,28 +185,3 @@ class Scorer:
         finally:
             self.model.train(training)
         return results
-
-
-def no_numbers(where: str = "") -> ModelError:
-    """The error for scores that are not finite; ``where`` says which."""
-    return ModelError(
-        f"{where}the model gives log-probabilities that are not numbers; its weights are damaged, or its dtype"
-        " overflows (try dtype float32)"
-    )
-
-
-def _on_cpu(parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Vectors as they are, brought over together: each copy would wait for the device."""
-    whole: Iterator[Tensor] = iter(torch.cat(list(parts)).cpu().split([len(part) for part in parts]))  # type: ignore[no-untyped-call]
-    return whole
-
-
-def _knows(config: Any) -> bool:
-    """Whether the forest's attention and positions are all that this model's layers ask for."""
-    types = set(getattr(config, "layer_types", None) or ())
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {
-        str(r.get("rope_type", "default"))
-        for r in ([rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)])
-    }
-    return types <= {"full_attention", "sliding_attention"} and not kinds & {"dynamic", "longrope"}

@@ -33,7 +33,7 @@ from openbezoar.dialogue import thoughts
 from openbezoar.dialogue.tokens import Frame
 from openbezoar.errors import DataError, ModelError
 from openbezoar.forest import Scorer, TokenPath
-from openbezoar.forest.scorer import no_numbers
+from openbezoar.forest.trunk import no_numbers
 from openbezoar.llm import Sampling
 from openbezoar.llm.decoding import Decoder, Sampled, TextOf, end_tokens
 from openbezoar.progress import PlainProgress, Progress

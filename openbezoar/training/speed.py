@@ -10,8 +10,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from openbezoar.forest import Scorer, Tree
+from openbezoar.forest import Tree
 from openbezoar.forest.layout import in_order
+from openbezoar.forest.trunk import Trunk
 
 ENOUGH = 0.01  # seconds of a product; one of the next size takes eight times as long
 
@@ -74,7 +75,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-def work(scorer: Scorer) -> tuple[float, float]:
+def work(scorer: Trunk) -> tuple[float, float]:
     """Floating-point operations of a training pass: (per token that is forwarded, per token that is scored).
 
     A frozen matrix of n weights takes part in two products, forward and for the gradient of
@@ -83,10 +84,10 @@ def work(scorer: Scorer) -> tuple[float, float]:
     """
     layers = [m for m in scorer.trunk.modules() if isinstance(m, nn.Linear)]
     token = sum((6.0 if m.weight.requires_grad else 4.0) * m.in_features * m.out_features for m in layers)
-    return token, 4.0 * scorer.head.in_features * scorer.head.out_features
+    return token, scorer.head_work
 
 
-def work_of(trees: Sequence[Tree], scorer: Scorer, each: tuple[float, float]) -> float:
+def work_of(trees: Sequence[Tree], scorer: Trunk, each: tuple[float, float]) -> float:
     """Floating-point operations of one training pass over some trees; ``each`` from ``work``."""
     forwarded = (
         sum(len(path.ids) for tree in trees for path in tree)

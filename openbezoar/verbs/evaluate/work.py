@@ -134,7 +134,7 @@ class AnswerScorer:
         None for a row that does not fit the model's window, or of which an answer has no token.
         """
         from openbezoar.forest import TokenPath
-        from openbezoar.forest.scorer import no_numbers
+        from openbezoar.forest.trunk import no_numbers
 
         trees: dict[int, tuple[TokenPath, ...]] = {}
         for number, row in enumerate(rows):

@@ -73,7 +73,7 @@ class AnswerLikelihood:
 
     def score(self, examples: Sequence[Example]) -> list[Scored]:
         """One of each, computed together. Raises ModelError for log-probabilities that are not numbers."""
-        from openbezoar.forest.scorer import no_numbers
+        from openbezoar.forest.trunk import no_numbers
 
         learnt = [spans(example, self.formatter, self.window) for example in examples]
         trees = [self._tree(of_row) for of_row in learnt]
