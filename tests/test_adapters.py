@@ -48,7 +48,6 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     ("change", "said"),
     [
         (setting(use_dora=True), "with use_dora cannot"),
-        (setting(use_rslora=True), "with use_rslora cannot"),
         (setting(rank_pattern={"q_proj": 8}), "with rank_pattern cannot"),
         (setting(alpha_pattern={"q_proj": 8}), "with alpha_pattern cannot"),
         (setting(fan_in_fan_out=True), "with fan_in_fan_out cannot"),

@@ -1,5 +1,5 @@
-"""A saved LoRA adapter as the updates that it stands for: w + (alpha / r) · B A, on linear layers
-(arXiv 2106.09685, section 4.1).
+"""A saved LoRA adapter as the updates that it stands for: w + s B A, on linear layers, with s = alpha / r
+(arXiv 2106.09685, section 4.1), or alpha / sqrt(r) where it is rank-stabilised (arXiv 2312.03732, theorem 3.2).
 
 Merging computes this sum itself, so whatever of PEFT's settings would make it another sum is
 refused by name, the ones that do not exist yet too. Reads PEFT's folder (``adapter_file``).
@@ -7,6 +7,7 @@ refused by name, the ones that do not exist yet too. Reads PEFT's folder (``adap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _NO_PART = {
     "inference_mode",
     "r",
     "lora_alpha",
+    "use_rslora",
     "lora_dropout",
     "target_modules",
     "exclude_modules",
@@ -75,7 +77,7 @@ def adapter_deltas(folder: Path) -> dict[str, Update]:
             f"{folder}: '{others[0]}' is no LoRA weight of a linear layer and cannot be merged here; merge with PEFT"
             " first"
         )
-    scale = config["lora_alpha"] / config["r"]
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     modules = [name.removesuffix(A) for name in tensors if name.endswith(A)]
     if not modules:
         raise ModelError(f"{folder}: no LoRA weights in {WEIGHTS}")

@@ -33,7 +33,7 @@ from openbezoar.models.memory import unpacks
 from openbezoar.models.packing import pack
 from openbezoar.models.references import Checkpoint
 from openbezoar.models.shards import Weight, check_stored, count_values, skeleton, weights_of
-from openbezoar.recipe.train_steps import Lora
+from openbezoar.recipe.train_steps import ALL_LINEAR, Lora
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -327,7 +327,8 @@ def load_for_training(
         peft = wrap(model, checkpoint.adapters[-1], trainable=True)
         _in_32_bits(peft)
     else:
-        check_stored(_check_targets(model, lora.targets, checkpoint.name), checkpoint.folder())
+        targets = targets_of(model, lora, checkpoint.name)
+        check_stored(_check_targets(model, targets, checkpoint.name), checkpoint.folder())
         peft = adapted(model, lora, seed, checkpoint.name)
     _settle(checkpoint.folder())
     return peft
@@ -341,13 +342,15 @@ def adapted(model: Any, lora: Lora, seed: int, name: str) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    _check_targets(model, lora.targets, name)
+    targets = targets_of(model, lora, name)
+    _check_targets(model, targets, name)
     torch.manual_seed(seed)  # PEFT draws A from the global generator
     config = LoraConfig(
         r=lora.r,
         lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
+        target_modules=targets,
+        use_rslora=lora.rslora,
         task_type="CAUSAL_LM",
     )  # type: ignore[arg-type]
     try:
@@ -367,6 +370,21 @@ def _in_32_bits(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def targets_of(model: Any, lora: Lora, name: str) -> list[str]:
+    """The names of the layers that an adapter goes on: the recipe's, or for 'all-linear' those of every linear layer
+    but the head, each by its last part where that is no other layer's. Raises ModelError where there are none.
+    """
+    if lora.targets != ALL_LINEAR:
+        return list(lora.targets)
+    head = model.get_output_embeddings()
+    paths = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    if not paths:
+        raise ModelError(f"{name}: the model has no linear layers, on which adapters go; take another model")
+    lasts = {path.rpartition(".")[2] for path in paths}
+    others = {path.rpartition(".")[2] for path, _ in model.named_modules() if path not in paths}
+    return sorted(lasts) if not lasts & others else sorted(paths)
 
 
 def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:

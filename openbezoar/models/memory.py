@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from openbezoar.machine.devices import Device, this_device
 from openbezoar.recipe.blocks import Shape
-from openbezoar.recipe.train_steps import Training
+from openbezoar.recipe.train_steps import ALL_LINEAR, Lora, Training
 
 # The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
 PROCESS_BYTES = 460 << 20
@@ -20,6 +20,8 @@ PROCESS_BYTES = 460 << 20
 AUTO_BYTES = 7_500_000_000
 # A GPU's own share: CUDA's context and cuBLAS's workspace. A rough figure of common knowledge, not measured here.
 CUDA_BYTES = 600_000_000
+# Parameters of a base from which 'quantize: auto' takes NF4; what it costs a smaller one is in docs/results.md.
+LARGE = 1_500_000_000
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -59,11 +61,31 @@ def _targets(shape: Shape) -> dict[str, tuple[int, int]]:
     }
 
 
+def _sizes(shape: Shape, lora: Lora) -> dict[str, tuple[int, int]]:
+    """(values in, values out) of the layers inside the trunk that carry the adapter."""
+    sizes = _targets(shape)
+    names = list(sizes) if lora.targets == ALL_LINEAR else [name for name in lora.targets if name != HEAD]
+    return {name: sizes.get(name, (shape.hidden, shape.hidden)) for name in names}
+
+
 def lora_parameters(shape: Shape, step: Training) -> int:
     """Trainable parameters of the step's adapter."""
-    sizes = _targets(shape)
-    a_layer = sum(sum(sizes.get(t, (shape.hidden, shape.hidden))) for t in step.lora.targets if t != HEAD)
+    a_layer = sum(map(sum, _sizes(shape, step.lora).values()))
     return step.lora.r * (shape.layers * a_layer + (shape.hidden + shape.vocabulary) * (HEAD in step.lora.targets))
+
+
+def quantisation(asked: Literal["nf4", "none", "auto"], values: int) -> Literal["nf4", "none"]:
+    """How a base of so many parameters is held. A function of the base alone: a step's key and its result
+    do not depend on the machine's memory.
+    """
+    if asked == "auto":
+        return "none" if values < LARGE else "nf4"
+    return asked
+
+
+def quantised(shape: Shape, step: Training) -> Literal["nf4", "none"]:
+    """How a step holds a base of this shape."""
+    return quantisation(step.quantize, sum(parameters(shape)))
 
 
 def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
@@ -86,9 +108,9 @@ def unpacks(in_16_bits: int, nf4: str, dtype: str, device: Device | None = None)
 
 def _held(shape: Shape, step: Training, device: Device) -> str:
     """'nf4' if the base lies packed in memory."""
-    if step.quantize == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype, device):
+    if quantised(shape, step) == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype, device):
         return "none"
-    return step.quantize
+    return quantised(shape, step)
 
 
 def process_bytes(device: Device) -> int:
@@ -129,10 +151,9 @@ def activations_of_a_layer(shape: Shape, step: Training, width: int) -> int:
     norms = width * 2 * shape.hidden
     attention = width * (2 * q + 2 * kv)
     mlp = width * 2 * shape.mlp
-    sizes = _targets(shape)
-    targets = [t for t in step.lora.targets if t != HEAD]
-    inputs = {INPUTS.get(t, t): sizes.get(t, (shape.hidden, shape.hidden))[0] for t in targets}
-    masks = sum(sizes.get(t, (shape.hidden, shape.hidden))[0] for t in targets) if step.lora.dropout else 0
+    taken = {name: size for name, (size, _) in _sizes(shape, step.lora).items()}
+    inputs = {INPUTS.get(name, name): size for name, size in taken.items()}
+    masks = sum(taken.values()) if step.lora.dropout else 0
     return norms + attention + mlp + width * sum(inputs.values()) + masks
 
 
@@ -181,7 +202,7 @@ def load_memory(shape: Shape, step: Training, device: Device | None = None) -> i
     fp32, with the scaled values and their codes, or a product, in four bytes each.
     """
     width = 4 if step.dtype == "float32" else 2
-    making = shape.mlp * shape.hidden * (width + 12) if step.quantize == "nf4" else 0
+    making = shape.mlp * shape.hidden * (width + 12) if quantised(shape, step) == "nf4" else 0
     device = device or this_device()
     return (
         process_bytes(device)

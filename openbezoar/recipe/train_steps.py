@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, Tag, create_model, model_serializer, model_validator
 
-from openbezoar.recipe.blocks import DataRef, Step, Strict
+from openbezoar.recipe.blocks import DataRef, Step, Strict, name_or
 from openbezoar.recipe.losses import LOSSES, constants, described, filled
 from openbezoar.recipe.refs import NotInKey, Ref
 
@@ -16,17 +16,38 @@ else:
     LossName = Literal[tuple(LOSSES)]
 
 
+ALL_LINEAR = "all-linear"
+AllLinear = Annotated[Literal["all-linear"], Tag("(name)")]
+LayerNames = Annotated[list[str], Field(min_length=1), Tag("(list)")]
+
+
 class Lora(Strict):
     """The adapter. Defaults: [card], first version of OpenBezoar-SFT."""
 
     r: int = Field(16, ge=1, le=65_536)
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
-    targets: list[str] = Field(
+    targets: Annotated[AllLinear | LayerNames, name_or("(list)")] = Field(
         ["q_proj", "k_proj", "v_proj"],
-        min_length=1,
-        description="Linear layers by their names; 'lm_head' too, where it is not the embedding matrix as well.",
+        description=(
+            "Linear layers by their names; 'lm_head' too, where it is not the embedding matrix as well. Or"
+            " 'all-linear': every linear layer but the head, which [QLoRA] found to be needed for the quality of full"
+            " fine-tuning."
+        ),
     )
+    rslora: bool = Field(
+        False,
+        description=(
+            "Scale the update by alpha / sqrt(r) in place of alpha / r (rank-stabilised, arXiv 2312.03732), with which"
+            " a higher rank does not learn more slowly."
+        ),
+    )
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there was ``rslora``, where it is off: keys of steps are made of this."""
+        fields: dict[str, Any] = write(self)
+        return fields if self.rslora else {name: value for name, value in fields.items() if name != "rslora"}
 
 
 class Training(Step):
@@ -53,8 +74,13 @@ class Training(Step):
         ),
     )
     lora: Lora = Lora()
-    quantize: Literal["nf4", "none"] = Field(
-        "nf4", description="NF4 with double quantisation through bitsandbytes [QLoRA], or none."
+    quantize: Literal["nf4", "none", "auto"] = Field(
+        "nf4",
+        description=(
+            "NF4 with double quantisation through bitsandbytes [QLoRA], or none. 'auto': none for a base of fewer than"
+            " 1.5e9 parameters, whatever memory is free, else NF4. (NF4 costs Gemma-3-270M 2.27 to 2.51 nats a token,"
+            " more than its fine-tuning gains: docs/results.md.)"
+        ),
     )
     nf4: Literal["auto", "packed", "unpacked"] = Field(
         "auto",

@@ -44,6 +44,8 @@ class TrainingNumbers(Result):
     peak_memory_bytes: int | None = None  # of a GPU
     heldout_rows: int | None = None
     answers_end_scored: bool | None = None
+    quantize: str | None = None  # how the base was held, where that was left to its size
+    targets: list[str] | None = None  # of the adapter, where they were not named
 
     def outcome(self) -> str:
         before, after = number(self.heldout_loss_before, 2), number(self.heldout_loss_after, 2)
@@ -69,6 +71,18 @@ class TrainingNumbers(Result):
     def accuracy_after(self) -> float | None:
         """Reward accuracy on held-out pairs after a preference training."""
         return None
+
+    def held_in(self) -> str:
+        """How the base was held while it was trained on."""
+        return self.quantize or str(self.step.settings.get("quantize", NOTHING))
+
+    def adapter(self) -> str:
+        """What was put on the base."""
+        lora = self.step.settings.get("lora") or {}
+        scaled = " (rank-stabilised)" if lora.get("rslora") else ""
+        targets = lora.get("targets") or []
+        named = " ".join(self.targets or ([targets] if isinstance(targets, str) else targets))
+        return f"r={lora.get('r')}, alpha={lora.get('alpha')}{scaled}, dropout={lora.get('dropout')}, {named}"
 
 
 class PreferenceNumbers(TrainingNumbers):
@@ -176,16 +190,11 @@ def training_table(trainings: Sequence[TrainingNumbers], speed: bool = True) -> 
     )
 
 
-def settings_table(steps: Sequence[StepFacts]) -> Table:
+def settings_table(trainings: Sequence[TrainingNumbers]) -> Table:
     """The settings that a reader would need to train again."""
     rows = []
-    for step in steps:
-        s = step.settings
-        lora = s.get("lora") or {}
-        adapter = (
-            f"r={lora.get('r')}, alpha={lora.get('alpha')}, dropout={lora.get('dropout')},"
-            f" {' '.join(lora.get('targets') or [])}"
-        )
+    for n in trainings:
+        step, s = n.step, n.step.settings
         schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
         kind = s.get("adapter", "new")
         rows.append(
@@ -193,8 +202,8 @@ def settings_table(steps: Sequence[StepFacts]) -> Table:
                 step.name,
                 *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")),
                 schedule,
-                f"{kind}: {adapter}",
-                str(s.get("quantize", NOTHING)),
+                f"{kind}: {n.adapter()}",
+                n.held_in(),
                 str(s.get("max_length", NOTHING)),
             )
         )

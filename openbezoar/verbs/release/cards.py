@@ -93,7 +93,7 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
 def _training_tables(trainings: Sequence[TrainingNumbers]) -> list[Table]:
     if not trainings:
         return []
-    return [training_table(trainings, speed=False), settings_table([n.step for n in trainings])]
+    return [training_table(trainings, speed=False), settings_table(trainings)]
 
 
 def _model_metadata(
@@ -104,7 +104,7 @@ def _model_metadata(
     """
     lineage = facts.lineage([files.name])
     tags = ["openbezoar", *(verb for verb in ("sft", "dpo", "kto") if any(n.step.verb == verb for n in trainings))]
-    tags += ["qlora"] if any(n.step.settings.get("quantize") == "nf4" for n in trainings) else []
+    tags += ["qlora"] if any(n.held_in() == "nf4" for n in trainings) else []
     tags += ["gguf"] if files.gguf else []
     metadata: dict[str, Any] = {
         **_licence_metadata(licence, files.terms),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from openbezoar.models.memory import lora_parameters, step_memory
+from openbezoar.models.memory import lora_parameters, quantised, step_memory
+from openbezoar.recipe.blocks import Shape
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo, Kto, Sft, Training
 from openbezoar.rows.lengths import TextLengths, trained
@@ -39,7 +40,7 @@ def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], p
     steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
     tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
     shape = book.shape(step.model)
-    estimate = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step))
+    estimate = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step, shape))
     if shape is not None:
         adapter = 4 * lora_parameters(shape, step)
         estimate.memory_bytes = step_memory(shape, step, book.device)
@@ -48,7 +49,8 @@ def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], p
     return book.timed(estimate, verb, step.model, tokens * passes)
 
 
-def _remedy(step: Training) -> str:
-    ways = ["quantize: nf4"] if step.quantize == "none" else ["nf4: packed"] if step.nf4 == "unpacked" else []
+def _remedy(step: Training, shape: Shape | None) -> str:
+    held = step.quantize if shape is None else quantised(shape, step)
+    ways = ["quantize: nf4"] if held == "none" else ["nf4: packed"] if step.nf4 == "unpacked" else []
     ways += ["checkpointing: true"] if step.checkpointing is False else []
     return f"set {' and '.join([*ways, 'smaller tokens and max_length'])}, or take a smaller model"

@@ -25,7 +25,7 @@ from openbezoar.training.loop import Objective
 from openbezoar.training.objectives import Reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
+from openbezoar.verbs.train.fit import loaded, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import DpoNumbers
 
 
@@ -46,6 +46,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
         **step.constants,
         "reference": step.reference if row.needs_reference else "none",
         "answers_end_scored": bool(bench.formatter.end_ids),
+        **resolved(step, context, bench.model),
     }
     result = DpoNumbers.model_validate({**numbers, **about})
     return {**result.written(), "summary": result.line()}

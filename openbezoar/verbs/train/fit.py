@@ -7,8 +7,10 @@ from typing import Any, Literal
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.models.load import load_for_training, load_tokenizer
+from openbezoar.models.memory import quantisation
 from openbezoar.models.references import Checkpoint, write_checkpoint
-from openbezoar.recipe.train_steps import Training
+from openbezoar.models.shards import count_values
+from openbezoar.recipe.train_steps import ALL_LINEAR, Training
 from openbezoar.stats.seeds import step_seed
 from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
@@ -33,12 +35,25 @@ def loaded(step: Training, context: StepContext, continues: bool) -> Any:
     return load_for_training(
         context.checkpoint(step.model),
         step.lora,
-        step.quantize,
+        held_in(step, context),
         dtype=step.dtype,
         continues=continues,
         seed=step_seed(context.seed, "adapter"),
         nf4=step.nf4,
     )
+
+
+def held_in(step: Training, context: StepContext) -> Literal["nf4", "none"]:
+    """How the base is held, which 'quantize: auto' leaves to its size."""
+    return quantisation(step.quantize, count_values(context.checkpoint(step.model).folder()))
+
+
+def resolved(step: Training, context: StepContext, model: Any) -> dict[str, Any]:
+    """What settings that leave something to the model came to, for the manifest; nothing where all is named."""
+    found: dict[str, Any] = {"quantize": held_in(step, context)} if step.quantize == "auto" else {}
+    if step.lora.targets == ALL_LINEAR:
+        found["targets"] = sorted(model.peft_config[model.active_adapter].target_modules)
+    return found
 
 
 def write_model(step: Training, context: StepContext, continues: bool) -> None:
@@ -52,7 +67,7 @@ def write_model(step: Training, context: StepContext, continues: bool) -> None:
         context.name,
         base.base,
         (*older, context.out / ADAPTER),
-        step.quantize,
+        held_in(step, context),
         dtype,
         base.prompt,
         base.licence,

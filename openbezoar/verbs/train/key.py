@@ -45,5 +45,5 @@ def packages(step: Training, recipe: Recipe) -> Iterator[str]:
 def opening(step: Training, recipe: Recipe) -> Iterator[str]:
     """What it takes to open the model that a training step made."""
     yield from MODEL
-    if step.quantize == "nf4":
+    if step.quantize != "none":  # 'auto' may come to it
         yield from NF4

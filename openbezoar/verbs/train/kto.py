@@ -22,7 +22,7 @@ from openbezoar.training.objectives import same_pass_reference
 from openbezoar.training.trees import UnpairedTree
 from openbezoar.training.unpaired import unpaired_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
+from openbezoar.verbs.train.fit import loaded, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import KtoNumbers
 
 MOST = 4 / 3  # liked answers to others, weighted
@@ -52,6 +52,7 @@ def run(step: Kto, context: StepContext) -> dict[str, Any]:
         "liked": liked,
         **step.constants,
         "answers_end_scored": bool(bench.formatter.end_ids),
+        **resolved(step, context, bench.model),
     }
     result = KtoNumbers.model_validate({**numbers, **about})
     return {**result.written(), "summary": result.line()}

@@ -38,7 +38,7 @@ def sections(facts: RunFacts) -> list[Section]:
     if pictures := tuple(picture for training in trainings for picture in _curves(training)):
         blocks.append(Gallery(pictures))
     blocks += _data(trainings)
-    settings = settings_table([training.step for training in trainings])
+    settings = settings_table(trainings)
     blocks.append(Fold("Settings of the training steps", (Grid(settings, "Settings of training", stack=True),)))
     return [Section("Training", tuple(blocks))]
 

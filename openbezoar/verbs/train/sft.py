@@ -14,7 +14,7 @@ from openbezoar.rows.forms import to_example
 from openbezoar.training.fit import Bench, fit
 from openbezoar.training.objectives import sft_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, renderer_of, write_model
+from openbezoar.verbs.train.fit import loaded, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import SftNumbers
 
 
@@ -29,6 +29,10 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
         step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
     )
     write_model(step, context, continues)
-    about = {"heldout_rows": len(heldout), "answers_end_scored": bool(bench.formatter.end_ids)}
+    about = {
+        "heldout_rows": len(heldout),
+        "answers_end_scored": bool(bench.formatter.end_ids),
+        **resolved(step, context, bench.model),
+    }
     result = SftNumbers.model_validate({**numbers, **about})
     return {**result.written(), "summary": result.line()}
