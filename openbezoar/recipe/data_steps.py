@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from openbezoar.recipe.blocks import DataRef, Step, Strict
-from openbezoar.recipe.fields import MAX_REFUSED, JudgeTemperature, JudgeTopP, MaxRefused, Prompts, StepBudget
+from openbezoar.recipe.fields import (
+    MAX_REFUSED,
+    JudgeTemperature,
+    JudgeTopP,
+    MaxRefused,
+    Prompts,
+    RatingSettings,
+    StepBudget,
+)
 from openbezoar.recipe.refs import NotInKey, Ref
 
 
@@ -210,3 +218,14 @@ class Filter(Step):
     prompts: Prompts = {}
     budget: StepBudget = None
     max_refused: MaxRefused = MAX_REFUSED
+
+    @property
+    def rating(self) -> RatingSettings:
+        """How its judge rates."""
+        return RatingSettings(
+            mode=self.mode,
+            retries=self.retries,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.judge_temperature,
+            top_p=self.judge_top_p,
+        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from openbezoar.recipe.blocks import Budget
+from openbezoar.recipe.blocks import Budget, Strict
 from openbezoar.recipe.refs import NotInKey, Ref
 
 MAX_REFUSED = 0.1
@@ -34,6 +34,23 @@ Prompts = Annotated[
     Ref("file"),
     Field(description="Files with texts to use instead of the project's own, by prompt name."),
 ]
+
+
+class RatingSettings(Strict):
+    """How a judge that is a language model rates single answers, as ``filter``'s does."""
+
+    mode: Literal["text", "probability"] = Field(
+        "text",
+        description=(
+            "'text': the judge writes status, rating and reason; 'probability': expected rating from the probabilities"
+            " of the rating tokens (local judges, and servers that tell them)."
+        ),
+    )
+    retries: int = Field(2, ge=0, description="Further asks when a reply cannot be parsed.")
+    max_new_tokens: int = Field(160, gt=0)
+    temperature: float = Field(0.0, ge=0, description="Of the judge's replies, by text; 0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Of the judge's replies, where their temperature is above 0.")
+
 
 StepBudget = Annotated[
     Budget | None,

@@ -18,7 +18,7 @@ from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.measure_steps import TaskSpec
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.train_steps import Lora
-from openbezoar.recipe.verbs import VERBS, verb_of
+from openbezoar.recipe.verbs import VERBS, verb_of, verbs_in
 
 # values of a recipe, each alias counted as all that it stands for; the largest one here has some
 # hundreds
@@ -178,7 +178,7 @@ def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
         raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")
     verb = verb_of(step)
     if not verb:
-        verbs = [v for v in VERBS if v in step]
+        verbs = verbs_in(step)
         hint = (
             f"two verbs ({', '.join(verbs)}); a step has one"
             if verbs

@@ -239,8 +239,16 @@ def verb_of(step: BaseModel | Mapping[str, Any]) -> str:
     """The verb of a step; '' of a mapping that has none, or more than one."""
     if isinstance(step, BaseModel):
         return next(verb for verb, row in VERBS.items() if type(step) is row.settings)
-    verbs = [verb for verb in VERBS if verb in step]
+    verbs = verbs_in(step)
     return verbs[0] if len(verbs) == 1 else ""
+
+
+def verbs_in(step: Mapping[str, Any]) -> list[str]:
+    """The verbs among a mapping's keys; a verb's name that is a key of another verb there, as ``pairs`` is one
+    of ``evaluate``, is that.
+    """
+    verbs = [verb for verb in VERBS if verb in step]
+    return [v for v in verbs if not any(v in VERBS[other].settings.model_fields for other in verbs if other != v)]
 
 
 def row_of(step: BaseModel) -> Verb:

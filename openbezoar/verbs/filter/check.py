@@ -23,6 +23,7 @@ from openbezoar.cleaning.likelihood import Scored, screen
 from openbezoar.cleaning.units import words
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, fields_of, named, shown
+from openbezoar.judging.ratings import rate
 from openbezoar.llm import open_llm
 from openbezoar.llm.spoken import spoken
 from openbezoar.machine import extras
@@ -39,7 +40,6 @@ from openbezoar.stats.intervals import Array, auc, grouped_intervals, ratio, wid
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 from openbezoar.store.runs import RunFolder
-from openbezoar.verbs.filter.judge import rate
 from openbezoar.verbs.filter.likelihood import likelihoods
 
 STEP = "check"
@@ -128,7 +128,8 @@ def _verdicts(step: Filter, context: StepContext, items: Sequence[Labelled]) -> 
     if step.judge is None:
         return None
     with closing(open_llm(step.judge, context)) as llm:
-        return rate(llm, step, context, [(i, item.asked, item.response) for i, item in enumerate(items)], {})
+        asked = [(i, item.asked, item.response) for i, item in enumerate(items)]
+        return rate(llm, step.rating, context, asked, batch=step.batch, min_rating=step.min_rating, files={})
 
 
 def _likelihoods(step: Filter, context: StepContext, items: Sequence[Labelled]) -> list[Scored] | None:

@@ -28,6 +28,7 @@ from openbezoar.cleaning.rules import BY_LIKELIHOOD, Candidate, Drop, RowFilter
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RowError, named
+from openbezoar.judging.ratings import rate
 from openbezoar.llm import open_llm
 from openbezoar.llm.refusals import REASONS
 from openbezoar.recipe.data_steps import Filter
@@ -38,7 +39,6 @@ from openbezoar.rows.instructions import check_instruction
 from openbezoar.rows.known import INSTRUCTION, RESPONSE
 from openbezoar.rows.records import Row, write_jsonl
 from openbezoar.verbs.filter.benchmarks import read_benchmarks
-from openbezoar.verbs.filter.judge import rate
 from openbezoar.verbs.filter.likelihood import likelihoods
 from openbezoar.verbs.filter.result import FilterNumbers
 
@@ -149,7 +149,7 @@ def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int
     """One verdict row an item (place, what was asked, response)."""
     files = {name: context.path(text) for name, text in step.prompts.items()}
     with closing(open_llm(judge, context)) as llm:
-        return rate(llm, step, context, items, files)
+        return rate(llm, step.rating, context, items, batch=step.batch, min_rating=step.min_rating, files=files)
 
 
 # ----------------------------------------------------------------------------- the outcome
