@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,10 +32,12 @@ from openbezoar.harness.run import (
 )
 from openbezoar.harness.tasks import (
     LOCAL,
+    NLTK_DATA,
     Benchmark,
     open_benchmarks,
 )
 from openbezoar.recipe.measure_steps import TaskSpec
+from openbezoar.rows.records import read_jsonl
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "lm_eval"
 
@@ -665,20 +668,79 @@ IFEVAL = {
 }
 
 
-@pytest.mark.parametrize("lost", ["langdetect", "punkt_tab"])
+@pytest.mark.parametrize("lost", ["langdetect", "immutabledict"])
 def test_what_ifevals_metric_reads_is_named_where_it_is_not_installed(
     lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nltk = pytest.importorskip("nltk")
-
-    def find(name: str) -> None:
-        raise LookupError(name)
-
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(IFEVAL))
     monkeypatch.setattr("openbezoar.machine.extras.find_spec", lambda name: None if name == lost else name)
-    monkeypatch.setattr(nltk.data, "find", find)
-    with pytest.raises(UserError, match=rf"{lost}.*install|{lost}.*nltk.downloader"):
+    with pytest.raises(UserError, match=rf"{lost}.*install"):
         opened("ifeval", data=tmp_path)
+
+
+SENTENCES = [
+    ("One. Two! Three?", 3),
+    ("Dr. Smith met Mrs. Jones at 3 p.m. They talked of J. S. Bach.", 2),
+    ("It costs 3.50 dollars. It is worth it.", 2),
+    ("She moved to the U.S. in 1990. He stayed.", 2),
+    ("1. First of all\n2. Then that", 3),
+    ("no end at all", 1),
+]
+
+
+@pytest.mark.parametrize(("text", "n"), SENTENCES)
+def test_sentences_are_counted_without_nltks_data(text: str, n: int) -> None:
+    """By NLTK's own splitter with this project's abbreviations."""
+    nltk = pytest.importorskip("nltk")
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params
+
+    nltk.data.path.append(str(NLTK_DATA))
+    try:
+        folder = nltk.data.FileSystemPathPointer(str(NLTK_DATA / "tokenizers/punkt_tab/english"))
+        assert len(PunktSentenceTokenizer(load_punkt_params(folder)).tokenize(text)) == n
+    finally:
+        nltk.data.path.remove(str(NLTK_DATA))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the repository")
+def test_counts_of_sentences_are_nltks_for_nearly_every_answer_where_its_data_is_installed() -> None:
+    nltk = pytest.importorskip("nltk")
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer, load_punkt_params
+
+    assert str(NLTK_DATA) not in nltk.data.path or nltk.data.path.remove(str(NLTK_DATA)) is None
+    try:
+        trained = PunktTokenizer("english")
+    except LookupError:
+        pytest.skip("NLTK's data punkt_tab is not installed")
+    nltk.data.path.append(str(NLTK_DATA))
+    folder = nltk.data.FileSystemPathPointer(str(NLTK_DATA / "tokenizers/punkt_tab/english"))
+    own = PunktSentenceTokenizer(load_punkt_params(folder))
+    texts = [str(row["response"]) for row in islice(read_jsonl(SHARED.parent / "dolly.jsonl.gz"), 500)]
+    same = [len(own.tokenize(text)) == len(trained.tokenize(text)) for text in texts]
+    assert sum(same) >= 0.97 * len(same)
+
+
+def test_ifeval_reaches_no_network_and_answers_alike_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads NLTK's data or guesses a language, on a fixed answer: no download, and no verdict by chance."""
+    for package in ("langdetect", "immutabledict", "nltk"):
+        pytest.importorskip(package)
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *_, **__: pytest.fail("a download"))
+    kinds: dict[str, dict[str, Any]] = {
+        "length_constraints:number_sentences": {"num_sentences": 3, "relation": "at least"},
+        "change_case:capital_word_frequency": {"capital_frequency": 2, "capital_relation": "at least"},
+        "language:response_language": {"language": "en"},
+        "change_case:english_capital": {},
+    }
+    row = {**IFEVAL, "instruction_id_list": [*kinds], "kwargs": [*kinds.values()]}
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps(row))
+    (benchmark,) = opened("ifeval", data=tmp_path)
+    (task,) = benchmark.parts.values()
+    doc = next(iter(task.eval_docs))
+    text = "Dr. Smith came to THE house. He saw NOBODY there. He left again."
+    verdicts = {tuple(task.process_results(doc, [text])["inst_level_strict_acc"]) for _ in range(3)}
+    assert verdicts == {(True, True, True, False)}
 
 
 def test_ifeval_is_answered_and_checked_by_its_own_metric(
@@ -686,9 +748,6 @@ def test_ifeval_is_answered_and_checked_by_its_own_metric(
 ) -> None:
     for package in ("langdetect", "immutabledict", "nltk"):
         pytest.importorskip(package)
-    import nltk
-
-    monkeypatch.setattr(nltk.data, "find", lambda name: name)  # this instruction's check reads none of the data
     monkeypatch.setattr("openbezoar.harness.forest_lm.MAX_NEW_TOKENS", 8)
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(IFEVAL))
     (benchmark,) = opened("ifeval", data=tmp_path)
