@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from openbezoar.engine import graph
-from openbezoar.models.memory import TrainingMemory, lora_parameters, parameters, training_memory
+from openbezoar.models.memory import TrainingMemory, parameters, trained_parameters, training_memory
 from openbezoar.plan.estimates import estimate
 from openbezoar.plan.rates import learn, learnt_rates
 from openbezoar.recipe.blocks import LocalModel, PromptSpec
@@ -37,7 +37,7 @@ def test_the_paper_s_model_has_its_known_number_of_parameters() -> None:
     norms = (26 * 2 + 1) * 3200
     assert linear == 3_221_504_000
     assert linear + outer + norms == 3_426_473_600
-    assert lora_parameters(base.shape, Sft(sft="x", model="base")) == 7_987_200
+    assert trained_parameters(base.shape, Sft(sft="x", model="base")) == 7_987_200
 
 
 def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from openbezoar.forest import Scorer, TokenPath
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, log_distribution
 from openbezoar.models import shards
 from openbezoar.models.load import load_for_inference, load_for_training
-from openbezoar.models.memory import lora_parameters, shape_of
+from openbezoar.models.memory import shape_of, trained_parameters
 from openbezoar.recipe.train_steps import Lora, Sft
 
 SHAPE = {
@@ -124,7 +124,7 @@ def test_an_adapter_on_the_head_is_trained_saved_loaded_and_merged(tiny: Path, t
     step = Sft.model_validate(
         {"sft": "rows.jsonl", "model": "base", "lora": {"r": 4, "targets": ["v_proj", "lm_head"]}}
     )
-    assert lora_parameters(shape_of(model.config.to_dict()), step) == sum(
+    assert trained_parameters(shape_of(model.config.to_dict()), step) == sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )
 

@@ -24,7 +24,7 @@ from openbezoar.machine.devices import device_named
 from openbezoar.models.adapters import adapter_deltas
 from openbezoar.models.files.adapter_file import WEIGHTS
 from openbezoar.models.load import load_for_inference, load_for_training, targets_of
-from openbezoar.models.memory import LARGE, lora_parameters, quantisation, shape_of
+from openbezoar.models.memory import LARGE, quantisation, shape_of, trained_parameters
 from openbezoar.models.references import Checkpoint, checkpoint_of_step
 from openbezoar.models.shards import weights_of, write
 from openbezoar.plan.concerns import concerns
@@ -69,8 +69,8 @@ def test_plan_counts_the_parameters_that_an_adapter_on_all_layers_has(tiny: Path
     model = load_for_training(checkpoint(tiny), Lora(**ALL), "none", dtype="float32", continues=False, seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = shape_of(model.config.to_dict())
-    assert lora_parameters(shape, Sft(sft="x", model="m", lora=Lora(**ALL))) == trained
-    assert lora_parameters(shape, Sft(sft="x", model="m", lora=Lora(r=4, targets=SEVEN))) == trained
+    assert trained_parameters(shape, Sft(sft="x", model="m", lora=Lora(**ALL))) == trained
+    assert trained_parameters(shape, Sft(sft="x", model="m", lora=Lora(r=4, targets=SEVEN))) == trained
 
 
 def test_a_last_name_that_another_module_has_too_is_given_with_its_path() -> None:

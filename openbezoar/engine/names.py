@@ -8,7 +8,7 @@ from pathlib import Path
 from openbezoar.context import StepPlace
 from openbezoar.errors import DataError, RecipeError, did_you_mean
 from openbezoar.recipe.refs import Reference, references
-from openbezoar.recipe.verbs import VERBS, row_of, verb_of
+from openbezoar.recipe.verbs import VERBS, products_of, row_of, verb_of
 from openbezoar.rows.hub import DataSetRef
 from openbezoar.rows.sources import row_files
 
@@ -48,7 +48,13 @@ def inputs_of(place: StepPlace) -> tuple[str, ...]:
 def _check_product(place: StepPlace, reference: Reference) -> None:
     """Raise RecipeError if the step that is named does not make what it is named for."""
     product, verb = reference.ref.product, verb_of(place.recipe.steps[reference.name])
-    if product and product not in VERBS[verb].produces:
+    made = products_of(place.recipe.steps, reference.name) if product else ()
+    if product == "adapter" and "merged model" in made:
+        raise RecipeError(
+            f"{place.where}.{reference.key}: '{reference.name}' is a whole model, with nothing to merge; take this step"
+            f" away, and name '{reference.name}' where it is named"
+        )
+    if product and product not in made:
         makers = ", ".join(name for name, row in VERBS.items() if product in row.produces)
         kind = "model" if product in ("adapter", "merged model") else product
         raise RecipeError(

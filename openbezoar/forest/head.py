@@ -162,6 +162,49 @@ class AdaptedLogProb(torch.autograd.Function):
         return to_hidden, to_u, to_b, None, None, None, None, None
 
 
+class TrainedLogProb(torch.autograd.Function):
+    """The same where the head's own weight [vocabulary, hidden], and its bias if it has one, are trained.
+
+    d/dW sums error h^T over the rows, each with its upstream value, so the product is made again on the way
+    back, chunk by chunk; the sum is kept in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shaping: Shaping,
+        likeliest: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets, *(() if bias is None else (bias,)))
+        ctx.shaping = shaping
+        frozen = hidden.detach(), weight, bias, targets, shaping, likeliest
+        return SelectedLogProb.forward(ctx, *frozen)  # of a hidden state without gradient: keeps nothing
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, *biases = ctx.saved_tensors
+        bias = biases[0] if biases else None
+        to_hidden = torch.empty_like(hidden)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32)
+        to_bias = torch.zeros(len(weight), device=weight.device)
+        for rows in ctx.shaping.chunks(len(hidden)):
+            part = hidden[rows].to(weight.dtype)
+            logits, slope = ctx.shaping.logits(torch.nn.functional.linear(part, weight, bias), True)
+            target = targets[rows, None]
+            _, powers, sums = picked(logits, target)
+            error = ctx.shaping.error(powers, sums, target, slope)
+            error = error.mul_(grads[0][rows, None]).to(weight.dtype)
+            to_hidden[rows] = (error @ weight).to(hidden.dtype)
+            to_weight += error.T @ part
+            to_bias += error.sum(0)
+        parts = to_weight.to(weight.dtype), None if bias is None else to_bias.to(bias.dtype)
+        return to_hidden, *parts, None, None, None
+
+
 def adapted(hidden: Tensor, u: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """W h + bias + B u [rows, vocabulary], in the weight's dtype."""
     return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias) + u.to(weight.dtype) @ b.to(weight.dtype).T

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
-from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, adapted
+from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, TrainedLogProb, adapted
 from openbezoar.forest.layout import TokenPath, Tree, lay_out
 from openbezoar.forest.trunk import Trunk, on_cpu
 
@@ -41,11 +41,8 @@ class Scorer(Trunk):
                 f"the output head is a {type(head).__name__}; the scorer needs a linear head, plain or with a LoRA"
                 " adapter"
             )
-        if head.weight.requires_grad:
-            raise ModelError(
-                "the output head's own weight is trainable; the scorer needs it frozen, with an adapter on it if it is"
-                " to change"
-            )
+        if head.weight.requires_grad and self.adapter is not None:
+            raise ModelError("the output head's own weight is trainable and has an adapter; train one of the two")
         self.head = head
         scale = float(getattr(self.config, "logit_scale", None) or 1.0) / float(
             getattr(self.config, "logits_scaling", None) or 1.0
@@ -102,7 +99,9 @@ class Scorer(Trunk):
         likeliest = None if greedy is None else torch.empty(len(targets), dtype=torch.bool, device=self.device)
         head = self.head.weight, self.head.bias, targets, self.shaping, likeliest
         update = self._update(hidden)
-        if update is None:
+        if update is None and self.head.weight.requires_grad:
+            scores = TrainedLogProb.apply(hidden, *head)  # type: ignore[no-untyped-call]
+        elif update is None:
             scores = SelectedLogProb.apply(hidden, *head)  # type: ignore[no-untyped-call]
         else:
             scores = AdaptedLogProb.apply(hidden, *update, *head)  # type: ignore[no-untyped-call]
@@ -153,7 +152,7 @@ class Scorer(Trunk):
 
     @property
     def head_work(self) -> float:
-        return 4.0 * self.head.in_features * self.head.out_features
+        return (6.0 if self.head.weight.requires_grad else 4.0) * self.head.in_features * self.head.out_features
 
     @torch.no_grad()
     def logprobs(

@@ -334,6 +334,15 @@ def load_for_training(
     return peft
 
 
+def load_whole(checkpoint: Checkpoint, *, dtype: str, trained: bool) -> Any:
+    """The model with all its adapters merged in, in ``dtype``; trained: with every weight trainable."""
+    model = load_base(checkpoint, checkpoint.adapters, "none", dtype=dtype)
+    for parameter in model.parameters():
+        parameter.requires_grad_(trained and parameter.is_floating_point())
+    _settle(checkpoint.folder())
+    return model
+
+
 def adapted(model: Any, lora: Lora, seed: int, name: str) -> Any:
     """The model, wrapped in place, with a new trainable fp32 adapter on it.
 

@@ -68,10 +68,22 @@ def _sizes(shape: Shape, lora: Lora) -> dict[str, tuple[int, int]]:
     return {name: sizes.get(name, (shape.hidden, shape.hidden)) for name in names}
 
 
-def lora_parameters(shape: Shape, step: Training) -> int:
-    """Trainable parameters of the step's adapter."""
-    a_layer = sum(map(sum, _sizes(shape, step.lora).values()))
-    return step.lora.r * (shape.layers * a_layer + (shape.hidden + shape.vocabulary) * (HEAD in step.lora.targets))
+def trained_parameters(shape: Shape, step: Training) -> int:
+    """Trainable parameters of the step: its adapter's, or all."""
+    lora = step.lora
+    if not isinstance(lora, Lora):
+        return sum(parameters(shape))
+    a_layer = sum(map(sum, _sizes(shape, lora).values()))
+    return lora.r * (shape.layers * a_layer + (shape.hidden + shape.vocabulary) * (HEAD in lora.targets))
+
+
+def trained_bytes(shape: Shape, step: Training) -> int:
+    """Of what is trained, beside the weights as held: fp32 values (which a whole model in fp32 is itself), their
+    gradients, and AdamW's two moments, in 8 bits each with a block's fp32 scale for 256 of them (arXiv 2110.02861).
+    """
+    moments = 8 if step.optimizer == "adamw" else 2 * (1 + 4 / 256)
+    values = 0 if step.whole and step.dtype == "float32" else 4
+    return int(trained_parameters(shape, step) * (values + 4 + moments))
 
 
 def quantisation(asked: Literal["nf4", "none", "auto"], values: int) -> Literal["nf4", "none"]:
@@ -130,13 +142,14 @@ class TrainingMemory:
 
     process: int  # the interpreter and its libraries, or CUDA's
     weights: int  # the base as held
-    adapter: int  # fp32 values, gradients and AdamW's two moments
+    reference: int  # a second copy of the weights
+    adapter: int  # or all that is trained: fp32 values, gradients and AdamW's two moments
     activations: int  # for the backward pass, by all layers
     layer: int  # what one layer holds while it is passed backward, beyond what is kept
 
     @property
     def peak(self) -> int:
-        return self.process + self.weights + self.adapter + self.activations + self.layer
+        return self.process + self.weights + self.reference + self.adapter + self.activations + self.layer
 
 
 def activations_of_a_layer(shape: Shape, step: Training, width: int) -> int:
@@ -144,16 +157,20 @@ def activations_of_a_layer(shape: Shape, step: Training, width: int) -> int:
 
     The two norms' inputs; q, k, v and attention's output; the MLP's gate and up projection
     (training/layers.py, forest/attention.py). A frozen linear layer keeps nothing of its input;
-    an adapter does, once for those that share it, and with dropout a byte a value for its own mask.
+    an adapter does, once for those that share it, and with dropout a byte a value for its own mask. A trained layer
+    keeps its input as an adapter does; a trained norm, which is transformers' own, its input in fp32 and what came
+    of it, six bytes a value more.
     """
     head = shape.head_dim or shape.hidden // shape.heads
     q, kv = shape.heads * head, (shape.kv_heads or shape.heads) * head
     norms = width * 2 * shape.hidden
     attention = width * (2 * q + 2 * kv)
     mlp = width * 2 * shape.mlp
-    taken = {name: size for name, (size, _) in _sizes(shape, step.lora).items()}
+    lora = step.lora if isinstance(step.lora, Lora) else Lora(targets=ALL_LINEAR, dropout=0.0)
+    taken = {name: size for name, (size, _) in _sizes(shape, lora).items()}
     inputs = {INPUTS.get(name, name): size for name, size in taken.items()}
-    masks = sum(taken.values()) if step.lora.dropout else 0
+    masks = sum(taken.values()) if lora.dropout else 0
+    norms += 2 * 6 * shape.hidden if step.whole else 0
     return norms + attention + mlp + width * sum(inputs.values()) + masks
 
 
@@ -174,7 +191,8 @@ def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -
     return TrainingMemory(
         process=process_bytes(device),
         weights=weight_bytes(shape, held, width),
-        adapter=lora_parameters(shape, step) * 16,
+        reference=weight_bytes(shape, held, width) if step.second_copy else 0,
+        adapter=trained_bytes(shape, step),
         activations=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
         layer=(a_layer if checkpointing else 0) + back,
     )
@@ -207,7 +225,7 @@ def load_memory(shape: Shape, step: Training, device: Device | None = None) -> i
     return (
         process_bytes(device)
         + weight_bytes(shape, _held(shape, step, device), width)
-        + 4 * lora_parameters(shape, step)
+        + 4 * (0 if step.whole else trained_parameters(shape, step))
         + making
     )
 

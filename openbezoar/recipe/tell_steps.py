@@ -24,7 +24,7 @@ class Release(Step):
     """Merged weights, tokenizer with template, GGUF, data sets and cards, ready to publish."""
 
     release: Annotated[list[str], Ref("step", to="merged model")] = Field(
-        min_length=1, description="Names of merge steps."
+        min_length=1, description="Names of merge steps, and of steps that trained all weights."
     )
     gguf: list[GgufForm] = Field(
         ["q8_0"],

@@ -50,6 +50,11 @@ class Lora(Strict):
         return fields if self.rslora else {name: value for name, value in fields.items() if name != "rslora"}
 
 
+WHOLE = "none"
+NoAdapter = Annotated[Literal["none"], Tag("(name)")]
+Adapter = Annotated[Lora, Tag("(Lora)")]
+
+
 class Training(Step):
     """What sft, dpo and kto have in common."""
 
@@ -73,7 +78,14 @@ class Training(Step):
             " scripts page a state of 32 bits.)"
         ),
     )
-    lora: Lora = Lora()
+    lora: Annotated[NoAdapter | Adapter, name_or("(Lora)")] = Field(
+        Lora(),
+        description=(
+            "The adapter; or 'none': all weights are trained, embeddings and head with them, and the step makes a whole"
+            " model in the arithmetic's 'dtype', with nothing to merge. Weights in 16 bits then have master copies in"
+            " fp32. For small models: a checkpoint takes 12 bytes a parameter, so a larger 'save_every' is worth while."
+        ),
+    )
     quantize: Literal["nf4", "none", "auto"] = Field(
         "nf4",
         description=(
@@ -132,6 +144,25 @@ class Training(Step):
     save_every: Annotated[int, NotInKey("where a killed training goes on from, which leaves no trace")] = Field(
         5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from."
     )
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, in place of an adapter."""
+        return self.lora == WHOLE
+
+    @property
+    def second_copy(self) -> bool:
+        """Whether the model as given is held beside the one that is trained, as its reference."""
+        return False
+
+    @model_validator(mode="after")
+    def _what_is_trained_is_not_quantised(self) -> Training:
+        if self.whole and self.quantize != "none":
+            raise ValueError(
+                f"lora: none trains the weights themselves, and quantize: {self.quantize} may hold them in 4 bits; set"
+                " quantize: none, or give lora an adapter"
+            )
+        return self
 
     @model_validator(mode="after")
     def _patience_has_measurements(self) -> Training:
@@ -216,15 +247,16 @@ else:
 
 
 class Dpo(WithConstants):
-    """Preference training with a new adapter; the reference is the model as given, the adapter off.
+    """Preference training, with a new adapter or of all weights; the reference is the model as given.
     Losses: 'openbezoar docs preference-losses'.
     """
 
     reference: Literal["same pass", "cached"] = Field(
         "same pass",
         description=(
-            "'same pass': the reference is computed beside the policy, adapter off; 'cached': once before training, and"
-            " kept in the step's folder (worth it for more than one epoch, or for several losses on the same pairs)."
+            "'same pass': the reference is computed beside the policy, adapter off, or with lora: none by a second copy"
+            " of the model in memory; 'cached': once before training, and kept in the step's folder (worth it for more"
+            " than one epoch, for several losses on the same pairs, or to do without that copy)."
         ),
     )
     learning_rate: float = Field(1e-5, gt=0, description="About 1e-5 is advised for adapters by TRL's documentation.")
@@ -245,10 +277,14 @@ class Dpo(WithConstants):
         """The constants of its loss, by their names."""
         return {name: getattr(self, name) for name in LOSSES[self.loss].defaults}
 
+    @property
+    def second_copy(self) -> bool:
+        return self.whole and self.reference == "same pass" and LOSSES[self.loss].needs_reference
+
 
 class Kto(Training):
-    """KTO: preference training on answers each of which was liked or not, with a new adapter; the reference
-    is the model as given, the adapter off. A pair is read as a liked answer and one that was not.
+    """KTO: preference training on answers each of which was liked or not, with a new adapter or of all weights;
+    the reference is the model as given. A pair is read as a liked answer and one that was not.
     """
 
     kto: Annotated[DataRef, Ref("data", role="rows")]
@@ -278,6 +314,10 @@ class Kto(Training):
     def constants(self) -> dict[str, float]:
         """The constants of the loss, by their names."""
         return {name: getattr(self, name) for name in ("beta", "desirable_weight", "undesirable_weight")}
+
+    @property
+    def second_copy(self) -> bool:
+        return self.whole
 
     @model_validator(mode="after")
     def _one_answer_is_learnt_from(self) -> Kto:

@@ -26,7 +26,8 @@ class Verb:
     """One row. Functions of a step are given its settings first, and most a ``StepPlace`` of it in its recipe.
 
     version: of the work, part of the step's key; raised when the same settings would give other results.
-    produces: what other steps can name it for ('rows', 'model', 'adapter', 'merged model', 'judge check').
+    produces: what other steps can name it for ('rows', 'model', 'adapter', 'merged model', 'judge check');
+    products: (settings, the recipe's steps) -> those of them that this step makes, where not all do.
     tells: it only tells about other steps. scores: its result scores checkpoints. together: all
     processes of a run take part. reads_wholly: its inputs' files are read whole against their digests.
 
@@ -48,6 +49,7 @@ class Verb:
     room: str
     work: str
     produces: tuple[str, ...] = ()
+    products: str = ""
     tells: bool = False
     scores: bool = False
     together: bool = False
@@ -110,7 +112,8 @@ VERBS: dict[str, Verb] = {
         does="trains on answers (an adapter)",
         room="openbezoar.verbs.train",
         work="sft:run",
-        produces=("model", "adapter"),
+        produces=("model", "adapter", "merged model"),
+        products="key:products",
         together=True,
         cost="cost:sft",
         result="result:SftNumbers",
@@ -139,7 +142,8 @@ VERBS: dict[str, Verb] = {
         does="trains on preferred against rejected answers",
         room="openbezoar.verbs.train",
         work="dpo:run",
-        produces=("model", "adapter"),
+        produces=("model", "adapter", "merged model"),
+        products="key:products",
         together=True,
         cost="cost:dpo",
         result="result:DpoNumbers",
@@ -153,7 +157,8 @@ VERBS: dict[str, Verb] = {
         does="trains on answers that were liked or not",
         room="openbezoar.verbs.train",
         work="kto:run",
-        produces=("model", "adapter"),
+        produces=("model", "adapter", "merged model"),
+        products="key:products",
         together=True,
         cost="cost:kto",
         result="result:KtoNumbers",
@@ -254,3 +259,10 @@ def verbs_in(step: Mapping[str, Any]) -> list[str]:
 def row_of(step: BaseModel) -> Verb:
     """The row of a step's verb."""
     return VERBS[verb_of(step)]
+
+
+def products_of(steps: Mapping[str, BaseModel], name: str) -> tuple[str, ...]:
+    """What a step can be named for."""
+    row = row_of(steps[name])
+    made = row.part("products")
+    return tuple(made(steps[name], steps)) if made else row.produces

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from openbezoar.recipe.losses import LOSSES
+from openbezoar.recipe.train_steps import WHOLE
 from openbezoar.reporting.measured import Score
 from openbezoar.reporting.measured import score as score_of
 from openbezoar.reporting.results import Number, Result, StepFacts
@@ -79,10 +80,13 @@ class TrainingNumbers(Result):
     def adapter(self) -> str:
         """What was put on the base."""
         lora = self.step.settings.get("lora") or {}
+        if lora == WHOLE:
+            return "none: all weights"
+        kind = self.step.settings.get("adapter", "new")
         scaled = " (rank-stabilised)" if lora.get("rslora") else ""
         targets = lora.get("targets") or []
         named = " ".join(self.targets or ([targets] if isinstance(targets, str) else targets))
-        return f"r={lora.get('r')}, alpha={lora.get('alpha')}{scaled}, dropout={lora.get('dropout')}, {named}"
+        return f"{kind}: r={lora.get('r')}, alpha={lora.get('alpha')}{scaled}, dropout={lora.get('dropout')}, {named}"
 
 
 class PreferenceNumbers(TrainingNumbers):
@@ -196,13 +200,12 @@ def settings_table(trainings: Sequence[TrainingNumbers]) -> Table:
     for n in trainings:
         step, s = n.step, n.step.settings
         schedule = f"{s.get('schedule')}, warm-up {s.get('warmup')}"
-        kind = s.get("adapter", "new")
         rows.append(
             (
                 step.name,
                 *(str(s.get(k, NOTHING)) for k in ("learning_rate", "batch", "epochs")),
                 schedule,
-                f"{kind}: {n.adapter()}",
+                n.adapter(),
                 n.held_in(),
                 str(s.get("max_length", NOTHING)),
             )

@@ -25,7 +25,7 @@ ADAPTER = "adapter"
 
 @dataclass
 class Bench:
-    """A model with a trainable adapter, with what is needed to train it."""
+    """A model with a trainable adapter, or trainable itself, with what is needed to train it."""
 
     model: Any
     scorer: Scorer
@@ -53,11 +53,11 @@ def fit(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train and write ``out/adapter``; gives the manifest's numbers."""
+    """Train and write ``out/adapter`` where there is one; gives the manifest's numbers."""
     numbers = train(
         bench.model, bench.scorer, trees, objective=objective, settings=settings, out=out, progress=progress, seed=seed
     )
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and hasattr(bench.model, "peft_config"):
         _save_adapter(bench.model, out / ADAPTER)
     if bench.formatter.boundary_shifts:
         bench.renderer.counts.add("token would span prompt and answer", bench.formatter.boundary_shifts)

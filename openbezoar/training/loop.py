@@ -1,4 +1,4 @@
-"""The one training loop: batches of trees, a loss over their scores, AdamW on the adapter.
+"""The one training loop: batches of trees, a loss over their scores, AdamW on the adapter or on all weights.
 
 The order of the data is a pure function of (seed, epoch), dropout of (seed, step, rank), and
 when to stop of the held-out losses so far; so a run that was killed goes on from its last
@@ -32,6 +32,7 @@ from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_text
 from openbezoar.training import distributed
 from openbezoar.training.interrupts import finishing_the_step
+from openbezoar.training.masters import Masters
 from openbezoar.training.resume import State, make_optimizer
 from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
 
@@ -134,12 +135,13 @@ def train(
     progress: Progress,
     seed: int,
 ) -> dict[str, Any]:
-    """Train the adapter on ``trees``; returns the manifest's numbers. The model keeps the trained
+    """Train what is trainable of the model on ``trees``; returns the manifest's numbers. The model keeps the trained
     values, with ``evaluate_every`` the best ones.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    masters = Masters(model)
+    parameters = masters.values
     scaler = torch.amp.GradScaler(scorer.device.type, enabled=settings.dtype == "float16")
-    state = State(parameters, make_optimizer(settings, parameters.values()), scaler)
+    state = State(parameters, make_optimizer(settings, parameters.values()), scaler, push=masters.push)
     job = _Job(model, scorer, objective, settings, out, seed, plan_steps(len(trees), settings), work(scorer))
     state.restore(out / RESUME)
     distributed.agree(steps_done=state.step, rows=len(trees), sum_of_the_adapter=state.checksum())
@@ -275,6 +277,7 @@ def _update(job: _Job, state: State) -> dict[str, float]:
     scale = {"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {}
     scaler.step(state.optimizer)
     scaler.update()
+    state.push()
     state.optimizer.zero_grad(set_to_none=True)
     return {"learning_rate": rate, **({"gradient_norm": norm} if math.isfinite(norm) else {"skipped": 1.0}), **scale}
 

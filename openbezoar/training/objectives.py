@@ -77,6 +77,21 @@ def same_pass_reference(scorer: Scorer) -> Reference:
     return reference
 
 
+def frozen_reference(scorer: Scorer) -> Reference:
+    """The same of a model that has no adapter: as it is now, dropout off, no gradients."""
+
+    @torch.no_grad()
+    def reference(trees: Sequence[Tree]) -> Tensor:
+        training = scorer.model.training
+        scorer.model.eval()
+        try:
+            return answer_sums(scorer.score(trees))
+        finally:
+            scorer.model.train(training)
+
+    return reference
+
+
 def preference_objective(
     row: Loss,
     constants: Mapping[str, float],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> to
 @dataclass
 class State:
     """Where a training stands: ``step`` optimiser steps are done, ``best`` has copies of the best
-    values so far, if any.
+    values so far, if any; ``push`` tells whoever holds copies of the values that they are others.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -54,6 +54,7 @@ class State:
     scaler: torch.amp.GradScaler
     step: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
+    push: Callable[[], None] = lambda: None
 
     def keep(self) -> None:
         """Remember the values as they are as the best."""
@@ -64,6 +65,7 @@ class State:
         """Put the best values back into the model."""
         for name, value in self.best.items():
             self.parameters[name].copy_(value)
+        self.push()
 
     def checksum(self) -> float:
         """One number that differs where the adapters do."""
@@ -113,6 +115,7 @@ class State:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(json.loads(metadata["scaler"]))
         self.step = int(metadata["step"])
+        self.push()
 
     def _restore_optimizer(self, parameter: nn.Parameter, parts: dict[str, Tensor]) -> None:
         if not parts:  # every step so far was skipped for its overflow

@@ -50,6 +50,19 @@ MOMENTS: list[Moment] = [
     ("dpo", "openbezoar.training.loop", "_step", 3, "after"),
     ("dpo", "openbezoar.store.runs", "write_json", 2, "after"),  # manifest written, not yet published
 ]
+ALL: dict[str, Any] = {**FAST, "lora": "none", "quantize": "none", "dtype": "bfloat16", "save_every": 2}
+WHOLE: dict[str, Any] = {
+    "sft": {"sft": "rows.jsonl", "model": "base", "evaluate_every": 3, **ALL},
+    "dpo": {"dpo": "pairs.jsonl", "model": "sft", "reference": "cached", **ALL},
+    "kto": {"kto": "pairs.jsonl", "model": "sft", **ALL},
+}
+MOMENTS_OF_WHOLE: list[Moment] = [
+    ("sft", "openbezoar.training.loop", "_step", 4, "before"),
+    ("sft", "openbezoar.models.save", "save_settings", 1, "before"),  # weights written, config not yet
+    ("dpo", "openbezoar.training.reference", "ReferenceCache.save", 1, "before"),
+    ("dpo", "openbezoar.training.resume", "State.save", 2, "after"),
+    ("kto", "openbezoar.training.loop", "_step", 3, "after"),
+]
 FEW = (1, 3, 5)  # of a batch of answers, a training and a merge
 
 
@@ -75,14 +88,16 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in names}
 
 
-def killed_and_gone_on(commands: Commands, recipe: Path, folder: Path, moments: Sequence[Moment]) -> None:
+def killed_and_gone_on(
+    commands: Commands, recipe: Path, folder: Path, moments: Sequence[Moment], steps: Sequence[str] = tuple(STEPS)
+) -> None:
     """A step killed at each moment, then begun again, has the results of one that was never killed."""
     whole = folder / "whole" / "t"
     done = command(commands, recipe, whole.parent)
     assert done.code == 0, done.err
     for number, (step, *killer) in enumerate(moments):
         run = folder / f"killed{number}" / "t"
-        for earlier in list(STEPS)[: list(STEPS).index(step)]:
+        for earlier in steps[: steps.index(step)]:
             shutil.copytree(whole / earlier, run / earlier)
         died = command(commands, recipe, run.parent, step, tuple(killer))
         assert died.code == -signal.SIGKILL, f"{step} {killer} was never reached: {died.err}"
@@ -105,6 +120,13 @@ def test_a_step_killed_at_any_of_several_moments_ends_as_one_that_was_never_kill
     recipe: Path, tmp_path: Path, commands: Commands
 ) -> None:
     killed_and_gone_on(commands, recipe, tmp_path, MOMENTS)
+
+
+@pytest.mark.slow
+def test_a_training_of_all_weights_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(
+    write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+) -> None:
+    killed_and_gone_on(commands, write_recipe(WHOLE), tmp_path, MOMENTS_OF_WHOLE, tuple(WHOLE))
 
 
 def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(

@@ -24,9 +24,9 @@ from openbezoar.errors import DataError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.head import log_distribution
 from openbezoar.models import shards
-from openbezoar.models.files.generation import generation_settings
 from openbezoar.models.load import DTYPES, device, free, load_base, load_for_inference
 from openbezoar.models.references import Checkpoint, write_checkpoint
+from openbezoar.models.save import save_settings
 from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
 from openbezoar.rows.forms import to_answers
 from openbezoar.rows.records import Example
@@ -116,11 +116,7 @@ def _write(onto: str, checkpoint: Checkpoint, step: Merge, folder: Path) -> list
         source, DTYPES[checkpoint.dtype], device(), older=older, last=last, dtype=dtype, nf4=nf4
     )
     shards.write(shards.of_model(weights, model), folder)
-    model.config.dtype = dtype
-    model.config.save_pretrained(str(folder))
-    generation, changed = generation_settings(source)
-    generation.save_pretrained(str(folder))
-    return changed
+    return save_settings(model.config, source, folder, dtype)
 
 
 def _drift_rows(step: Merge, context: StepContext) -> list[Example]:

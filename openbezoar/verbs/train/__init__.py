@@ -1,1 +1,1 @@
-"""The verbs ``sft``, ``dpo`` and ``kto``: training of adapters."""
+"""The verbs ``sft``, ``dpo`` and ``kto``: training of adapters, or of all weights."""

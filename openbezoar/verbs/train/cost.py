@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from openbezoar.models.memory import lora_parameters, quantised, step_memory
+from openbezoar.models.memory import quantised, step_memory, trained_parameters
 from openbezoar.recipe.blocks import Shape
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo, Kto, Sft, Training
-from openbezoar.rows.lengths import TextLengths, trained
+from openbezoar.rows.lengths import TextLengths
+from openbezoar.rows.lengths import trained as lengths
 from openbezoar.verbs.book import Book, Estimate
 
 
@@ -36,20 +37,25 @@ def kto(step: Kto, book: Book) -> Estimate:
 
 
 def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], passes: int) -> Estimate:
-    rows, length = trained(step, texts, book.system(step.model))
+    rows, length = lengths(step, texts, book.system(step.model))
     steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
     tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
     shape = book.shape(step.model)
     estimate = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step, shape))
     if shape is not None:
-        adapter = 4 * lora_parameters(shape, step)
+        trained = 4 * trained_parameters(shape, step)
         estimate.memory_bytes = step_memory(shape, step, book.device)
         # values and two moments, perhaps the best values
-        estimate.written_bytes, estimate.passing_bytes = adapter, adapter * (4 if step.evaluate_every else 3)
-    return book.timed(estimate, verb, step.model, tokens * passes)
+        estimate.written_bytes, estimate.passing_bytes = trained, trained * (4 if step.evaluate_every else 3)
+        if step.whole and step.dtype != "float32":
+            estimate.written_bytes //= 2
+    # the gradients of all weights are a forward pass's worth more
+    return book.timed(estimate, verb, step.model, tokens * (passes + step.whole))
 
 
 def _remedy(step: Training, shape: Shape | None) -> str:
+    if step.whole:
+        return "give lora an adapter in place of none, set smaller tokens and max_length, or take a smaller model"
     held = step.quantize if shape is None else quantised(shape, step)
     ways = ["quantize: nf4"] if held == "none" else ["nf4: packed"] if step.nf4 == "unpacked" else []
     ways += ["checkpointing: true"] if step.checkpointing is False else []

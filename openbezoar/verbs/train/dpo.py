@@ -1,7 +1,7 @@
-"""``dpo``: preference training of a new adapter; the reference is the model as given.
+"""``dpo``: preference training of a new adapter, or of all weights; the reference is the model as given.
 
 The model as given is held with its older adapters merged in, so that "adapter off" is the
-reference exactly. Reads preference pairs. Writes ``adapter/`` (PEFT), ``model.json``,
+reference exactly. Reads preference pairs. Writes ``adapter/`` (PEFT; with ``lora: none`` ``model/``), ``model.json``,
 ``metrics.jsonl``, ``heldout.jsonl`` and, with ``reference: cached``,
 ``reference.safetensors``.
 """
@@ -22,10 +22,10 @@ from openbezoar.training import distributed
 from openbezoar.training.data import Split
 from openbezoar.training.fit import Bench, fit
 from openbezoar.training.loop import Objective
-from openbezoar.training.objectives import Reference, preference_objective, same_pass_reference
+from openbezoar.training.objectives import Reference, frozen_reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import loaded, reference_of, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import DpoNumbers
 
 
@@ -39,7 +39,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     numbers = fit(
         step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
     )
-    write_model(step, context, continues=False)
+    write_model(step, context, bench.model)
     about = {
         "heldout_rows": len(heldout),
         "loss": step.loss,
@@ -91,9 +91,10 @@ def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
 def _reference(step: Dpo, context: StepContext, bench: Bench, rows: Split) -> Reference:
     """As the recipe asks: in each pass, or computed before the first and kept."""
     scorer = bench.scorer
-    same_pass = same_pass_reference(scorer)
     if step.reference == "same pass":
-        return same_pass
+        return reference_of(step, context, scorer)
+    # nothing is trained yet, so that a whole model is still its own reference
+    as_given = frozen_reference(scorer) if step.whole else same_pass_reference(scorer)
     checkpoint = context.checkpoint(step.model)
     key = reference_key(
         checkpoint,
@@ -113,7 +114,7 @@ def _reference(step: Dpo, context: StepContext, bench: Bench, rows: Split) -> Re
     def filled() -> dict[bytes, tuple[float, float]]:
         cache.fill(
             list(passes_of(*rows, scorer, step=step, seed=context.seed)),
-            same_pass,
+            as_given,
             step.save_every,
             progress=context.progress,
         )

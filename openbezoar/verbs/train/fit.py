@@ -1,20 +1,28 @@
-"""What sft, dpo and kto have in common: the step's model loaded, its rows rendered, and ``model.json`` written."""
+"""What sft, dpo and kto have in common: the step's model loaded, its rows rendered, its reference, and what
+was trained written with its ``model.json``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
-from openbezoar.models.load import load_for_training, load_tokenizer
+from openbezoar.forest import Scorer
+from openbezoar.models.load import load_for_training, load_tokenizer, load_whole
 from openbezoar.models.memory import quantisation
 from openbezoar.models.references import Checkpoint, write_checkpoint
+from openbezoar.models.save import save_model
 from openbezoar.models.shards import count_values
-from openbezoar.recipe.train_steps import ALL_LINEAR, Training
+from openbezoar.recipe.train_steps import ALL_LINEAR, Lora, Sft, Training
 from openbezoar.stats.seeds import step_seed
 from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
 from openbezoar.training.fit import ADAPTER
+from openbezoar.training.objectives import Reference, frozen_reference, same_pass_reference
+
+MODEL = "model"
 
 
 def renderer_of(step: Training, context: StepContext, loss_on: Literal["all", "last"] = "all") -> Renderer:
@@ -31,7 +39,11 @@ def renderer_of(step: Training, context: StepContext, loss_on: Literal["all", "l
 
 
 def loaded(step: Training, context: StepContext, continues: bool) -> Any:
-    """The step's model with an adapter to train. continues: go on with its last adapter, which it has."""
+    """The step's model with an adapter to train, or with all its weights to train. continues: go on with its last
+    adapter, which it has.
+    """
+    if not isinstance(step.lora, Lora):
+        return load_whole(context.checkpoint(step.model), dtype=step.dtype, trained=True)
     return load_for_training(
         context.checkpoint(step.model),
         step.lora,
@@ -51,26 +63,48 @@ def held_in(step: Training, context: StepContext) -> Literal["nf4", "none"]:
 def resolved(step: Training, context: StepContext, model: Any) -> dict[str, Any]:
     """What settings that leave something to the model came to, for the manifest; nothing where all is named."""
     found: dict[str, Any] = {"quantize": held_in(step, context)} if step.quantize == "auto" else {}
-    if step.lora.targets == ALL_LINEAR:
+    if isinstance(step.lora, Lora) and step.lora.targets == ALL_LINEAR:
         found["targets"] = sorted(model.peft_config[model.active_adapter].target_modules)
     return found
 
 
-def write_model(step: Training, context: StepContext, continues: bool) -> None:
-    """``model.json``: the base and the adapters of what was trained. continues: as in ``loaded``."""
+def continued(step: Sft, context: StepContext) -> bool:
+    """Whether the step goes on with the last adapter of its model."""
+    return step.adapter == "continue" and not step.whole and bool(context.checkpoint(step.model).adapters)
+
+
+def reference_of(step: Training, context: StepContext, scorer: Scorer) -> Reference:
+    """Log-probabilities of the model as given, while it is trained: the adapter off, or a second copy of it."""
+    if not step.whole:
+        return same_pass_reference(scorer)
+    given = load_whole(context.checkpoint(step.model), dtype=step.dtype, trained=False)
+    return frozen_reference(Scorer(given, step.tokens, plain=scorer.plain))
+
+
+def write_model(step: Training, context: StepContext, model: Any, continues: bool = False) -> None:
+    """``model.json``: the base and the adapters of what was trained; where that is all weights, ``model/`` too.
+    continues: as in ``loaded``.
+    """
     if distributed.rank() > 0:
         return
-    base = context.checkpoint(step.model)
-    older = base.adapters[:-1] if continues else base.adapters
-    dtype = base.dtype if step.dtype == "float32" else step.dtype
-    checkpoint = Checkpoint(
-        context.name,
-        base.base,
-        (*older, context.out / ADAPTER),
-        held_in(step, context),
-        dtype,
-        base.prompt,
-        base.licence,
-        base.thoughts,
+    given = context.checkpoint(step.model)
+    made = _whole(step, context, model, given) if step.whole else _adapted(step, context, given, continues)
+    write_checkpoint(context.out, made, context.run.path, published=context.folder(context.name))
+
+
+def _whole(step: Training, context: StepContext, model: Any, given: Checkpoint) -> Checkpoint:
+    folder = context.out / MODEL
+    for words in save_model(model, given.folder(), folder):
+        context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
+    return replace(given, name=context.name, base=str(folder), adapters=(), quantize="none", dtype=step.dtype)
+
+
+def _adapted(step: Training, context: StepContext, given: Checkpoint, continues: bool) -> Checkpoint:
+    older = given.adapters[:-1] if continues else given.adapters
+    return replace(
+        given,
+        name=context.name,
+        adapters=(*older, context.out / ADAPTER),
+        quantize=held_in(step, context),
+        dtype=given.dtype if step.dtype == "float32" else step.dtype,
     )
-    write_checkpoint(context.out, checkpoint, context.run.path, published=context.folder(context.name))

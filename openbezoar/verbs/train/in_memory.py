@@ -19,7 +19,7 @@ from openbezoar.machine import extras
 from openbezoar.models.load import DTYPES, adapted
 from openbezoar.progress import for_terminal
 from openbezoar.recipe.file import one_line
-from openbezoar.recipe.train_steps import Dpo, Kto, Sft, Training
+from openbezoar.recipe.train_steps import WHOLE, Dpo, Kto, Lora, Sft, Training
 from openbezoar.rows.forms import to_answers, to_example, to_pair
 from openbezoar.rows.given import plain_rows
 from openbezoar.rows.records import Counts, Example, Pair, Unpaired
@@ -130,8 +130,12 @@ def kto(
     Everything else as in ``sft``.
     """
     step = _settings(Kto, {"kto": "rows"}, settings, model)
+
+    def objective(bench: Bench, split: Split) -> Objective:
+        return unpaired.objective_of(step, bench, split, lambda: same_pass_reference(bench.scorer))
+
     inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
-    task = _Task(step, to_answers, "answer", lambda bench, split: unpaired.objective_of(step, bench, split))
+    task = _Task(step, to_answers, "answer", objective)
     return _train(task, inputs)
 
 
@@ -141,6 +145,8 @@ def _settings(kind: type[T], fixed: Mapping[str, Any], given: Mapping[str, Any],
     for name in given:
         if name in NOT_HERE:
             raise RecipeError(f"{where}: {name}: a setting of a recipe's steps, which has no place here; remove it")
+    if given.get("lora") == WHOLE:
+        raise RecipeError(f"{where}: lora: 'none' trains all weights, which a recipe's steps do; give an adapter here")
     dtypes = {dtype: name for name, dtype in DTYPES.items()}
     if getattr(model, "dtype", None) not in dtypes:
         raise ModelError(f"{where}: expected a model of transformers in {', '.join(DTYPES)}")
@@ -191,6 +197,7 @@ def _train(task: _Task, given: _Given) -> Trained:
     with tempfile.TemporaryDirectory() as scratch, _own_draws():
         work = Path(scratch)
         split = _split(task, given, renderer, work)
+        assert isinstance(step.lora, Lora)
         model = adapted(given.model, step.lora, step_seed(given.seed, "adapter"), "the model")
         bench = Bench.of(model, step, renderer)
         numbers = fit(

@@ -15,7 +15,7 @@ from openbezoar.recipe.train_steps import Lora, Sft, Training
 def check(step: Sft, place: StepPlace) -> None:
     """Refuse stated settings of an adapter where one that has others is continued: they would have no effect."""
     held = _adapter_of(place.recipe.steps, step.model) if step.adapter == "continue" else None
-    if held is None or "lora" not in step.model_fields_set:
+    if held is None or "lora" not in step.model_fields_set or step.whole:
         return
     for field in Lora.model_fields:
         has, asked = getattr(held, field), getattr(step.lora, field)
@@ -31,7 +31,12 @@ def _adapter_of(steps: Mapping[str, Step], name: str) -> Lora | None:
     step = steps.get(name)
     if isinstance(step, Sft) and step.adapter == "continue" and (before := _adapter_of(steps, step.model)) is not None:
         return before
-    return step.lora if isinstance(step, Training) else None
+    return step.lora if isinstance(step, Training) and isinstance(step.lora, Lora) else None
+
+
+def products(step: Training, steps: Mapping[str, Step]) -> tuple[str, ...]:
+    """A whole model, or an adapter on one."""
+    return ("model", "merged model") if step.whole else ("model", "adapter")
 
 
 def packages(step: Training, recipe: Recipe) -> Iterator[str]:

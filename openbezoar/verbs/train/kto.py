@@ -1,13 +1,14 @@
-"""``kto``: training of a new adapter on answers that were liked or not; the reference is the model as given.
+"""``kto``: training of a new adapter, or of all weights, on answers that were liked or not; the reference is
+the model as given.
 
 As in ``dpo``, the model as given is held with its older adapters merged in, so that "adapter off" is the
-reference exactly. Reads unpaired rows, and pairs. Writes ``adapter/`` (PEFT), ``model.json``,
-``metrics.jsonl`` and ``heldout.jsonl``.
+reference exactly. Reads unpaired rows, and pairs. Writes ``adapter/`` (PEFT; with ``lora: none`` ``model/``),
+``model.json``, ``metrics.jsonl`` and ``heldout.jsonl``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from openbezoar.context import StepContext
@@ -18,11 +19,11 @@ from openbezoar.rows.forms import to_answers
 from openbezoar.training.data import Split
 from openbezoar.training.fit import Bench, fit
 from openbezoar.training.loop import Objective
-from openbezoar.training.objectives import same_pass_reference
+from openbezoar.training.objectives import Reference
 from openbezoar.training.trees import UnpairedTree
 from openbezoar.training.unpaired import unpaired_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import loaded, reference_of, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import KtoNumbers
 
 MOST = 4 / 3  # liked answers to others, weighted
@@ -40,12 +41,12 @@ def run(step: Kto, context: StepContext) -> dict[str, Any]:
         step,
         bench,
         trees,
-        objective=objective_of(step, bench, rows),
+        objective=objective_of(step, bench, rows, lambda: reference_of(step, context, bench.scorer)),
         out=context.out,
         seed=context.seed,
         progress=context.progress,
     )
-    write_model(step, context, continues=False)
+    write_model(step, context, bench.model)
     about = {
         "heldout_rows": len(heldout),
         "heldout_liked": liked_among(heldout),
@@ -58,14 +59,14 @@ def run(step: Kto, context: StepContext) -> dict[str, Any]:
     return {**result.written(), "summary": result.line()}
 
 
-def objective_of(step: Kto, bench: Bench, rows: Split) -> Objective:
-    """What the training minimises. The bench's model loses its base's own dropout."""
+def objective_of(step: Kto, bench: Bench, rows: Split, reference: Callable[[], Reference]) -> Objective:
+    """What the training minimises. The bench's model loses its base's own dropout. reference: is asked for one."""
     without_base_dropout(bench.model)
     return unpaired_objective(
         step.constants,
         scorer=bench.scorer,
         heldout=rows.heldout,
-        reference=same_pass_reference(bench.scorer),
+        reference=reference(),
         max_length=step.max_length,
     )
 

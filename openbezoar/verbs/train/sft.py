@@ -1,6 +1,6 @@
 """``sft``: QLoRA fine-tuning with loss on the answers only.
 
-Reads rows with a prompt and an answer. Writes ``adapter/`` (PEFT), ``model.json``,
+Reads rows with a prompt and an answer. Writes ``adapter/`` (PEFT; with ``lora: none`` ``model/``), ``model.json``,
 ``metrics.jsonl`` and ``heldout.jsonl``.
 """
 
@@ -14,7 +14,7 @@ from openbezoar.rows.forms import to_example
 from openbezoar.training.fit import Bench, fit
 from openbezoar.training.objectives import sft_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import continued, loaded, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import SftNumbers
 
 
@@ -22,13 +22,13 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
     """Fine-tune the step's model on its rows."""
     renderer = renderer_of(step, context, step.loss_on)
     trees, heldout = training_trees(step, step.sft, to_example, context, renderer, "row")
-    continues = step.adapter == "continue" and bool(context.checkpoint(step.model).adapters)
+    continues = continued(step, context)
     bench = Bench.of(loaded(step, context, continues), step, renderer)
     objective = sft_objective(bench.scorer, heldout)
     numbers = fit(
         step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
     )
-    write_model(step, context, continues)
+    write_model(step, context, bench.model, continues)
     about = {
         "heldout_rows": len(heldout),
         "answers_end_scored": bool(bench.formatter.end_ids),
