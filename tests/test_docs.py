@@ -356,7 +356,7 @@ def _schema_default(key: str) -> Any:
     verb, *names = key.split(".")
     kind: Any = VERBS[verb].settings if verb in VERBS else SCHEMES[verb].Options
     for name in names[:-1]:
-        kind = kind.model_fields[name].annotation
+        kind = type(kind.model_fields[name].get_default(call_default_factory=True))
     return kind.model_fields[names[-1]].get_default(call_default_factory=True)
 
 
