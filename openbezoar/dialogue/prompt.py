@@ -218,6 +218,13 @@ class Formatter:
             ids = self._ids(answer)
         return ids + self.end_ids
 
+    def finished_ids(self, turns: Sequence[Turn], answer: str) -> list[int]:
+        """Ids of the whole conversation as the template writes it once the answer is there, to its last character."""
+        if self.form.reopens:  # what it writes then begins another answer
+            prompt = self.prompt_ids(turns)
+            return prompt + self.answer_ids(turns, answer, prompt)
+        return self._ids(self._render((*turns, Turn("assistant", answer)), False))
+
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens at which generation ends: the tokenizer's own end and the template's."""
         ends = {self.tokenizer.eos_token_id, *self.end_ids[-1:]}

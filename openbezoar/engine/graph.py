@@ -19,8 +19,9 @@ from openbezoar.engine.names import inputs_of
 from openbezoar.engine.policy import check_open
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.models.files.checks import check
+from openbezoar.models.files.reward_files import check_reward_folder
 from openbezoar.models.references import folder_here
-from openbezoar.recipe.blocks import LocalModel, Step
+from openbezoar.recipe.blocks import LocalModel, RewardModel, Step
 from openbezoar.recipe.order import Circle, in_order, needed_by
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import VERBS, Verb, verb_of
@@ -110,7 +111,7 @@ def _check_model(recipe: Recipe, path: Path, name: str) -> None:
     folder = folder_here(model_reference(spec.model, path.parent, recipe.data), path.parent)
     if folder is not None:
         try:
-            check(folder)
+            (check_reward_folder if isinstance(spec, RewardModel) else check)(folder)
         except ModelError as error:
             raise ModelError(f"{path}: models.{name}: {error}") from None
 

@@ -13,7 +13,7 @@ from openbezoar.context import StepPlace
 from openbezoar.engine.names import data_files, named_by, other_files
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.models.references import digests
-from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec
+from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec, RewardModel
 from openbezoar.recipe.refs import not_in_key
 from openbezoar.recipe.verbs import row_of
 from openbezoar.store.digests import digest, file_digest
@@ -95,6 +95,7 @@ def _model_identity(place: StepPlace, name: str) -> Any:
         "model": spec.model,
         "dtype": spec.dtype,
         "prompt": spec.prompt.model_dump(mode="json") if spec.prompt else None,
+        **({"product": spec.product} if isinstance(spec, RewardModel) else {}),
         **kept,
     }
     if spec.prompt and (template := _template_file(place, spec.prompt, f"models.{name}.prompt")):

@@ -38,6 +38,8 @@ def inputs_of(place: StepPlace) -> tuple[str, ...]:
             inputs[reference.name] = None
         elif reference.ref.kind == "step" or (reference.ref.kind == "model" and reference.name not in recipe.models):
             raise _unknown(place, reference)
+        elif reference.ref.kind == "model":
+            _check_model(place, reference)
         elif reference.ref.kind == "data":
             data_files(place, reference)
     if further := row_of(step).part("inputs"):
@@ -54,12 +56,23 @@ def _check_product(place: StepPlace, reference: Reference) -> None:
             f"{place.where}.{reference.key}: '{reference.name}' is a whole model, with nothing to merge; take this step"
             f" away, and name '{reference.name}' where it is named"
         )
-    if product and product not in made:
-        makers = ", ".join(name for name, row in VERBS.items() if product in row.produces)
+    if not reference.ref.takes(made):
+        makers = ", ".join(name for name, row in VERBS.items() if reference.ref.takes(row.produces))
         kind = "model" if product in ("adapter", "merged model") else product
         raise RecipeError(
             f"{place.where}.{reference.key}: '{reference.name}' is a {verb} step and has no {kind}; name one of the"
             f" verbs {makers}"
+        )
+
+
+def _check_model(place: StepPlace, reference: Reference) -> None:
+    """Raise RecipeError if a model of the recipe is not of the kind that it is named for."""
+    product = place.recipe.models[reference.name].product
+    if not reference.ref.takes({product}):
+        remedy = "name an entry of models with 'reward'" if product == "model" else "it gives numbers and no text"
+        raise RecipeError(
+            f"{place.where}.{reference.key}: '{reference.name}' is a {product}, expected a {reference.ref.product};"
+            f" {remedy}"
         )
 
 

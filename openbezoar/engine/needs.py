@@ -40,7 +40,7 @@ def packages_of(node: Node, recipe: Recipe, folder: Path) -> Iterator[str]:
     # the models of other steps that it opens
     for reference in references(node.step):
         other = recipe.steps.get(reference.name)
-        if other is not None and reference.ref.product in ("model", "adapter", "merged model"):
+        if other is not None and reference.ref.product in ("model", "adapter", "merged model", "reward model"):
             yield from _named(row_of(other).part("opening"), other, recipe)
     yield from _named(node.row.part("packages"), node.step, recipe)
     if '"hub:' in json.dumps(node.parts.get("settings", {})):  # in whatever key, a scheme's own options too

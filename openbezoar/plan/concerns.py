@@ -21,7 +21,7 @@ from openbezoar.models.files.checks import check
 from openbezoar.models.memory import parameters
 from openbezoar.models.references import cache_folder, folder_here, is_here
 from openbezoar.models.shapes import model_of
-from openbezoar.recipe.blocks import Budget, LocalModel, ServerModel
+from openbezoar.recipe.blocks import Budget, LocalModel, RewardModel, ServerModel
 from openbezoar.recipe.refs import references
 from openbezoar.rows.sources import model_reference
 from openbezoar.verbs.book import Estimate
@@ -90,7 +90,7 @@ def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
         spec = graph.recipe.models.get(name)
         folder = (
             folder_here(model_reference(spec.model, place, graph.recipe.data), place)
-            if isinstance(spec, LocalModel)
+            if isinstance(spec, LocalModel) and not isinstance(spec, RewardModel)
             else None
         )
         for notice in check(folder) if folder is not None else ():

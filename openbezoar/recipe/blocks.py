@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -102,6 +102,8 @@ Thoughts = Literal["drop", "keep"]
 class LocalModel(Strict):
     """A model that runs in this process."""
 
+    product: ClassVar[str] = "model"
+
     model: str = Field(description="A folder, 'org/name@revision' on the hub, 'pypi:NAME', or a .gguf file.")
     prompt: PromptSpec | None = Field(None, description="Default: the recipe's 'prompt'.")
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -113,6 +115,17 @@ class LocalModel(Strict):
             "What a reasoning model thinks before it answers: 'drop': left out of answers, and counted; 'keep': part of"
             " their text. The call cache holds it in either case, so that nothing is asked again."
         ),
+    )
+
+
+class RewardModel(LocalModel):
+    """A sequence classifier of transformers with one output, which gives an answer a number. It judges."""
+
+    product: ClassVar[str] = "reward model"
+
+    model: str = Field(alias="reward", description="A folder, or 'org/name@revision' on the hub; safetensors.")
+    prompt: PromptSpec = Field(
+        PromptSpec(template="own"), description="How it reads a conversation. Default: its own chat template."
     )
 
 
@@ -129,6 +142,8 @@ class Price(Strict):
 
 class ServerModel(Strict):
     """A model behind an OpenAI-compatible server, or behind several that serve the same one."""
+
+    product: ClassVar[str] = "model"
 
     server: str | list[str] = Field(
         min_length=1, description="Base URL, such as http://localhost:8000/v1; or a list of them, used side by side."

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from openbezoar.errors import RecipeError, closest, named, shown
 from openbezoar.machine.textfiles import read_text
 from openbezoar.recipe import shipped
-from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel
+from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, RewardModel, ServerModel
 from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.measure_steps import TaskSpec
 from openbezoar.recipe.schema import Recipe
@@ -241,11 +241,13 @@ def one_line(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("("))  # a form's tag
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        forms = {f"({form.__name__})": form for form in (DataSpec, TaskSpec, LocalModel, ServerModel)}
+        forms = {f"({form.__name__})": form for form in (DataSpec, TaskSpec, LocalModel, RewardModel, ServerModel)}
         branch = next((forms[part] for part in reversed(first["loc"]) if part in forms), None)
         fields = {str(e["loc"][-1]) for e in errors if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]}
         for block in (
-            (branch,) if branch else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, ServerModel)
+            (branch,)
+            if branch
+            else (kind, Lora, Rules, DataSpec, TaskSpec, PromptSpec, LocalModel, RewardModel, ServerModel)
         ):
             fields |= {field for field in block.model_fields if field != key}
         hint = _suggest([key], fields)

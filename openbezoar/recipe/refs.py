@@ -5,7 +5,7 @@ Inputs, checks of names, keys, licences, decontamination and the plan read it fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ class Ref:
     kind: 'model', a model of the recipe or a step that made one; 'step', a step; 'data', rows of a
     step, a file or the hub; 'file' and 'folder', what lies on disk.
     to: what a step that is named must produce (``Verb.produces``); any step will do for 'step' without it.
+    also: another product that will do, as a reward model does in a judge's place.
     role: what becomes of it. For 'teacher', 'judge', 'seeds' and 'rows' an open policy asks for a licence;
     'benchmark' is kept out of training rows; 'base' is what the step's model is made from.
     every: the text that stands for all steps which do more than tell about others.
@@ -31,6 +32,7 @@ class Ref:
 
     kind: Literal["model", "step", "data", "file", "folder"]
     to: str = ""
+    also: str = ""
     role: str = ""
     every: str = ""
 
@@ -38,6 +40,10 @@ class Ref:
     def product(self) -> str:
         """What a step that is named must produce; '' for anything."""
         return self.to or {"model": "model", "data": "rows"}.get(self.kind, "")
+
+    def takes(self, products: Collection[str]) -> bool:
+        """Whether something that produces these will do."""
+        return not self.product or not {self.product, self.also}.isdisjoint(products)
 
 
 ALWAYS = object()

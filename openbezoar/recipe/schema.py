@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Discriminator, Field, SerializeAsAny, Tag, create_model, field_validator, model_validator
 
-from openbezoar.recipe.blocks import Budget, LocalModel, PromptSpec, ServerModel, Step, Strict
+from openbezoar.recipe.blocks import Budget, LocalModel, PromptSpec, RewardModel, ServerModel, Step, Strict
 from openbezoar.recipe.verbs import VERBS, verb_of
 
 
@@ -26,13 +26,17 @@ def _model_entry(value: Any) -> Any:
 
 
 def _where_it_runs(value: Any) -> str:
-    """A model with a server is asked for over HTTP, any other runs in this process."""
-    served = "server" in value if isinstance(value, Mapping) else isinstance(value, ServerModel)
-    return "(ServerModel)" if served else "(LocalModel)"
+    """A model with a server is asked for over HTTP, any other runs in this process; one with 'reward' gives numbers."""
+    for key, kind in (("server", ServerModel), ("reward", RewardModel)):
+        if key in value if isinstance(value, Mapping) else isinstance(value, kind):
+            return f"({kind.__name__})"
+    return "(LocalModel)"
 
 
 Model = Annotated[
-    Annotated[ServerModel, Tag("(ServerModel)")] | Annotated[LocalModel, Tag("(LocalModel)")],
+    Annotated[ServerModel, Tag("(ServerModel)")]
+    | Annotated[RewardModel, Tag("(RewardModel)")]
+    | Annotated[LocalModel, Tag("(LocalModel)")],
     Discriminator(_where_it_runs),
 ]
 

@@ -282,6 +282,43 @@ class Dpo(WithConstants):
         return self.whole and self.reference == "same pass" and LOSSES[self.loss].needs_reference
 
 
+class Reward(Training):
+    """A reward model learnt from pairs (Bradley-Terry): an adapter and a head that gives an answer a number,
+    merged into a sequence classifier that transformers reads by itself.
+    """
+
+    paths: ClassVar[int] = 2
+
+    reward: Annotated[DataRef, Ref("data", role="rows")]
+    margin: float = Field(0.0, ge=0, description="By how much a chosen answer's reward is to be above the rejected's.")
+    center: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "Weight of the squared sum of a pair's rewards, which holds them near zero; 0.01 is the example of TRL's"
+            " documentation."
+        ),
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="TRL's default.")
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: float = Field(0.1, ge=0, le=1)
+    clip: float = Field(1.0, gt=0, description="transformers' default.")
+    heldout_rows: int = Field(512, ge=1, description="Most rows held out.")
+    beats: Annotated[Literal["length", "nothing"], NotInKey("what is done about the result")] = Field(
+        "length",
+        description=(
+            "'length': the run stops if the model is right about no more held-out pairs than the length of the answers"
+            " is; 'nothing': it goes on."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _has_an_adapter(self) -> Reward:
+        if self.whole:
+            raise ValueError("lora: a reward model is trained as an adapter and a head, then merged; give its settings")
+        return self
+
+
 class Kto(Training):
     """KTO: preference training on answers each of which was liked or not, with a new adapter or of all weights;
     the reference is the model as given. A pair is read as a liked answer and one that was not.

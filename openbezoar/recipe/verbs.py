@@ -18,7 +18,7 @@ from openbezoar.recipe.blocks import Step
 from openbezoar.recipe.data_steps import Filter, Generate
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench
 from openbezoar.recipe.tell_steps import Release, Report
-from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
+from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Reward, Sft
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,21 @@ VERBS: dict[str, Verb] = {
         section="section:sections",
         packages="key:packages",
         opening="key:opening",
+    ),
+    "reward": Verb(
+        settings=Reward,
+        version=1,
+        does="trains a reward model on pairs",
+        room="openbezoar.verbs.train",
+        work="reward:run",
+        produces=("reward model",),
+        together=True,
+        cost="cost:reward",
+        result="result:RewardNumbers",
+        section="section:sections",
+        packages="key:packages",
+        opening="key:opening",
+        gate="gate:gate",
     ),
     "evaluate": Verb(
         settings=Evaluate,

@@ -16,6 +16,7 @@ from openbezoar.reporting.results import Number, Result, StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, number, tally
 from openbezoar.stats.intervals import proportion_interval
+from openbezoar.stats.pair_accuracy import PairAccuracy
 
 METRICS, HELD_OUT = "metrics.jsonl", "heldout.jsonl"
 Curve = tuple[tuple[float, float], ...]
@@ -121,6 +122,27 @@ class PreferenceNumbers(TrainingNumbers):
         log = list(self.step.rows(METRICS))
         first, last = (log[0], log[-1]) if log else ({}, {})
         return {k: (first.get(f"rewards/{k}"), last.get(f"rewards/{k}")) for k in ("chosen", "rejected", "margins")}
+
+
+class RewardNumbers(TrainingNumbers):
+    """Of a step that trains a reward model on pairs. What says ``saved`` is of the classifier that was written."""
+
+    ROWS: ClassVar[str] = "pairs"
+
+    heldout_margin_before: Number | None = None
+    heldout_margin_after: Number | None = None
+    heldout_accuracy_before: Number | None = None
+    heldout_accuracy_after: Number | None = None
+    saved: PairAccuracy | None = None
+    drift: Number | None = None  # mean difference of a reward, saved less trained, without its sign
+
+    def line(self) -> str:
+        if self.saved is None:
+            return super().line()
+        return f"{super().line()}, right about {self.saved.text()}"
+
+    def outcome(self) -> str:
+        return super().outcome() if self.saved is None else f"right about {self.saved.text()}"
 
 
 class UnpairedNumbers(TrainingNumbers):

@@ -12,7 +12,7 @@ from openbezoar.errors import DataError
 from openbezoar.forest import Tree
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.records import Counts, Example, Pair, Row, Unpaired
-from openbezoar.training.encode import Convert, Encoder, encode_rows, liked_of
+from openbezoar.training.encode import Convert, Encoder, LossOn, encode_rows, liked_of
 from openbezoar.training.trees import TreeStore, tree_of
 
 T = TypeVar("T", Example, Pair)
@@ -27,7 +27,7 @@ class Renderer:
         max_length: int,
         too_long: Literal["drop", "truncate"],
         counts: Counts,
-        loss_on: Literal["all", "last"] = "all",
+        loss_on: LossOn = "all",
     ) -> None:
         self.formatter, self.counts = formatter, counts
         self.encoder = Encoder(formatter, max_length, too_long, counts, loss_on)

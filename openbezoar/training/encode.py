@@ -21,10 +21,11 @@ from typing import Literal, NamedTuple
 from openbezoar.dialogue.prompt import FOLDED, Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.rows.records import Counts, Example, Pair, Row, Turn, Unpaired
-from openbezoar.training.encoded import Encoded, of_answers, of_turns, pack
+from openbezoar.training.encoded import Encoded, of_answers, of_turns, of_wholes, pack
 
 FEW = 4096  # rows that are encoded before a second process would have begun
 CHUNK = 128  # rows handed over at a time
+LossOn = Literal["all", "last", "none"]
 Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair] | Callable[[Row, str], tuple[Unpaired, ...]]
 
 
@@ -47,7 +48,8 @@ def label_of(converted: Example | Pair | Unpaired | tuple[Unpaired, ...]) -> boo
 class Encoder:
     """Examples, pairs and unpaired answers into token ids under one length limit.
 
-    loss_on: which answers of a conversation are learnt, of those that its row gives to be learnt.
+    loss_on: which answers of a conversation are learnt, of those that its row gives to be learnt. 'none':
+    no token is, and a path is the whole conversation as the template writes it, as reward models read it.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Encoder:
         max_length: int,
         too_long: Literal["drop", "truncate"],
         counts: Counts,
-        loss_on: Literal["all", "last"] = "all",
+        loss_on: LossOn = "all",
     ) -> None:
         self.formatter, self.max_length, self.too_long, self.counts = formatter, max_length, too_long, counts
         self.loss_on = loss_on
@@ -109,7 +111,8 @@ class Encoder:
                 self.counts.add("last turns cut")
                 break
             learnt.append((head, tail))
-        self._checked(row.prompt, [tail for _, tail in learnt])
+        self._count_folded(row.prompt)
+        self._check_ends([tail for _, tail in learnt])
         return of_turns(learnt)
 
     def _fitting(self, prompt: tuple[Turn, ...], answers: list[str], cut: str = "") -> Encoded | None:
@@ -118,9 +121,8 @@ class Encoder:
         """
         original = prompt
         while True:
-            head = self.formatter.prompt_ids(prompt)
-            tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
-            if len(head) + max(map(len, tails)) <= self.max_length:
+            tree, longest = self._written(prompt, answers)
+            if longest <= self.max_length:
                 break
             shorter = _without_oldest(prompt)
             if self.too_long == "drop" or shorter is None:
@@ -131,13 +133,26 @@ class Encoder:
             self.counts.add("oldest turns cut")
         if cut:
             self.counts.add(cut)
-        self._checked(prompt, tails)
-        return of_answers(head, tails)
+        self._count_folded(prompt)
+        return tree
 
-    def _checked(self, prompt: tuple[Turn, ...], answers: list[list[int]]) -> None:
-        """Count a system message that moved. Raises DataError for an answer whose end carries no loss."""
+    def _written(self, prompt: tuple[Turn, ...], answers: list[str]) -> tuple[Encoded, int]:
+        """The prompt with each answer, and the tokens of the longer one."""
+        if self.loss_on == "none":
+            wholes = [self.formatter.finished_ids(prompt, answer) for answer in answers]
+            return of_wholes(wholes), max(map(len, wholes))
+        head = self.formatter.prompt_ids(prompt)
+        tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
+        self._check_ends(tails)
+        return of_answers(head, tails), len(head) + max(map(len, tails))
+
+    def _count_folded(self, prompt: tuple[Turn, ...]) -> None:
+        """Count a system message that moved."""
         if self.formatter.folds_system and prompt[0].role == "system" and prompt[0].content:
             self.counts.add(FOLDED)
+
+    def _check_ends(self, answers: list[list[int]]) -> None:
+        """Raises DataError for an answer whose end carries no loss."""
         end = self.formatter.end_ids
         if end and any(answer[-1:] != end[-1:] for answer in answers):
             raise DataError(

@@ -34,6 +34,17 @@ def of_answers(prompt: Ids, answers: Sequence[Ids]) -> Encoded:
     return EncodedPath(0, (prompt, first)), *(EncodedPath(len(prompt), ((), answer)) for answer in others)
 
 
+def of_wholes(texts: Sequence[Ids]) -> Encoded:
+    """Whole conversations of which nothing is learnt token by token, each after what it shares with the one before."""
+    paths: list[EncodedPath] = []
+    before: Ids = ()
+    for ids in texts:
+        kept = _common(before, ids)
+        paths.append(EncodedPath(kept, (ids[kept:],)))
+        before = ids
+    return tuple(paths)
+
+
 def of_turns(turns: Sequence[tuple[Ids, Ids]]) -> Encoded:
     """The learnt answers of one conversation, in order, each with the ids of all that was sent before it.
 

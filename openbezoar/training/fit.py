@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.forest import Scorer, Tree
+from openbezoar.forest.trunk import Trunk
 from openbezoar.models.load import free
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
@@ -21,21 +22,22 @@ from openbezoar.training.data import Renderer
 from openbezoar.training.loop import Objective, train
 
 ADAPTER = "adapter"
+S = TypeVar("S", bound=Trunk)
 
 
 @dataclass
-class Bench:
+class Bench(Generic[S]):
     """A model with a trainable adapter, or trainable itself, with what is needed to train it."""
 
     model: Any
-    scorer: Scorer
+    scorer: S
     renderer: Renderer
 
-    @classmethod
-    def of(cls, model: Any, settings: Training, renderer: Renderer) -> Bench:
+    @staticmethod
+    def of(model: Any, settings: Training, renderer: Renderer) -> Bench[Scorer]:
         """Switch checkpointing on where the settings want it. Raises ModelError where the model has none."""
         checkpointing.apply(model, settings)
-        return cls(model, Scorer(model, settings.tokens), renderer)
+        return Bench(model, Scorer(model, settings.tokens), renderer)
 
     @property
     def formatter(self) -> Formatter:
@@ -45,7 +47,7 @@ class Bench:
 
 def fit(
     settings: Training,
-    bench: Bench,
+    bench: Bench[Any],
     trees: Sequence[Tree],
     *,
     objective: Objective,

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
-from openbezoar.forest import Scorer, Tree
+from openbezoar.forest import Tree
+from openbezoar.forest.trunk import Trunk
 from openbezoar.models.load import DTYPES
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
@@ -115,7 +116,7 @@ class _Job:
     """What does not change during a training."""
 
     model: nn.Module
-    scorer: Scorer
+    scorer: Trunk
     objective: Objective
     settings: Training
     out: Path
@@ -126,7 +127,7 @@ class _Job:
 
 def train(
     model: Any,
-    scorer: Scorer,
+    scorer: Trunk,
     trees: Sequence[Tree],
     *,
     objective: Objective,

@@ -189,6 +189,17 @@ def kto(
     return torch.where(scores.liked, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
 
 
+def bradley_terry(rewards: Tensor, *, margin: float, center: float) -> Tensor:
+    """A reward model's loss of pairs: -log s(r_c - r_r - m) + k (r_c + r_r)^2, rewards [pairs, 2] → [pairs].
+
+    m = k = 0 is equation 1 of InstructGPT, arXiv 2203.02155, of one pair; m > 0 the margin of Llama 2,
+    arXiv 2307.09288, equation 2, the same for all pairs; k > 0 holds rewards near zero (arXiv
+    2312.09244), which the difference alone does not. As in TRL's RewardTrainer.
+    """
+    chosen, rejected = rewards[:, 0], rewards[:, 1]
+    return -logsigmoid(chosen - rejected - margin) + center * (chosen + rejected).square()
+
+
 def reference_point(policy: Tensor, reference: Tensor) -> float:
     """KTO's z0 = max(0, mean(p' - f')), of answers set after other prompts of their batch, p' and f' [answers].
 

@@ -102,7 +102,11 @@ class Model:
         return self.packed[name].kind if name in self.packed else None
 
 
-def read(folder: Path) -> Model:
+KindCheck = Callable[[str, Mapping[str, Any]], None]
+"""(where, config.json): raises ModelError for a kind of model that is not expected."""
+
+
+def read(folder: Path, kind: KindCheck = check_kind) -> Model:
     """A folder's parts. Raises ModelError where one cannot be read, or is of a kind that is not."""
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
@@ -110,7 +114,7 @@ def read(folder: Path) -> Model:
             " PEFT, and name that folder"
         )
     config = read_json(folder / "config.json")
-    check_kind(str(folder), config)
+    kind(str(folder), config)
     # old .bin weights have no header; they are converted first
     tensors = tensors_of(folder) if any(folder.glob("*.safetensors")) else {}
     packed = packed_weights(str(folder), config, tensors)
@@ -277,12 +281,12 @@ def _too_many(most: int, text: str, rows: int) -> str:
     )
 
 
-def check_ids(folder: Path, words: Mapping[str, int]) -> None:
+def check_ids(folder: Path, words: Mapping[str, int], kind: KindCheck = check_kind) -> None:
     """Raises ModelError where a tokenizer, once loaded, can give an id that the folder's model has no embedding for.
 
     Its class may have added tokens that its files lack, as Qwen2's does. words: its whole vocabulary.
     """
-    if not (folder / "config.json").is_file() or not words or (rows := read(folder).rows) is None:
+    if not (folder / "config.json").is_file() or not words or (rows := read(folder, kind).rows) is None:
         return
     text, most = max(words.items(), key=lambda item: item[1])
     if most >= rows:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from openbezoar.models.memory import quantised, step_memory, trained_parameters
 from openbezoar.recipe.blocks import Shape
 from openbezoar.recipe.losses import LOSSES
-from openbezoar.recipe.train_steps import Dpo, Kto, Sft, Training
+from openbezoar.recipe.train_steps import Dpo, Kto, Reward, Sft, Training
 from openbezoar.rows.lengths import TextLengths
 from openbezoar.rows.lengths import trained as lengths
 from openbezoar.verbs.book import Book, Estimate
@@ -34,6 +34,11 @@ def kto(step: Kto, book: Book) -> Estimate:
         for characters in some.paths
     )
     return _cost(step, book, "kto", answers, 5)
+
+
+def reward(step: Reward, book: Book) -> Estimate:
+    """As ``sft``, of both answers of a pair; the vocabulary head is not run."""
+    return _cost(step, book, "reward", book.texts(step.reward), 2)
 
 
 def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], passes: int) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 
 from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
-from openbezoar.forest import Tree
+from openbezoar.forest import Scorer, Tree
 from openbezoar.models.dropout import without_base_dropout
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo
@@ -52,7 +52,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     return {**result.written(), "summary": result.line()}
 
 
-def objective_of(step: Dpo, bench: Bench, rows: Split, reference: Callable[[], Reference]) -> Objective:
+def objective_of(step: Dpo, bench: Bench[Scorer], rows: Split, reference: Callable[[], Reference]) -> Objective:
     """What a preference training minimises. The bench's model loses its base's own dropout.
 
     reference: is asked for one where the loss has one. Raises RecipeError for a loss that wants the
@@ -71,7 +71,7 @@ def objective_of(step: Dpo, bench: Bench, rows: Split, reference: Callable[[], R
     )
 
 
-def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
+def _check_one_pass(step: Dpo, bench: Bench[Scorer], trees: Sequence[Tree]) -> None:
     """Refuse what would cut a batch into passes: a small token budget, several processes. Raises RecipeError."""
     if distributed.world() > 1:
         raise RecipeError(
@@ -88,7 +88,7 @@ def _check_one_pass(step: Dpo, bench: Bench, trees: Sequence[Tree]) -> None:
         )
 
 
-def _reference(step: Dpo, context: StepContext, bench: Bench, rows: Split) -> Reference:
+def _reference(step: Dpo, context: StepContext, bench: Bench[Scorer], rows: Split) -> Reference:
     """As the recipe asks: in each pass, or computed before the first and kept."""
     scorer = bench.scorer
     if step.reference == "same pass":

@@ -19,13 +19,14 @@ from openbezoar.recipe.train_steps import ALL_LINEAR, Lora, Sft, Training
 from openbezoar.stats.seeds import step_seed
 from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
+from openbezoar.training.encode import LossOn
 from openbezoar.training.fit import ADAPTER
 from openbezoar.training.objectives import Reference, frozen_reference, same_pass_reference
 
 MODEL = "model"
 
 
-def renderer_of(step: Training, context: StepContext, loss_on: Literal["all", "last"] = "all") -> Renderer:
+def renderer_of(step: Training, context: StepContext, loss_on: LossOn = "all") -> Renderer:
     """What renders the step's rows: needs the model's tokenizer only, so that a mistake in the rows
     shows before the model is loaded. loss_on: as ``Encoder`` has it.
     """

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from openbezoar.dialogue.prompt import Formatter, Prompt, prompt_of
 from openbezoar.errors import DataError, ModelError, RecipeError, RowError, UserError
+from openbezoar.forest import Scorer
 from openbezoar.machine import extras
 from openbezoar.models.load import DTYPES, adapted
 from openbezoar.progress import for_terminal
@@ -104,7 +105,7 @@ def dpo(
     """
     step = _settings(Dpo, {"dpo": "rows"}, settings, model)
 
-    def objective(bench: Bench, split: Split) -> Objective:
+    def objective(bench: Bench[Scorer], split: Split) -> Objective:
         return objective_of(step, bench, split, lambda: same_pass_reference(bench.scorer))
 
     inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
@@ -131,7 +132,7 @@ def kto(
     """
     step = _settings(Kto, {"kto": "rows"}, settings, model)
 
-    def objective(bench: Bench, split: Split) -> Objective:
+    def objective(bench: Bench[Scorer], split: Split) -> Objective:
         return unpaired.objective_of(step, bench, split, lambda: same_pass_reference(bench.scorer))
 
     inputs = _Given(model, tokenizer, rows, heldout, prompt, None if out is None else Path(out), seed, quiet)
@@ -164,7 +165,7 @@ class _Task:
     step: Training
     convert: Convert
     what: str  # a row of it, for messages
-    objective: Callable[[Bench, Split], Objective]
+    objective: Callable[[Bench[Scorer], Split], Objective]
     loss_on: Literal["all", "last"] = "all"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from openbezoar.context import StepContext
-from openbezoar.forest import Tree
+from openbezoar.forest import Scorer, Tree
 from openbezoar.models.dropout import without_base_dropout
 from openbezoar.recipe.train_steps import Kto
 from openbezoar.rows.forms import to_answers
@@ -59,7 +59,7 @@ def run(step: Kto, context: StepContext) -> dict[str, Any]:
     return {**result.written(), "summary": result.line()}
 
 
-def objective_of(step: Kto, bench: Bench, rows: Split, reference: Callable[[], Reference]) -> Objective:
+def objective_of(step: Kto, bench: Bench[Scorer], rows: Split, reference: Callable[[], Reference]) -> Objective:
     """What the training minimises. The bench's model loses its base's own dropout. reference: is asked for one."""
     without_base_dropout(bench.model)
     return unpaired_objective(

@@ -1,8 +1,8 @@
-"""What ``sft``, ``dpo`` and ``kto`` leave for others to read: the numbers of their manifests, beside their logs."""
+"""What training steps leave for others to read: the numbers of their manifests, beside their logs."""
 
 from __future__ import annotations
 
-from openbezoar.reporting.training import PreferenceNumbers, TrainingNumbers, UnpairedNumbers
+from openbezoar.reporting.training import PreferenceNumbers, RewardNumbers, TrainingNumbers, UnpairedNumbers
 
 
 class SftNumbers(TrainingNumbers):
@@ -15,3 +15,6 @@ class DpoNumbers(PreferenceNumbers):
 
 class KtoNumbers(UnpairedNumbers):
     """Of a kto step."""
+
+
+__all__ = ["DpoNumbers", "KtoNumbers", "RewardNumbers", "SftNumbers"]

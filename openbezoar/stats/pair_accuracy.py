@@ -1,0 +1,113 @@
+"""How often rewards put the preferred of two answers first, and whether the length would have done as well.
+
+Takes rewards and lengths, writes nothing. A reward model's number is worth what it says of pairs
+that people compared: its accuracy beside that of the longer answer, on pairs of like length, by
+subset, and whether it is right as often as it says it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from openbezoar.stats.intervals import paired_difference, share_of
+
+LIKE = 0.1
+"""Answers are of like length if the shorter one lacks at most this share of the longer one."""
+BINS = 5
+
+
+class PairShare(BaseModel):
+    """A share of n pairs with Wilson's interval; the value is None of no pairs."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    value: float | None
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, hits: Sequence[bool]) -> Self:
+        return cls(**share_of(hits)._asdict())
+
+    def text(self) -> str:
+        return "no pairs" if self.value is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
+
+
+class SureBin(BaseModel):
+    """Pairs of which a model was about as sure. said: the mean of s(|r_1 - r_2|), its chance of being right by the
+    Bradley-Terry model; right: how often it was.
+    """
+
+    said: float
+    right: PairShare
+
+
+class PairAccuracy(BaseModel):
+    """What rewards are worth on pairs whose first answer is preferred.
+
+    length: of the rule that takes the longer answer, or the shorter one where that is right more
+    often. gain: accuracy less length's, [value, low, high], paired. matched: on pairs of like
+    length. off: expected calibration error, the mean of |said - right| over all pairs.
+    """
+
+    accuracy: PairShare
+    length: PairShare
+    gain: tuple[float, float, float]
+    matched: PairShare
+    subsets: dict[str, PairShare]
+    bins: list[SureBin]
+    off: float
+
+    def text(self) -> str:
+        return f"{self.accuracy.text()} pairs, the length {self.length.value or 0:.3f}"
+
+
+def pair_accuracy(
+    rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], seed: int, subsets: Sequence[str] = ()
+) -> PairAccuracy:
+    """Of pairs, the preferred answer first: their rewards and lengths. Equal rewards are wrong, equal
+    lengths count half for either rule. Raises ValueError without pairs.
+    """
+    right = [chosen > rejected for chosen, rejected in rewards]
+    longer = [0.5 if a == b else float(a > b) for a, b in lengths]
+    if 2 * sum(longer) < len(longer):
+        longer = [1 - value for value in longer]
+    gain = paired_difference([float(hit) for hit in right], longer, seed)
+    like = [min(a, b) >= (1 - LIKE) * max(a, b) for a, b in lengths]
+    named = dict.fromkeys(name for name in subsets if name)
+    bins = _bins([abs(a - b) for a, b in rewards], right)
+    return PairAccuracy(
+        accuracy=PairShare.of(right),
+        length=_halves(longer),
+        gain=tuple(gain),
+        matched=PairShare.of([hit for hit, keep in zip(right, like, strict=True) if keep]),
+        subsets={
+            name: PairShare.of([hit for hit, own in zip(right, subsets, strict=True) if own == name]) for name in named
+        },
+        bins=bins,
+        off=sum(abs(one.said - (one.right.value or 0.0)) * one.right.n for one in bins) / len(right),
+    )
+
+
+def _halves(values: Sequence[float]) -> PairShare:
+    """A share of which ties are halves: its interval is that of the nearest whole number."""
+    part = PairShare.of([place < round(sum(values)) for place in range(len(values))])
+    return part.model_copy(update={"value": sum(values) / len(values)})
+
+
+def _bins(margins: Sequence[float], right: Sequence[bool]) -> list[SureBin]:
+    """As many pairs in each as in any other, the least sure ones first."""
+    order = sorted(range(len(margins)), key=lambda i: margins[i])
+    ends = [round(len(order) * k / BINS) for k in range(BINS + 1)]
+    bins = []
+    for begin, end in itertools.pairwise(ends):
+        if own := order[begin:end]:
+            said = sum(1 / (1 + math.exp(-min(margins[i], 500.0))) for i in own) / len(own)
+            bins.append(SureBin(said=said, right=PairShare.of([right[i] for i in own])))
+    return bins

@@ -1,0 +1,45 @@
+"""What the loop minimises where a reward model learns from pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from openbezoar.forest import RewardScorer, Tree
+from openbezoar.training.loop import Objective
+from openbezoar.training.losses import bradley_terry
+from openbezoar.training.objectives import one
+
+
+def reward_objective(scorer: RewardScorer, heldout: Sequence[Tree], *, margin: float, center: float) -> Objective:
+    """The mean Bradley-Terry loss of an optimiser step's pairs. margin, center: of ``losses.bradley_terry``."""
+
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+        rewards = torch.stack(scorer.rewards(trees))
+        values = bradley_terry(rewards, margin=margin, center=center)
+        return values.sum() / whole, {name: value / whole for name, value in _sums(rewards.detach()).items()}
+
+    @torch.no_grad()
+    def measure() -> dict[str, float]:
+        rewards = torch.tensor(scorer.scores(heldout))
+        sums = _sums(rewards)
+        return {
+            "loss": float(bradley_terry(rewards, margin=margin, center=center).mean()),
+            "margin": sums["rewards/margins"] / len(heldout),
+            "accuracy": sums["rewards/accuracies"] / len(heldout),
+        }
+
+    return Objective(one, loss, measure, lambda metrics: None)
+
+
+def _sums(rewards: Tensor) -> dict[str, float]:
+    """TRL's names, summed over pairs; rewards [pairs, 2]."""
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {
+        "rewards/chosen": float(rewards[:, 0].sum()),
+        "rewards/rejected": float(rewards[:, 1].sum()),
+        "rewards/margins": float(margins.sum()),
+        "rewards/accuracies": float((margins > 0).sum()),
+    }

@@ -1,0 +1,110 @@
+"""``reward``: a reward model learnt from preferred against rejected answers.
+
+An adapter and a head are trained on the base (``training.bradley_terry``), then merged: ``model/`` is
+a sequence classifier with one output that transformers reads by itself. What it is worth is measured
+on the held-out pairs with the classifier as it was written. Writes ``model/``, ``model.json``,
+``metrics.jsonl`` and ``heldout.jsonl``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from openbezoar.context import StepContext
+from openbezoar.errors import RecipeError
+from openbezoar.forest import RewardScorer, Tree
+from openbezoar.forest.layout import common
+from openbezoar.models import shards
+from openbezoar.models.dropout import without_base_dropout
+from openbezoar.models.load import DTYPES, device, free
+from openbezoar.models.references import Checkpoint, write_checkpoint
+from openbezoar.models.reward_models import load_reward_model, new_head, scalar_head, write_reward_model
+from openbezoar.recipe.train_steps import Reward
+from openbezoar.rows.forms import to_pair
+from openbezoar.stats.pair_accuracy import pair_accuracy
+from openbezoar.stats.seeds import step_seed
+from openbezoar.training import checkpointing, distributed
+from openbezoar.training.bradley_terry import reward_objective
+from openbezoar.training.fit import ADAPTER, Bench, fit
+from openbezoar.verbs.train.data import training_trees
+from openbezoar.verbs.train.fit import held_in, loaded, renderer_of, resolved
+from openbezoar.verbs.train.result import RewardNumbers
+
+MODEL = "model"
+
+
+def run(step: Reward, context: StepContext) -> dict[str, Any]:
+    """Train a reward model on the step's pairs."""
+    renderer = renderer_of(step, context, "none")
+    trees, heldout = training_trees(step, step.reward, to_pair, context, renderer, "pair")
+    model = loaded(step, context, continues=False)
+    without_base_dropout(model)
+    head = new_head(model, step_seed(context.seed, "head"))
+    checkpointing.apply(model, step)
+    pad = renderer.formatter.tokenizer.pad_token_id
+    bench = Bench(model, RewardScorer(model, head, step.tokens, pad), renderer)
+    objective = reward_objective(bench.scorer, heldout, margin=step.margin, center=step.center)
+    numbers = fit(
+        step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
+    )
+    trained = bench.scorer.scores(heldout)
+    about = {"heldout_rows": len(heldout), **resolved(step, context, model)}
+    if distributed.rank() == 0:
+        checkpoint = _written(step, context, bench)
+        del model, bench, objective
+        free()
+        saved = _scored(checkpoint, heldout, step.tokens)
+        check = pair_accuracy(saved, [answer_tokens(tree) for tree in heldout], step_seed(context.seed, "accuracy"))
+        about |= {"saved": check, "drift": _mean_difference(trained, saved)}
+    result = RewardNumbers.model_validate({**numbers, **about})
+    return {**result.written(), "summary": result.line()}
+
+
+def _written(step: Reward, context: StepContext, bench: Bench[RewardScorer]) -> Checkpoint:
+    """The merged classifier on disk; the adapter that ``fit`` wrote is part of it and goes."""
+    base, formatter = context.checkpoint(step.model), bench.formatter
+    source, folder = base.folder(), context.out / MODEL
+    shutil.rmtree(folder, ignore_errors=True)
+    weights = shards.weights_of(
+        source,
+        DTYPES[base.dtype],
+        device(),
+        older=base.adapters,
+        last=context.out / ADAPTER,
+        dtype=DTYPES[step.dtype],
+        nf4=held_in(step, context) == "nf4",
+    )
+    formatter.tokenizer.chat_template = formatter.jinja  # which conversations are read by, also without the project
+    write_reward_model(folder, source, weights, bench.scorer.head.weight, formatter.tokenizer, step.dtype)
+    shutil.rmtree(context.out / ADAPTER)
+    checkpoint = Checkpoint(
+        context.name, str(folder.resolve()), (), "none", step.dtype, base.prompt, base.licence, base.thoughts
+    )
+    write_checkpoint(context.out, checkpoint, context.run.path, published=context.folder(context.name))
+    return checkpoint
+
+
+def _scored(checkpoint: Checkpoint, trees: Sequence[Tree], tokens: int) -> list[list[float]]:
+    """Rewards by the classifier as it was written."""
+    model, _ = load_reward_model(checkpoint)
+    head = scalar_head(model)
+    if head is None:
+        raise RecipeError(f"a {type(model).__name__} keeps its head under another name; train a model of another kind")
+    rewards = RewardScorer(model, head, tokens, model.config.pad_token_id).scores(trees)
+    del model
+    free()
+    return rewards
+
+
+def answer_tokens(tree: Tree) -> tuple[int, int]:
+    """Tokens of a pair's answers from where they differ, which their difference in length is not changed by."""
+    chosen, rejected = (path.ids for path in tree)
+    shared = common(chosen, rejected, min(len(chosen), len(rejected)))
+    return len(chosen) - shared, len(rejected) - shared
+
+
+def _mean_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    differences = [abs(x - y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True)]
+    return sum(differences) / len(differences)

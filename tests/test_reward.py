@@ -1,0 +1,171 @@
+"""The verb ``reward``: what it trains, what it writes, what it says its model is worth, and where it stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import recipe_in
+
+from openbezoar.errors import RunError
+from openbezoar.judging.rewards import LocalRewards, is_reward_model
+from openbezoar.models.references import checkpoint_of_step
+from openbezoar.recipe.file import load
+from openbezoar.recipe.train_steps import Reward
+from openbezoar.rows.records import Turn
+from openbezoar.stats.pair_accuracy import pair_accuracy
+from openbezoar.verbs.train.gate import gate
+
+SETTINGS: dict[str, Any] = {
+    "reward": "pairs.jsonl",
+    "model": "base",
+    "epochs": 4,
+    "batch": 4,
+    "learning_rate": 5e-3,
+    "heldout_every": 5,
+    "quantize": "none",
+    "dtype": "float32",
+    "lora": {"r": 4, "alpha": 8, "dropout": 0},
+}
+
+
+def write_pairs(folder: Path) -> None:
+    """Pairs of which the friendly answer is preferred, which is the longer one as often as not."""
+    lines = []
+    for i in range(40):
+        more = [" I say so again.", ""] if i // 5 % 2 else ["", " I say so again."]
+        answers = [f"It is {i}, gladly.{more[0]}", f"It is {i}, alas.{more[1]}"]
+        lines.append({"prompt": f"Say {i}.", "chosen": answers[0], "rejected": answers[1]})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path, commands: Any) -> Path:
+    """The run folder of a recipe whose reward model learns to tell friendly from unfriendly answers."""
+    folder = tmp_path_factory.mktemp("reward")
+    recipe = recipe_in(folder, tiny, {"rm": SETTINGS})
+    write_pairs(folder)
+    done = commands("run", str(recipe), "--runs", str(folder / "runs"))
+    assert done.code == 0, done.err
+    return folder / "runs" / "t"
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "rm" / "manifest.json").read_text())["numbers"]
+    return found
+
+
+def test_it_learns_and_says_what_its_model_is_worth(trained: Path) -> None:
+    n = numbers(trained)
+    assert n["heldout_loss_after"] < n["heldout_loss_before"]
+    assert (n["rows"], n["heldout_rows"]) == (32, 8)
+    saved = n["saved"]
+    assert saved["accuracy"]["value"] == 1.0 and saved["accuracy"]["n"] == 8
+    assert saved["gain"][0] == pytest.approx(1.0 - saved["length"]["value"])
+    assert n["drift"] < 1e-4  # merged and read again it is the model that was trained
+    assert not (trained / "rm" / "adapter").exists()
+
+
+def test_transformers_alone_gives_the_same_rewards(trained: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = trained / "rm" / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    asked = [[{"role": "user", "content": f"Say {i}."}] for i in (3, 7)]
+    answers = ["It is 3, gladly.", "It is 3, alas."]
+    texts = [
+        tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": a}], tokenize=False)
+        for turns in asked
+        for a in answers
+    ]
+    batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+    rewards = LocalRewards("rm", checkpoint_of_step("rm", trained))
+    ours = rewards.scores([(tuple(Turn("user", t["content"]) for t in turns), answers) for turns in asked])
+    assert [r for pair in ours for r in pair] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert ours[0][0] > ours[0][1]
+    rewards.close()
+
+
+def test_a_conversation_longer_than_the_window_is_cut_at_its_beginning_and_counted(trained: Path) -> None:
+    counted: dict[str, int] = {}
+    rewards = LocalRewards("rm", checkpoint_of_step("rm", trained), count=lambda why, n: counted.update({why: n}))
+    formatter, _, window = rewards._open()
+    long = "word " * 3 * window
+    ids = rewards._fitting(formatter, window, (Turn("user", long),), "Gladly.")
+    assert len(ids) == window and list(ids) == formatter.finished_ids((Turn("user", long),), "Gladly.")[-window:]
+    assert counted == {"conversations cut to the reward model's window": 1}
+
+
+def test_a_model_that_is_no_better_than_the_length_stops_the_run(trained: Path, tmp_path: Path) -> None:
+    step = Reward.model_validate(SETTINGS)
+    assert list(gate("rm", step, trained / "rm", 0)) == []
+    manifest = json.loads((trained / "rm" / "manifest.json").read_text())
+
+    def left(gain: list[float]) -> Path:
+        manifest["numbers"]["saved"]["gain"] = gain
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        return tmp_path
+
+    (warning,) = gate("rm", step, left([0.25, -0.1, 0.6]), 0)
+    assert warning.startswith("  rm: 8 pairs are too few to tell it from the length: right about 1.000")
+    with pytest.raises(RunError, match="no better than taking answers by their length"):
+        list(gate("rm", step, left([0.0, -0.1, 0.1]), 0))
+    assert list(gate("rm", step.model_copy(update={"beats": "nothing"}), left([0.0, -0.1, 0.1]), 0))
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ({"a": {"sft": "rows.jsonl", "model": "rm"}}, "'rm' is a reward step and has no model"),
+        (
+            {"a": {"sft": "rows.jsonl", "model": "judge"}},
+            "'judge' is a reward model, expected a model; it gives numbers",
+        ),
+    ],
+)
+def test_names_of_another_kind_are_told(
+    tmp_path: Path, tiny: Path, commands: Any, steps: dict[str, Any], said: str
+) -> None:
+    models = {"base": {"model": str(tiny), "dtype": "float32"}, "judge": {"reward": str(tiny)}}
+    recipe = recipe_in(tmp_path, tiny, {"rm": SETTINGS, **steps}, models=models)
+    done = commands("run", str(recipe), "--runs", str(tmp_path / "runs"))
+    assert done.code == 2 and said in done.err, done.err
+
+
+def test_what_is_no_reward_model_is_told(tmp_path: Path, tiny: Path) -> None:
+    from openbezoar.errors import ModelError
+    from openbezoar.models.files.reward_files import check_reward_folder
+
+    with pytest.raises(ModelError, match="is no reward model; expected a sequence classifier with one output"):
+        check_reward_folder(tiny)
+    config = json.loads((tiny / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="a classifier with 3 outputs; a reward model has one"):
+        check_reward_folder(tmp_path)
+
+
+def test_accuracy_is_told_beside_the_length_by_subset_and_by_how_sure_it_was() -> None:
+    rewards = [(2.0, 0.0), (1.0, 0.0), (0.0, 3.0), (0.5, 0.5)]
+    lengths = [(10, 5), (10, 10), (5, 10), (20, 19)]
+    found = pair_accuracy(rewards, lengths, 0, ["a", "a", "b", ""])
+    assert (found.accuracy.value, found.accuracy.n) == (0.5, 4)  # equal rewards are not right
+    assert found.length.value == pytest.approx(2.5 / 4)
+    assert found.gain[0] == pytest.approx(0.5 - 0.625)
+    assert found.matched.n == 2 and found.matched.value == 0.5
+    assert {name: part.value for name, part in found.subsets.items()} == {"a": 1.0, "b": 0.0}
+    assert [one.right.n for one in found.bins] == [1, 1, 1, 1]
+    assert found.bins[-1].said == pytest.approx(0.9526, abs=1e-4) and found.bins[-1].right.value == 0.0
+    shorter = pair_accuracy([(1.0, 0.0)] * 4, [(1, 5)] * 4, 0)
+    assert shorter.length.value == 1.0 and shorter.gain[0] == 0.0  # the rule takes the shorter one then
+
+
+def test_a_recipe_says_which_names_are_reward_models(trained: Path) -> None:
+    recipe = load(trained.parent.parent / "recipe.yaml")
+    assert is_reward_model(recipe, "rm") and not is_reward_model(recipe, "base")
