@@ -89,6 +89,23 @@ def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_reward(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random reward model: a Llama classifier with one output."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("tiny-reward")
+    torch.manual_seed(5)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(str(tiny), num_labels=1))
+    model.float().save_pretrained(folder)
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def commands() -> Iterator[Any]:
     """The command line in forks of one warm process (``warm.Commands``)."""
     from warm import Commands

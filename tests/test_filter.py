@@ -14,6 +14,7 @@ from openbezoar.cleaning.reviews import Decision, Reviews, row_hash
 from openbezoar.cleaning.rules import (
     ACROSS_ROWS,
     BY_LIKELIHOOD,
+    BY_REWARD,
     NAMES,
     RULES,
     Candidate,
@@ -203,7 +204,7 @@ def benchmark() -> Overlap:
 
 def test_every_rule_across_rows_has_a_row_it_catches_and_one_it_does_not() -> None:
     assert list(ACROSS) == list(ACROSS_ROWS)
-    assert (*RULES, *ACROSS_ROWS, *BY_LIKELIHOOD) == NAMES  # the last ones: test_likelihood.py
+    assert (*RULES, *ACROSS_ROWS, *BY_LIKELIHOOD, *BY_REWARD) == NAMES  # the last: test_likelihood, test_filter_reward
 
 
 @pytest.mark.parametrize("name", ACROSS_ROWS)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from openbezoar.cleaning import likelihood
+from openbezoar.cleaning import likelihood, rewards
 from openbezoar.cleaning.reviews import Decision
 from openbezoar.cleaning.rules import NAMES, Drop
 from openbezoar.cleaning.text import Change
@@ -27,6 +27,7 @@ COLUMNS = (
     *(*VERDICT, "review", "before_review", "cleaned", "hash", "rule", "why", "unscored", "reply"),
     *HOW.values(),
     *likelihood.COLUMNS,
+    rewards.COLUMN,
 )
 BY_JUDGE = ("rejected_by_judge", "below_min_rating")
 BY_HAND = "rejected_in_review"

@@ -135,11 +135,12 @@ def numbers(scores: Sequence[Scored], thresholds: dict[str, float | None]) -> di
         "cut": sum(s.cut for s in scores),
         "without_ifd": len(scores) - len(ratios),
         "thresholds": thresholds,
-        "perplexity": _quantiles([value for s in scores if (value := s.perplexity) is not None]),
-        "ifd": _quantiles(ratios),
+        "perplexity": quantiles([value for s in scores if (value := s.perplexity) is not None]),
+        "ifd": quantiles(ratios),
         "ifd_histogram": {f"{edge:.1f}": bins[place] for place, edge in enumerate(EDGES)} if ratios else {},
     }
 
 
-def _quantiles(values: Sequence[float]) -> dict[str, float]:
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Some quantiles by their names; none of no values."""
     return {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES} if values else {}

@@ -2,8 +2,8 @@
 
 Reads rows' texts, writes nothing. ``RULES`` look at one row: each is a pure function of a
 candidate and the recipe's ``rules`` block. ``ACROSS_ROWS`` compare it with the benchmarks and
-with the rows that passed before it, in a ``RowFilter``. ``BY_LIKELIHOOD`` look at all rows that pass these
-(``likelihood``). The first rule that catches a row, in the
+with the rows that passed before it, in a ``RowFilter``. ``BY_LIKELIHOOD`` and then
+``BY_REWARD`` look at all rows that pass these (``likelihood``, ``rewards``). The first rule that catches a row, in the
 order of ``NAMES``, gives its reason. To add a rule: a function, a line in ``RULES``, a row each
 that it must and must not catch in ``tests/test_filter.py``.
 """
@@ -141,7 +141,8 @@ RULES: dict[str, Rule] = {
 }
 ACROSS_ROWS = ("contaminated", "duplicate", "near_duplicate")
 BY_LIKELIHOOD = ("no_likelihood", "perplexity_too_low", "perplexity_too_high", "ifd_too_high", "ifd_too_low")
-NAMES = (*RULES, *ACROSS_ROWS, *BY_LIKELIHOOD)
+BY_REWARD = ("reward_too_low",)
+NAMES = (*RULES, *ACROSS_ROWS, *BY_LIKELIHOOD, *BY_REWARD)
 
 
 @dataclass(frozen=True)

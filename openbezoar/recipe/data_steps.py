@@ -182,6 +182,33 @@ class Likelihood(Strict):
     tokens: int = Field(2048, ge=1, description="Most tokens of a pass; of what is longer, one row.")
 
 
+class ByReward(Strict):
+    """Rows by the reward of their answers. Without 'at_least' and 'best' nothing is dropped, and the
+    rewards are there to look at.
+    """
+
+    model: Annotated[str, Ref("model", to="reward model", role="judge")] = Field(
+        description="Name of a reward model, or of a step that trained one."
+    )
+    at_least: float | None = Field(
+        None, description="Drop rows below this reward, whose scale is the model's own: look at the quantiles first."
+    )
+    best: int | float | None = Field(
+        None,
+        description=(
+            "Of the rows left keep those with the highest reward: a share of all rows that come this far (0.5), or a"
+            " number of rows (1000)."
+        ),
+    )
+
+    @field_validator("best")
+    @classmethod
+    def _is_a_part(cls, value: int | float | None) -> int | float | None:
+        if value is not None and not (value >= 2 if isinstance(value, int) else 0 < value <= 1):
+            raise ValueError("expected a share above 0 and at most 1.0, or a number of rows, 2 or more")
+        return value
+
+
 class Filter(Step):
     """Keep the good rows: texts are cleaned, rules drop, a judge gives status, rating and reason,
     and 'openbezoar review' has the last word.
@@ -214,6 +241,9 @@ class Filter(Step):
     rules: Rules = Rules()
     likelihood: Annotated[Likelihood | None, NotInKey("filters that asked no model's likelihood", at=None)] = Field(
         None, description="Drop rows by how likely a model finds their answers, after the rules and before the judge."
+    )
+    reward: Annotated[ByReward | None, NotInKey("filters that asked no reward model", at=None)] = Field(
+        None, description="Drop rows by a reward model, after the rules and 'likelihood' and before the judge."
     )
     prompts: Prompts = {}
     budget: StepBudget = None

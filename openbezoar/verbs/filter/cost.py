@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import reduce
 from statistics import fmean
 
 from openbezoar.recipe.data_steps import Filter
@@ -17,20 +18,25 @@ VERDICT = 40  # tokens of a judge's reply, of the same model
 
 
 def cost(step: Filter, book: Book) -> Estimate:
-    """The judge's calls and the tokens that a likelihood is taken of; without either the rows only."""
+    """The judge's calls and the tokens that likelihoods and rewards are taken of; without any the rows only."""
     rows, characters = book.rows(step.filter)
-    judged = _judged(step, book, rows, characters) if step.judge is not None else None
-    scored = _scored(step, book, rows, characters) if step.likelihood is not None else None
-    if judged is None or scored is None:
-        return judged or scored or Estimate(rows)
-    # one after the other, each model alone in memory
+    parts = [
+        *([_judged(step, book, rows, characters)] if step.judge is not None else []),
+        *([_scored(step, book, rows, characters)] if step.likelihood is not None else []),
+        *([_rewarded(step, book, rows, characters)] if step.reward is not None else []),
+    ]
+    return reduce(_and_then, parts) if parts else Estimate(rows)
+
+
+def _and_then(first: Estimate, then: Estimate) -> Estimate:
+    """One after the other, each model alone in memory."""
     return replace(
-        judged,
-        tokens_in=(judged.tokens_in or 0) + (scored.tokens_in or 0),
-        memory_bytes=max(judged.memory_bytes or 0, scored.memory_bytes or 0) or None,
-        seconds=_sum(judged.seconds, scored.seconds),
-        flops=_sum(judged.flops, scored.flops),
-        assumed=judged.assumed or scored.assumed,
+        first,
+        tokens_in=(first.tokens_in or 0) + (then.tokens_in or 0),
+        memory_bytes=max(first.memory_bytes or 0, then.memory_bytes or 0) or None,
+        seconds=_sum(first.seconds, then.seconds),
+        flops=_sum(first.flops, then.flops),
+        assumed=first.assumed or then.assumed,
     )
 
 
@@ -46,6 +52,14 @@ def _scored(step: Filter, book: Book, rows: int, characters: float) -> Estimate:
     passed = _whole(step, book, rows) * PASSED
     prompt = TEMPLATE + characters / CHARACTERS_A_TOKEN
     tokens = passed * (prompt + ANSWER * characters / CHARACTERS_A_TOKEN)
+    return book.timed(Estimate(rows, int(tokens), 0, None, book.resident(name)), "filter", name, tokens)
+
+
+def _rewarded(step: Filter, book: Book, rows: int, characters: float) -> Estimate:
+    """The reward model reads each row that comes to it once."""
+    assert step.reward is not None
+    name = step.reward.model
+    tokens = _likely(step, _whole(step, book, rows) * PASSED) * (TEMPLATE + characters / CHARACTERS_A_TOKEN)
     return book.timed(Estimate(rows, int(tokens), 0, None, book.resident(name)), "filter", name, tokens)
 
 
@@ -71,12 +85,18 @@ def _whole(step: Filter, book: Book, rows: float) -> float:
 def _likely(step: Filter, rows: float) -> float:
     """Of the rows that pass the rules those that ``likelihood`` keeps, where it says how many."""
     keep = step.likelihood.ifd.keep if step.likelihood is not None and step.likelihood.ifd is not None else None
+    return _part(rows, keep)
+
+
+def _part(rows: float, keep: float | None) -> float:
+    """A share of rows, or a number of them."""
     return rows if keep is None else min(rows, keep) if isinstance(keep, int) else keep * rows
 
 
 def hands_on(step: Filter, book: Book, name: str) -> HandedOn:
     """The rows that are whole and pass most rules, with their sources' lengths."""
     sources = book.from_steps(step.filter)
-    kept = _likely(step, _whole(step, book, book.estimates[name].rows or 0) * PASSED)
+    likely = _likely(step, _whole(step, book, book.estimates[name].rows or 0) * PASSED)
+    kept = _part(likely, step.reward.best if step.reward is not None else None)
     characters = sources[0].characters if sources else CHARACTERS
     return HandedOn(kept, 1.0, characters, bool(sources) and all(source.system for source in sources))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from openbezoar.cleaning.rules import BY_LIKELIHOOD
+from openbezoar.cleaning.rules import BY_LIKELIHOOD, BY_REWARD
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.funnels import ROWS, RowCounts, RowNumbers
 from openbezoar.reporting.results import Number, Record
@@ -47,6 +47,15 @@ class LikelihoodNumbers(Record):
     ifd_histogram: dict[str, int] = Field(default_factory=dict)
 
 
+class RewardedRows(Record):
+    """The rewards of the rows that a reward model was asked about: quantiles by their names, the least one kept."""
+
+    model: str = ""
+    rows: int = 0
+    kept_from: Number | None = None
+    quantiles: dict[str, Number] = Field(default_factory=dict)
+
+
 class FilterNumbers(RowNumbers):
     """The funnel in numbers, as ``cleaning.funnel`` gives them, with examples by reason."""
 
@@ -65,6 +74,7 @@ class FilterNumbers(RowNumbers):
     cleaned: dict[str, Cleaned] = Field(default_factory=dict)
     contamination: Contamination | None = None
     likelihood: LikelihoodNumbers | None = None
+    rewards: RewardedRows | None = None
     summary: str | None = None
 
     def outcome(self) -> str:
@@ -117,6 +127,19 @@ class FilterNumbers(RowNumbers):
             f" {', '.join(kept) or 'all'}; {dropped} row{'s' * (dropped != 1)} dropped.{cut}"
         )
 
+    def by_reward(self) -> str | None:
+        """Whose rewards were asked, how they are spread, and how many rows fell; None if nobody's."""
+        if (asked := self.rewards) is None:
+            return None
+        dropped = sum(n for name, n in self.rejected_by_rule.items() if name in BY_REWARD)
+        middle = (asked.quantiles.get(name) for name in ("0.05", "0.5", "0.95"))
+        spread = ", ".join(f"{value:.3g}" for value in middle if value is not None)
+        kept = "" if asked.kept_from is None else f", kept from {asked.kept_from:.4g} on"
+        return (
+            f"{self.step.name}, reward by {asked.model}: {asked.rows} rows (5, 50 and 95 %: {spread}){kept}; {dropped}"
+            f" row{'s' * (dropped != 1)} dropped."
+        )
+
     def told(self, facts: RunFacts) -> list[str]:
         name, settings = self.step.name, self.step.settings
         sentences = [f"{name}, texts cleaned: {tally({cleaner: c.rows for cleaner, c in self.cleaned.items()})}."]
@@ -126,6 +149,8 @@ class FilterNumbers(RowNumbers):
             )
         if likelihood := self.by_likelihood():
             sentences.append(likelihood)
+        if reward := self.by_reward():
+            sentences.append(reward)
         if judge := settings.get("judge"):
             reference = reference_of(facts.models()[judge]) if judge in facts.models() else judge
             sentences.append(

@@ -5,8 +5,8 @@ rows if asked to decontaminate, and the run's ``reviews/STEP.jsonl``. Writes ``r
 (kept, with status, rating and reason), ``rejected.jsonl`` (with the ``rule`` that dropped the
 row and ``why``, or the judge's status, rating and reason), ``unscored.jsonl`` (rows on
 which the judge could not be understood: neither kept nor rejected; with why and its last
-reply) and, where a model's likelihood is asked, ``likelihood.jsonl``. Every row has the ``hash``
-that reviews know it by, and ``cleaned`` names what was changed in it.
+reply) and, where a model's likelihood is asked, ``likelihood.jsonl``. Rewards stand in the rows.
+Every row has the ``hash`` that reviews know it by, and ``cleaned`` names what was changed in it.
 
 The rating scale and the three columns follow the released data sets (status, rating,
 reason); thresholds and wording are this project's, the paper's are not known.
@@ -24,11 +24,14 @@ from openbezoar.cleaning.funnel import Outcome
 from openbezoar.cleaning.likelihood import numbers as likelihood_numbers
 from openbezoar.cleaning.likelihood import screen
 from openbezoar.cleaning.reviews import Reviews, row_hash
-from openbezoar.cleaning.rules import BY_LIKELIHOOD, Candidate, Drop, RowFilter
+from openbezoar.cleaning.rewards import COLUMN as REWARD
+from openbezoar.cleaning.rewards import reward_numbers, screen_rewards
+from openbezoar.cleaning.rules import BY_LIKELIHOOD, BY_REWARD, Candidate, Drop, RowFilter
 from openbezoar.cleaning.text import clean_row
 from openbezoar.context import StepContext
 from openbezoar.errors import DataError, RowError, named
 from openbezoar.judging.ratings import rate
+from openbezoar.judging.rewards import open_rewards
 from openbezoar.llm import open_llm
 from openbezoar.llm.refusals import REASONS
 from openbezoar.recipe.data_steps import Filter
@@ -51,6 +54,7 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
     candidates = [_candidate(row) for row in rows]
     drops = [rules(candidate) for candidate in candidates]
     likelihood = _likelihood(step, context, rows, drops)
+    rewards = _rewards(step, context, rows, drops)
     passed = [i for i, drop in enumerate(drops) if drop is None]
     verdicts: list[Row] = [{"status": "accept", "rating": None, "reason": "rules"}] * len(passed)
     if step.judge is not None:
@@ -66,6 +70,8 @@ def run(step: Filter, context: StepContext) -> dict[str, Any]:
         numbers["contamination"] = contamination
     if likelihood is not None:
         numbers["likelihood"] = likelihood
+    if rewards is not None:
+        numbers["rewards"] = rewards
     numbers["summary"] = funnel.summary(numbers)
     _count(context, numbers, outcomes, unmatched)
     _write(context, outcomes)
@@ -145,6 +151,27 @@ def _likelihood(step: Filter, context: StepContext, rows: list[Row], drops: list
     return {"model": step.likelihood.model, **likelihood_numbers(scores, screened.thresholds)}
 
 
+def _rewards(step: Filter, context: StepContext, rows: list[Row], drops: list[Drop | None]) -> dict[str, Any] | None:
+    """Drop rows by the reward of their answers: fills in ``drops`` and the rows' column. Returns what
+    is told of it; None where no reward model is asked. Of a conversation its last answer counts.
+    """
+    if step.reward is None:
+        return None
+    places = [i for i, drop in enumerate(drops) if drop is None]
+    examples = [to_example(rows[i], f"filter: row {rows[i]['id']}") for i in places]
+    with (
+        closing(open_rewards(context, step.reward.model)) as rewarder,
+        context.progress.bar("reward", len(examples), "rows") as bar,
+    ):
+        scored = rewarder.scores([(one.prompt, (one.answer,)) for one in examples], bar.advance)
+    rewards = [reward for (reward,) in scored]
+    screened = screen_rewards(rewards, step.reward)
+    for i, reward, drop in zip(places, rewards, screened.drops, strict=True):
+        rows[i][REWARD] = float(f"{reward:.6g}")
+        drops[i] = drop
+    return {"model": step.reward.model, **reward_numbers(rewards, screened)}
+
+
 def _judge(step: Filter, context: StepContext, judge: str, items: list[tuple[int, str, str]]) -> list[Row]:
     """One verdict row an item (place, what was asked, response)."""
     files = {name: context.path(text) for name, text in step.prompts.items()}
@@ -173,9 +200,11 @@ def _write(context: StepContext, outcomes: Sequence[Outcome]) -> None:
 def _nothing_left(step: Filter, numbers: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     funnel = " → ".join(f"{name} {remaining}" for name, remaining in numbers["funnel"])
     by_likelihood = sum(n for name, n in numbers["rejected_by_rule"].items() if name in BY_LIKELIHOOD)
+    by_reward = sum(n for name, n in numbers["rejected_by_rule"].items() if name in BY_REWARD)
     share = {
-        "rules": sum(numbers["rejected_by_rule"].values()) - by_likelihood,
+        "rules": sum(numbers["rejected_by_rule"].values()) - by_likelihood - by_reward,
         "likelihood": by_likelihood,
+        "reward": by_reward,
         "judge": numbers["rejected_by_judge"],
         "unscored": numbers["unscored"],
     }
@@ -183,6 +212,7 @@ def _nothing_left(step: Filter, numbers: dict[str, Any], outcomes: Sequence[Outc
     remedy = {
         "rules": f"loosen 'rules' (most fell to {rule})",
         "likelihood": "widen 'likelihood' (its distribution is in likelihood.jsonl of the step's work folder)",
+        "reward": "lower 'at_least' of 'reward'",
         "judge": f"lower 'min_rating' (now {step.min_rating:g}) or name another judge",
         "unscored": (
             "the judge's replies could not be read: name another judge, raise 'max_new_tokens', or use 'mode:"
