@@ -22,9 +22,16 @@ WIDTH = 120
 AT_HOME = ("verbs", "recipe")  # where a verb may be named
 OTHER_WORDS = {
     "cli/app.py": {"release"},  # a command
+    "cli/judge.py": {"pairs"},  # a key of a step
     "harness/run.py": {"filter"},  # a column of lm-eval
+    "inspection/rendering.py": {"pairs"},  # a line's label
+    "judging/pairwise.py": {"pairs"},  # a number
     "machine/extras.py": {"evaluate"},  # an extra
+    "people/outcome.py": {"pairs"},  # a number
+    "reporting/measured.py": {"pairs"},  # a kind of measure
+    "reporting/training.py": {"pairs"},  # what rows are called
     "stats/agreement.py": {"agreement"},  # a number
+    "training/reference.py": {"pairs"},  # a tensor's name
 }
 """Texts that are a verb's name and mean something else there."""
 

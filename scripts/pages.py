@@ -24,6 +24,7 @@ from openbezoar.cli.app import app
 from openbezoar.recipe import losses
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel, Shape
 from openbezoar.recipe.data_steps import Rules
+from openbezoar.recipe.fields import RatingSettings
 from openbezoar.recipe.measure_steps import Gate, TaskSpec
 from openbezoar.recipe.schema import Recipe, json_schema
 from openbezoar.recipe.train_steps import Lora
@@ -34,7 +35,7 @@ from scripts.api_page import api_page
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from {} -->", "<!-- end -->"
-BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Gate, Lora, Rules)
+BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Gate, Lora, Rules, RatingSettings)
 
 
 def _about(block: type[BaseModel]) -> str:
@@ -75,7 +76,7 @@ def _table(kind: type[BaseModel]) -> Iterator[str]:
     yield "| key | kind | default | meaning |\n| --- | --- | --- | --- |"
     for name, field in kind.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
-        yield f"| `{name}` | {_kind(field)} | {_default(field)} | {meaning} |"
+        yield f"| `{field.alias or name}` | {_kind(field)} | {_default(field)} | {meaning} |"
 
 
 def recipe_reference() -> str:

@@ -71,6 +71,13 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class BestCompletion(Completion):
+    """The best of several answers to one prompt. scores: of each of them in order, None of one that was not scored."""
+
+    scores: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
 class Call:
     """One thing asked of a model. kind 'choices': how likely each of ``choices`` is after ``prefix`` in the answer."""
 
@@ -110,12 +117,13 @@ class LLM(Protocol):
 
 
 def recorded(answer: Completion) -> dict[str, Any]:
-    """What a row says of how its answer came: ``left_out`` (settings that the server refuses) and
-    ``refused`` (why there is none), where there is any.
+    """What a row says of how its answer came: ``left_out`` (settings that the server refuses),
+    ``refused`` (why there is none) and the ``scores`` that it was picked by, where there is any.
     """
     return {
         **({"left_out": list(answer.left_out)} if answer.left_out else {}),
         **({"refused": answer.refused} if answer.refused else {}),
+        **({"scores": list(answer.scores)} if isinstance(answer, BestCompletion) else {}),
     }
 
 
@@ -206,6 +214,7 @@ def open_llm(name: str, context: StepContext) -> LLM:
 
 __all__ = [
     "LLM",
+    "BestCompletion",
     "Call",
     "Completion",
     "ModelError",

@@ -40,6 +40,22 @@ class Generate(Step):
     batch: int = Field(
         32, ge=1, description="Prompts a batch; batches are fixed by row number, so a rerun gives the same rows."
     )
+    samples: Annotated[int, NotInKey("steps that asked once", at=1)] = Field(
+        1, ge=1, description="Answers to each instruction, of which the best one is kept (rejection sampling)."
+    )
+    pick: Annotated[Literal["best"], NotInKey("steps that asked once", at="best")] = Field(
+        "best", description="Which of several answers is kept: the one with the highest score."
+    )
+    by: Annotated[str | None, Ref("model", role="judge"), NotInKey("steps that scored no answer", at=None)] = Field(
+        None,
+        description=(
+            "What scores several answers: a reward model, or a model that rates as a filter's judge does. Their scores"
+            " stand in the row."
+        ),
+    )
+    rating: Annotated[RatingSettings, NotInKey("steps that scored no answer", at=RatingSettings())] = Field(
+        RatingSettings(), description="How a judge rates; a reward model needs none of it."
+    )
     prompts: Annotated[dict[str, str], Ref("file")] = Field(
         default={}, description="Files with texts to use instead of the scheme's own, by prompt name."
     )
@@ -50,6 +66,14 @@ class Generate(Step):
     def options(self) -> dict[str, Any]:
         """The scheme's own options, unchecked."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _several_are_scored(self) -> Self:
+        if self.samples > 1 and self.by is None:
+            raise ValueError("by: name a reward model or a judge that says which of several answers is the best")
+        if self.by is not None and self.samples == 1:
+            raise ValueError("samples: of one answer there is none to be picked; ask for 2 or more, or leave 'by' out")
+        return self
 
 
 CleanerName = Literal[

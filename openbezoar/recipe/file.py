@@ -208,10 +208,8 @@ def _check_defaults(defaults: Any, where: str) -> None:
                 f"{where}: defaults.{verb}: expected a mapping from keys to values (it is {shown(settings)})"
             )
         for key in settings:
-            if key not in VERBS[verb].settings.model_fields:
-                raise RecipeError(
-                    f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].settings.model_fields)}"
-                )
+            if key not in VERBS[verb].keys:
+                raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].keys)}")
 
 
 def _suggest(keys: Any, known: Any) -> str:

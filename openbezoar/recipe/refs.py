@@ -68,8 +68,8 @@ class Reference(NamedTuple):
 
 def references(step: BaseModel) -> Iterator[Reference]:
     """Everything that a step names, in the order of its fields."""
-    for key, field in type(step).model_fields.items():
-        value, ref = getattr(step, key), mark(field, Ref)
+    for name, field in type(step).model_fields.items():
+        key, value, ref = field.alias or name, getattr(step, name), mark(field, Ref)
         if ref is not None:
             yield from _names(key, ref, value)
         else:  # blocks inside of a step, such as the tasks that bring a file of their own

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from openbezoar.recipe.blocks import Step
 from openbezoar.recipe.data_steps import Filter, Generate
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench
+from openbezoar.recipe.pair_steps import Pairs
 from openbezoar.recipe.tell_steps import Release, Report
 from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Reward, Sft
 
@@ -68,6 +69,11 @@ class Verb:
     opening: str = ""
     gate: str = ""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a recipe calls the fields of its settings."""
+        return tuple(field.alias or name for name, field in self.settings.model_fields.items())
+
     def part(self, name: str) -> Any:
         """What the row names, imported; None where it names nothing."""
         if not (text := getattr(self, name)):
@@ -105,6 +111,19 @@ VERBS: dict[str, Verb] = {
         parts="key:parts",
         texts="key:texts",
         packages="key:packages",
+    ),
+    "pairs": Verb(
+        settings=Pairs,
+        version=1,
+        does="answers become preference pairs",
+        room="openbezoar.verbs.pairs",
+        work="work:run",
+        produces=("rows",),
+        cost="cost:cost",
+        hands_on="cost:hands_on",
+        result="result:PairsNumbers",
+        section="section:sections",
+        texts="key:texts",
     ),
     "sft": Verb(
         settings=Sft,
@@ -268,7 +287,7 @@ def verbs_in(step: Mapping[str, Any]) -> list[str]:
     of ``evaluate``, is that.
     """
     verbs = [verb for verb in VERBS if verb in step]
-    return [v for v in verbs if not any(v in VERBS[other].settings.model_fields for other in verbs if other != v)]
+    return [v for v in verbs if not any(v in VERBS[other].keys for other in verbs if other != v)]
 
 
 def row_of(step: BaseModel) -> Verb:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from openbezoar import prompts
-from openbezoar.llm import LLM, Completion, Sampling, recorded
+from openbezoar.llm import LLM, BestCompletion, Completion, Sampling, recorded
 from openbezoar.llm.cached import CachedLLM
 from openbezoar.llm.settings import wrapped, wrapper_stop
 from openbezoar.progress import Bar
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from openbezoar.context import StepContext
 
 T = TypeVar("T")
+Talks = Sequence[Sequence[Turn]]
+
+
+class BestOf(NamedTuple):
+    """Answers are the best of so many. scores: of each conversation's answers, None of one that has none."""
+
+    samples: int
+    scores: Callable[[Sequence[tuple[Sequence[Turn], Sequence[str]]]], list[list[float | None]]]
 
 
 @dataclass
@@ -39,7 +47,8 @@ class Work:
 
     seeds: rows whose ``seed_fields`` are checked. rows: how many are wanted. sampling: for
     answers. batch: prompts a batch of a model in this process; fixed by place, so that a rerun
-    gives the same rows. open: the model behind a name of the recipe.
+    gives the same rows. open: the model behind a name of the recipe. best: how the best of several
+    answers is found, where several are asked for.
     """
 
     scheme: str
@@ -51,6 +60,7 @@ class Work:
     sampling: Sampling
     batch: int
     texts: Mapping[str, Path] = field(default_factory=dict)
+    best: BestOf | None = None
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -117,11 +127,29 @@ class Work:
         bar: bool = True,
     ) -> list[Completion]:
         """Cleaned replies to conversations, in order; what happens to them is counted under
-        ``name``. model: default the teacher.
+        ``name``. model: default the teacher. Replies of the teacher without a ``sampling`` of their
+        own are answers; each is the best of several, where the step asks for several.
         """
+        if self.best is not None and sampling is None and model is None:
+            return self._best(self.best, name, conversations, seeds, bar)
         drawn = sampling or self.sampling
         llm = self.llm(model or self.teacher)
         return self._replies(name, conversations, seeds, bar, llm, lambda part, s: llm.chat(part, drawn, s))
+
+    def _best(self, best: BestOf, name: str, conversations: Talks, seeds: Sequence[int], bar: bool) -> list[Completion]:
+        """The best of several answers to each conversation; sample 0 is the one that would be the only one."""
+        asked = [turns for turns in conversations for _ in range(best.samples)]
+        drawn = [step_seed(seed, "sample", k) if k else seed for seed in seeds for k in range(best.samples)]
+        replies = self.chat(name, asked, drawn, sampling=self.sampling, bar=bar)
+        several = [replies[first : first + best.samples] for first in range(0, len(replies), best.samples)]
+        usable = [_usable(answers) for answers in several]
+        shown = [[answers[k].text for k in places] for answers, places in zip(several, usable, strict=True)]
+        asked_of = [(turns, texts) for turns, texts in zip(conversations, shown, strict=True) if texts]
+        scored = iter(best.scores(asked_of))
+        return [
+            _best_of(answers, places, next(scored) if places else [])
+            for answers, places in zip(several, usable, strict=True)
+        ]
 
     def complete(
         self,
@@ -254,6 +282,22 @@ def clean(text: str) -> tuple[str, int]:
     text, markers = _SPECIAL.subn("", text)
     text, ends = _ENDS.subn("", text.strip())
     return text.strip(), markers + ends
+
+
+def _usable(answers: Sequence[Completion]) -> list[int]:
+    """Places of the answers that may be the best: those that came and say something, of them the finished ones
+    if there are any.
+    """
+    came = [place for place, answer in enumerate(answers) if answer.finish != "error" and answer.text]
+    return [place for place in came if answers[place].finish == "stop"] or came
+
+
+def _best_of(answers: Sequence[Completion], places: Sequence[int], scores: Sequence[float | None]) -> BestCompletion:
+    """The answer with the highest score, of equal ones the first; without any the first that may be."""
+    known = {place: score for place, score in zip(places, scores, strict=True) if score is not None}
+    first = next(iter(places), 0)
+    best = max(known, key=lambda place: (known[place], -place), default=first)
+    return BestCompletion(**vars(answers[best]), scores=tuple(map(known.get, range(len(answers)))))
 
 
 def answered(work: Work, rows: Sequence[Row], replies: Sequence[Completion]) -> list[Row]:

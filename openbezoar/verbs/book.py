@@ -8,21 +8,24 @@ arithmetic, and are marked so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from openbezoar import prompts
+from openbezoar.judging.rewards import is_reward_model
 from openbezoar.machine.devices import Device
 from openbezoar.models.memory import cache_bytes, parameters, process_bytes
 from openbezoar.models.shapes import model_of, shape_of_model
 from openbezoar.recipe.blocks import DataRef, DataSpec, LocalModel, Price, ServerModel, Shape, Step, data_specs
+from openbezoar.recipe.data_steps import Generate
+from openbezoar.recipe.pair_steps import Pairs
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import row_of
 from openbezoar.rows.files import ROWS
-from openbezoar.rows.lengths import TextLengths, texts_of
+from openbezoar.rows.lengths import CHARACTERS_A_TOKEN, TextLengths, texts_of
 from openbezoar.rows.records import JsonLines, Row
 from openbezoar.rows.sources import resolve_path, row_files, select
 from openbezoar.rows.tables import RowTable, table_of
@@ -30,6 +33,7 @@ from openbezoar.store.runs import RunFolder
 
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
 CHARACTERS = 900.0  # of a row of which nothing is known
+VERDICT = 40  # tokens of a judge's reply on one answer, of a 135M model
 
 
 @dataclass
@@ -68,6 +72,25 @@ class JudgeCalls(NamedTuple):
     calls: int
     tokens_in: float
     most: int
+
+
+def one_after_another(rows: int, parts: Sequence[Estimate]) -> Estimate:
+    """Parts of a step's work that follow one another, each model alone in memory, as one estimate."""
+
+    def total(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    return Estimate(
+        rows,
+        sum(part.tokens_in or 0 for part in parts),
+        sum(part.tokens_out or 0 for part in parts),
+        total(part.money for part in parts),
+        max((part.memory_bytes or 0 for part in parts), default=0) or None,
+        total(part.seconds for part in parts),
+        any(part.assumed for part in parts),
+        total(part.flops for part in parts),
+    )
 
 
 def rate_name(device: Device, verb: str) -> str:
@@ -220,6 +243,18 @@ class Book:
             length = ((cost.tokens_in or 0) + (cost.tokens_out or 0)) / max(1, cost.rows or 0)
             cost.memory_bytes += cache_bytes(shape, batch * length)
         return cost
+
+    def scored(self, verb: str, step: Generate | Pairs, by: str, answers: float, shown: float) -> Estimate:
+        """What it costs to score so many answers by a reward model or a judge, each shown with its prompt in
+        so many tokens.
+        """
+        if is_reward_model(self.recipe, by):
+            return self.timed(self.answered(verb, by, 0, answers * shown, 0), verb, by, answers * shown)
+        by_text = step.rating.mode == "text"
+        template = len(self.text(step)("judge_filter" if by_text else "judge_filter_probability"))
+        tokens_in = answers * (shown + template / CHARACTERS_A_TOKEN)
+        tokens_out = answers * min(VERDICT, step.rating.max_new_tokens) if by_text else 0.0
+        return self.timed(self.answered(verb, by, 0, tokens_in, tokens_out), verb, by, tokens_in + 4 * tokens_out)
 
     def judged(
         self,

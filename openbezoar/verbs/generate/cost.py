@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from openbezoar.recipe.blocks import LocalModel
@@ -16,7 +17,7 @@ from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.rows.records import Row
 from openbezoar.schemes import SCHEMES
 from openbezoar.schemes.expected import Calls, Known, up_to
-from openbezoar.verbs.book import Book, Estimate, HandedOn
+from openbezoar.verbs.book import Book, Estimate, HandedOn, one_after_another
 from openbezoar.verbs.generate.key import scheme_options
 
 TEMPLATE = 25  # tokens of a chat template and its own system message
@@ -29,9 +30,10 @@ Text = Callable[[str], str]
 
 def cost(step: Generate, book: Book) -> Estimate:
     """Tokens as the scheme asks for them, corrected by what this teacher did in it before."""
-    options = scheme_options(step, "plan")
+    options, seeds, text = scheme_options(step, "plan"), book.rows_here(step.seeds or []), book.text(step)
+    expected = SCHEMES[step.generate].expected(options, Known(step.rows, seeds, text))
     local = isinstance(book.spec(step.teacher), LocalModel)
-    tokens = generate_tokens(step, options, book.rows_here(step.seeds or []), book.text(step), local)
+    tokens = generate_tokens(step, options, seeds, text, local)
     teacher = book.recipe.models.get(step.teacher)
     ratio = f"tokens.{step.generate}.{teacher.model if teacher else step.teacher}"
     tokens_in = tokens[0] * book.rates.get(f"{ratio}.in", 1.0)
@@ -39,9 +41,16 @@ def cost(step: Generate, book: Book) -> Estimate:
     estimate = book.answered("generate", step.teacher, step.rows, tokens_in, tokens_out)
     estimate.ratio = ratio
     # a model in this process reads faster than it writes
-    return book.timed(
+    made = book.timed(
         book.with_cache(estimate, step.teacher, step.batch), "generate", step.teacher, tokens_in / 8 + tokens_out
     )
+    if step.by is None:
+        return made
+    shown = TEMPLATE + (expected.prompt / CHARACTERS_A_TOKEN) + up_to(expected.answer, step.max_new_tokens)
+    scored = book.scored("generate", step, step.by, step.rows * step.samples, shown)
+    # both are held at once; what the teacher's tokens were taken for cannot be learnt from the sum
+    memory = made.memory_bytes and made.memory_bytes + (scored.memory_bytes or 0)
+    return replace(one_after_another(step.rows, [made, scored]), memory_bytes=memory)
 
 
 def hands_on(step: Generate, book: Book, name: str) -> HandedOn:
@@ -70,6 +79,6 @@ def generate_tokens(step: Generate, options: Any, seeds: Sequence[Row], text: Te
     answer = up_to(expected.answer, step.max_new_tokens)
     if not local:
         answer = max(answer, SHARE * step.max_new_tokens)
-    calls = (*expected.before, Calls("answers", step.rows, expected.prompt, answer))
+    calls = (*expected.before, Calls("answers", step.rows * step.samples, expected.prompt, answer))
     read = sum(c.number * (TEMPLATE + c.characters / CHARACTERS_A_TOKEN) for c in calls)
     return read, sum(c.number * c.tokens for c in calls)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from openbezoar.context import StepPlace
 from openbezoar.errors import RecipeError
+from openbezoar.judging.ratings import TEXTS
 from openbezoar.recipe.data_steps import Generate
 from openbezoar.recipe.file import one_line
 from openbezoar.schemes import SCHEMES
@@ -32,5 +33,5 @@ def scheme_options(step: Generate, where: str) -> BaseModel:
 
 
 def texts(step: Generate) -> tuple[str, ...]:
-    """The texts that the step's scheme sends."""
-    return SCHEMES[step.generate].prompts
+    """The texts that the step's scheme sends, and the judge that picks the best answer."""
+    return (*SCHEMES[step.generate].prompts, *(TEXTS if step.by is not None else ()))

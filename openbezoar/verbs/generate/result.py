@@ -8,7 +8,8 @@ from openbezoar.reporting.results import Number
 
 class GenerateNumbers(RowNumbers):
     """Counts, tokens of all replies (also those that led to no row), mean lengths in words, share
-    of finished answers.
+    of finished answers. Where the best of several answers was kept: the mean score of the first ones, which would
+    have been the only ones, and of those that were kept, over the rows whose first one has a score.
     """
 
     rows: int | None = None
@@ -19,6 +20,8 @@ class GenerateNumbers(RowNumbers):
     instruction_words: Number | None = None
     response_words: Number | None = None
     finished: Number | None = None
+    first_score: Number | None = None
+    best_score: Number | None = None
     summary: str | None = None
 
     def outcome(self) -> str:
