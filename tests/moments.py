@@ -47,23 +47,34 @@ RULES: dict[str, Any] = {
     "drop_echoes": False,
     "near_duplicates": None,
 }
+ORCA: dict[str, Any] = {
+    "generate": "orca",
+    "teacher": "far",
+    "seeds": "flan.jsonl",
+    "batch": 4,
+    "max_new_tokens": 12,
+    "submixes": {"cot": 1},
+}
 ROWS: dict[str, Any] = {
-    "made": {
-        "generate": "orca",
-        "teacher": "far",
-        "seeds": "flan.jsonl",
-        "rows": 12,
-        "batch": 4,
-        "max_new_tokens": 12,
-        "submixes": {"cot": 1},
-    },
+    "made": {**ORCA, "rows": 12},
     "kept": {"filter": "made", "judge": "far", "min_rating": 1, "batch": 4, "rules": RULES},
     "again": {"filter": "kept", "rules": RULES},
+    "best": {**ORCA, "rows": 5, "samples": 2, "by": "far"},
+    "paired": {"pairs": "rows.jsonl", "from": "far", "samples": 3, "by": "far", "batch": 4},
 }
 MODELS: dict[str, Any] = {
     "sft": {"sft": ["rows.jsonl", "kept"], "model": "base", "epochs": 1, "evaluate_every": 3, **FAST},
     "SFT": {"merge": "sft"},
-    "dpo": {"dpo": "pairs.jsonl", "model": "SFT", "reference": "cached", "epochs": 1, **FAST},
+    "own": {
+        "pairs": {"data": "rows.jsonl", "limit": 6},
+        "from": ["SFT", "base"],
+        "samples": 2,
+        "foreign": 0.5,
+        "by": "far",
+        "max_new_tokens": 8,
+        "unfinished": "keep",
+    },
+    "dpo": {"dpo": ["pairs.jsonl", "own"], "model": "SFT", "reference": "cached", "epochs": 1, **FAST},
     "DPO": {"merge": "dpo"},
     "scores": {
         "evaluate": ["base", "SFT", "DPO"],

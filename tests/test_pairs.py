@@ -10,18 +10,25 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
-from conftest import Opener, context_of
+from conftest import FAST, Opener, context_of
+from synthetic_run import step
 
+from openbezoar.engine.graph import build
 from openbezoar.errors import DataError, RecipeError, UserError
 from openbezoar.judging import answer_scores
 from openbezoar.llm import Call, Completion
 from openbezoar.llm.scripted import Scripted, last
-from openbezoar.recipe.file import parse
+from openbezoar.plan.estimates import estimate
+from openbezoar.recipe.file import load, parse
 from openbezoar.recipe.pair_steps import Pairs
+from openbezoar.reporting.facts import read_facts
 from openbezoar.rows.forms import to_pair
 from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
+from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.pairs import work
 from openbezoar.verbs.pairs.picking import pick
+from openbezoar.verbs.pairs.section import sections
+from openbezoar.verbs.release.sources_of import sources_of
 
 PROMPTS = [{"id": f"q{n}", "instruction": f"Name river {n}.", "licence": "cc0"} for n in range(12)]
 
@@ -72,10 +79,10 @@ class Bench:
         context = context_of(
             self.folder, {"pairs": "prompts.jsonl", **settings}, name="p", out=out, opener=opener, seed=11
         )
-        step = context.recipe.steps["p"]
-        assert isinstance(step, Pairs)
+        checked = context.recipe.steps["p"]
+        assert isinstance(checked, Pairs)
         try:
-            self.numbers = work.run(step, context)
+            self.numbers = work.run(checked, context)
         finally:
             self.counts = context.counts.by_reason
             written = context.out / "candidates.jsonl"
@@ -370,3 +377,62 @@ def test_the_key_pairs_of_other_verbs_is_no_verb_there() -> None:
     defaults = {"pairs": {"from": "own", "by": "rm"}}
     recipe = parse({"name": "t", "models": {}, "defaults": defaults, "steps": {"p": {"pairs": "x"}}}, "t.yaml")
     assert json.loads(recipe.steps["p"].model_dump_json())["from"] == "own"
+
+
+def test_the_report_tells_what_was_paired_by_whom_and_what_was_dropped(pairs: Bench) -> None:
+    own = scripted("a fine answer", "no", Completion("cut", "length", 1, 1))
+    rows = pairs.run({"own": own}, **{"from": "own", "samples": 3, "by": "rm"})
+    kept, settings = pairs.folder / "run", {"pairs": "x.jsonl", "pick": "best_2sigma", "by": "rm"}
+    step(kept, "own-pairs", "pairs", settings, [], {"rows.jsonl": rows}, numbers=pairs.numbers, counts=pairs.counts)
+    facts = read_facts(RunFolder(kept))
+    result = facts.steps["own-pairs"].result
+    assert result.outcome() == "12 pairs of 12 prompts" and result.missing() == []
+    (section,) = sections(facts)
+    page = json.dumps(section, default=vars)
+    for told in ("best_2sigma by rm", "1.00 [0.76, 1.00]", "11.000", "answers: cut off by the token limit: 12"):
+        assert told in page, told
+    assert "q0: chosen, by own, 13.000" in page and "q4: prompt" in page and "q8: rejected, by own, 2.000" in page
+
+
+def test_a_release_names_all_whose_answers_it_was_trained_on(tmp_path: Path) -> None:
+    address = "http://localhost:1/v1"
+    names = ("mit", "apache-2.0", "cc0-1.0", "rm")
+    models = {name: {"server": address, "model": name, "licence": name} for name in names}
+    scored = {"pairs": "x.jsonl", "from": ["mit", "apache-2.0"], "by": "rm"}
+    delta = {"pairs": "x.jsonl", "pick": "delta", "strong": "mit", "weak": "cc0-1.0"}
+    for name, settings in (("own", scored), ("apart", delta)):
+        step(tmp_path / "run", name, "pairs", settings, [], {"rows.jsonl": []})
+    context = context_of(tmp_path, {"pairs": "own", **{"from": "mit", "by": "rm"}}, top={"models": models})
+    facts = read_facts(RunFolder(tmp_path / "run"))
+    named = {(source.what, source.stated) for source in sources_of(facts, context, ["own", "apart"])}
+    assert named == {("teacher", "mit"), ("teacher", "apache-2.0"), ("teacher", "cc0-1.0"), ("judge", "rm")}
+
+
+def test_a_plan_knows_whose_answers_are_asked_and_what_scores_them(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = {"pairs": "rows.jsonl", "from": "base", "samples": 4, "by": "base"}
+    steps = {
+        "own": own,
+        "more": {**own, "samples": 8},
+        "delta": {"pairs": "rows.jsonl", "pick": "delta", "strong": "base", "weak": "sft"},
+        "sft": {"sft": "rows.jsonl", "model": "base", **FAST},
+        "dpo": {"dpo": "own", "model": "sft", **FAST},
+    }
+    path = write_recipe(steps)
+    graph = build(load(path), path, tmp_path / "runs")
+    assert graph.nodes["delta"].inputs == ("sft",) and set(graph.nodes["dpo"].inputs) == {"own", "sft"}
+    assert graph.nodes["own"].parts["settings"]["from"] == "base"
+    assert set(graph.nodes["own"].parts["texts"]) == {"judge_filter", "judge_filter_probability"}
+    assert graph.nodes["delta"].parts["texts"] == {}
+    planned = estimate(graph)
+    assert planned["own"].rows == 24 and (planned["dpo"].tokens_in or 0) > 0
+    assert planned["more"].tokens_out == pytest.approx(2 * (planned["own"].tokens_out or 0), rel=0.01)
+    assert 0 < (planned["delta"].tokens_out or 0) < (planned["own"].tokens_out or 0)
+    assert (planned["own"].seconds or 0) > 0 and (planned["own"].memory_bytes or 0) > 0
+    with pytest.raises(
+        RecipeError, match=r"policy: open refuses rows 'rows\.jsonl' .*, teacher 'base' .*, judge 'base'"
+    ):
+        build(load(path, ["policy=open"]), path, tmp_path / "runs")
+    with pytest.raises(RecipeError, match=r"steps\.own\.from: no step or model 'bose'; did you mean 'base'"):
+        build(load(path, ["steps.own.from=bose"]), path, tmp_path / "runs")

@@ -98,9 +98,14 @@ def mark(field: FieldInfo, kind: Callable[..., Mark]) -> Mark | None:
 
 
 def field_of(kind: type[BaseModel], role: str) -> str | None:
-    """The field of a step's class that has a role."""
-    marks = ((name, mark(field, Ref)) for name, field in kind.model_fields.items())
-    return next((name for name, one in marks if one is not None and one.role == role), None)
+    """The first of ``fields_of``."""
+    return next(iter(fields_of(kind, role)), None)
+
+
+def fields_of(kind: type[BaseModel], role: str) -> list[str]:
+    """What a recipe calls the fields of a step's class that have a role."""
+    marks = ((field.alias or name, mark(field, Ref)) for name, field in kind.model_fields.items())
+    return [name for name, one in marks if one is not None and one.role == role]
 
 
 def not_in_key(step: BaseModel) -> set[str]:

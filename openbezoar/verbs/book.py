@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from openbezoar import prompts
-from openbezoar.judging.rewards import is_reward_model
 from openbezoar.machine.devices import Device
 from openbezoar.models.memory import cache_bytes, parameters, process_bytes
 from openbezoar.models.shapes import model_of, shape_of_model
@@ -244,11 +243,13 @@ class Book:
             cost.memory_bytes += cache_bytes(shape, batch * length)
         return cost
 
-    def scored(self, verb: str, step: Generate | Pairs, by: str, answers: float, shown: float) -> Estimate:
-        """What it costs to score so many answers by a reward model or a judge, each shown with its prompt in
-        so many tokens.
+    def scored(
+        self, verb: str, step: Generate | Pairs, by: str, *, answers: float, shown: float, reward: bool
+    ) -> Estimate:
+        """What it costs to score so many answers, each shown with its prompt in so many tokens. reward: by a
+        reward model, which writes nothing.
         """
-        if is_reward_model(self.recipe, by):
+        if reward:
             return self.timed(self.answered(verb, by, 0, answers * shown, 0), verb, by, answers * shown)
         by_text = step.rating.mode == "text"
         template = len(self.text(step)("judge_filter" if by_text else "judge_filter_probability"))

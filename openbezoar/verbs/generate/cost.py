@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from openbezoar.judging.rewards import is_reward_model
 from openbezoar.recipe.blocks import LocalModel
 from openbezoar.recipe.data_steps import Generate
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
@@ -47,7 +48,8 @@ def cost(step: Generate, book: Book) -> Estimate:
     if step.by is None:
         return made
     shown = TEMPLATE + (expected.prompt / CHARACTERS_A_TOKEN) + up_to(expected.answer, step.max_new_tokens)
-    scored = book.scored("generate", step, step.by, step.rows * step.samples, shown)
+    answers, reward = step.rows * step.samples, is_reward_model(book.recipe, step.by)
+    scored = book.scored("generate", step, step.by, answers=answers, shown=shown, reward=reward)
     # both are held at once; what the teacher's tokens were taken for cannot be learnt from the sum
     memory = made.memory_bytes and made.memory_bytes + (scored.memory_bytes or 0)
     return replace(one_after_another(step.rows, [made, scored]), memory_bytes=memory)

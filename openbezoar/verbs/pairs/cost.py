@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from openbezoar.judging.rewards import is_reward_model
 from openbezoar.recipe.pair_steps import Pairs
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.verbs.book import Book, Estimate, HandedOn, one_after_another
@@ -21,7 +22,8 @@ def cost(step: Pairs, book: Book) -> Estimate:
     if step.by is not None:
         brought = rows * step.foreign * BROUGHT if step.row_answers else 0.0
         shown = QUESTION + step.max_new_tokens * LENGTH
-        parts.append(book.scored("pairs", step, step.by, sum(calls) + brought, shown))
+        reward = is_reward_model(book.recipe, step.by)
+        parts.append(book.scored("pairs", step, step.by, answers=sum(calls) + brought, shown=shown, reward=reward))
     return one_after_another(rows, parts)
 
 

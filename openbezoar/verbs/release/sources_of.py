@@ -12,7 +12,7 @@ from pathlib import Path
 from openbezoar.context import StepContext
 from openbezoar.publishing.licences import Source, of_reference, strictest
 from openbezoar.publishing.licences_of import licence_of_data, licence_of_model, stated_for_data
-from openbezoar.recipe.refs import field_of
+from openbezoar.recipe.refs import fields_of
 from openbezoar.recipe.verbs import VERBS
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.results import StepFacts
@@ -37,19 +37,20 @@ def _models(facts: RunFacts, context: StepContext, steps: Sequence[StepFacts]) -
     identities = facts.models()
     for step in steps:
         for role, what in MODELS.items():
-            name = _named(step, role)
-            if name in context.recipe.models:
+            for name in (name for name in _named(step, role) if name in context.recipe.models):
                 licence = licence_of_model(context.recipe, name, context.recipe_folder, _opened(context))
                 yield Source(what, reference_of(identities.get(name, {"model": name})), licence)
 
 
-def _named(step: StepFacts, role: str) -> str:
-    """What a step names in a role; "" for nothing."""
-    return str(step.settings.get(_field(step, role) or "") or "")
+def _named(step: StepFacts, role: str) -> Iterator[str]:
+    """Whom a step names in a role."""
+    for field in _fields(step, role):
+        value = step.settings.get(field) or ()
+        yield from (value,) if isinstance(value, str) else map(str, value)
 
 
-def _field(step: StepFacts, role: str) -> str | None:
-    return field_of(VERBS[step.verb].settings, role) if step.verb in VERBS else None
+def _fields(step: StepFacts, role: str) -> list[str]:
+    return fields_of(VERBS[step.verb].settings, role) if step.verb in VERBS else []
 
 
 def _opened(context: StepContext) -> Callable[[str], Path]:
@@ -58,7 +59,7 @@ def _opened(context: StepContext) -> Callable[[str], Path]:
 
 def _data(context: StepContext, steps: Sequence[StepFacts]) -> Iterator[Source]:
     for step in steps:
-        if not any(_field(step, role) for role in DATA):
+        if not any(_fields(step, role) for role in DATA):
             continue
         prompts = set((step.settings.get("prompts") or {}).values())
         for text in step.parts.get("files") or {}:
