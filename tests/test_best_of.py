@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pairs import Rewarder, length
+from test_pairs import Liking, length
 from test_schemes import FLAN, INSTRUCTIONS, PRE_QUERY, SETTINGS, Killed, Teacher, good_teacher, some_judge
 from test_schemes import Bench as Schemes
 
@@ -25,9 +25,9 @@ from openbezoar.schemes import SCHEMES
 
 
 @pytest.fixture
-def rewards(monkeypatch: pytest.MonkeyPatch) -> Rewarder:
+def rewards(monkeypatch: pytest.MonkeyPatch) -> Liking:
     """A reward model 'judge' that likes long answers."""
-    rewarder = Rewarder(length)
+    rewarder = Liking(length)
     monkeypatch.setattr(answer_scores, "is_reward_model", lambda recipe, name: name == "judge")
     monkeypatch.setattr(answer_scores, "open_rewards", lambda context, name: rewarder)
     return rewarder
@@ -50,7 +50,7 @@ def run(bench: Schemes, scheme: str, out: str = "out", teacher: Teacher | None =
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_s_answers_are_the_best_of_several(bench: Schemes, rewards: Rewarder, scheme: str) -> None:
+def test_every_scheme_s_answers_are_the_best_of_several(bench: Schemes, rewards: Liking, scheme: str) -> None:
     one, best = run(bench, scheme, "one"), run(bench, scheme, "best", samples=4, by="judge")
     assert [row["instruction"] for row in best[:4]] == [row["instruction"] for row in one[:4]]
     assert all(len(row["scores"]) == 4 and max(row["scores"]) == len(row["response"]) for row in best)
@@ -62,7 +62,7 @@ def test_every_scheme_s_answers_are_the_best_of_several(bench: Schemes, rewards:
 
 
 def test_of_several_answers_a_finished_one_is_kept_and_one_that_says_nothing_never(
-    bench: Schemes, rewards: Rewarder
+    bench: Schemes, rewards: Liking
 ) -> None:
     def teacher(system: str, user: str, seed: int) -> str | Completion:
         kind = random.Random(seed).choice(("long", "short", "empty", "lost"))
@@ -96,7 +96,7 @@ def test_a_judge_s_ratings_pick_too_and_without_one_the_first_answer_stays(bench
     ]
 
 
-def test_a_killed_run_with_several_answers_goes_on_and_ends_the_same(bench: Schemes, rewards: Rewarder) -> None:
+def test_a_killed_run_with_several_answers_goes_on_and_ends_the_same(bench: Schemes, rewards: Liking) -> None:
     settings = {"samples": 3, "by": "judge"}
     whole = Teacher(wordy_teacher)
     rows = run(bench, "evol_instruct", "whole", whole, **settings)

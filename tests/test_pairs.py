@@ -33,7 +33,7 @@ from openbezoar.verbs.release.sources_of import sources_of
 PROMPTS = [{"id": f"q{n}", "instruction": f"Name river {n}.", "licence": "cc0"} for n in range(12)]
 
 
-class Rewarder:
+class Liking:
     """A reward model whose rewards are a function of turns and answer."""
 
     def __init__(self, reward: Callable[[Sequence[Turn], str], float]) -> None:
@@ -59,7 +59,7 @@ class Bench:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.rewards = Rewarder(length)
+        self.rewards = Liking(length)
         self.counts: dict[str, int] = {}
         self.numbers: dict[str, Any] = {}
         self.candidates: list[Row] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from conftest import FAST
 
 from openbezoar.engine import execution, graph
+from openbezoar.judging.rewards import is_reward_model
 from openbezoar.progress import Silent
 from openbezoar.recipe.file import load
 from openbezoar.reporting.facts import read_facts
@@ -20,14 +22,33 @@ from openbezoar.rows.records import read_jsonl
 from openbezoar.store.runs import RunFolder
 
 DOCS = Path(__file__).parents[1] / "docs/how-to"
+TRAINED: dict[str, Any] = {**FAST, "max_steps": 2, "heldout_rows": 2, "heldout_every": 4}
 OWN: dict[str, Any] = {
     "pairs": {"data": "rows.jsonl", "limit": 12},
     "samples": 3,
-    "by": "base",
-    "rating": {"mode": "probability"},  # a random model's ratings differ in their last digits
+    "by": "rm",
     "max_new_tokens": 12,
     "unfinished": "keep",
 }
+
+
+def save_classifier(folder: Path, tiny: Path) -> Path:
+    """A random sequence classifier with one output and the tiny model's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(str(tiny), num_labels=1)
+    AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(tiny)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]:
+    """The models of a recipe: a random one and a random reward model."""
+    rm = save_classifier(tmp_path_factory.mktemp("rm"), tiny)
+    return {"base": {"model": str(tiny), "dtype": "float32"}, "rm": {"reward": str(rm), "dtype": "float32"}}
 
 
 def execute(path: Path, runs: Path) -> list[str]:
@@ -35,10 +56,11 @@ def execute(path: Path, runs: Path) -> list[str]:
 
 
 def test_a_model_s_own_answers_become_pairs_and_a_dpo_step_trains_on_them_at_once(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path], tmp_path: Path, models: dict[str, Any]
 ) -> None:
-    trained = {**FAST, "max_steps": 2, "heldout_rows": 2, "heldout_every": 4}
-    path = write_recipe({"own": {**OWN, "from": "base"}, "dpo": {"dpo": "own", "model": "base", **trained}})
+    path = write_recipe(
+        {"own": {**OWN, "from": "base"}, "dpo": {"dpo": "own", "model": "base", **TRAINED}}, models=models
+    )
     runs = tmp_path / "runs"
     assert execute(path, runs) == ["own", "dpo"]
     rows = list(read_jsonl(runs / "t/own/rows.jsonl"))
@@ -56,9 +78,9 @@ def test_a_model_s_own_answers_become_pairs_and_a_dpo_step_trains_on_them_at_onc
 
 @pytest.mark.slow
 def test_two_rounds_are_four_steps_and_the_second_asks_what_the_first_made(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path], tmp_path: Path, models: dict[str, Any]
 ) -> None:
-    trained = {**FAST, "max_steps": 3, "heldout_rows": 2, "heldout_every": 4, "learning_rate": 1e-2}
+    trained = {**TRAINED, "learning_rate": 1e-2}
     path = write_recipe(
         {
             "sft": {"sft": "rows.jsonl", "model": "base", **trained},
@@ -68,7 +90,8 @@ def test_two_rounds_are_four_steps_and_the_second_asks_what_the_first_made(
             "own-2": {**OWN, "from": ["dpo", "SFT"], "foreign": 0.5},
             "dpo-2": {"dpo": "own-2", "model": "dpo", **trained},
             "report": {"report": "all"},
-        }
+        },
+        models=models,
     )
     runs = tmp_path / "runs"
     execute(path, runs)
@@ -79,3 +102,15 @@ def test_two_rounds_are_four_steps_and_the_second_asks_what_the_first_made(
     assert len(json.loads((runs / "t/dpo-2/model.json").read_text())["adapters"]) == 2
     page = (runs / "t/report/report.md").read_text(encoding="utf-8")
     assert "## Preference pairs" in page and re.search(r"\| own-2 +\| 12 ", page)
+
+
+def test_the_page_s_diff_gives_own_data_s_recipe_pairs_and_a_step_that_trains_on_them(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"^```yaml\n(name: mine\n.*?)^```", (DOCS / "own-data.md").read_text(), re.M | re.S)
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (DOCS / "preference-pairs.md").read_text(), re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+    for name in ("mine", "prompts", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text('{"instruction": "Name a sea.", "response": "The Baltic."}\n')
+    made = graph.build(load(tmp_path / "mine.yaml"), tmp_path / "mine.yaml", tmp_path / "runs")
+    assert made.nodes["own"].inputs == ("chat",) and set(made.nodes["dpo"].inputs) == {"own", "chat"}
+    assert "dpo" in made.nodes["scores"].inputs and is_reward_model(made.recipe, "rm")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openbezoar.context import StepContext
 from openbezoar.judging.ratings import Item, rate
-from openbezoar.judging.rewards import Asked, Rewards, is_reward_model, open_rewards
+from openbezoar.judging.rewards import Asked, Rewarder, is_reward_model, open_rewards
 from openbezoar.llm import LLM, open_llm
 from openbezoar.recipe.fields import RatingSettings
 from openbezoar.rows.held import transcript
@@ -27,7 +27,7 @@ class AnswerScores:
         self, name: str, context: StepContext, rating: RatingSettings, files: Mapping[str, Path], batch: int = BATCH
     ) -> None:
         self.name, self.context, self.rating, self.files, self.batch = name, context, rating, files, batch
-        self._rewards: Rewards | None = None
+        self._rewards: Rewarder | None = None
         self._judge: LLM | None = None
 
     def __call__(self, asked: Asked) -> list[list[float | None]]:

@@ -46,7 +46,11 @@ class Generate(Step):
     pick: Annotated[Literal["best"], NotInKey("steps that asked once", at="best")] = Field(
         "best", description="Which of several answers is kept: the one with the highest score."
     )
-    by: Annotated[str | None, Ref("model", role="judge"), NotInKey("steps that scored no answer", at=None)] = Field(
+    by: Annotated[
+        str | None,
+        Ref("model", also="reward model", role="judge"),
+        NotInKey("steps that scored no answer", at=None),
+    ] = Field(
         None,
         description=(
             "What scores several answers: a reward model, or a model that rates as a filter's judge does. Their scores"

@@ -46,7 +46,7 @@ class Pairs(Step):
     temperature: float = Field(0.8, ge=0, description="As SimPO (arXiv 2405.14734) draws its own answers.")
     top_p: float = Field(0.95, gt=0, le=1, description="As SimPO's code.")
     max_new_tokens: int = Field(512, gt=0, description="Most tokens of an answer.")
-    by: Annotated[str | None, Ref("model", role="judge")] = Field(
+    by: Annotated[str | None, Ref("model", also="reward model", role="judge")] = Field(
         None, description="What scores the answers: a reward model, or a model that rates as a filter's judge does."
     )
     rating: RatingSettings = Field(RatingSettings(), description="How a judge rates; a reward model needs none of it.")
