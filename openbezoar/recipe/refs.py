@@ -72,10 +72,13 @@ def references(step: BaseModel) -> Iterator[Reference]:
         key, value, ref = field.alias or name, getattr(step, name), mark(field, Ref)
         if ref is not None:
             yield from _names(key, ref, value)
-        else:  # blocks inside of a step, such as the tasks that bring a file of their own
+        else:  # blocks inside of a step, such as the tasks that bring a file of their own, or what has a name
             for block in value if isinstance(value, list) else [value]:
                 if isinstance(block, BaseModel):
                     yield from (inner._replace(key=key) for inner in references(block))
+            for name, block in value.items() if isinstance(value, dict) else ():
+                if isinstance(block, BaseModel):
+                    yield from (inner._replace(key=f"{key}.{name}.{inner.key}") for inner in references(block))
 
 
 def _names(key: str, ref: Ref, value: Any) -> Iterator[Reference]:

@@ -209,6 +209,7 @@ VERBS: dict[str, Verb] = {
         scores=True,
         cost="cost:cost",
         result="result:EvaluateScores",
+        texts="key:texts",
         benchmarks="key:benchmarks",
         packages="key:packages",
         gate="gates:gate",

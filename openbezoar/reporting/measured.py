@@ -11,7 +11,7 @@ from typing import Any
 from openbezoar.reporting.wording import estimate
 from openbezoar.stats.intervals import proportion_interval
 
-ORDER = {"task": 0, "loss": 1, "rewards": 2, "pairs": 3, "rating": 4, "ended": 5}
+ORDER = {"task": 0, "loss": 1, "rewards": 2, "pairs": 3, "wins": 4, "rating": 5, "ended": 6}
 """Kinds of scores, as the table of checkpoints has their columns."""
 ALPHA = 0.05
 LOWER_IS_BETTER = ("loss", "degenerate", "cut off", "empty", "unsafe", "unsupported")

@@ -283,6 +283,10 @@ class Scores(Result):
         """The checkpoint that reward accuracies are seen from."""
         return None
 
+    def beside(self) -> list[str]:
+        """What must stand beside the scores in any table, in sentences: how far who gave them is to be believed."""
+        return []
+
     def blocks(self) -> list[Block]:
         """What the report's section of scores tells beside the table."""
         return []

@@ -70,8 +70,8 @@ def scores_table(facts: RunFacts, only: Sequence[str] | None = None) -> Table:
     rows = tuple((name, *(c.cell(name) for c in listed)) for name in names)
     otherwise = " that does not say otherwise" if any("lower is better" in c.title for c in listed) else ""
     note = f"In brackets: 95 % interval. Lower is better for losses, higher for everything else{otherwise}."
-    if sentence := _seen_from(facts):
-        note += f" {sentence}"
+    for sentence in (_seen_from(facts), *(words for result in scored(facts) for words in result.beside())):
+        note += f" {sentence}" if sentence else ""
     return Table(("checkpoint", *(c.header() for c in listed)), rows, note)
 
 

@@ -1,4 +1,4 @@
-"""How many questions an evaluation asks, and the tokens of it all."""
+"""How many questions an evaluation asks, the tokens of it all, and what a judge of answers costs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from collections import Counter
 
 from openbezoar.errors import UserError
 from openbezoar.harness.tasks import MMLU, find_local, task_file
-from openbezoar.recipe.measure_steps import Evaluate, TaskSpec
+from openbezoar.judging.rewards import is_reward_model
+from openbezoar.recipe.blocks import ServerModel
+from openbezoar.recipe.measure_steps import Evaluate, TaskSpec, Wins
 from openbezoar.rows.lengths import path_tokens
 from openbezoar.rows.records import read_jsonl
 from openbezoar.verbs.book import Book, Estimate
 
 UNKNOWN = 1000  # questions of a task whose rows are not here
+QUESTION = 150  # tokens of a prompt
+PROMPT = 400  # tokens that a judge is sent beside the answers
+LENGTH = 0.6  # of the limit, that an answer has
 
 
 def cost(step: Evaluate, book: Book) -> Estimate:
@@ -27,7 +32,34 @@ def cost(step: Evaluate, book: Book) -> Estimate:
         rows = sum(n for n, _ in lengths)
         tokens += min(rows, step.loss_rows) / max(1, rows) * sum(n * length for n, length in lengths) * checkpoints
     estimate = Estimate(questions * checkpoints, int(tokens), 0, None, book.resident(first))
+    for wins in step.wins.values():
+        tokens += _add_answers(wins, step, book, estimate)
     return book.timed(estimate, "evaluate", first, tokens)
+
+
+def _add_answers(wins: Wins, step: Evaluate, book: Book, estimate: Estimate) -> float:
+    """Count a set's answers, and what compares them, into the estimate; the tokens that local models pass through.
+
+    A reward model reads every answer once, a judge every two in both orders. It is reckoned as large as
+    the first checkpoint.
+    """
+    names = len(dict.fromkeys(step.evaluate))
+    prompts, answer = min(wins.limit, book.rows(wins.prompts)[0]), wins.max_new_tokens * LENGTH
+    read, written = names * prompts * QUESTION, names * prompts * answer
+    opponents = len(wins.opponents)
+    pairs = opponents * names - opponents * (opponents + 1) // 2
+    if is_reward_model(book.recipe, wins.by):
+        judged_in, judged_out = names * prompts * (QUESTION + answer), 0.0
+    else:
+        judged_in = 2.0 * pairs * prompts * (PROMPT + 2 * answer)
+        judged_out = 2.0 * pairs * prompts * wins.judge_max_new_tokens * 0.5 if wins.mode == "text" else 0.0
+    money = book.money(wins.by, judged_in, judged_out)
+    estimate.rows = (estimate.rows or 0) + names * prompts
+    estimate.tokens_in = (estimate.tokens_in or 0) + int(read + judged_in)
+    estimate.tokens_out = (estimate.tokens_out or 0) + int(written + judged_out)
+    estimate.money = (estimate.money or 0.0) + money if money is not None else estimate.money
+    asked = isinstance(book.spec(wins.by), ServerModel)
+    return read / 8 + written + (0.0 if asked else judged_in + judged_out)
 
 
 def _questions(spec: TaskSpec, step: Evaluate, book: Book) -> int:

@@ -22,6 +22,11 @@ def packages(step: Evaluate, recipe: Recipe) -> Iterator[str]:
             yield from IFEVAL
 
 
+def texts(step: Evaluate) -> tuple[str, ...]:
+    """What a judge of answers may be sent."""
+    return ("judge_pair",) if step.wins else ()
+
+
 def benchmarks(step: Evaluate, name: str, recipe: Recipe, folder: Path) -> list[EvaluationRows]:
     """The rows of the step's tasks. Raises RecipeError or DataError as the step would."""
     specs = [_spec(task) for task in step.tasks]

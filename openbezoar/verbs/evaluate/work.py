@@ -1,4 +1,4 @@
-"""``evaluate``: LM-Eval tasks, held-out losses and preference accuracies of several checkpoints.
+"""``evaluate``: LM-Eval tasks, held-out losses, preference accuracies and win rates of several checkpoints.
 
 Reads the checkpoints of other steps, task rows and data rows; writes ``scores.json``
 (``result.EvaluateScores``).
@@ -6,10 +6,10 @@ Reads the checkpoints of other steps, task rows and data rows; writes ``scores.j
 ``differences`` has an entry for every two checkpoints: ``difference`` is b's value less a's
 (b stands later in the recipe's list), over the items that both were scored on, paired, and
 ``p_holm`` its p corrected for all differences of the step. What must hold (``gate``) is asked each
-time the recipe runs, by ``judging.gates``. ``rewards`` and ``kl`` are there with ``reference``:
-implicit rewards on the pairs and the divergence from that checkpoint (``judging.rewards``). Each
-checkpoint's results are kept in ``.resume-NAME.json`` until the step is whole, so that a killed run
-goes on with the next checkpoint.
+time the recipe runs, by ``gates``. ``rewards`` and ``kl`` are there with ``reference``:
+implicit rewards on the pairs and the divergence from that checkpoint (``rewards``). What
+``wins`` asks for is answered and compared in ``wins``. Each checkpoint's results are kept in
+``.resume-NAME.json`` until the step is whole, so that a killed run goes on with the next checkpoint.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from openbezoar.store.files import write_json
 from openbezoar.store.manifests import read_sealed, sealed
 from openbezoar.verbs.evaluate.result import EvaluateScores
 from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share, share_numbers
+from openbezoar.verbs.evaluate.wins import compare_answers
 
 
 def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
@@ -58,8 +59,14 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     _count(checkpoints, context)
     if step.reference is not None:
         _against_reference(step.reference, step, context, checkpoints, pairs)
-    differences = _compare(checkpoints, context.seed)
-    scores = EvaluateScores.model_validate({"checkpoints": checkpoints, "reference": step.reference, **differences})
+    won = compare_answers(step, context) if step.wins else None
+    differences = _compare(checkpoints, context.seed, [] if won is None else won.differences)
+    content = {"checkpoints": checkpoints, "reference": step.reference, **differences}
+    if won is not None:
+        for name, by_set in won.checkpoints.items():
+            checkpoints[name]["wins"] = by_set
+        content |= {"wins": won.sets, "win_differences": won.differences}
+    scores = EvaluateScores.model_validate(content)
     scores.write(context.out)
     return _numbers(scores)
 
@@ -86,6 +93,8 @@ def _checkpoint(
     pairs: Mapping[str, Sequence[Pair]],
 ) -> dict[str, Any]:
     """Everything about one checkpoint; its memory is free again afterwards."""
+    if not (benchmarks or examples or pairs):  # of an evaluation by answers alone no model is loaded here
+        return {"tasks": {}, "losses": {}, "pairs": {}}
     from openbezoar.forest import Scorer
     from openbezoar.llm.local import LocalLLM
     from openbezoar.models.load import free, load_for_inference, window_of
@@ -321,8 +330,10 @@ def _count(checkpoints: Mapping[str, Any], context: StepContext) -> None:
                     context.counts.add(f"{name}, {kind} {key}: chosen and rejected are identical", result["identical"])
 
 
-def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result]]:
-    """Paired differences between every two checkpoints, b less a; p values corrected for all of them."""
+def _compare(checkpoints: Mapping[str, Any], seed: int, further: Sequence[Result]) -> dict[str, list[Result]]:
+    """Paired differences between every two checkpoints, b less a; p values corrected for all of them, and
+    for the ``further`` ones of the step.
+    """
     kinds = (
         ("differences", "tasks", "task"),
         ("loss_differences", "losses", "set"),
@@ -339,7 +350,7 @@ def _compare(checkpoints: Mapping[str, Any], seed: int) -> dict[str, list[Result
             }
             metric = {"metric": result["main"]} if kind == "tasks" else {}
             by_kind[key] += every_pair(values, step_seed(seed, kind), {word: name, **metric})
-    correct([row for rows in by_kind.values() for row in rows])
+    correct([*(row for rows in by_kind.values() for row in rows), *further])
     return by_kind
 
 
