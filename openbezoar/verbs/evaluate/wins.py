@@ -52,7 +52,7 @@ class Prompted:
     turns: tuple[Turn, ...]
 
 
-class Pair(NamedTuple):
+class Opposed(NamedTuple):
     """A checkpoint and the one that it is compared with."""
 
     name: str
@@ -68,11 +68,11 @@ class Competition:
     prompts: Sequence[Prompted]
     answers: Mapping[str, list[Row]]
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[Opposed]:
         """Every checkpoint with each opponent; two opponents with each other once."""
         opponents = self.wins.opponents
         return [
-            Pair(name, other)
+            Opposed(name, other)
             for place, other in enumerate(opponents)
             for name in self.answers
             if name != other and name not in opponents[:place]
@@ -161,7 +161,7 @@ def _answered(name: str, wins: Wins, model: str, prompts: Sequence[Prompted], co
 # ----------------------------------------------------------------------------- comparing
 
 
-def _by_rewards(competition: Competition, context: StepContext) -> dict[Pair, Preferences]:
+def _by_rewards(competition: Competition, context: StepContext) -> dict[Opposed, Preferences]:
     """Rewards into the answers' rows, and what they prefer."""
     kept = context.out / f".resume-wins-{quote(competition.set, safe='')}.json"
     if not kept.is_file():
@@ -203,10 +203,10 @@ def _rewarded(competition: Competition, context: StepContext) -> dict[str, Prefe
     return rewarded
 
 
-def _by_judge(competition: Competition, context: StepContext) -> tuple[dict[Pair, Preferences], list[Row]]:
+def _by_judge(competition: Competition, context: StepContext) -> tuple[dict[Opposed, Preferences], list[Row]]:
     """What a judge prefers, with rows of ``comparisons.jsonl``."""
     wins, texts = competition.wins, own_texts(WANTED, {}, tuple(WANTED))
-    preferred: dict[Pair, Preferences] = {}
+    preferred: dict[Opposed, Preferences] = {}
     comparisons: list[Row] = []
     with closing(open_llm(wins.by, context)) as judge:
 
@@ -222,7 +222,7 @@ def _by_judge(competition: Competition, context: StepContext) -> tuple[dict[Pair
     return preferred, comparisons
 
 
-def _pairing(competition: Competition, pair: Pair, place: int, seed: int) -> both_orders.Pairing:
+def _pairing(competition: Competition, pair: Opposed, place: int, seed: int) -> both_orders.Pairing:
     prompt, wins = competition.prompts[place], competition.wins
     question = Question(prompt.id, competition.set, (_shown(prompt.turns), ""), ("", ""))
     a, b = (competition.answers[name][place]["answer"] for name in pair)
@@ -253,7 +253,7 @@ def _shown(turns: Sequence[Turn]) -> str:
 # ------------------------------------------------------------------------------ counting
 
 
-def _numbers(competition: Competition, preferred: Mapping[Pair, Preferences], seed: int) -> dict[str, Row]:
+def _numbers(competition: Competition, preferred: Mapping[Opposed, Preferences], seed: int) -> dict[str, Row]:
     """What the answers of each checkpoint are like, and its win rates."""
     numbers = {}
     for name, rows in competition.answers.items():
@@ -294,7 +294,7 @@ def _mean(values: Sequence[float], seed: int) -> Row | None:
     return {**mean_interval(values, seed)._asdict(), "n": len(values)} if values else None
 
 
-def _rate(competition: Competition, pair: Pair, values: Preferences, seed: int) -> Row:
+def _rate(competition: Competition, pair: Opposed, values: Preferences, seed: int) -> Row:
     """A win rate, plain and at equal length, with {wins, ties, losses, unscored} and the value of each prompt."""
     places = [place for place, value in enumerate(values) if value is not None]
     known = [value for value in values if value is not None]
@@ -313,7 +313,7 @@ def _rate(competition: Competition, pair: Pair, values: Preferences, seed: int) 
     }
 
 
-def _differences(competition: Competition, preferred: Mapping[Pair, Preferences], seed: int) -> list[Row]:
+def _differences(competition: Competition, preferred: Mapping[Opposed, Preferences], seed: int) -> list[Row]:
     """Every pair tested, the one that stands later in the recipe's list less the other: in the win rate,
     against an even one, and in the shares of answers that stop and that loop.
     """
@@ -332,7 +332,7 @@ def _by_place(values: Preferences) -> dict[int, float]:
     return {place: value for place, value in enumerate(values) if value is not None}
 
 
-def _count(competition: Competition, preferred: Mapping[Pair, Preferences], context: StepContext) -> None:
+def _count(competition: Competition, preferred: Mapping[Opposed, Preferences], context: StepContext) -> None:
     """What has no answer or no verdict."""
     for name, rows in competition.answers.items():
         if errors := sum(row["finish"] == "error" for row in rows):
