@@ -33,6 +33,7 @@ from openbezoar.stats.intervals import holm
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.evaluate import work as stage
 from openbezoar.verbs.evaluate.result import EvaluateScores
+from openbezoar.verbs.evaluate.won import answer_pairs
 from openbezoar.verbs.filter.benchmarks import read_benchmarks
 from openbezoar.verbs.report.compare import compare_scores
 from openbezoar.verbs.report.page import write_report
@@ -204,6 +205,27 @@ def test_the_same_answers_win_as_often_as_they_lose(tmp_path: Path, liking: Liki
     assert {row["p_holm"] for row in found["win_differences"]} == {1.0}
 
 
+def test_what_wins_by_length_alone_does_not_at_equal_length(
+    tmp_path: Path, liking: Liking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer on two prompts of three, by more or less; a reward model that counts characters."""
+
+    def longer(call: Call) -> str:
+        n = int(last(call).split()[-1])
+        return "x" * (60 + n if n % 3 else 60 - n)
+
+    def rewarded(asked: Any, done: Any) -> list[list[float]]:
+        return [[float(len(text)) for text in texts] for _, texts in asked]
+
+    monkeypatch.setattr(liking, "scores", rewarded)
+    models = {"base": Scripted(lambda call: "y" * 60), "sft": Scripted(longer), "dpo": Scripted(longer)}
+    found = run(made(tmp_path, Opener({**models, "rm": Scripted()})))
+    rate = found["checkpoints"]["sft"]["wins"]["chat"]["against"]["base"]
+    assert rate["win_rate"]["value"] == 27 / 40 and rate["win_rate"]["low"] > 0.5
+    equal = rate["length_controlled"]
+    assert equal["low"] < 0.5 < equal["high"] and equal["n"] == N
+
+
 def test_greedy_answers_are_asked_for_and_sampled_ones_with_seeds_of_the_prompts(
     tmp_path: Path, liking: Liking
 ) -> None:
@@ -255,6 +277,31 @@ def test_a_killed_run_scores_nothing_twice(tmp_path: Path, liking: Liking, monke
     other = tmp_path / "other"
     other.mkdir()
     assert run(made(other)) == whole
+
+
+def test_real_checkpoints_answer_in_their_own_format_once(
+    tiny: Path, tmp_path: Path, liking: Liking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny model under two prompts gives what it gives by itself; a second try reads all from the call cache."""
+    from openbezoar.llm import Sampling
+    from openbezoar.llm.local import LocalLLM
+
+    context = made(tmp_path, limit=5, batch=2, max_new_tokens=6)
+    context.opener = None
+    entry = {"model": str(tiny), "dtype": "float32"}
+    entries = {"base": entry, "sft": {**entry, "prompt": {"system": "Be short."}}, "rm": entry}
+    chat = {**CHAT, "limit": 5, "batch": 2, "max_new_tokens": 6}
+    step = {"evaluate": ["base", "sft"], "wins": {"chat": chat}}
+    context.recipe = parse({"name": "t", "models": entries, "steps": {"scores": step}}, "t.yaml")
+    run(context)
+    rows = list(read_jsonl(context.out / "answers.jsonl"))
+    prompts = [(Turn("user", f"Tell me of {n}"),) for n in range(1, 6)]
+    for name in ("base", "sft"):
+        alone = LocalLLM(context.checkpoint(name)).chat(prompts, Sampling(6), [0] * 5)
+        said = [(row["answer"], row["tokens"], row["finish"]) for row in rows if row["model"] == name]
+        assert said == [(got.text, got.tokens, got.finish) for got in alone]
+    monkeypatch.setattr(LocalLLM, "generate", lambda *_: pytest.fail("asked twice"))
+    run(context)
 
 
 # ------------------------------------------------------------------------------ by judge
@@ -418,13 +465,13 @@ def test_answers_to_show_are_drawn_by_the_seed(tmp_path: Path, liking: Liking) -
     context = made(tmp_path)
     run(context)
     (result,) = read_facts(finished(context, tmp_path / "runs")).results(EvaluateScores)
-    pairs = result.answer_pairs("chat", "base", "sft")
-    assert len(pairs) == 10 and pairs == result.answer_pairs("chat", "base", "sft")
+    pairs = answer_pairs(result.step, "chat", "base", "sft")
+    assert len(pairs) == 10 and pairs == answer_pairs(result.step, "chat", "base", "sft")
     assert all(p.before == base_text(int(p.prompt.split()[-1])) for p in pairs)
     places = [int(p.prompt.split()[-1]) for p in pairs]
-    assert places == sorted(places) and places != list(range(1, 11)) and 2 not in places
-    assert len(result.answer_pairs("chat", "base", "sft", 99)) == N - 1
-    assert result.answer_pairs("other", "base", "sft") == []
+    assert places == sorted(places) and places != [1, *range(3, 12)] and 2 not in places
+    assert len(answer_pairs(result.step, "chat", "base", "sft", 99)) == N - 1
+    assert answer_pairs(result.step, "other", "base", "sft") == []
 
 
 def test_a_model_s_text_is_text_in_the_report(tmp_path: Path, liking: Liking) -> None:

@@ -37,7 +37,7 @@ from openbezoar.stats.length_control import length_controlled
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 from openbezoar.store.manifests import read_sealed, sealed
-from openbezoar.verbs.evaluate.result import ANSWERS, COMPARISONS, DEGENERATE, STOPPED, WIN_RATE
+from openbezoar.verbs.evaluate.won import ANSWERS, COMPARISONS, DEGENERATE, STOPPED, WIN_RATE
 
 Preferences = list[float | None]
 """For each prompt 1 where a checkpoint won, 0.5 for a tie, 0 where it lost, None without a verdict."""
