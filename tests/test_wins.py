@@ -68,7 +68,7 @@ class Liking:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Sequence[Turn], Sequence[str]]] = []
-        self.freed = 0
+        self.closed = 0
 
     def scores(
         self,
@@ -78,8 +78,8 @@ class Liking:
         self.asked += asked
         return [[float("good" in text) + 0.1 * text.count("!") for text in texts] for _, texts in asked]
 
-    def free(self) -> None:
-        self.freed += 1
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_win_rates_are_what_one_counts_by_hand(tmp_path: Path, liking: Liking) -
     assert dpo["against"]["base"]["wins"] == N and list(dpo["against"]) == ["base"]
     assert found["checkpoints"]["base"]["wins"]["chat"]["against"] == {}
     assert found["wins"]["chat"]["by"] == "rm"
-    assert liking.freed == 1 and context.counts.by_reason == {"sft, wins chat: prompts without an answer": 1}
+    assert liking.closed == 1 and context.counts.by_reason == {"sft, wins chat: prompts without an answer": 1}
 
 
 def test_answers_are_told_by_length_end_and_loops(tmp_path: Path, liking: Liking) -> None:
@@ -279,29 +279,53 @@ def test_a_killed_run_scores_nothing_twice(tmp_path: Path, liking: Liking, monke
     assert run(made(other)) == whole
 
 
-def test_real_checkpoints_answer_in_their_own_format_once(
-    tiny: Path, tmp_path: Path, liking: Liking, monkeypatch: pytest.MonkeyPatch
+def save_classifier(tiny: Path, folder: Path) -> Path:
+    """A tiny model with a random head of one output, in transformers' form."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(tiny, num_labels=1, pad_token_id=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def test_real_checkpoints_answer_and_are_rewarded_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tiny model under two prompts gives what it gives by itself; a second try reads all from the call cache."""
+    """A tiny model under two prompts gives what it gives by itself, rewards are transformers' own, and a second
+    try asks neither again.
+    """
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from openbezoar.judging.rewards import LocalRewards
     from openbezoar.llm import Sampling
     from openbezoar.llm.local import LocalLLM
 
-    context = made(tmp_path, limit=5, batch=2, max_new_tokens=6)
+    context = made(tmp_path)
     context.opener = None
+    rm = save_classifier(tiny, tmp_path / "rm")
     entry = {"model": str(tiny), "dtype": "float32"}
-    entries = {"base": entry, "sft": {**entry, "prompt": {"system": "Be short."}}, "rm": entry}
-    chat = {**CHAT, "limit": 5, "batch": 2, "max_new_tokens": 6}
-    step = {"evaluate": ["base", "sft"], "wins": {"chat": chat}}
-    context.recipe = parse({"name": "t", "models": entries, "steps": {"scores": step}}, "t.yaml")
-    run(context)
+    models = {"base": entry, "sft": {**entry, "prompt": {"system": "Be short."}}}
+    models["rm"] = {"reward": str(rm), "dtype": "float32"}
+    step = {"evaluate": ["base", "sft"], "wins": {"chat": {**CHAT, "limit": 5, "batch": 2, "max_new_tokens": 6}}}
+    context.recipe = parse({"name": "t", "models": models, "steps": {"scores": step}}, "t.yaml")
+    found = run(context)
     rows = list(read_jsonl(context.out / "answers.jsonl"))
     prompts = [(Turn("user", f"Tell me of {n}"),) for n in range(1, 6)]
     for name in ("base", "sft"):
         alone = LocalLLM(context.checkpoint(name)).chat(prompts, Sampling(6), [0] * 5)
         said = [(row["answer"], row["tokens"], row["finish"]) for row in rows if row["model"] == name]
         assert said == [(got.text, got.tokens, got.finish) for got in alone]
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(rm).eval(), AutoTokenizer.from_pretrained(rm)
+    for row in rows:
+        talk = [*row["prompt"], {"role": "assistant", "content": row["answer"]}]
+        ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            assert row["score"] == pytest.approx(float(model(**ids).logits), abs=1e-4)
     monkeypatch.setattr(LocalLLM, "generate", lambda *_: pytest.fail("asked twice"))
-    run(context)
+    monkeypatch.setattr(LocalRewards, "scores", lambda *_: pytest.fail("scored twice"))
+    assert run(context) == found
 
 
 # ------------------------------------------------------------------------------ by judge
@@ -446,18 +470,33 @@ def test_the_table_and_the_report_tell_of_wins(tmp_path: Path, liking: Liking) -
     assert told["base", "sft", "chat: degenerate answers"].gain == pytest.approx(10 / (N - 1))
 
 
-def test_what_was_measured_of_the_reward_model_stands_beside_its_number(tmp_path: Path, liking: Liking) -> None:
+def test_what_was_measured_of_who_compares_stands_beside_its_number(tmp_path: Path, liking: Liking) -> None:
+    """Of a reward model by the step that trained it, of any by an agreement step."""
+    share = {"value": 0.63, "low": 0.52, "high": 0.73, "n": 80}
+    saved: dict[str, Any] = {
+        "accuracy": share,
+        "length": {**share, "value": 0.5},
+        "gain": [0.1, 0, 0.2],
+        "matched": share,
+    }
+    saved |= {"subsets": {}, "bins": [], "off": 0.1}
+    finished_step(tmp_path / "run", "rm", "reward", {"reward": "pairs.jsonl"}, [], numbers={"saved": saved})
     agreement = {"setup": "S1", "pair": "judge-majority", "n": 80, "agreement": 0.63, "low": 0.52, "high": 0.73}
     scores = {"scores.json": {"version": 1, "judge": "rm", "n": 80, "agreement": [agreement]}}
     finished_step(tmp_path / "run", "check", "agreement", {"agreement": "rm"}, [], scores)
     context = made(tmp_path)
-    check = {"agreement": "rm", "pairs": "pairs.jsonl"}
-    step = {"evaluate": ["base", "sft", "dpo"], "wins": {"chat": {**CHAT, "judge_check": "check"}}}
-    models = {name: {"model": name} for name in context.recipe.models}
-    context.recipe = parse({"name": "t", "models": models, "steps": {"check": check, "scores": step}}, "t.yaml")
+    steps = {
+        "rm": {"reward": "pairs.jsonl", "model": "base"},
+        "check": {"agreement": "base", "pairs": "pairs.jsonl"},
+        "scores": {"evaluate": ["base", "sft", "dpo"], "wins": {"chat": {**CHAT, "judge_check": "check"}}},
+    }
+    models = {name: {"model": name} for name in ("base", "sft", "dpo")}
+    context.recipe = parse({"name": "t", "models": models, "steps": steps}, "t.yaml")
     assert run(context)["wins"]["chat"]["trust"] == [
+        "The reward model rm is right about 0.630 [0.520, 0.730] n=80 pairs, the length 0.500 (pairs held out; the"
+        " length: of the longer answer, or of the shorter one where that is right more often).",
         "The judge rm and the majority of people agree on 0.630 [0.520, 0.730] n=80 of the compared answers (ties"
-        " count)."
+        " count).",
     ]
 
 

@@ -144,6 +144,14 @@ class RewardNumbers(TrainingNumbers):
     def outcome(self) -> str:
         return super().outcome() if self.saved is None else f"right about {self.saved.text()}"
 
+    def trust(self) -> list[str]:
+        if self.saved is None:
+            return []
+        return [
+            f"The reward model {self.step.name} is right about {self.saved.text()} (pairs held out; the length: of"
+            " the longer answer, or of the shorter one where that is right more often)."
+        ]
+
 
 class UnpairedNumbers(TrainingNumbers):
     """Of a step that trains on answers that were liked or not."""

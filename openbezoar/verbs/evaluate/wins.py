@@ -188,12 +188,12 @@ def _rewarded(competition: Competition, context: StepContext) -> dict[str, Prefe
         by_place.append((texts, different))
         if different:
             asked.append((prompt.turns, different))
-    model = rewards.open_rewards(context, competition.wins.by)
-    try:
-        with context.progress.bar(f"{competition.set}-{competition.wins.by}", len(asked), "prompts") as bar:
-            scored = iter(model.scores(asked, bar.advance))
-    finally:
-        model.free()
+    label = f"{competition.set}-{competition.wins.by}"
+    with (
+        closing(rewards.open_rewards(context, competition.wins.by)) as model,
+        context.progress.bar(label, len(asked), "prompts") as bar,
+    ):
+        scored = iter(model.scores(asked, bar.advance))
     rewarded: dict[str, Preferences] = {name: [] for name in competition.answers}
     for texts, different in by_place:
         known = dict(zip(different, next(scored), strict=True)) if different else {}
