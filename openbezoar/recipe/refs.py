@@ -76,9 +76,9 @@ def references(step: BaseModel) -> Iterator[Reference]:
             for block in value if isinstance(value, list) else [value]:
                 if isinstance(block, BaseModel):
                     yield from (inner._replace(key=key) for inner in references(block))
-            for name, block in value.items() if isinstance(value, dict) else ():
+            for called, block in value.items() if isinstance(value, dict) else ():
                 if isinstance(block, BaseModel):
-                    yield from (inner._replace(key=f"{key}.{name}.{inner.key}") for inner in references(block))
+                    yield from (inner._replace(key=f"{key}.{called}.{inner.key}") for inner in references(block))
 
 
 def _names(key: str, ref: Ref, value: Any) -> Iterator[Reference]:
