@@ -81,6 +81,16 @@ MODELS: dict[str, Any] = {
         "losses": {"mine": "rows.jsonl"},
         "pairs": {"pairs": "pairs.jsonl"},
         "loss_rows": 6,
+        "wins": {
+            "chat": {
+                "prompts": "rows.jsonl",
+                "limit": 4,
+                "by": "far",
+                "against": "base",
+                "max_new_tokens": 8,
+                "batch": 2,
+            }
+        },
     },
     "judged": {"agreement": "far", "pairs": "human.jsonl"},
     "answers": {"mt_bench": ["base", "DPO"], "questions": "questions.jsonl", "judge": "far", "max_new_tokens": 8},
