@@ -38,7 +38,7 @@ def test_a_threshold_and_the_best_share_drop_rows_and_say_why() -> None:
 
 
 def test_a_part_that_is_none_is_told() -> None:
-    with pytest.raises(ValueError, match="expected a share above 0 and at most 1.0, or a number of rows, 2 or more"):
+    with pytest.raises(ValueError, match="expected a share above 0 and at most"):
         ByReward(model="rm", best=1)
 
 

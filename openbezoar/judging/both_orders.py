@@ -36,7 +36,7 @@ OFFICIAL = {
 
 INCONSISTENT = "tie (inconsistent)"
 _WINNER = {"A": "model_a", "B": "model_b", "tie": "tie"}
-_SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
+SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 NO_REPLY: Row = {"judgment": None, "verdict": None, "logprobs": None, "unscored": "answer_error"}
 
 
@@ -88,7 +88,7 @@ def settle(as_named: str | None, swapped: str | None) -> str | None:
     """The winner from the verdicts with a shown first and with b shown first; None if one is missing."""
     if as_named is None or swapped is None:
         return None
-    return _WINNER[as_named] if as_named == _SWAPPED[swapped] else INCONSISTENT
+    return _WINNER[as_named] if as_named == SWAPPED[swapped] else INCONSISTENT
 
 
 def comparison(what: Row, lengths: tuple[int, int], as_named: Row, swapped: Row) -> Row:

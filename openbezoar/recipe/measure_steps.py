@@ -210,11 +210,13 @@ class Agreement(Step):
     number before it grades.
     """
 
-    agreement: Annotated[str, Ref("model")] = Field(description="The judge: name of a model or a step.")
+    agreement: Annotated[str, Ref("model", also="reward model")] = Field(
+        description="The judge: name of a model, a reward model, or a step that made one."
+    )
     pairs: Annotated[DataRef, Ref("data")] = Field(
         description=(
             "Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie ('openbezoar docs"
-            " data')."
+            " data'); or preference pairs, of which people preferred the chosen answer."
         )
     )
     mode: Literal["text", "probability"] = Field("text", description="As in mt_bench.")
@@ -231,6 +233,9 @@ class Agreement(Step):
     judge_temperature: JudgeTemperature = 0.0
     judge_top_p: JudgeTopP = 1.0
     judge_prompts: Annotated[DataRef | None, Ref("data")] = Field(None, description="As in mt_bench.")
+    retest: Annotated[bool, NotInKey("judges that were asked once", at=False)] = Field(
+        False, description="Ask everything again with other seeds, and tell how often the verdict was the same."
+    )
     batch: int = Field(16, ge=1)
     prompts: Prompts = {}
     budget: StepBudget = None

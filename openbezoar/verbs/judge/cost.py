@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from openbezoar.judging.rewards import is_reward_model
 from openbezoar.recipe.measure_steps import Agreement, MtBench
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
 from openbezoar.verbs.book import Book, Estimate, JudgeCalls
@@ -41,7 +42,12 @@ def _others(step: MtBench, book: Book) -> int:
 
 
 def agreement(step: Agreement, book: Book) -> Estimate:
-    """Each pair in both orders."""
+    """Each pair in both orders, twice where it is asked again; a reward model reads each answer once."""
     rows, characters = book.rows(step.pairs)
-    calls = JudgeCalls(2 * rows, 2 * rows * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
+    if is_reward_model(book.recipe, step.agreement):
+        tokens = rows * characters / CHARACTERS_A_TOKEN
+        estimate = Estimate(rows, int(tokens), 0, None, book.resident(step.agreement))
+        return book.timed(estimate, "agreement", step.agreement, tokens)
+    asked = 2 * rows * (1 + step.retest)
+    calls = JudgeCalls(asked, asked * (characters / CHARACTERS_A_TOKEN + PAIR), step.judge_max_new_tokens)
     return book.judged("agreement", step.agreement, calls, rows=rows, mode=step.mode)

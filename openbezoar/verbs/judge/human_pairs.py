@@ -2,7 +2,8 @@
 
 A row has ``instruction``, perhaps ``input``, ``output_1``, ``output_2``, and people's
 verdict: ``human_majority`` (1, 2, or 0 for a tie; null where they were split) or
-``human_labels``, one such number a person.
+``human_labels``, one such number a person. A preference pair, in any of its forms, is one of which
+people preferred the chosen answer.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openbezoar.errors import DataError, named, shown
+from openbezoar.errors import DataError, RowError, named, shown
 from openbezoar.judging.both_orders import INCONSISTENT
 from openbezoar.judging.pairwise import longer_wins, order_numbers, share
 from openbezoar.judging.questions import Question
 from openbezoar.llm.spoken import spoken
 from openbezoar.rows.fields import text_in
+from openbezoar.rows.forms import to_pair
 from openbezoar.rows.instructions import judged_text
-from openbezoar.rows.known import INSTRUCTION
-from openbezoar.rows.records import Counts, Row
+from openbezoar.rows.known import INSTRUCTION, fitting
+from openbezoar.rows.records import Counts, Pair, Row, Turn
 from openbezoar.stats.agreement import TIE, Vote, agreement_table
 from openbezoar.stats.seeds import step_seed
 
@@ -31,13 +33,17 @@ _SHOWN = ({"A": 0, "B": 1, "tie": TIE}, {"A": 1, "B": 0, "tie": TIE})  # by orde
 
 @dataclass(frozen=True)
 class HumanPair:
-    """Two answers to one instruction, and each person's label: 0 the first is better, 1 the second, 2 neither."""
+    """Two answers to one instruction, and each person's label: 0 the first is better, 1 the second, 2 neither.
+
+    talk: the turns before the answers, which the question has as one text.
+    """
 
     id: str
     dataset: str
     question: Question
     answers: tuple[str, str]
     labels: tuple[int, ...]
+    talk: tuple[Turn, ...] = ()
 
     def votes(self) -> list[Vote]:
         return [self.vote(label, f"person {n}") for n, label in enumerate(self.labels)]
@@ -60,6 +66,12 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
     pairs = []
     for number, row in enumerate(rows, 1):
         where = f"pairs: row {named(row.get('id', number))}"
+        if "output_1" not in row and any(form.kind == "pair" for form in fitting(row)):
+            try:
+                pairs.append(_preferred(to_pair(row, where), number))
+            except RowError as error:
+                counts.add(error.reason)
+            continue
         answers = [spoken(_answer(row, name, where), counts) for name in ("output_1", "output_2")]
         labels = row.get("human_labels") if row.get("human_labels") is not None else [row.get("human_majority")]
         if labels == [None]:
@@ -78,11 +90,31 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
         question = Question(str(row.get("id", number)), "other", (instruction, ""), ("", ""))
         dataset = str(row.get("dataset", "all"))
         pairs.append(
-            HumanPair(f"{number}", dataset, question, (answers[0], answers[1]), tuple(LABEL[label] for label in labels))
+            HumanPair(
+                f"{number}",
+                dataset,
+                question,
+                (answers[0], answers[1]),
+                tuple(LABEL[label] for label in labels),
+                (Turn("user", instruction),),
+            )
         )
     if not pairs:
         raise DataError("pairs: no pair with people's verdict; expected rows with 'human_majority' or 'human_labels'")
     return pairs
+
+
+def _preferred(pair: Pair, number: int) -> HumanPair:
+    """A preference pair: people preferred its first answer."""
+    *_, last = pair.prompt
+    text = last.content if len(pair.prompt) == 1 else _as_text(pair.prompt)
+    question = Question(pair.id, "other", (text, ""), ("", ""))
+    return HumanPair(f"{number}", pair.subset or "all", question, (pair.chosen, pair.rejected), (0,), pair.prompt)
+
+
+def _as_text(turns: Sequence[Turn]) -> str:
+    """A conversation for a judge that is asked about one text."""
+    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
 
 
 def _answer(row: Row, name: str, where: str) -> str:

@@ -19,6 +19,7 @@ from openbezoar.reporting.measured import Comparable, Difference, Grades, Measur
 from openbezoar.reporting.order_numbers import OrderNumbers
 from openbezoar.reporting.results import Estimated, Number, PairedDifference, Record, Scores
 from openbezoar.stats.comparisons import correct, every_pair
+from openbezoar.stats.pair_accuracy import PairAccuracy
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.digests import digest
 
@@ -265,6 +266,9 @@ class AgreementRow(Record):
     def score(self) -> Score | None:
         return score(self.agreement, self.low, self.high, self.n)
 
+    def beyond_chance(self) -> Score | None:
+        return score(self.kappa, self.kappa_low, self.kappa_high, self.n)
+
 
 class AgreementScores(Scores):
     """``scores.json`` of an agreement step."""
@@ -279,7 +283,9 @@ class AgreementScores(Scores):
     flips: Estimated | None = None
     first: Estimated | None = None
     longer: Estimated | None = None
+    retest: Estimated | None = None
     by_dataset: dict[str, Estimated] = Field(default_factory=dict)
+    rewards: PairAccuracy | None = None  # of a reward model
 
     @property
     def order(self) -> OrderNumbers:
@@ -287,6 +293,11 @@ class AgreementScores(Scores):
 
     def outcome(self) -> str:
         return f"{'?' if self.n is None else self.n} pairs"
+
+    def kappa(self) -> Score | None:
+        """How far the judge agrees with the majority of people beyond chance, ties counted."""
+        rows = [row for row in self.agreement if (row.pair, row.setup) == ("judge-majority", "S1")]
+        return rows[0].beyond_chance() if rows else None
 
     def with_majority(self) -> Score | None:
         """How often the judge agrees with the majority of people, ties counted."""
@@ -297,5 +308,7 @@ class AgreementScores(Scores):
         share = self.with_majority()
         if share is None:
             return []
+        kappa = self.kappa()
+        beyond = "" if kappa is None else f"; Cohen's kappa {kappa.text()}"
         what = f"The judge {self.judge} and the majority of people agree on {share.text()}"
-        return [f"{what} of the compared answers (ties count)."]
+        return [f"{what} of the compared answers (ties count){beyond}."]

@@ -12,6 +12,7 @@ from openbezoar.reporting.document import Block, Fold, Grid, Paragraph, Section
 from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.measured import ALPHA
 from openbezoar.reporting.results import Estimated
+from openbezoar.reporting.reward_tables import accuracy_blocks
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, estimate
 from openbezoar.verbs.judge.result import AgreementScores, OwnWins, Pairwise, TwoModels, WinRates
@@ -95,7 +96,7 @@ def agreement_blocks(result: AgreementScores) -> list[Block]:
     rows = []
     for row in result.agreement:
         if row.n:
-            intervals = (row.agreement, row.low, row.high), (row.kappa, row.kappa_low, row.kappa_high)
+            intervals = (row.kappa, row.kappa_low, row.kappa_high), (row.agreement, row.low, row.high)
             cells = (NOTHING if value is None else estimate(value, low, high) for value, low, high in intervals)
             rows.append((str(row.setup), str(row.pair), str(row.n), *cells))
     about = (
@@ -111,10 +112,11 @@ def agreement_blocks(result: AgreementScores) -> list[Block]:
     )
     sentences = [
         *result.order.sentences(),
+        *([] if result.retest is None else [f"Asked twice, the same verdict: {_text(result.retest)}."]),
         *(f"{what} {_text(rate)}." for what, rate in once if _text(rate) != NOTHING),
     ]
     table = Table(
-        ("setup", "compared", "n", "agreement", "Cohen's kappa"),
+        ("setup", "compared", "n", "Cohen's kappa", "agreement"),
         tuple(rows),
         "S1: ties count. S2: without ties. Intervals: bootstrap over instructions.",
     )
@@ -122,6 +124,7 @@ def agreement_blocks(result: AgreementScores) -> list[Block]:
         Paragraph(about),
         Grid(table, "Agreement of the judge with people", stack=True),
         Paragraph(" ".join(sentences)),
+        *([] if result.rewards is None else accuracy_blocks(result.rewards)),
     ]
 
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from openbezoar.inspection.numbers import shown
 from openbezoar.inspection.steps import read_look, worth_a_look
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Picture, Point, Points, Section
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Part, Picture, Point, Points, Section
 from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import Series, line_chart
+from openbezoar.reporting.reward_tables import accuracy_blocks
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.training import (
     HELD_OUT,
     METRICS,
     PreferenceNumbers,
+    RewardNumbers,
     TrainingNumbers,
     UnpairedNumbers,
     curve,
@@ -33,6 +35,10 @@ def sections(facts: RunFacts) -> list[Section]:
     blocks: list[Block] = [Grid(training_table(trainings), "Training steps", stack=True)]
     if preference := facts.results(PreferenceNumbers):
         blocks += [Grid(preference_table(preference), "Rewards of preference training", stack=True)]
+    for of_rewards in facts.results(RewardNumbers):
+        if of_rewards.saved is not None:
+            title = f"The reward model of {of_rewards.step.name}"
+            blocks.append(Part(title, tuple(accuracy_blocks(of_rewards.saved))))
     if unpaired := facts.results(UnpairedNumbers):
         blocks += [Grid(unpaired_table(unpaired), "Rewards of training on liked and other answers", stack=True)]
     if pictures := tuple(picture for training in trainings for picture in _curves(training)):
