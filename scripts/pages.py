@@ -27,7 +27,7 @@ from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.fields import RatingSettings
 from openbezoar.recipe.measure_steps import Gate, TaskSpec, Wins
 from openbezoar.recipe.schema import Recipe, json_schema
-from openbezoar.recipe.train_steps import Lora
+from openbezoar.recipe.train_steps import Lora, Sweep
 from openbezoar.recipe.verbs import VERBS
 from openbezoar.rows import known
 from openbezoar.schemes import SCHEMES
@@ -35,7 +35,7 @@ from scripts.api_page import api_page
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from {} -->", "<!-- end -->"
-BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Wins, Gate, Lora, Rules, RatingSettings)
+BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Wins, Gate, Lora, Sweep, Rules, RatingSettings)
 
 
 def _about(block: type[BaseModel]) -> str:

@@ -14,7 +14,7 @@ from openbezoar.dialogue.prompt import Formatter
 from openbezoar.models.references import Checkpoint
 from openbezoar.recipe.blocks import RewardModel
 from openbezoar.recipe.schema import Recipe
-from openbezoar.recipe.verbs import row_of
+from openbezoar.recipe.verbs import products_of
 from openbezoar.rows.records import Turn
 
 CUT = "conversations cut to the reward model's window"
@@ -38,7 +38,7 @@ def is_reward_model(recipe: Recipe, name: str) -> bool:
     """Whether a name of a recipe stands for one."""
     if name in recipe.models:
         return isinstance(recipe.models[name], RewardModel)
-    return name in recipe.steps and "reward model" in row_of(recipe.steps[name]).produces
+    return name in recipe.steps and "reward model" in products_of(recipe.steps, name)
 
 
 def open_rewards(context: StepContext, name: str) -> Rewarder:

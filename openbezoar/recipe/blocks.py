@@ -32,7 +32,7 @@ class Plain(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _is_a_number(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        kinds = kinds_of(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError("expected a number")
         number = read(value)
@@ -41,10 +41,12 @@ class Plain(BaseModel):
         return number
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def kinds_of(annotation: Any) -> set[Any]:
     """The types that a value of a field may have, without those inside of lists and mappings."""
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
     return (
-        set().union(*map(_kinds, get_args(annotation)))
+        set().union(*map(kinds_of, get_args(annotation)))
         if get_origin(annotation) in (Union, UnionType)
         else {annotation}
     )

@@ -17,6 +17,7 @@ from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, RewardMod
 from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.measure_steps import TaskSpec
 from openbezoar.recipe.schema import Recipe
+from openbezoar.recipe.sweeps import expanded, set_by_list
 from openbezoar.recipe.train_steps import Lora
 from openbezoar.recipe.verbs import VERBS, verb_of, verbs_in
 
@@ -160,6 +161,7 @@ def parse(tree: dict[str, Any], where: str) -> Recipe:
         raise RecipeError(f"{where}: steps: expected a mapping from names to steps, at least one")
     defaults = tree.get("defaults") or {}
     _check_defaults(defaults, where)
+    steps = expanded(steps, defaults, where)
     parsed = {str(name): _parse_step(str(name), step, defaults, where) for name, step in steps.items()}
     try:
         return Recipe.model_validate({**tree, "steps": parsed})
@@ -270,6 +272,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {named(override)}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         value = text
+    if set_by_list(tree, path.split("."), value):
+        return
     node: Any = tree
     *parents, last = path.split(".")
     for part in parents:

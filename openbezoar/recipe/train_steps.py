@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, Tag, create_model, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
-from openbezoar.recipe.blocks import DataRef, Step, Strict, name_or
+from openbezoar.recipe.blocks import DataRef, Plain, Step, Strict, name_or
 from openbezoar.recipe.losses import LOSSES, constants, described, filled
 from openbezoar.recipe.refs import NotInKey, Ref
 
@@ -55,10 +63,31 @@ NoAdapter = Annotated[Literal["none"], Tag("(name)")]
 Adapter = Annotated[Lora, Tag("(Lora)")]
 
 
+Measure = Literal["loss", "accuracy", "margin", "auc"]
+
+
+class Sweep(Plain):
+    """Values to try, by key: 'learning_rate: [1e-4, 3e-4]', or with a dot 'lora.r: [8, 32]'; of several keys every
+    combination. Each is a step of its own, and the step's name stands for the best of them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, list[Any]]
+
+    by: Measure = Field(
+        "loss",
+        description=(
+            "What is best on the held-out rows of the training: the lowest 'loss'; the highest 'accuracy' of"
+            " rewards (dpo, reward), their 'margin' (dpo) or 'auc' (kto). The earlier of equals."
+        ),
+    )
+
+
 class Training(Step):
     """What sft, dpo and kto have in common."""
 
     paths: ClassVar[int] = 1  # of a row's tree
+    measures: ClassVar[tuple[Measure, ...]] = ("loss",)  # of held-out rows, by which a sweep may choose
 
     model: Annotated[str, Ref("model", role="base")] = Field(
         description="A model's or a step's name: the whole model that is trained on."
@@ -145,6 +174,10 @@ class Training(Step):
         5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from."
     )
 
+    sweep: Annotated[Sweep | None, NotInKey("each value is a step of its own", at=None)] = Field(
+        None, description="Values to try in place of one; 'openbezoar docs how-to/sweep'."
+    )
+
     @property
     def whole(self) -> bool:
         """Whether all weights are trained, in place of an adapter."""
@@ -191,6 +224,18 @@ class Sft(Training):
     )
 
 
+class Choose(Step):
+    """The best of several steps that trained, by their held-out rows: its model is that one's. What a sweep's own name
+    stands for.
+    """
+
+    choose: Annotated[list[str], Ref("step", to="model", also="reward model", role="base")] = Field(
+        min_length=2, description="Steps that trained on the same rows."
+    )
+    by: Measure = Field("loss", description="As a sweep's.")
+    values: dict[str, dict[str, Any]] = Field({}, description="What differs in each of them, by name, for the report.")
+
+
 class Merge(Step):
     """Adapters into their base, in fp32 and then cast; the drift from the unmerged model is measured."""
 
@@ -224,6 +269,7 @@ class Preference(Training):
     """The data and the loss of preference training."""
 
     paths: ClassVar[int] = 2
+    measures: ClassVar[tuple[Measure, ...]] = ("loss", "accuracy", "margin")
 
     dpo: Annotated[DataRef, Ref("data", role="rows")]
     loss: LossName = Field(
@@ -288,6 +334,7 @@ class Reward(Training):
     """
 
     paths: ClassVar[int] = 2
+    measures: ClassVar[tuple[Measure, ...]] = ("loss", "accuracy")
 
     reward: Annotated[DataRef, Ref("data", role="rows")]
     margin: float = Field(0.0, ge=0, description="By how much a chosen answer's reward is to be above the rejected's.")
@@ -323,6 +370,8 @@ class Kto(Training):
     """KTO: preference training on answers each of which was liked or not, with a new adapter or of all weights;
     the reference is the model as given. A pair is read as a liked answer and one that was not.
     """
+
+    measures: ClassVar[tuple[Measure, ...]] = ("loss", "auc")
 
     kto: Annotated[DataRef, Ref("data", role="rows")]
     beta: float = Field(0.1, gt=0, description="Strength of the pull to the reference. [KTO] 0.1.")

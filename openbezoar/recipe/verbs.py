@@ -19,7 +19,7 @@ from openbezoar.recipe.data_steps import Filter, Generate
 from openbezoar.recipe.measure_steps import Agreement, Evaluate, Failures, MtBench
 from openbezoar.recipe.pair_steps import Pairs
 from openbezoar.recipe.tell_steps import Release, Report
-from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Reward, Sft
+from openbezoar.recipe.train_steps import Choose, Dpo, Kto, Merge, Reward, Sft
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,20 @@ VERBS: dict[str, Verb] = {
         packages="key:packages",
         opening="key:opening",
         gate="gate:gate",
+    ),
+    "choose": Verb(
+        settings=Choose,
+        version=1,
+        does="takes the best of several steps that trained",
+        room="openbezoar.verbs.choose",
+        work="work:run",
+        produces=("model", "adapter", "merged model", "reward model"),
+        products="key:products",
+        cost="cost:cost",
+        result="result:ChooseNumbers",
+        section="section:sections",
+        check="key:check",
+        opening="key:opening",
     ),
     "evaluate": Verb(
         settings=Evaluate,

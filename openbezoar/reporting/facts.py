@@ -55,7 +55,8 @@ class RunFacts:
             seen.add(name)
             step = self.steps[name]
             field = field_of(VERBS[step.verb].settings, "base") if step.verb in VERBS else None
-            name = str(step.settings.get(field) or "") if field else ""
+            made_from = step.settings.get(field) if field else None
+            name = str((made_from[0] if isinstance(made_from, list) else made_from) or "")
         return name or None
 
     def models(self) -> dict[str, Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from openbezoar.forest import RewardScorer, Tree
 from openbezoar.training.loop import Objective
 from openbezoar.training.losses import bradley_terry
-from openbezoar.training.objectives import one
+from openbezoar.training.objectives import one, rounded
 
 
 def reward_objective(scorer: RewardScorer, heldout: Sequence[Tree], *, margin: float, center: float) -> Objective:
@@ -22,13 +23,15 @@ def reward_objective(scorer: RewardScorer, heldout: Sequence[Tree], *, margin: f
         return values.sum() / whole, {name: value / whole for name, value in _sums(rewards.detach()).items()}
 
     @torch.no_grad()
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         rewards = torch.tensor(scorer.scores(heldout))
-        sums = _sums(rewards)
+        sums, losses = _sums(rewards), bradley_terry(rewards, margin=margin, center=center)
+        by_row = {"loss": losses, "margin": rewards[:, 0] - rewards[:, 1]}
         return {
-            "loss": float(bradley_terry(rewards, margin=margin, center=center).mean()),
+            "loss": float(losses.mean()),
             "margin": sums["rewards/margins"] / len(heldout),
             "accuracy": sums["rewards/accuracies"] / len(heldout),
+            "rows": {name: rounded(values.tolist()) for name, values in by_row.items()},
         }
 
     return Objective(one, loss, measure, lambda metrics: None)

@@ -39,6 +39,7 @@ from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
 
 RESUME = ".resume.safetensors"
 LEAST_SCALE = 2.0**-10
+OF_A_LINE = ("step", "rows")  # of a line of heldout.jsonl, beside its numbers
 
 
 PassLoss = Callable[[Sequence[Tree], float], tuple[Tensor, dict[str, float]]]
@@ -51,7 +52,8 @@ class Objective:
 
     weight: of one tree in the step's normaliser (supervised tokens for SFT, 1 for a pair).
     loss: of a pass.
-    heldout: → numbers of the held-out rows, 'loss' among them.
+    heldout: → numbers of the held-out rows, 'loss' among them; and 'rows', by the name of a number the value of
+    each row, in the rows' order, whose mean that number is.
     check_first: called with the first step's metrics.
     begin: for a loss with a number that is taken over the whole batch, without gradient: called in
     every process with all of a step's trees before its passes; gives what then stands in for ``loss``.
@@ -59,7 +61,7 @@ class Objective:
 
     weight: Callable[[Tree], float]
     loss: PassLoss
-    heldout: Callable[[], dict[str, float]]
+    heldout: Callable[[], dict[str, Any]]
     check_first: Callable[[dict[str, float]], None]
     begin: Callable[[Sequence[Tree]], PassLoss] | None = None
 
@@ -172,8 +174,8 @@ def train(
         "trainable_parameters": sum(p.numel() for p in parameters.values()),
         **({"kept_step": last["step"]} if settings.evaluate_every else {}),
         **({"processes": distributed.world()} if distributed.world() > 1 else {}),
-        **{f"heldout_{k}_before": v for k, v in heldout[0].items() if k != "step"},
-        **{f"heldout_{k}_after": v for k, v in last.items() if k != "step"},
+        **{f"heldout_{k}_before": v for k, v in heldout[0].items() if k not in OF_A_LINE},
+        **{f"heldout_{k}_after": v for k, v in last.items() if k not in OF_A_LINE},
     }
 
 

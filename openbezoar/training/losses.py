@@ -209,6 +209,17 @@ def reference_point(policy: Tensor, reference: Tensor) -> float:
     return max(0.0, float((policy - reference).detach().double().mean())) if len(policy) else 0.0
 
 
+def _rewards(scores: PairScores, scale: float) -> tuple[Tensor, Tensor]:
+    chosen, rejected = scores.means() if scores.reference_chosen is None else scores.ratios()
+    return scale * chosen, scale * rejected
+
+
+def margins(scores: PairScores, scale: float) -> Tensor:
+    """Of each pair, the chosen answer's reward less the rejected one's, as in ``reward_metrics``: [pairs]."""
+    chosen, rejected = _rewards(scores.detached(), scale)
+    return chosen - rejected
+
+
 def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:
     """TRL's standard metrics as sums over the pairs.
 
@@ -217,8 +228,7 @@ def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:
     whole answers, for every loss.
     """
     scores = scores.detached()
-    chosen, rejected = scores.means() if scores.reference_chosen is None else scores.ratios()
-    chosen, rejected = scale * chosen, scale * rejected
+    chosen, rejected = _rewards(scores, scale)
     margin = chosen - rejected
     sums = {
         "rewards/chosen": chosen.sum(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.recipe.losses import Loss
 from openbezoar.training.loop import Objective
-from openbezoar.training.losses import PairScores, answer_sums, answer_tokens, reward_metrics
+from openbezoar.training.losses import PairScores, answer_sums, answer_tokens, margins, reward_metrics
 
 Reference = Callable[[Sequence[Tree]], Tensor]
 """Pairs → summed reference log-probabilities [pairs, 2]."""
@@ -26,15 +26,22 @@ def sft_objective(scorer: Scorer, heldout: Sequence[Tree]) -> Objective:
         total = torch.stack([path.sum() for tree in scorer.score(trees) for path in tree]).sum()
         return -total / whole, {}
 
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         scores = scorer.logprobs(heldout)
         tokens = sum(len(path) for tree in scores for path in tree)
-        return {"loss": -float(sum(path.double().sum() for tree in scores for path in tree)) / tokens}
+        rows = [-float(sum(path.double().sum() for path in tree)) * len(scores) / tokens for tree in scores]
+        loss = -float(sum(path.double().sum() for tree in scores for path in tree)) / tokens
+        return {"loss": loss, "rows": {"loss": rounded(rows)}}
 
     def check(metrics: dict[str, float]) -> None:
         return None
 
     return Objective(supervised_tokens, loss, measure, check)
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """Values of rows as a log keeps them."""
+    return [round(value, 6) for value in values]
 
 
 def supervised_tokens(tree: Tree) -> float:
@@ -114,17 +121,20 @@ def preference_objective(
         return function(scores).sum() / whole, {name: value / whole for name, value in metrics.items()}
 
     @torch.no_grad()
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         scorer.model.eval()
-        parts = [scored([heldout[i] for i in group]) for group in scorer.batches(heldout)]
-        scores = PairScores.joined(parts)
-        metrics = reward_metrics(scores, scale)
+        groups = scorer.batches(heldout)
+        scores = PairScores.joined([scored([heldout[i] for i in group]) for group in groups])
+        metrics, losses = reward_metrics(scores, scale), function(scores)
         sums = {
-            "loss": float(function(scores).sum()),
+            "loss": float(losses.sum()),
             "margin": metrics["rewards/margins"],
             "accuracy": metrics["rewards/accuracies"],
         }
-        return {name: value / len(heldout) for name, value in sums.items()}
+        place = torch.tensor([i for group in groups for i in group]).argsort()  # back into the rows' order
+        rows = {"loss": losses, "margin": margins(scores, scale)}
+        by_row = {name: rounded(values.cpu()[place].tolist()) for name, values in rows.items()}
+        return {**{name: value / len(heldout) for name, value in sums.items()}, "rows": by_row}
 
     return Objective(one, loss, measure, _first_check(row, constants))
 

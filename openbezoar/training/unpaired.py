@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from openbezoar.forest import Scorer, TokenPath, Tree
 from openbezoar.training import distributed
 from openbezoar.training.loop import Objective, PassLoss
 from openbezoar.training.losses import UnpairedScores, answer_sums, kto, reference_point
-from openbezoar.training.objectives import Reference, checked_first_loss, one
+from openbezoar.training.objectives import Reference, checked_first_loss, one, rounded
 from openbezoar.training.trees import UnpairedTree
 
 
@@ -74,14 +74,16 @@ def unpaired_objective(
         return begin(trees)(trees, whole)
 
     @torch.no_grad()
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         scorer.model.eval()
         point = reference_point(*_without_gradient(scorer, mismatched(heldout, max_length), reference))
         policy, before = _without_gradient(scorer, heldout, reference)
         liked = torch.tensor([cast(UnpairedTree, tree).liked for tree in heldout], device=policy.device)
         scores = UnpairedScores(policy, before, liked)
         rewards = constants["beta"] * scores.ratios()
-        return {"loss": float(function(scores, point).mean()), "kl": point, **_told_apart(rewards, liked)}
+        losses = function(scores, point)
+        told, rows = _told_apart(rewards, liked), {"loss": rounded(losses.tolist())}
+        return {"loss": float(losses.mean()), "kl": point, **told, "rows": rows}
 
     def check(metrics: dict[str, float]) -> None:
         share = metrics["liked"]

@@ -63,6 +63,17 @@ MOMENTS_OF_WHOLE: list[Moment] = [
     ("dpo", "openbezoar.training.resume", "State.save", 2, "after"),
     ("kto", "openbezoar.training.loop", "_step", 3, "after"),
 ]
+SWEEP: dict[str, Any] = {
+    "sft": {"sft": "rows.jsonl", "model": "base", "sweep": {"epochs": [1, 2]}, "save_every": 2, **FAST},
+    "SFT": {"merge": "sft"},
+}
+STEPS_OF_SWEEP = ("sft.epochs-1", "sft.epochs-2", "sft", "SFT")
+MOMENTS_OF_SWEEP: list[Moment] = [
+    ("sft.epochs-2", "openbezoar.training.loop", "_step", 4, "before"),
+    ("sft", "openbezoar.models.references", "write_json", 1, "before"),  # chosen, not yet written
+    ("sft", "openbezoar.store.runs", "RunFolder.publish", 1, "before"),
+    ("SFT", "openbezoar.models.load", "torch.Tensor.copy_", 3, "after"),
+]
 FEW = (1, 3, 5)  # of a batch of answers, a training and a merge
 
 
@@ -84,7 +95,14 @@ def command(commands: Commands, recipe: Path, runs: Path, to: str | None = None,
 
 def results(folder: Path) -> dict[str, bytes]:
     """What must be the same: data and weights."""
-    names = ("rows.jsonl", "rejected.jsonl", "adapter_model.safetensors", "model.safetensors", "heldout.jsonl")
+    names = (
+        "rows.jsonl",
+        "rejected.jsonl",
+        "adapter_model.safetensors",
+        "model.safetensors",
+        "heldout.jsonl",
+        "model.json",
+    )
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in names}
 
 
@@ -127,6 +145,13 @@ def test_a_training_of_all_weights_killed_at_any_of_several_moments_ends_as_one_
     write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
 ) -> None:
     killed_and_gone_on(commands, write_recipe(WHOLE), tmp_path, MOMENTS_OF_WHOLE, tuple(WHOLE))
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_any_of_several_moments_ends_as_one_that_was_never_killed(
+    write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+) -> None:
+    killed_and_gone_on(commands, write_recipe(SWEEP), tmp_path, MOMENTS_OF_SWEEP, STEPS_OF_SWEEP)
 
 
 def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_the_same(

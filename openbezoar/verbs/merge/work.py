@@ -27,6 +27,7 @@ from openbezoar.models import shards
 from openbezoar.models.load import DTYPES, device, free, load_base, load_for_inference
 from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.models.save import save_settings
+from openbezoar.recipe.order import lineage
 from openbezoar.recipe.train_steps import Dpo, Kto, Merge, Sft
 from openbezoar.rows.forms import to_answers
 from openbezoar.rows.records import Example
@@ -123,8 +124,10 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     """Rows given in the recipe, or those that the training step held out."""
     if step.drift is not None:
         return context.examples(step.drift, step.drift_rows)
-    trained = context.recipe.steps[step.merge]
-    assert isinstance(trained, (Sft, Dpo, Kto))
+    steps = context.recipe.steps
+    # of a choice the first step chosen among: all of them held out the same rows
+    behind = (steps[name] for name in lineage(steps, step.merge))
+    trained = next(one for one in behind if isinstance(one, (Sft, Dpo, Kto)))
     own = trained.sft if isinstance(trained, Sft) else trained.dpo if isinstance(trained, Dpo) else trained.kto
     rows, every = (own, trained.heldout_every) if trained.heldout is None else (trained.heldout, 1)
     if not isinstance(trained, Kto):

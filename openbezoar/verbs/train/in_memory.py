@@ -40,7 +40,10 @@ Rows = Iterable[Mapping[str, Any]]
 T = TypeVar("T", bound=Training)
 LOGS = ("metrics.jsonl", "heldout.jsonl")
 # What stands in a step for what is given here as an argument, belongs to the model, or to a run's folder.
-NOT_HERE = ("model", "sft", "dpo", "kto", "heldout", "quantize", "nf4", "dtype", "adapter", "reference", "save_every")
+NOT_HERE = (
+    *("model", "sft", "dpo", "kto", "heldout", "quantize", "nf4", "dtype"),
+    *("adapter", "reference", "save_every", "sweep"),
+)
 
 
 @dataclass(frozen=True)

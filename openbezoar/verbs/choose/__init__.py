@@ -1,0 +1,1 @@
+"""The verb ``choose``: the best of several steps that trained."""
