@@ -120,7 +120,7 @@ class Training(Step):
         description=(
             "NF4 with double quantisation through bitsandbytes [QLoRA], or none. 'auto': none for a base of fewer than"
             " 1.5e9 parameters, whatever memory is free, else NF4. (NF4 costs Gemma-3-270M 2.27 to 2.51 nats a token,"
-            " more than its fine-tuning gains: docs/results.md.)"
+            " more than its fine-tuning gains: 'openbezoar docs results'.)"
         ),
     )
     nf4: Literal["auto", "packed", "unpacked"] = Field(

@@ -8,7 +8,7 @@ from openbezoar.recipe.train_steps import Measure
 from openbezoar.reporting.results import Number, PairedDifference, Record, Result
 
 
-class Candidate(Record):
+class Tried(Record):
     """One of the steps chosen among: its measure before and after training, with a 95 % interval over held-out rows
     where it is a mean of theirs.
     """
@@ -25,7 +25,7 @@ class ChooseNumbers(Result):
 
     chosen: str | None = None
     by: Measure | None = None
-    candidates: dict[str, Candidate] = Field(default_factory=dict)
+    candidates: dict[str, Tried] = Field(default_factory=dict)
     differences: list[PairedDifference] = Field(default_factory=list)
     summary: str | None = None
 

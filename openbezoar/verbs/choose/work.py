@@ -18,13 +18,13 @@ from openbezoar.reporting.training import HELD_OUT, TrainingNumbers
 from openbezoar.stats.comparisons import correct, every_pair
 from openbezoar.stats.intervals import mean_interval, proportion_interval
 from openbezoar.stats.seeds import step_seed
-from openbezoar.verbs.choose.result import Candidate, ChooseNumbers
+from openbezoar.verbs.choose.result import ChooseNumbers, Tried
 
 
 class Found(NamedTuple):
     """What a step measured: the number that is chosen by, and its value of each held-out row, where it has one."""
 
-    candidate: Candidate
+    candidate: Tried
     after: float
     rows: list[float]
 
@@ -66,7 +66,7 @@ def found_in(name: str, folder: Path, by: Measure, seed: int) -> Found:
         candidate["low"], candidate["high"] = proportion_interval(round(sum(rows)), len(rows))
     elif rows:
         _, candidate["low"], candidate["high"] = mean_interval(rows, step_seed(seed, name))
-    return Found(Candidate.model_validate(candidate), float(after), rows)
+    return Found(Tried.model_validate(candidate), float(after), rows)
 
 
 def _rows(numbers: TrainingNumbers, by: Measure) -> list[float]:
