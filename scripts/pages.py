@@ -35,7 +35,20 @@ from scripts.api_page import api_page
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from {} -->", "<!-- end -->"
-BLOCKS = (PromptSpec, LocalModel, ServerModel, Shape, DataSpec, TaskSpec, Wins, Gate, Lora, Sweep, Rules, RatingSettings)
+BLOCKS = (
+    PromptSpec,
+    LocalModel,
+    ServerModel,
+    Shape,
+    DataSpec,
+    TaskSpec,
+    Wins,
+    Gate,
+    Lora,
+    Sweep,
+    Rules,
+    RatingSettings,
+)
 
 
 def _about(block: type[BaseModel]) -> str:
