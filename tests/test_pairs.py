@@ -208,7 +208,6 @@ def test_a_prompt_with_one_answer_or_too_small_a_margin_gives_no_pair_and_is_cou
     }
     assert pairs.numbers["prompts_dropped"] == reasons
     assert {reason: pairs.counts[reason] for reason in reasons} == reasons
-    assert len(pairs.rewards.asked) == 9  # one answer is not scored
     assert [kept.get("dropped") for kept in pairs.candidates[:4]] == [*reasons, None]
 
 
@@ -247,9 +246,6 @@ def test_pairs_that_are_there_are_judged_anew_whichever_answer_was_the_chosen_on
     assert {row["chosen_by"] for row in rows} == {"row"}
     rows = pairs.run({"own": scripted("B")}, unpaired, **{"from": "own", "samples": 1, "row_answers": True, "by": "rm"})
     assert to_pair(rows[0], "").chosen == "The Baltic." and "label" not in rows[0]
-    same = [{"prompt": "Name a sea.", "chosen": "The Baltic.", "rejected": " The Baltic. "}]
-    with pytest.raises(DataError, match="answers: word for word an earlier one: 1"):
-        pairs.run({}, same, row_answers=True, by="rm")
 
 
 def test_a_cut_off_answer_of_a_row_takes_no_part_and_a_row_without_one_is_named(pairs: Bench) -> None:

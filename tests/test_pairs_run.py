@@ -24,19 +24,31 @@ from openbezoar.store.runs import RunFolder
 DOCS = Path(__file__).parents[1] / "docs/how-to"
 TRAINED: dict[str, Any] = {**FAST, "max_steps": 2, "heldout_rows": 2, "heldout_every": 4}
 OWN: dict[str, Any] = {
-    "pairs": {"data": "rows.jsonl", "limit": 8},
+    "pairs": {"data": "rows.jsonl", "limit": 12},
     "samples": 3,
     "by": "rm",
-    "max_new_tokens": 8,
+    "max_new_tokens": 12,
     "unfinished": "keep",
 }
 
 
-@pytest.fixture
-def models(tiny: Path, tiny_reward: Path) -> dict[str, Any]:
+def save_classifier(folder: Path, tiny: Path) -> Path:
+    """A random sequence classifier with one output and the tiny model's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(str(tiny), num_labels=1)
+    AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(tiny)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]:
     """The models of a recipe: a random one and a random reward model."""
-    rm = {"reward": str(tiny_reward), "dtype": "float32", "prompt": {"template": "openbezoar"}}
-    return {"base": {"model": str(tiny), "dtype": "float32"}, "rm": rm}
+    rm = save_classifier(tmp_path_factory.mktemp("rm"), tiny)
+    return {"base": {"model": str(tiny), "dtype": "float32"}, "rm": {"reward": str(rm), "dtype": "float32"}}
 
 
 def execute(path: Path, runs: Path) -> list[str]:
@@ -53,7 +65,7 @@ def test_a_model_s_own_answers_become_pairs_and_a_dpo_step_trains_on_them_at_onc
     assert execute(path, runs) == ["own", "dpo"]
     rows = list(read_jsonl(runs / "t/own/rows.jsonl"))
     kept = list(read_jsonl(runs / "t/own/candidates.jsonl"))
-    assert len(kept) == 8 and 5 <= len(rows) <= 8
+    assert len(kept) == 12 and 6 <= len(rows) <= 12
     by_id = {one["id"]: {answer["text"]: answer.get("score") for answer in one["answers"]} for one in kept}
     for row in rows:
         scores, pair = by_id[row["id"]], to_pair(row, "here")
@@ -85,11 +97,11 @@ def test_two_rounds_are_four_steps_and_the_second_asks_what_the_first_made(
     execute(path, runs)
     facts = read_facts(RunFolder(runs / "t"))
     by = [{answer["by"] for answer in one["answers"]} for one in facts.steps["own-2"].rows("candidates.jsonl")]
-    assert by.count({"dpo"}) == by.count({"dpo", "SFT"}) == 4
+    assert by.count({"dpo"}) == by.count({"dpo", "SFT"}) == 6
     assert facts.steps["dpo-2"].inputs == ("dpo", "own-2") and facts.steps["own-2"].inputs == ("dpo", "SFT")
     assert len(json.loads((runs / "t/dpo-2/model.json").read_text())["adapters"]) == 2
     page = (runs / "t/report/report.md").read_text(encoding="utf-8")
-    assert "## Preference pairs" in page and re.search(r"\| own-2 +\| 8 ", page)
+    assert "## Preference pairs" in page and re.search(r"\| own-2 +\| 12 ", page)
 
 
 def test_the_page_s_diff_gives_own_data_s_recipe_pairs_and_a_step_that_trains_on_them(tmp_path: Path) -> None:

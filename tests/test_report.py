@@ -19,7 +19,9 @@ from openbezoar.progress import PlainProgress, visible
 from openbezoar.recipe.file import parse
 from openbezoar.recipe.tell_steps import Report
 from openbezoar.reporting.document import Grid, Page, Section, write_page
+from openbezoar.reporting.facts import read_facts
 from openbezoar.reporting.figures import IntervalRow, Series, bar_chart, interval_chart, line_chart, radar_chart
+from openbezoar.reporting.gains import gains_table
 from openbezoar.reporting.recipe_picture import Box, recipe_picture
 from openbezoar.reporting.scores_table import checkpoint_table
 from openbezoar.reporting.table import Table
@@ -52,6 +54,39 @@ class Collected(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_what_each_step_changed_comes_first(run: RunFolder, tmp_path: Path) -> None:
+    table = gains_table(read_facts(run))
+    assert table.headers == ("measure", "base", "SFT", "DPO", "base → SFT", "SFT → DPO")
+    by_measure = {title.partition(" (")[0]: cells for title, *cells in table.rows}
+    better, noise = "better +0.100 [+0.020, +0.180]", "noise +0.010 [-0.050, +0.070]"
+    assert by_measure["passages: acc, 0-shot"][3:] == [better, noise]
+    assert by_measure["mine: held-out loss"][3:] == ["better -0.100 [-0.200, -0.010]", "—"]
+    assert by_measure["hh: likelihood accuracy"][3:] == ["—", "—"]
+    markdown, _ = pages(run, tmp_path)
+    first = markdown[markdown.index("## In short") :]
+    assert first.index("| measure |") < first.index("Recipe 'demo'")
+
+
+def test_reward_accuracies_are_held_against_chance_and_stand_in_for_likelihoods(run: RunFolder) -> None:
+    file = run.step("scores") / "scores.json"
+    scores = json.loads(file.read_text())
+    scores["reference"] = "SFT"
+    found = {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}, "n": 90}
+    scores["checkpoints"]["DPO"]["rewards"] = {"hh": found}
+    file.write_text(json.dumps(scores))
+
+    def row() -> list[str]:
+        rows = [cells for title, *cells in gains_table(read_facts(run)).rows if title.startswith("hh:")]
+        assert len(rows) == 1  # the likelihood's column is gone
+        return rows[0]
+
+    assert row()[3:] == ["—", "above chance"]
+    for low, high, said in ((0.45, 0.8, "noise"), (0.2, 0.4, "below chance")):
+        found["accuracy"] |= {"low": low, "high": high}  # type: ignore[operator]
+        file.write_text(json.dumps(scores))
+        assert row()[4] == said
 
 
 def pages(run: RunFolder, tmp_path: Path) -> tuple[str, str]:
@@ -158,7 +193,7 @@ def test_the_report_says_who_won_in_pairs_and_what_order_did_to_the_judge(run: R
 def test_the_report_holds_the_judge_against_people(run: RunFolder, tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
     assert "## The judge against people (check)" in markdown
-    assert "| S1 | judge-majority | 40 | 0.600 [0.440, 0.740] | 0.310 [0.100, 0.500] |" in markdown
+    assert "| S1 | judge-majority | 40 | 0.310 [0.100, 0.500] | 0.600 [0.440, 0.740] |" in markdown
     assert "on 42 pairs of answers that people have compared, each in both orders; 2 without a verdict." in markdown
 
 

@@ -37,7 +37,7 @@ class AnswerScores:
         if not asked:
             return []
         if is_reward_model(self.context.recipe, self.name):
-            return [[_rounded(score) for score in scores] for scores in self._by_reward(asked)]
+            return [list(scores) for scores in self._by_reward(asked)]
         return self._by_rating(asked)
 
     def close(self) -> None:
@@ -72,11 +72,6 @@ class AnswerScores:
                 self.context.counts.add(f"answers unscored: {verdict['unscored']}")
         ratings = iter(verdict.get("rating") for verdict in verdicts)
         return [[next(ratings) for _ in answers] for _, answers in asked]
-
-
-def _rounded(score: float) -> float:
-    """To the digits that are written, so that what is picked by is what can be read."""
-    return float(f"{score:.6g}")
 
 
 def told(turns: Sequence[Turn]) -> str:

@@ -32,7 +32,7 @@ from openbezoar.store.runs import RunFolder
 
 ASSUMED_FLOPS = 1.0e11  # of a two-core CPU on such work, when nothing was measured yet
 CHARACTERS = 900.0  # of a row of which nothing is known
-VERDICT = 40  # tokens of a judge's reply on one answer, a 135M model's
+VERDICT = 40  # tokens of a judge's reply on one answer, of a 135M model
 
 
 @dataclass

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import reduce
 from statistics import fmean
 
 from openbezoar.recipe.data_steps import Filter
 from openbezoar.rows.lengths import CHARACTERS_A_TOKEN
-from openbezoar.verbs.book import CHARACTERS, VERDICT, Book, Estimate, HandedOn, one_after_another
+from openbezoar.verbs.book import CHARACTERS, Book, Estimate, HandedOn
 
 TEMPLATE = 25  # tokens of a chat template and its own system message
 PASSED = 0.9  # of a filter's finished rows come to the judge, what a 135M model's rows did over several recipes
 ANSWER = 0.7  # of a row's characters that are its answer
+VERDICT = 40  # tokens of a judge's reply, of the same model
 
 
 def cost(step: Filter, book: Book) -> Estimate:
@@ -22,7 +25,24 @@ def cost(step: Filter, book: Book) -> Estimate:
         *([_scored(step, book, rows, characters)] if step.likelihood is not None else []),
         *([_rewarded(step, book, rows, characters)] if step.reward is not None else []),
     ]
-    return one_after_another(rows, parts) if parts else Estimate(rows)
+    return reduce(_and_then, parts) if parts else Estimate(rows)
+
+
+def _and_then(first: Estimate, then: Estimate) -> Estimate:
+    """One after the other, each model alone in memory."""
+    return replace(
+        first,
+        tokens_in=(first.tokens_in or 0) + (then.tokens_in or 0),
+        memory_bytes=max(first.memory_bytes or 0, then.memory_bytes or 0) or None,
+        seconds=_sum(first.seconds, then.seconds),
+        flops=_sum(first.flops, then.flops),
+        assumed=first.assumed or then.assumed,
+    )
+
+
+def _sum(*parts: float | None) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
 
 
 def _scored(step: Filter, book: Book, rows: int, characters: float) -> Estimate:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from openbezoar.recipe.verbs import row_of
-from openbezoar.reporting.document import Block, Fold, Point, Points, Section
+from openbezoar.reporting.document import Block, Fold, Grid, Point, Points, Section
 from openbezoar.reporting.facts import RunFacts, reference_of
 from openbezoar.reporting.funnels import funnels, makers
+from openbezoar.reporting.gains import gains_table, is_of
 from openbezoar.reporting.measured import Difference
 from openbezoar.reporting.scores import answer_differences, checkpoints, differences, published
 from openbezoar.reporting.scores_table import Column, columns
@@ -58,8 +59,10 @@ def summary_section(facts: RunFacts) -> Section:
     """The points, and how to read numbers."""
     rows = [*differences(facts), *answer_differences(facts)]
     points = (*_made(facts), *verdicts(facts, rows), *_trust(facts), *_cost(facts), *_missing(facts, rows))
-    blocks: tuple[Block, ...] = (Points(points), Fold("How to read the numbers", (Points(tuple(map(Point, READING))),)))
-    return Section("In short", blocks)
+    gains = gains_table(facts)
+    blocks: list[Block] = [Grid(gains, "Before and after", stack=True)] if gains.rows else []
+    blocks += [Points(points), Fold("How to read the numbers", (Points(tuple(map(Point, READING))),))]
+    return Section("In short", tuple(blocks))
 
 
 def ends(facts: RunFacts) -> tuple[str, str] | None:
@@ -134,12 +137,8 @@ def _unpaired(pair: tuple[str, str], found: Sequence[Difference], shown: Sequenc
         for c in shown
         if c.kind not in ("rewards", "wins")
         and all(name in c.scores for name in pair)
-        and not any(_is_of(d, c) for d in compared)
+        and not any(is_of(d, c) for d in compared)
     ]
-
-
-def _is_of(d: Difference, column: Column) -> bool:
-    return d.step == column.step and column.title.startswith(d.what)
 
 
 def _named(d: Difference) -> str:
@@ -149,7 +148,7 @@ def _named(d: Difference) -> str:
 
 def sentence(d: Difference, shown: Sequence[Column]) -> str:
     """A difference with the two scores that it is between."""
-    column = next((c for c in shown if _is_of(d, c) and d.before in c.scores and d.after in c.scores), None)
+    column = next((c for c in shown if is_of(d, c) and d.before in c.scores and d.after in c.scores), None)
     ends = f" from {column.scores[d.before].value:.3g} to {column.scores[d.after].value:.3g}," if column else ""
     p = "" if d.p is None else f", p={d.p:.2g}"
     return (

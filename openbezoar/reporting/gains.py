@@ -1,0 +1,65 @@
+"""What training changed: each measure before and after, with the verdict on every step of the way.
+
+Asks the steps' results; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from openbezoar.reporting.facts import RunFacts
+from openbezoar.reporting.measured import Difference, Score
+from openbezoar.reporting.scores import answer_differences, checkpoints, differences, published
+from openbezoar.reporting.scores_table import Column, columns
+from openbezoar.reporting.table import Table
+from openbezoar.reporting.wording import NOTHING, estimate
+
+CHANCE = {"rewards": 0.5}
+"""Kinds of scores that are held against chance, not against another checkpoint's."""
+NOTE = (
+    "One row a measure; the last columns say what each step changed: better or worse if chance alone would show as"
+    " large a difference in fewer than 5 of 100 cases, corrected (Holm) for how many comparisons its evaluation made,"
+    " else noise. In brackets: 95 % interval. A reward accuracy is held against chance."
+)
+
+
+def gains_table(facts: RunFacts) -> Table:
+    """The recipe's own checkpoints in order; no rows where there are not two of them, or nothing was compared."""
+    others = published(facts)
+    names = [name for name in checkpoints(facts) if name not in others]
+    listed = [column for column in columns(facts) if any(name in column.scores for name in names)]
+    if any(column.kind == "rewards" for column in listed):  # which say what the likelihood of an answer does not
+        listed = [column for column in listed if column.kind != "pairs"]
+    if len(names) < 2 or not listed:
+        return Table((), ())
+    found = [*differences(facts), *answer_differences(facts)]
+    rows = tuple(_row(column, names, found) for column in listed)
+    return Table(("measure", *names, *(f"{a} → {b}" for a, b in pairwise(names))), rows, NOTE)
+
+
+def is_of(difference: Difference, column: Column) -> bool:
+    """Whether a difference is of what a column tells."""
+    return difference.step == column.step and column.title.startswith(difference.what)
+
+
+def _row(column: Column, names: Sequence[str], found: Sequence[Difference]) -> tuple[str, ...]:
+    own = [d for d in found if is_of(d, column)]
+    steps = (_verdict(column, own, before, after) for before, after in pairwise(names))
+    return column.header(), *(column.cell(name) for name in names), *steps
+
+
+def _verdict(column: Column, own: Sequence[Difference], before: str, after: str) -> str:
+    """What one step changed, in a word and a number."""
+    if (chance := CHANCE.get(column.kind)) is not None:
+        return _against(column.scores.get(after), chance)
+    for d in own:
+        if (d.before, d.after) == (before, after):
+            return f"{d.verdict} {estimate(d.value, d.low, d.high, column.digits, sign=True)}"
+    return NOTHING
+
+
+def _against(score: Score | None, chance: float) -> str:
+    if score is None or score.low is None or score.high is None:
+        return NOTHING
+    return "above chance" if score.low > chance else "below chance" if score.high < chance else "noise"
