@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from openbezoar.cli.app import app
-from openbezoar.recipe import losses
+from openbezoar.recipe import losses, origins
 from openbezoar.recipe.blocks import DataSpec, LocalModel, PromptSpec, ServerModel, Shape
 from openbezoar.recipe.data_steps import Rules
 from openbezoar.recipe.fields import RatingSettings
@@ -177,6 +177,11 @@ def data() -> str:
     return _with_table("data.md", "openbezoar/rows/known.py", known.page_table())
 
 
+def papers() -> str:
+    """The page of papers with the table of the paper's and the evidence's values made anew."""
+    return _with_table("papers.md", "openbezoar/recipe/origins.py", origins.page_table())
+
+
 def _with_table(name: str, source: str, table: Iterable[str]) -> str:
     page = (DOCS / name).read_text(encoding="utf-8")
     begins = TABLE_BEGINS.format(source)
@@ -191,6 +196,7 @@ def pages() -> dict[Path, str]:
         DOCS / "command-reference.md": command_reference(),
         DOCS / "preference-losses.md": preference_losses(),
         DOCS / "data.md": data(),
+        DOCS / "papers.md": papers(),
         DOCS / "api.md": api_page(),
         DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }

@@ -18,6 +18,7 @@ from openbezoar.plan.concerns import Concern, concerns
 from openbezoar.plan.estimates import safe_estimate
 from openbezoar.plan.rates import learnt_rates
 from openbezoar.progress import duration
+from openbezoar.recipe.origins import told
 from openbezoar.verbs.book import Estimate
 
 WIDTH = 100  # where there is no terminal to ask
@@ -167,7 +168,7 @@ def _words(plan: Plan) -> Sequence[str]:
     """What stands below the table."""
     total, open_steps = _total(plan), plan.todo
     if not open_steps:
-        return [f"All {len(plan.graph.nodes)} steps are done; times are what they took."]
+        return [f"All {len(plan.graph.nodes)} steps are done; times are what they took.", *_origins(plan)]
     parts = [f"{count(total['tokens'])} tokens"] if total["tokens"] else []
     parts += [f"money {total['money']:.2f}"] if total["money"] else []
     parts += [f"about {duration(total['seconds'])}"] if total["seconds"] else []
@@ -184,7 +185,16 @@ def _words(plan: Plan) -> Sequence[str]:
         lines.append("Times with '~' are assumed; a finished run on this machine teaches better ones.")
     if not plan.device.here:
         lines.append("No times: they are known for this machine only.")
-    return [*lines, *(f"warning: {concern}" for concern in plan.concerns)]
+    return [*lines, *_origins(plan), *(f"warning: {concern}" for concern in plan.concerns)]
+
+
+def _origins(plan: Plan) -> list[str]:
+    """Which settings are the paper's and which later evidence supports, a line for the steps that are alike."""
+    alike: dict[str, list[str]] = {}
+    for node in plan.graph.nodes.values():
+        if words := told(node.verb, node.parts["settings"]):
+            alike.setdefault(words, []).append(node.name)
+    return [f"Settings of {', '.join(names)}: {words}." for words, names in alike.items()]
 
 
 def _about_memory(device: Device) -> str:
