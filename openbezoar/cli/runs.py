@@ -34,10 +34,10 @@ def show(
     if step is not None:
         if step not in manifests:
             raise RunError(f"{run_path}: no finished step '{step}'; it has {', '.join(names)}")
-        manifest = manifests[step] or {}
-        known = origins(str(manifest.get("verb")), (manifest.get("parts") or {}).get("settings") or {})
+        found = manifests[step] or {}
+        known = origins(str(found.get("verb")), (found.get("parts") or {}).get("settings") or {})
         about = [{"setting": one.text(), "whose": one.whose, "source": one.source} for one in known]
-        content = {"folder": str(folder.step(step)), **manifest, **({"origins": about} if about else {})}
+        content = {"folder": str(folder.step(step)), **found, **({"origins": about} if about else {})}
         print_json(content)
         return
     ordered = sorted(manifests.items(), key=lambda item: str((item[1] or {}).get("finished")))
