@@ -13,6 +13,7 @@ import pytest
 from conftest import FAST
 
 from openbezoar.engine import execution, graph
+from openbezoar.errors import RecipeError
 from openbezoar.judging.rewards import is_reward_model
 from openbezoar.progress import Silent
 from openbezoar.recipe.file import load
@@ -114,3 +115,5 @@ def test_the_page_s_diff_gives_own_data_s_recipe_pairs_and_a_step_that_trains_on
     made = graph.build(load(tmp_path / "mine.yaml"), tmp_path / "mine.yaml", tmp_path / "runs")
     assert made.nodes["own"].inputs == ("chat",) and set(made.nodes["dpo"].inputs) == {"own", "chat"}
     assert "dpo" in made.nodes["scores"].inputs and is_reward_model(made.recipe, "rm")
+    with pytest.raises(RecipeError, match=r"steps\.own\.from: 'rm' is a reward model, expected a model"):
+        graph.build(load(tmp_path / "mine.yaml", ["steps.own.from=rm"]), tmp_path / "mine.yaml", tmp_path / "runs")
