@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from openbezoar.reporting.facts import RunFacts
-from openbezoar.reporting.measured import Difference, Score
+from openbezoar.reporting.measured import OUTDONE, Difference, Score
 from openbezoar.reporting.scores import answer_differences, checkpoints, differences, published
 from openbezoar.reporting.scores_table import Column, columns
 from openbezoar.reporting.table import Table
@@ -29,8 +29,8 @@ def gains_table(facts: RunFacts) -> Table:
     others = published(facts)
     names = [name for name in checkpoints(facts) if name not in others]
     listed = [column for column in columns(facts) if any(name in column.scores for name in names)]
-    if any(column.kind == "rewards" for column in listed):  # which say what the likelihood of an answer does not
-        listed = [column for column in listed if column.kind != "pairs"]
+    kinds = {column.kind for column in listed}
+    listed = [column for column in listed if OUTDONE.get(column.kind) not in kinds]
     if len(names) < 2 or not listed:
         return Table((), ())
     found = [*differences(facts), *answer_differences(facts)]

@@ -13,6 +13,8 @@ from openbezoar.stats.intervals import proportion_interval
 
 ORDER = {"task": 0, "loss": 1, "rewards": 2, "pairs": 3, "wins": 4, "rating": 5, "ended": 6}
 """Kinds of scores, as the table of checkpoints has their columns."""
+OUTDONE = {"pairs": "rewards"}
+"""Kinds of scores that another kind says better, where that is there."""
 ALPHA = 0.05
 LOWER_IS_BETTER = ("loss", "degenerate", "cut off", "empty", "unsafe", "unsupported")
 NO_DIRECTION = ("refusals", "words")  # neither more nor fewer of them is better as such
