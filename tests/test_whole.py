@@ -29,7 +29,8 @@ from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Sft
 from openbezoar.store.runs import RunFolder
-from openbezoar.training import loop
+from openbezoar.training import checkpointing, loop
+from openbezoar.training.fit import Bench
 from openbezoar.training.loop import train
 from openbezoar.training.masters import Masters
 from openbezoar.training.objectives import sft_objective
@@ -156,6 +157,29 @@ def test_a_training_killed_between_two_steps_has_the_weights_of_one_that_was_not
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     for name in ("metrics.jsonl", "heldout.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_weights_of_the_best_measurement_are_kept(tiny: Path, tmp_path: Path) -> None:
+    """At so high a rate the first step is the best one, and the model ends with its weights, not the copies alone."""
+    rising = {"learning_rate": 0.3, "dtype": "bfloat16", "batch": 10}
+    numbers, kept = trained(tiny, tmp_path / "best", evaluate_every=1, epochs=3, **rising)
+    assert numbers["kept_step"] < numbers["steps"] == 3
+    _, then = trained(tiny, tmp_path / "then", epochs=3, evaluate_every=numbers["kept_step"], patience=1, **rising)
+    _, last = trained(tiny, tmp_path / "last", epochs=3, **rising)
+    assert all(torch.equal(kept[name], then[name]) for name in kept)
+    assert any(not torch.equal(kept[name], last[name]) for name in kept)
+
+
+def test_with_recomputed_activations_gradients_are_the_same_bits(tiny_gemma: Path) -> None:
+    found = []
+    for recomputed in (False, True):
+        model = load_whole(given(tiny_gemma), dtype="bfloat16", trained=True).train()
+        step = Sft(sft="x", model="m", checkpointing=recomputed, **ALL)
+        masters, bench = Masters(model), Bench.of(model, step, None)  # type: ignore[arg-type]
+        assert checkpointing.apply(model, step) is recomputed
+        sum(path.sum() for tree in bench.scorer.score(trees()[:3]) for path in tree).backward()  # type: ignore[union-attr]
+        found.append({name: value.grad for name, value in masters.values.items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------- steps
