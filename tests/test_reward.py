@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from openbezoar.errors import RunError
 from openbezoar.judging.rewards import LocalRewards, is_reward_model
 from openbezoar.models.references import checkpoint_of_step
 from openbezoar.recipe.file import load
+from openbezoar.recipe.measure_steps import Agreement
 from openbezoar.recipe.train_steps import Reward
 from openbezoar.rows.records import Turn
 from openbezoar.stats.pair_accuracy import pair_accuracy
 from openbezoar.verbs.train.gate import gate
 
+DOCS = Path(__file__).parent.parent / "docs" / "how-to"
 SETTINGS: dict[str, Any] = {
     "reward": "pairs.jsonl",
     "model": "base",
@@ -164,6 +168,17 @@ def test_accuracy_is_told_beside_the_length_by_subset_and_by_how_sure_it_was() -
     assert found.bins[-1].said == pytest.approx(0.9526, abs=1e-4) and found.bins[-1].right.value == 0.0
     shorter = pair_accuracy([(1.0, 0.0)] * 4, [(1, 5)] * 4, 0)
     assert shorter.length.value == 1.0 and shorter.gain[0] == 0.0  # the rule takes the shorter one then
+
+
+def test_the_page_s_diff_gives_own_data_s_recipe_a_reward_model_that_is_held_against_people(tmp_path: Path) -> None:
+    """As ``git apply`` puts it into that page's first recipe."""
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (DOCS / "reward-model.md").read_text(), re.M | re.S)
+    (recipe, *_) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "own-data.md").read_text(), re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+    steps = load(tmp_path / "mine.yaml").steps
+    assert isinstance(steps["rm"], Reward)
+    assert isinstance(steps["said"], Agreement) and steps["said"].agreement == "rm"
 
 
 def test_a_recipe_says_which_names_are_reward_models(trained: Path) -> None:
