@@ -75,6 +75,8 @@ def test_reward_accuracies_are_held_against_chance_and_stand_in_for_likelihoods(
     scores["reference"] = "SFT"
     found = {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}, "n": 90}
     scores["checkpoints"]["DPO"]["rewards"] = {"hh": found}
+    tested = {"a": "SFT", "b": "DPO", "set": "hh", "n": 90, "difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.01}
+    scores["reward_differences"] = [tested]
     file.write_text(json.dumps(scores))
 
     def row() -> list[str]:
@@ -82,11 +84,28 @@ def test_reward_accuracies_are_held_against_chance_and_stand_in_for_likelihoods(
         assert len(rows) == 1  # the likelihood's column is gone
         return rows[0]
 
-    assert row()[3:] == ["—", "above chance"]
-    for low, high, said in ((0.45, 0.8, "noise"), (0.2, 0.4, "below chance")):
-        found["accuracy"] |= {"low": low, "high": high}  # type: ignore[operator]
+    assert row()[3:] == ["—", "above chance +0.200 [+0.100, +0.300]"]
+    said = (({"p_holm": 0.2}, "noise +0.2"), ({"p_holm": 0.01, "difference": -0.2}, "below chance -0.2"))
+    for changed, words in said:  # by the corrected test, whatever the interval
+        tested |= changed  # type: ignore[assignment]
         file.write_text(json.dumps(scores))
-        assert row()[4] == said
+        assert row()[4].startswith(words)
+
+
+def test_a_step_is_not_credited_with_a_reward_accuracy_that_was_there_before_it(run: RunFolder) -> None:
+    """Seen from the base, a merge or a second DPO that changes no pair is noise, however far both are above chance."""
+    file = run.step("scores") / "scores.json"
+    scores = json.loads(file.read_text())
+    scores["reference"] = "base"
+    found = {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}, "n": 90}
+    for name in ("SFT", "DPO"):
+        scores["checkpoints"][name]["rewards"] = {"hh": found}
+    same = {"a": "SFT", "b": "DPO", "set": "hh", "n": 90, "difference": 0.0, "low": 0.0, "high": 0.0, "p_holm": 1.0}
+    above = {**same, "a": "base", "b": "SFT", "difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.001}
+    scores["reward_differences"] = [above, same]
+    file.write_text(json.dumps(scores))
+    (row,) = (cells for title, *cells in gains_table(read_facts(run)).rows if title.startswith("hh:"))
+    assert row[3:] == ["above chance +0.200 [+0.100, +0.300]", "noise +0.000 [+0.000, +0.000]"]
 
 
 def pages(run: RunFolder, tmp_path: Path) -> tuple[str, str]:
@@ -299,6 +318,8 @@ def test_the_table_has_the_reward_accuracy_under_its_name_and_the_likelihood_s_u
         "items": [],
     }
     scores["checkpoints"]["DPO"]["rewards"] = scores["checkpoints"]["base"]["rewards"] = {"hh": found}
+    same = {"a": "base", "b": "DPO", "set": "hh", "n": 20, "difference": 0.0, "low": -0.1, "high": 0.1, "p_holm": 1.0}
+    scores["reward_differences"] = [same]
     (run.step("scores") / "scores.json").write_text(json.dumps(scores))
     table = checkpoint_table(run)
     assert table is not None and "over the reference (SFT)" in table.note

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from openbezoar.errors import RecipeError
+from openbezoar.stats.intervals import holm
+from openbezoar.verbs.evaluate.result import EvaluateScores
 from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share
 
 
@@ -90,6 +92,29 @@ def test_a_checkpoint_does_not_diverge_from_itself(place: Path, tmp_path: Path) 
     found = result(context)["checkpoints"]["same"]
     assert found["kl"]["polite"]["value"] == pytest.approx(0.0, abs=1e-4)
     assert found["rewards"]["polite"]["margin"]["value"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_reward_accuracies_are_compared_with_chance_and_pair_by_pair_corrected_with_the_rest(
+    place: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Say {w}.", "chosen": f"{w}!", "rejected": "No."} for w in ("snow", "rain", "hail")]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, Any] = {"losses": {}, "pairs": {"polite": str(tmp_path / "odd.jsonl")}}
+    step, context = made(place, tmp_path, evaluate=["two", "one", "same"], **settings, reference="one", kl_rows=0)
+    context.recipe.models["same"] = context.recipe.models["two"]
+    run(step, context)
+    found = result(context)
+    by_pair = {(row["a"], row["b"]): row for row in found["reward_differences"]}
+    assert list(by_pair) == [("one", "two"), ("one", "same"), ("two", "same")]
+    accuracy = found["checkpoints"]["two"]["rewards"]["polite"]["accuracy"]["value"]
+    assert by_pair["one", "two"]["difference"] == pytest.approx(accuracy - 0.5) != 0
+    assert (by_pair["two", "same"]["difference"], by_pair["two", "same"]["p"]) == (0.0, 1.0)
+    kinds = ("differences", "loss_differences", "pair_differences", "reward_differences")
+    family = [row for kind in kinds for row in found[kind]]
+    assert [row["p_holm"] for row in family] == holm([row["p"] for row in family])
+    scores = EvaluateScores.model_validate(found)
+    told = {(d.before, d.after): d for d in scores.differences() if d.kind == "rewards"}
+    assert [d.chance for d in told.values()] == [True, True, False]
 
 
 def test_prompts_without_room_for_an_answer_are_counted_though_a_killed_run_goes_on(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from openbezoar.recipe.file import load, parse
 from openbezoar.recipe.refs import not_in_key, references
 from openbezoar.reporting.document import Grid, flat
 from openbezoar.reporting.facts import read_facts
+from openbezoar.reporting.gains import gains_table, is_of
+from openbezoar.reporting.scores import differences
 from openbezoar.reporting.scores_section import scores_section
-from openbezoar.reporting.scores_table import scores_table
+from openbezoar.reporting.scores_table import columns, scores_table
+from openbezoar.reporting.wording import NOTHING
 from openbezoar.rows.records import Turn, read_jsonl, write_jsonl
 from openbezoar.stats.intervals import holm
 from openbezoar.store.runs import RunFolder
@@ -193,7 +197,7 @@ def test_differences_are_the_later_checkpoint_s_and_corrected_together(tmp_path:
     first = next(row for row in rows if (row["a"], row["b"], row["what"]) == ("base", "dpo", "win_rate"))
     assert found["checkpoints"]["base"]["wins"]["chat"]["against"]["dpo"]["win_rate"]["value"] == 0.0
     assert first["difference"] == 0.5 and first["p"] < 0.001
-    assert len(rows) == 2 * 3
+    assert [row["what"] for row in rows].count("win_rate") == 2 and len(rows) == 2 + 2 * 3
     assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
 
 
@@ -468,6 +472,44 @@ def test_the_table_and_the_report_tell_of_wins(tmp_path: Path, liking: Liking) -
     told = {(d.before, d.after, d.what): d for d in (*result.differences(), *result.answer_differences())}
     assert told["base", "dpo", "chat: win rate against base"].verdict == "better"
     assert told["base", "sft", "chat: degenerate answers"].gain == pytest.approx(10 / (N - 1))
+
+
+def test_what_no_two_were_compared_in_is_tested_all_the_same_where_it_needs_no_opponent(
+    tmp_path: Path, liking: Liking
+) -> None:
+    """Against the base only, or against the last: stops and loops of every two checkpoints, and each win rate's own."""
+    for against, at in (("base", 0), ("dpo", 2)):
+        folder = tmp_path / against
+        folder.mkdir()
+        context = made(folder, against=against)
+        run(context)
+        table = gains_table(read_facts(finished(context, folder / "runs")))
+        cells = {title.partition(" (n")[0]: row[-2:] for title, *row in table.rows}
+        for title in ("chat: answers that stop", "chat: degenerate answers, lower is better"):
+            assert [cell.split()[0] for cell in cells[title]] == ["better", "noise"]
+        told = ["better" if at == 0 else NOTHING, NOTHING if at == 0 else "better"]
+        assert [cell.split()[0] for cell in cells[f"chat: win rate against {against}"]] == told
+
+
+def test_a_checkpoint_whose_name_begins_as_another_s_has_its_own_verdict(tmp_path: Path, liking: Liking) -> None:
+    """'win rate against sft' is not 'win rate against sft-dpo', nor the set 'chat' another step's."""
+    models = {"sft": Scripted(tuned), "sft-dpo": Scripted(final), "last": Scripted(final), "rm": Scripted()}
+    context = made(tmp_path, Opener({"base": Scripted(base), "dpo": Scripted(base), **models}))
+    step = {"evaluate": ["sft", "sft-dpo", "last"], "wins": {"chat": {**CHAT, "against": ["sft", "sft-dpo"]}}}
+    context.recipe = parse({"name": "t", "models": {n: {"model": n} for n in models}, "steps": {"scores": step}}, "t")
+    run(context)
+    facts = read_facts(finished(context, tmp_path / "runs"))
+    table = gains_table(facts)
+    cells = {title.partition(" (n")[0]: row for title, *row in table.rows}
+    assert cells["chat: win rate against sft-dpo"][-2:] == [NOTHING, "noise +0.000 [+0.000, +0.000]"]
+    assert cells["chat: win rate against sft"][-2].startswith("better") and (
+        cells["chat: win rate against sft"][-1] == NOTHING
+    )
+    by_title = {column.title: column for column in columns(facts)}
+    found = [d for d in differences(facts) if d.kind == "wins" and d.before == "sft"]
+    assert all(is_of(d, by_title["chat: win rate against sft"]) for d in found) and len(found) == 2
+    assert not any(is_of(d, by_title["chat: win rate against sft-dpo"]) for d in found)
+    assert not any(is_of(replace(d, source="again"), by_title["chat: win rate against sft"]) for d in found)
 
 
 def test_what_was_measured_of_who_compares_stands_beside_its_number(tmp_path: Path, liking: Liking) -> None:

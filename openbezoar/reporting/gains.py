@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from openbezoar.reporting.facts import RunFacts
-from openbezoar.reporting.measured import OUTDONE, Difference, Score
+from openbezoar.reporting.measured import OUTDONE, Difference
 from openbezoar.reporting.scores import answer_differences, checkpoints, differences, published
 from openbezoar.reporting.scores_table import Column, columns
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, estimate
 
-CHANCE = {"rewards": 0.5}
-"""Kinds of scores that are held against chance, not against another checkpoint's."""
+OF_CHANCE = {"better": "above chance", "worse": "below chance"}
 NOTE = (
     "One row a measure; the last columns say what each step changed: better or worse if chance alone would show as"
     " large a difference in fewer than 5 of 100 cases, corrected (Holm) for how many comparisons its evaluation made,"
-    " else noise. In brackets: 95 % interval. A reward accuracy is held against chance."
+    f" else noise; {NOTHING} if its evaluation did not compare the two. In brackets: 95 % interval. A win rate is held"
+    " against an even one. A reward accuracy is held against chance where the step began at the reference, else against"
+    " the accuracy before, both on the same pairs."
 )
 
 
@@ -40,7 +41,7 @@ def gains_table(facts: RunFacts) -> Table:
 
 def is_of(difference: Difference, column: Column) -> bool:
     """Whether a difference is of what a column tells."""
-    return difference.step == column.step and column.title.startswith(difference.what)
+    return (difference.source, difference.kind, difference.name) == (column.source, column.kind, column.name)
 
 
 def _row(column: Column, names: Sequence[str], found: Sequence[Difference]) -> tuple[str, ...]:
@@ -51,15 +52,8 @@ def _row(column: Column, names: Sequence[str], found: Sequence[Difference]) -> t
 
 def _verdict(column: Column, own: Sequence[Difference], before: str, after: str) -> str:
     """What one step changed, in a word and a number."""
-    if (chance := CHANCE.get(column.kind)) is not None:
-        return _against(column.scores.get(after), chance)
     for d in own:
         if (d.before, d.after) == (before, after):
-            return f"{d.verdict} {estimate(d.value, d.low, d.high, column.digits, sign=True)}"
+            word = OF_CHANCE.get(d.verdict, d.verdict) if d.chance else d.verdict
+            return f"{word} {estimate(d.value, d.low, d.high, column.digits, sign=True)}"
     return NOTHING
-
-
-def _against(score: Score | None, chance: float) -> str:
-    if score is None or score.low is None or score.high is None:
-        return NOTHING
-    return "above chance" if score.low > chance else "below chance" if score.high < chance else "noise"

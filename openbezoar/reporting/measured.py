@@ -57,7 +57,7 @@ class Measured:
 
     checkpoint: str
     kind: str
-    name: str  # as the differences name it
+    name: str  # what tells it from the others of its step and kind; a difference of it has the same one
     title: str
     score: Score
     digits: int = 3
@@ -105,6 +105,9 @@ class Difference:
     p: float | None = None  # corrected for the number of comparisons of its step
     step: str = ""  # where several steps of the run measure the same
     lower: bool = False  # of a task: lower values are better
+    name: str = ""  # as of Measured
+    source: str = ""  # the step that measured it
+    chance: bool = False  # ``before`` stands for what chance alone gives
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ told; what cannot be read is empty. ``missing`` says so in a line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -238,12 +238,13 @@ class PairedDifference(Record):
     p: Number | None = None
     p_holm: Number | None = None
 
-    def told(self, kind: str, what: str, lower: bool = False) -> Difference | None:
-        """As the report tells of it; None without its numbers."""
+    def told(self, kind: str, name: str, what: str, *, lower: bool = False, chance: bool = False) -> Difference | None:
+        """As the report tells of it; None without its numbers. kind, name: as of the ``Measured`` that it is of."""
         if self.difference is None or self.low is None or self.high is None:
             return None
         numbers = (self.difference, self.low, self.high, self.n)
-        return Difference(str(self.a), str(self.b), what, *numbers, kind, self.p_holm, lower=lower)
+        told = Difference(str(self.a), str(self.b), what, *numbers, kind, self.p_holm)
+        return replace(told, lower=lower, name=name, chance=chance)
 
 
 class Scores(Result):

@@ -52,4 +52,8 @@ def answer_differences(facts: RunFacts, of: Iterable[Scores] | None = None) -> l
 
 
 def _told(facts: RunFacts, results: Iterable[Scores], what: Callable[[Scores], list[Difference]]) -> list[Difference]:
-    return [replace(d, step=told_apart(facts, result.step)) for result in results for d in what(result)]
+    return [
+        replace(d, step=told_apart(facts, result.step), source=result.step.name)
+        for result in results
+        for d in what(result)
+    ]

@@ -27,7 +27,8 @@ class Column:
     digits: int
     kind: str
     scores: dict[str, Score] = field(default_factory=dict)
-    step: str = ""  # where several steps of the run measure the same
+    name: str = ""  # as of Measured
+    source: str = ""  # the step that measured it
 
     @property
     def same_n(self) -> int | None:
@@ -56,7 +57,7 @@ def columns(facts: RunFacts) -> list[Column]:
         apart = told_apart(facts, result.step)
         for m in result.scores():
             title = f"{m.title}, {apart}" if apart else m.title
-            column = Column(title, m.digits, m.kind, step=apart)
+            column = Column(title, m.digits, m.kind, name=m.name, source=result.step.name)
             by_place.setdefault((ORDER[m.kind], result.step.name, m.name), column).scores[m.checkpoint] = m.score
     return [by_place[place] for place in sorted(by_place, key=lambda place: place[0])]
 

@@ -4,8 +4,9 @@
  "rewards": {set: …}, "kl": {set: …}, "wins": {set: …}}}, "reference",
  "differences": [{"a", "b", "task", "metric", "n", "difference", "low", "high", "p", "p_holm"}],
  "loss_differences": [{"a", "b", "set", …}], "pair_differences": [{"a", "b", "set", …}],
+ "reward_differences": [{"a", "b", "set", …}],
  "wins": {set: {"by", "prompts", …}}, "win_differences": [{"a", "b", "set", "what", …}]}; the last two with
-``wins`` (``won``).
+``wins`` (``won``). A reward difference from the reference is one from chance, 0.5.
 """
 
 from __future__ import annotations
@@ -201,6 +202,7 @@ class EvaluateScores(Scores):
     task_differences: list[PairedDifference] = Field(default_factory=list, alias="differences")
     loss_differences: list[PairedDifference] = Field(default_factory=list)
     pair_differences: list[PairedDifference] = Field(default_factory=list)
+    reward_differences: list[PairedDifference] = Field(default_factory=list)
     compared_by: dict[str, ComparedBy] = Field(default_factory=dict, alias="wins")
     win_differences: list[PairedDifference] = Field(default_factory=list)
 
@@ -218,28 +220,42 @@ class EvaluateScores(Scores):
 
     def differences(self) -> list[Difference]:
         differences = [
-            row.told("task", f"{row.task}: {row.metric}" if row.metric else str(row.task), self._lower(row))
+            row.told(
+                "task",
+                str(row.task),
+                f"{row.task}: {row.metric}" if row.metric else str(row.task),
+                lower=self._lower(row),
+            )
             for row in self.task_differences
         ]
-        differences += [row.told("loss", f"{row.rows}: held-out loss") for row in self.loss_differences]
-        differences += [row.told("pairs", f"{row.rows}: {LIKELIHOOD}") for row in self.pair_differences]
-        differences += [
-            row.told("wins", self._whose_win_rate(row)) for row in self.win_differences if row.what == WIN_RATE
-        ]
+        for kind, title, rows in (
+            ("loss", "held-out loss", self.loss_differences),
+            ("pairs", LIKELIHOOD, self.pair_differences),
+        ):
+            differences += [row.told(kind, str(row.rows), f"{row.rows}: {title}") for row in rows]
+        differences += [self._of_rewards(row) for row in self.reward_differences]
+        differences += [self._of_win_rate(row) for row in self.win_differences if row.what == WIN_RATE]
         return [difference for difference in differences if difference is not None]
 
-    def _whose_win_rate(self, row: PairedDifference) -> str:
-        """A win rate's name: the later checkpoint's, or where that is the opponent what is left of it."""
+    def _of_rewards(self, row: PairedDifference) -> Difference | None:
+        """The reference has no reward accuracy of its own: chance stands for it."""
+        chance = row.a == self.reference
+        title = f"{row.rows}: {REWARD}{' less 0.5, which is chance' if chance else ''}"
+        return row.told("rewards", str(row.rows), title, chance=chance)
+
+    def _of_win_rate(self, row: PairedDifference) -> Difference | None:
+        """Of the later checkpoint's win rate, or where that is the opponent what the other's leaves of it."""
         later = self.by_checkpoint.get(str(row.b), CheckpointScores()).wins.get(str(row.rows), AnswersOnSet())
-        one_sided = str(row.a) in later.against
-        return against(str(row.rows), str(row.a)) if one_sided else f"{row.rows}: win rate over {row.a}"
+        if str(row.a) in later.against:
+            title = against(str(row.rows), str(row.a))
+            return row.told("wins", title, title)
+        return row.told("wins", against(str(row.rows), str(row.b)), f"{row.rows}: win rate over {row.a}")
 
     def answer_differences(self) -> list[Difference]:
-        told = [
-            row.told("ended", titles(str(row.rows))[str(row.what)], lower=row.what == DEGENERATE)
-            for row in self.win_differences
-            if row.what in (STOPPED, DEGENERATE)
-        ]
+        told = []
+        for row in (row for row in self.win_differences if row.what in (STOPPED, DEGENERATE)):
+            title = titles(str(row.rows))[str(row.what)]
+            told.append(row.told("ended", title, title, lower=row.what == DEGENERATE))
         return [difference for difference in told if difference is not None]
 
     def beside(self) -> list[str]:

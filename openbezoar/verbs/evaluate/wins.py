@@ -314,17 +314,17 @@ def _rate(competition: Competition, pair: Opposed, values: Preferences, seed: in
 
 
 def _differences(competition: Competition, preferred: Mapping[Opposed, Preferences], seed: int) -> list[Row]:
-    """Every pair tested, the one that stands later in the recipe's list less the other: in the win rate,
-    against an even one, and in the shares of answers that stop and that loop.
+    """Checkpoints tested, the one that stands later in the recipe's list less the other: those that were compared
+    in the win rate, against an even one, and every two in the shares of answers that stop and that loop.
     """
     rows = []
     for pair, values in preferred.items():
-        measured = {WIN_RATE: {pair.name: _by_place(values), pair.against: dict.fromkeys(range(len(values)), 0.5)}}
-        for what in (STOPPED, DEGENERATE):
-            measured[what] = {name: _by_place(_items(competition.answers[name], what)) for name in pair}
-        for what, by_name in measured.items():
-            ordered = {name: by_name[name] for name in competition.answers if name in pair}
-            rows += every_pair(ordered, seed, {"set": competition.set, "what": what})
+        rates = {pair.name: _by_place(values), pair.against: dict.fromkeys(range(len(values)), 0.5)}
+        ordered = {name: rates[name] for name in competition.answers if name in pair}
+        rows += every_pair(ordered, seed, {"set": competition.set, "what": WIN_RATE})
+    for what in (STOPPED, DEGENERATE):
+        values_of = {name: _by_place(_items(of, what)) for name, of in competition.answers.items()}
+        rows += every_pair(values_of, seed, {"set": competition.set, "what": what})
     return rows
 
 

@@ -36,6 +36,8 @@ from openbezoar.verbs.evaluate.result import EvaluateScores
 from openbezoar.verbs.evaluate.rewards import by_subset, divergence, implicit_rewards, share, share_numbers
 from openbezoar.verbs.evaluate.wins import compare_answers
 
+CHANCE = 0.5  # of a reward accuracy
+
 
 def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     """Score every checkpoint and compare every two; the numbers are a compact table."""
@@ -60,7 +62,7 @@ def run(step: Evaluate, context: StepContext) -> dict[str, Any]:
     if step.reference is not None:
         _against_reference(step.reference, step, context, checkpoints, pairs)
     won = compare_answers(step, context) if step.wins else None
-    differences = _compare(checkpoints, context.seed, [] if won is None else won.differences)
+    differences = _compare(checkpoints, step.reference, context.seed, [] if won is None else won.differences)
     content = {"checkpoints": checkpoints, "reference": step.reference, **differences}
     if won is not None:
         for name, by_set in won.checkpoints.items():
@@ -330,7 +332,9 @@ def _count(checkpoints: Mapping[str, Any], context: StepContext) -> None:
                     context.counts.add(f"{name}, {kind} {key}: chosen and rejected are identical", result["identical"])
 
 
-def _compare(checkpoints: Mapping[str, Any], seed: int, further: Sequence[Result]) -> dict[str, list[Result]]:
+def _compare(
+    checkpoints: Mapping[str, Any], reference: str | None, seed: int, further: Sequence[Result]
+) -> dict[str, list[Result]]:
     """Paired differences between every two checkpoints, b less a; p values corrected for all of them, and
     for the ``further`` ones of the step.
     """
@@ -350,8 +354,25 @@ def _compare(checkpoints: Mapping[str, Any], seed: int, further: Sequence[Result
             }
             metric = {"metric": result["main"]} if kind == "tasks" else {}
             by_kind[key] += every_pair(values, step_seed(seed, kind), {word: name, **metric})
+    by_kind["reward_differences"] = _reward_differences(checkpoints, reference, seed)
     correct([*(row for rows in by_kind.values() for row in rows), *further])
     return by_kind
+
+
+def _reward_differences(checkpoints: Mapping[str, Any], reference: str | None, seed: int) -> list[Result]:
+    """In the share of pairs whose margin is above zero, of every two checkpoints on the same pairs; the
+    reference comes first, and chance stands for it.
+    """
+    rows = []
+    for name in [] if reference is None else checkpoints[reference]["pairs"]:
+        margins = {c: found["rewards"][name]["items"] for c, found in checkpoints.items() if c != reference}
+        right = {
+            c: {place: float(margin > 0) for place, margin in enumerate(of) if margin is not None}
+            for c, of in margins.items()
+        }
+        even = dict.fromkeys((place for of in right.values() for place in of), CHANCE)
+        rows += every_pair({str(reference): even, **right}, step_seed(seed, "rewards"), {"set": name})
+    return rows
 
 
 def _numbers(scores: EvaluateScores) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class FailuresScores(Scores):
         return self._listed(self.by_checkpoint)
 
     def answer_differences(self) -> list[Difference]:
-        differences = [row.told("failures", str(row.what)) for row in self.paired]
+        differences = [row.told("failures", str(row.what), str(row.what)) for row in self.paired]
         return [difference for difference in differences if difference is not None]
 
     def comparable(self) -> Iterator[Comparable]:

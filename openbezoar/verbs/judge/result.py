@@ -24,7 +24,8 @@ from openbezoar.stats.seeds import step_seed
 from openbezoar.store.digests import digest
 
 ANSWERS, JUDGMENTS = "answers.jsonl", "judgments.jsonl"
-STOP = "MT-Bench: answers that stop"
+RATED, ENDED = "MT-Bench", "ended"  # names of its scores, as of Measured
+STOP = f"{RATED}: answers that stop"
 TurnValues = dict[tuple[Any, int], float]
 """Values by question and turn."""
 
@@ -187,14 +188,14 @@ class MtBenchScores(Scores):
         measured = []
         for g in self.grades():
             if g.mean is not None:
-                title = "MT-Bench: mean rating, 1 to 10"
-                measured.append(Measured(g.checkpoint, "rating", "MT-Bench", title, g.mean, 2))
+                title = f"{RATED}: mean rating, 1 to 10"
+                measured.append(Measured(g.checkpoint, "rating", RATED, title, g.mean, 2))
             if g.ended is not None:
-                measured.append(Measured(g.checkpoint, "ended", "ended", STOP, g.ended))
+                measured.append(Measured(g.checkpoint, "ended", ENDED, STOP, g.ended))
         return measured
 
     def differences(self) -> list[Difference]:
-        differences = [row.told("rating", "MT-Bench: mean rating") for row in self.rating_differences]
+        differences = [row.told("rating", RATED, f"{RATED}: mean rating") for row in self.rating_differences]
         return [difference for difference in differences if difference is not None]
 
     def answer_differences(self) -> list[Difference]:
@@ -206,9 +207,9 @@ class MtBenchScores(Scores):
         values = self._stopped()
         seed = step_seed(self.step.parts.get("seed") or 0, self.step.name, "ended")
         shown = {checkpoint: values[checkpoint] for checkpoint in self.checkpoints() if checkpoint in values}
-        rows = every_pair(shown, seed, {"what": "ended"}, unit=question_of)
+        rows = every_pair(shown, seed, {"what": ENDED}, unit=question_of)
         correct(rows)
-        told = [PairedDifference.model_validate(row).told("ended", STOP) for row in rows]
+        told = [PairedDifference.model_validate(row).told("ended", ENDED, STOP) for row in rows]
         return [difference for difference in told if difference is not None]
 
     def _stopped(self) -> dict[str, TurnValues]:

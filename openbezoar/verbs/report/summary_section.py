@@ -131,13 +131,11 @@ def verdicts(facts: RunFacts, found: Sequence[Difference]) -> Iterator[Point]:
 def _unpaired(pair: tuple[str, str], found: Sequence[Difference], shown: Sequence[Column]) -> list[str]:
     """What both checkpoints have a score in, but no paired difference."""
     compared = [d for d in found if (d.before, d.after) == pair]
-    # A reward accuracy is held against chance, and a win rate against an even one, not against another checkpoint's.
+    # A win rate is held against an even one, not against another checkpoint's.
     return [
         c.title
         for c in shown
-        if c.kind not in ("rewards", "wins")
-        and all(name in c.scores for name in pair)
-        and not any(is_of(d, c) for d in compared)
+        if c.kind != "wins" and all(name in c.scores for name in pair) and not any(is_of(d, c) for d in compared)
     ]
 
 
