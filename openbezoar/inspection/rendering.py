@@ -70,6 +70,8 @@ def _pairs(look: Look) -> Iterator[str]:
         yield _line(
             "", f"rejected answer likelier for the model: {shown(by.by_mean)} a token, {shown(by.by_sum)} in all"
         )
+    if look.rewarded is not None:
+        yield _line("", f"chosen answer first for the reward model: {look.rewarded.text()}")
 
 
 def _line(name: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from openbezoar.dialogue.prompt import Formatter, prompt_of
 from openbezoar.errors import DataError, RecipeError
 from openbezoar.inspection.looking import Kept, Looking
 from openbezoar.inspection.numbers import Contradiction, Portion
+from openbezoar.judging.rewards import LocalRewards
 from openbezoar.models.references import Checkpoint, open_checkpoint
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import DataRef, DataSpec, PromptSpec, data_specs
@@ -21,6 +23,7 @@ from openbezoar.recipe.refs import references
 from openbezoar.recipe.schema import Recipe
 from openbezoar.rows.records import Counts, Pair, Row
 from openbezoar.rows.sources import read
+from openbezoar.stats.pair_accuracy import PairAccuracy, pair_accuracy
 from openbezoar.store.runs import RunFolder
 from openbezoar.training.encode import Encoder
 
@@ -153,3 +156,17 @@ def contradicted(target: Target, drawn: list[Kept], most: int) -> Contradiction 
     del model
     free()
     return Contradiction(by_sum=Portion.of(by_sum, len(scores)), by_mean=Portion.of(by_mean, len(scores)))
+
+
+def rewarded(reference: str, drawn: list[Kept], most: int) -> PairAccuracy | None:
+    """How often a reward model puts the chosen answers of drawn pairs first; None where there are none.
+
+    reference: a folder, a step's folder, or a name on the hub. most: pairs that are scored.
+    """
+    pairs = [kept.item for kept in drawn if isinstance(kept.item, Pair) and kept.item.chosen != kept.item.rejected]
+    if not (pairs := pairs[:most]):
+        return None
+    with closing(LocalRewards(reference, open_checkpoint(reference))) as rewarder:
+        scores = rewarder.scores([(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
+    lengths = [(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    return pair_accuracy(scores, lengths, 0, [pair.subset for pair in pairs])

@@ -26,7 +26,7 @@ class PairShare(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    value: float | None
+    value: float | None = None
     low: float
     high: float
     n: int
