@@ -14,7 +14,8 @@ from conftest import recipe_in
 
 from openbezoar.errors import RunError
 from openbezoar.judging.rewards import LocalRewards, is_reward_model
-from openbezoar.models.references import checkpoint_of_step
+from openbezoar.models.references import Checkpoint, checkpoint_of_step
+from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.file import load
 from openbezoar.recipe.measure_steps import Agreement
 from openbezoar.recipe.train_steps import Reward
@@ -99,11 +100,44 @@ def test_transformers_alone_gives_the_same_rewards(trained: Path) -> None:
 def test_a_conversation_longer_than_the_window_is_cut_at_its_beginning_and_counted(trained: Path) -> None:
     counted: dict[str, int] = {}
     rewards = LocalRewards("rm", checkpoint_of_step("rm", trained), count=lambda why, n: counted.update({why: n}))
-    formatter, _, window = rewards._open()
-    long = "word " * 3 * window
-    ids = rewards._fitting(formatter, window, (Turn("user", long),), "Gladly.")
-    assert len(ids) == window and list(ids) == formatter.finished_ids((Turn("user", long),), "Gladly.")[-window:]
+    opened = rewards._open()
+    ask, window = (Turn("user", "Two?"),), opened.window
+    old = (Turn("user", "word " * window), Turn("assistant", "Well."))
+    assert list(rewards._fitting(opened, (*old, *ask), "Gladly.")) == opened.formatter.finished_ids(ask, "Gladly.")
+    ids = rewards._fitting(opened, (Turn("user", "word " * 3 * window),), "Gladly.")
+    whole = opened.formatter.finished_ids((Turn("user", "word " * 3 * window),), "Gladly.")
+    assert len(ids) == window and list(ids) == [whole[0], *whole[1 - window :]]  # the first token stays
     assert counted == {"conversations cut to the reward model's window": 1}
+    short = rewards._fitting(opened, ask, "Gladly.")
+    assert list(short) == opened.formatter.finished_ids(ask, "Gladly.")
+
+
+def test_a_classifier_that_is_no_decoder_reads_its_tokenizer_s_frame(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *"#:.?", *["say", "two", "gladly", "alas", "response", "instruction"]]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=40)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = BertConfig(vocab_size=len(words), **shape, num_labels=1, max_position_embeddings=48)
+    model = BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint("rm", str(tmp_path), (), "none", "float32", PromptSpec(template="openbezoar", system=""))
+    rewards = LocalRewards("rm", checkpoint, tokens=30)  # a pass for each answer
+    (found,) = rewards.scores([((Turn("user", "say two ."),), ("gladly .", "alas alas ."))])
+    texts = [f"### Instruction:\nsay two .\n\n### Response:\n{answer}" for answer in ("gladly .", "alas alas .")]
+    with torch.no_grad():
+        expected = [float(model(**tokenizer(text, return_tensors="pt")).logits[0, 0]) for text in texts]
+    assert abs(expected[0] - expected[1]) > 1e-3
+    assert found == pytest.approx(expected, abs=1e-4)
+    opened = rewards._open()
+    assert opened.window == 40 and len(rewards._fitting(opened, (Turn("user", "say " * 60),), "two")) == 40
 
 
 def test_a_model_that_is_no_better_than_the_length_stops_the_run(trained: Path, tmp_path: Path) -> None:

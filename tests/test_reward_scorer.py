@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -92,12 +93,16 @@ def test_rewards_of_many_passes_come_in_the_trees_order_and_equal_those_of_one()
     assert [value for tree in many for value in tree] == pytest.approx(flat, abs=1e-5)
 
 
-def test_a_model_that_ignores_the_forest_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = classifier("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", KINDS)
+def test_a_model_that_ignores_the_forest_is_found_out(family: str, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(classifier(family)).to(dtype)
+    trees = [(path(5, 6, 7, 8, 9), path(5, 6, 7, 10, 11))]
+    RewardScorer(model, model.score, pad=PAD).rewards(trees)  # an honest one passes, in 16 bits too
     scorer = RewardScorer(model, model.score, pad=PAD)
     model.set_attn_implementation("sdpa")  # as a family whose attention is its own would be
     with pytest.raises(ModelError, match="differs from plain scoring"):
-        scorer.rewards([(path(5, 6, 7, 8, 9), path(5, 6, 7, 10, 11))])
+        scorer.rewards(trees)
 
 
 def test_a_head_with_several_outputs_and_rewards_that_are_no_numbers_are_refused() -> None:

@@ -34,8 +34,15 @@ class RewardScorer(Trunk):
         self.head, self.pad = head, pad
         self._share()
 
+    # Two orders of summation move a hidden state by a hundredth or so of its length; a wrong mask by a sixth and more.
+    COARSE = 0.1
+
+    def _distance(self, shared: Tensor, apart: Tensor) -> float:
+        """Of hidden states [n, hidden], of which a reward is a small sum: relative, the mean over n."""
+        gaps, lengths = (shared - apart).float().norm(dim=-1), apart.float().norm(dim=-1)
+        return float((gaps / lengths.clamp(min=1e-12)).mean())
+
     def _both_ways(self, tree: Tree, probe: Tree) -> tuple[Tensor, Tensor]:
-        # Hidden states, which the head's values are small sums of.
         both = (tree, tuple(_followed(path.ids) for path in probe))
         return self._in_one_row(both), self._row_a_path(both)
 

@@ -143,6 +143,12 @@ class Scorer(Trunk):
         )
         return [[next(scores) for _ in tree] for tree in trees]
 
+    # Two orders of summation differ by some hundredths of a nat; a wrong mask differs by whole nats.
+    COARSE = 0.5
+
+    def _distance(self, shared: Tensor, apart: Tensor) -> float:
+        return float((shared - apart).abs().mean())
+
     def _both_ways(self, tree: Tree, probe: Tree) -> tuple[Tensor, Tensor]:
         return torch.cat(self.forest((tree, probe))), torch.cat(self.forward([*tree, *probe]))
 

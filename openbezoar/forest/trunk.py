@@ -9,7 +9,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,16 @@ class Trunk(ABC):
         if not self.plain:
             self.base.set_attn_implementation(register())
 
+    COARSE: ClassVar[float]
+    """Greatest ``_distance`` of the two ways in 16 bits."""
+
+    @abstractmethod
+    def _distance(self, shared: Tensor, apart: Tensor) -> float:
+        """How far the same numbers of the two ways lie apart."""
+
     @abstractmethod
     def _both_ways(self, tree: Tree, probe: Tree) -> tuple[Tensor, Tensor]:
-        """The same numbers of two trees, float [n] each: in one row, and a row a path."""
+        """The same numbers of two trees: in one row, and a row a path."""
 
     @property
     @abstractmethod
@@ -160,9 +167,8 @@ class Trunk(ABC):
             self.model.train(training)
         if bool(apart.isnan().any()):
             raise no_numbers()
-        # In 16 bits two orders of summation differ by some hundredths; a wrong mask differs by whole units.
-        allowed = 1e-4 if self.dtype == torch.float32 else 0.5
-        if len(shared) and not float((shared - apart).abs().mean()) <= allowed:
+        allowed = 1e-4 if self.dtype == torch.float32 else self.COARSE
+        if len(shared) and not self._distance(shared, apart) <= allowed:
             raise ModelError(
                 f"{type(self.trunk).__name__}: scoring with shared prefixes differs from plain scoring: this model's"
                 " attention is not supported; take a model of another kind"

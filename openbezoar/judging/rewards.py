@@ -7,15 +7,18 @@ of the forest; classifiers that are no decoders, such as DeBERTa, are run a row 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
+from openbezoar.dialogue.tokens import Frame
 from openbezoar.models.references import Checkpoint
 from openbezoar.recipe.blocks import RewardModel
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import products_of
 from openbezoar.rows.records import Turn
+from openbezoar.training.encode import without_oldest
 
 CUT = "conversations cut to the reward model's window"
 Asked = Sequence[tuple[Sequence[Turn], Sequence[str]]]
@@ -59,28 +62,33 @@ class LocalRewards:
     ) -> None:
         self.name, self.checkpoint, self.tokens = name, checkpoint, tokens
         self._say, self._count = say, count
-        self._opened: tuple[Formatter, Any, int] | None = None
+        self._opened: _Opened | None = None
 
     def scores(self, asked: Asked, done: Callable[[int], None] | None = None) -> list[list[float]]:
         """As ``Rewarder`` has it. Raises ModelError for rewards that are not numbers."""
         from openbezoar.forest import TokenPath
 
-        formatter, scorer, window = self._open()
+        opened = self._open()
         trees = []
         for turns, answers in asked:
-            wholes = [self._fitting(formatter, window, turns, answer) for answer in answers]
+            wholes = [self._fitting(opened, tuple(turns), answer) for answer in answers]
             trees.append(tuple(TokenPath(ids, (False,) * len(ids)) for ids in wholes))
-        scores: list[list[float]] = scorer.scores(trees, done)
+        scores: list[list[float]] = opened.scorer.scores(trees, done)
         return scores
 
-    def _fitting(self, formatter: Formatter, window: int, turns: Sequence[Turn], answer: str) -> tuple[int, ...]:
-        """Ids of a finished conversation; the end of one that does not fit."""
-        ids = formatter.finished_ids(turns, answer)
-        if len(ids) > window:
+    def _fitting(self, opened: _Opened, turns: tuple[Turn, ...], answer: str) -> tuple[int, ...]:
+        """Ids of a finished conversation. One that does not fit loses its oldest turns, then the beginning of
+        what is left, but for its first token, which some models read all of it from.
+        """
+        ids, left = opened.ids(turns, answer), turns
+        while len(ids) > opened.window and (shorter := without_oldest(left)) is not None:
+            left = shorter
+            ids = opened.ids(left, answer)
+        if len(ids) > opened.window or left is not turns:
             self._count(CUT, 1)
-        return tuple(ids[-window:])
+        return tuple(ids if len(ids) <= opened.window else [ids[0], *ids[1 - opened.window :]])
 
-    def _open(self) -> tuple[Formatter, Any, int]:
+    def _open(self) -> _Opened:
         if self._opened is None:
             from openbezoar.forest import RewardScorer
             from openbezoar.models.load import window_of
@@ -88,14 +96,17 @@ class LocalRewards:
 
             self._say(f"  {self.name}: loading")
             model, tokenizer = load_reward_model(self.checkpoint)
+            if tokenizer.eos_token is None:  # as of BERT, whose texts end in a separator
+                tokenizer.eos_token = tokenizer.sep_token
             formatter = Formatter(tokenizer, self.checkpoint.prompt)
             for note in formatter.prompt_notes:
                 self._say(f"  {self.name}: {note}")
-            head, pad = scalar_head(model), model.config.get_text_config().pad_token_id
-            scorer: Any = (
-                Classifier(model, self.tokens) if head is None else RewardScorer(model, head, self.tokens, pad)
-            )
-            self._opened = formatter, scorer, window_of(model, tokenizer)
+            head, window = scalar_head(model), min(window_of(model, tokenizer), tokenizer.model_max_length)
+            if head is None:
+                self._opened = _Opened(formatter, Classifier(model, self.tokens), window, Frame.of(tokenizer))
+            else:
+                pad = model.config.get_text_config().pad_token_id
+                self._opened = _Opened(formatter, RewardScorer(model, head, self.tokens, pad), window, Frame((), ()))
         return self._opened
 
     def close(self) -> None:
@@ -107,32 +118,56 @@ class LocalRewards:
             free()
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A loaded model. window: most ids; frame: what its tokenizer puts around every text, of those that are
+    no decoders.
+    """
+
+    formatter: Formatter
+    scorer: Any
+    window: int
+    frame: Frame
+
+    def ids(self, turns: Sequence[Turn], answer: str) -> list[int]:
+        ids = self.formatter.finished_ids(turns, answer)
+        before, after = list(self.frame.before), list(self.frame.after)
+        ids = ids if ids[: len(before)] == before else before + ids
+        return ids if not after or ids[-len(after) :] == after else ids + after
+
+
 class Classifier:
-    """Scores of a classifier that is no decoder, a row a path, padded on the right."""
+    """Scores of a classifier that is no decoder, a row a path, padded on the right. tokens: of one pass."""
 
     def __init__(self, model: Any, tokens: int) -> None:
         self.model, self.tokens = model, tokens
 
     def scores(self, trees: Sequence[Any], done: Callable[[int], None] | None = None) -> list[list[float]]:
-        """Per tree the score of each path."""
+        """Per tree the score of each path. Raises ModelError for scores that are not numbers."""
+        results = []
+        for tree in trees:
+            rows = [list(path.ids) for path in tree]
+            most = max(1, self.tokens // max(map(len, rows)))
+            parts = [self._pass(rows[first : first + most]) for first in range(0, len(rows), most)]
+            results.append([score for part in parts for score in part])
+            if done is not None:
+                done(1)
+        return results
+
+    def _pass(self, rows: Sequence[Sequence[int]]) -> list[float]:
         import torch
 
         from openbezoar.forest.trunk import no_numbers
 
-        results = []
-        for tree in trees:
-            width = max(len(path.ids) for path in tree)
-            ids = torch.full((len(tree), width), self.model.config.pad_token_id or 0)
-            mask = torch.zeros_like(ids)
-            for row, path in enumerate(tree):
-                ids[row, : len(path.ids)] = torch.tensor(path.ids)
-                mask[row, : len(path.ids)] = 1
-            with torch.no_grad():
-                device = self.model.device
-                logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().cpu()
-            if not bool(logits.isfinite().all()):
-                raise no_numbers()
-            results.append(logits.tolist())
-            if done is not None:
-                done(1)
-        return results
+        ids = torch.full((len(rows), max(map(len, rows))), self.model.config.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        device = self.model.device
+        with torch.no_grad():
+            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().cpu()
+        if not bool(logits.isfinite().all()):
+            raise no_numbers()
+        scores: list[float] = logits.tolist()
+        return scores

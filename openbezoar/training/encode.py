@@ -124,7 +124,7 @@ class Encoder:
             tree, longest = self._written(prompt, answers)
             if longest <= self.max_length:
                 break
-            shorter = _without_oldest(prompt)
+            shorter = without_oldest(prompt)
             if self.too_long == "drop" or shorter is None:
                 self.counts.add("too long")
                 return None
@@ -161,7 +161,7 @@ class Encoder:
             )
 
 
-def _without_oldest(prompt: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
+def without_oldest(prompt: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
     """The prompt without its oldest exchange (a system message stays); None if only one turn is left."""
     first = 1 if prompt and prompt[0].role == "system" else 0
     if len(prompt) - first < 3:
