@@ -22,7 +22,7 @@ from openbezoar.engine.needs import packages_of
 from openbezoar.machine import extras
 from openbezoar.machine.extras import EXTRAS
 from openbezoar.models import needs
-from openbezoar.recipe.file import load
+from openbezoar.recipe.file import load, parse
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -246,6 +246,23 @@ def test_what_the_demo_wants_is_what_its_steps_import(monkeypatch: pytest.Monkey
     assert wanted["OpenBezoar-SFT"] == {*needs.MODEL, *needs.NF4}
     assert wanted["scores"] == {*needs.MODEL, *needs.TASKS, "gguf"}
     assert wanted["report"] == set() and wanted["release"] == {*needs.MODEL, "gguf", "pyarrow"}
+
+
+def test_a_merged_reward_model_is_opened_without_what_held_its_base_while_it_was_trained(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    reward = {"reward": "pairs.jsonl", "model": "base", "quantize": "nf4"}
+    steps = {
+        "rm": reward,
+        "swept": {**reward, "sweep": {"epochs": [1, 2]}},
+        "picked": {"pairs": "pairs.jsonl", "from": "base", "samples": 2, "by": "swept"},
+        "seen": {"agreement": "rm", "pairs": "pairs.jsonl"},
+    }
+    recipe = parse({"name": "t", "models": {"base": {"model": "org/base"}}, "steps": steps}, "here")
+    nodes = build(recipe, tmp_path / "recipe.yaml", tmp_path).nodes
+    wanted = {name: set(packages_of(node, recipe, tmp_path)) for name, node in nodes.items()}
+    assert wanted["rm"] >= {*needs.MODEL, *needs.NF4, "peft"}
+    for name in ("swept", "picked", "seen"):
+        assert wanted[name] >= set(needs.MODEL) and not wanted[name] & set(needs.NF4), name
 
 
 @pytest.mark.parametrize(

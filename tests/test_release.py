@@ -315,6 +315,27 @@ def test_the_model_card_has_metadata_scores_and_measured_faults(finished: Finish
     assert str(finished.root) not in card
 
 
+def test_a_card_tells_of_the_trainings_that_made_the_model_and_of_no_others(finished: Finished) -> None:
+    """Of a sweep the one that was taken; a reward model that scored the pairs is named as a judge of data."""
+    run, settings = finished.run, {"model": "base", "lora": LORA, "quantize": "none", "learning_rate": 1e-5}
+    numbers = {"rows": 9, "steps": 2, "heldout_rows": 3, "heldout_loss_before": 2.5, "heldout_loss_after": 1.25}
+    tried = ["tuned.r-4", "tuned.r-8"]
+    for name in tried:
+        manifest(run, name, "sft", {**settings, "sft": f"hub:org/{name}"}, [], numbers=numbers)
+    chosen = {"chosen": tried[1], "by": "loss", "candidates": {name: {"after": 1.25} for name in tried}}
+    manifest(run, "tuned", "choose", {"choose": tried}, tried, numbers=chosen)
+    manifest(run, "rm", "reward", {**settings, "reward": "pairs.jsonl"}, [], numbers=numbers)
+    manifest(run, "own", "pairs", {"pairs": "rows.jsonl", "from": "tuned", "by": "rm"}, ["tuned", "rm"])
+    manifest(run, "dpo", "dpo", {**settings, "model": "tuned", "dpo": "own"}, ["tuned", "own"], numbers=numbers)
+    _, out = finished.release()
+    card = (out / "DPO/README.md").read_text()
+    training = card.partition("## Training")[2].partition("## Merge")[0]
+    assert "| tuned.r-8 (sft) |" in training and "| dpo (dpo) |" in training
+    assert "tuned.r-4" not in card and "rm" not in training.replace("warm", "").replace("term", "")
+    assert "| data | judge of own: rm |" in card and "| rm | reward | key-rm |" in card
+    assert metadata(card)["datasets"] == ["org/tuned.r-8"] and "qlora" not in metadata(card)["tags"]
+
+
 def test_licence_files_of_the_base_are_carried_on(finished: Finished) -> None:
     _, out = finished.release()
     assert (out / "DPO/LICENSE").read_text() == "terms of the base"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAST
+from synthetic_run import step as finished_step
 from transformers import AutoModelForCausalLM
 
 from openbezoar.engine import execution, graph
-from openbezoar.errors import RecipeError
+from openbezoar.errors import RecipeError, RunError
 from openbezoar.forest import Scorer, TokenPath
 from openbezoar.judging.rewards import is_reward_model
 from openbezoar.progress import Silent
@@ -28,8 +29,10 @@ from openbezoar.reporting.facts import read_facts
 from openbezoar.stats.comparisons import correct, every_pair
 from openbezoar.store.runs import RunFolder
 from openbezoar.training.objectives import preference_objective
+from openbezoar.verbs.choose.gate import gate
 from openbezoar.verbs.choose.section import sections
 from openbezoar.verbs.choose.work import best
+from openbezoar.verbs.report.summary_section import _trust
 
 SFT: dict[str, Any] = {"sft": "rows.jsonl", "model": "base"}
 
@@ -56,6 +59,7 @@ def test_a_swept_step_is_a_step_for_each_value_and_its_name_stands_for_the_best(
         "a.learning_rate-3e-4": {"learning_rate": "3e-4"},
     }
     assert list(lineage(steps, "m")) == ["m", "a", "a.learning_rate-0.0001", "base"]
+    assert (one.draws_as, other.draws_as) == ("a", "a")
     assert products_of(steps, "a") == ("model", "adapter")
 
 
@@ -118,6 +122,9 @@ def test_a_value_more_leaves_the_keys_of_the_others_as_they_were(write_recipe: C
         (swept({"epochs": 2}), r"steps.a.sweep.epochs: expected a list of two values or more \(it is 2\)"),
         (swept({"epochs": [2]}), r"steps.a.sweep.epochs: expected a list of two"),
         (swept({"epochs": [2, 2]}), r"steps.a.sweep: a value of epochs is there twice"),
+        (swept({"epochs": [1, 1.0]}), r"steps.a.sweep: 'a.epochs-1' and 'a.epochs-1.0' are one value"),
+        (swept({"learning_rate": [1e-3, "1e-3"]}), r"'a.learning_rate-0.001' and 'a.learning_rate-1e-3' are one value"),
+        (swept({"lora": [{"r": 16}, {"r": 4}, {}]}), r"'a.lora-1' and 'a.lora-3' are one value"),
         (swept({"epoch": [1, 2]}), r"steps.a.epoch-1: epoch: unknown key .*did you mean 'epochs'"),
         (swept({"epochs": [1, "x"]}), r"steps.a.epochs-x: epochs: "),
         (swept({"epochs": [1, 2]}, epochs=3), r"steps.a.sweep.epochs: 'epochs' stands beside it .*3"),
@@ -138,6 +145,10 @@ def test_a_value_more_leaves_the_keys_of_the_others_as_they_were(write_recipe: C
             {"reward": "pairs.jsonl", "model": "base", "sweep": {"margin": [0, 1]}},
             r"the held-out loss is in other units .* by: accuracy",
         ),
+        (
+            {"reward": "pairs.jsonl", "model": "base", "sweep": {"beats": ["length", "nothing"]}},
+            r"steps.a.sweep.beats: changes nothing of what is trained",
+        ),
         ({"merge": "b", "sweep": {"dtype": ["float32", "float16"]}}, r"steps.a: sweep: unknown key"),
     ],
 )
@@ -147,6 +158,11 @@ def test_a_sweep_that_cannot_be_made_is_told_of_in_one_line(
     with pytest.raises(RecipeError, match=said) as error:
         load(write_recipe({"a": step, "b": SFT}))
     assert "\n" not in str(error.value)
+
+
+def test_a_sweep_among_the_defaults_of_a_verb_is_told_of(write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"defaults.sft.sweep: a sweep is of one step; write it there"):
+        load(write_recipe({"a": SFT}, defaults={"sft": {"sweep": {"epochs": [1, 2]}}}))
 
 
 def test_a_step_that_has_a_value_s_name_already_is_told_of(write_recipe: Callable[..., Path]) -> None:
@@ -167,6 +183,10 @@ def test_a_step_that_has_a_value_s_name_already_is_told_of(write_recipe: Callabl
             },
             r"steps.m.merge: 'w' is a whole model, with nothing to merge",
         ),
+        ({"c": {"choose": ["a", "a"]}}, r"steps.c.choose: 'a' is there twice; take one out"),
+        ({"c": {"choose": ["c", "a"]}}, r"steps go in a circle: c → c; take one"),
+        ({"c": {"choose": ["e", "a"]}, "e": {"choose": ["c", "a"]}}, r"steps go in a circle: c → e → c; take one"),
+        ({"c": {"choose": ["e", "a"]}, "e": {"choose": ["a", "b"]}}, r"steps.c.choose: 'e' has no held-out loss"),
     ],
 )
 def test_what_cannot_be_chosen_among_is_told_of_in_one_line(
@@ -176,6 +196,117 @@ def test_what_cannot_be_chosen_among_is_told_of_in_one_line(
     with pytest.raises(RecipeError, match=said) as error:
         graph.build(load(path), path, path.parent)
     assert "\n" not in str(error.value)
+
+
+DPO: dict[str, Any] = {"dpo": "pairs.jsonl", "model": "base"}
+KTO: dict[str, Any] = {"kto": "pairs.jsonl", "model": "base"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "by", "said"),
+    [
+        (SFT, DPO, "loss", r"one is a step of sft, the other of dpo; give both the same$"),
+        (SFT, {**SFT, "sft": "pairs.jsonl"}, "loss", r"they hold out other rows; give both the same$"),
+        (SFT, {**SFT, "heldout": "rows.jsonl"}, "loss", r"they hold out other rows"),
+        (SFT, {**SFT, "heldout_every": 5}, "loss", r"they hold out other rows"),
+        (SFT, {**SFT, "heldout_rows": 5}, "loss", r"heldout_rows is 64 in one, 5 in the other"),
+        (SFT, {**SFT, "max_length": 64}, "loss", r"max_length is 1024 in one, 64 in the other"),
+        (SFT, {**SFT, "loss_on": "last"}, "loss", r"loss_on is all in one, last in the other"),
+        (SFT, {**SFT, "model": "own"}, "loss", r"their prompts differ \('base' and 'own'\)"),
+        (SFT, {**SFT, "model": "like"}, "loss", r"their loss is in other tokens \(of 'base' and of 'like'\)"),
+        (DPO, {**DPO, "beta": 0.3}, "loss", r"in other units \(beta is 0.1 and 0.3\).*, or set by: accuracy$"),
+        (DPO, {**DPO, "loss": "ipo"}, "margin", r"their margin is in other units .*, or set by: accuracy$"),
+        (DPO, {**DPO, "model": "s"}, "loss", r"seen from other references \('base' and 's'\).*, or set by: accuracy$"),
+        (KTO, {**KTO, "desirable_weight": 2}, "loss", r"other units \(desirable_weight is 1.0 and 2.0\).*by: auc$"),
+    ],
+)
+def test_steps_that_cannot_be_compared_are_not_chosen_among(
+    a: dict[str, Any], b: dict[str, Any], by: str, said: str, write_recipe: Callable[..., Path], tiny: Path
+) -> None:
+    models = {name: {"model": str(tiny), "dtype": "float32"} for name in ("base", "like")}
+    models["own"] = {**models["base"], "prompt": {"system": "Be brief."}}  # type: ignore[dict-item]
+    steps = {"s": SFT, "a": a, "b": b, "c": {"choose": ["a", "b"], "by": by}}
+    path = write_recipe(steps, models=models)
+    with pytest.raises(RecipeError, match=said) as error:
+        graph.build(load(path), path, path.parent)
+    assert "steps.c.choose: 'a' and 'b' cannot be compared" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "by"),
+    [
+        (SFT, {**SFT, "sft": {"data": "rows.jsonl"}, "learning_rate": 1e-5, "model": "s"}, "loss"),
+        ({**SFT, "heldout": "rows.jsonl"}, {**SFT, "sft": "pairs.jsonl", "heldout": "rows.jsonl"}, "loss"),
+        ({**SFT, "heldout": "rows.jsonl", "heldout_every": 3}, {**SFT, "heldout": "rows.jsonl"}, "loss"),
+        (DPO, {**DPO, "loss": "ipo"}, "accuracy"),
+        (KTO, {**KTO, "beta": 0.2}, "auc"),
+    ],
+)
+def test_steps_that_differ_in_what_their_measure_is_not_of_are_chosen_among(
+    a: dict[str, Any], b: dict[str, Any], by: str, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe({"s": SFT, "a": a, "b": b, "c": {"choose": ["a", "b"], "by": by}})
+    assert graph.build(load(path), path, path.parent).nodes["c"].inputs == ("a", "b")
+
+
+def test_stated_settings_of_an_adapter_are_held_against_all_that_may_be_continued(
+    write_recipe: Callable[..., Path],
+) -> None:
+    steps = {"a": swept({"lora.r": [4, 8]}), "next": {**SFT, "model": "a", "lora": {"r": 4}}}
+    path = write_recipe(steps)
+    with pytest.raises(
+        RecipeError, match=r"steps.next.lora.r: 4, but the adapter of 'a.r-8', which is continued, has 8"
+    ):
+        graph.build(load(path), path, path.parent)
+    path = write_recipe({**steps, "a": swept({"epochs": [1, 2]}, lora={"r": 4})})
+    assert graph.build(load(path), path, path.parent).nodes["next"].inputs == ("a",)
+
+
+# ---------------------------------------------------------------------------- swept reward models
+
+
+def test_only_the_chosen_reward_model_is_asked_whether_it_beats_the_length(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    reward = {"reward": "pairs.jsonl", "model": "base", "sweep": {"epochs": [1, 2]}}
+    steps = load(write_recipe({"r": reward, "s": {**reward, "beats": "nothing"}})).steps
+    asked = {name: step.beats for name, step in steps.items()}
+    assert [asked[name] for name in ("r.epochs-1", "r.epochs-2", "r", "s.epochs-1", "s")] == [
+        *("nothing", "nothing", "length", "nothing", "nothing")
+    ]
+    run = reward_run(tmp_path / "run", gains=(0.1, -0.1))
+    assert list(gate("r", steps["r"], run / "r", 0)) == []  # type: ignore[arg-type]
+    run = reward_run(tmp_path / "poor", gains=(-0.1, 0.1))
+    with pytest.raises(RunError, match=r"step r: the reward model is right about .* no better than .* their length"):
+        list(gate("r", steps["r"], run / "r", 0))  # type: ignore[arg-type]
+    (warning,) = gate("s", steps["s"], run / "r", 0)  # type: ignore[arg-type]
+    assert warning.startswith("  s: 80 pairs are too few")
+
+
+def reward_run(run: Path, gains: tuple[float, float]) -> Path:
+    """Two reward models, with what each has more than the length, and the choice of the first."""
+    share = {"value": 0.63, "low": 0.52, "high": 0.73, "n": 80}
+    for name, gain in zip(("r.epochs-1", "r.epochs-2"), gains, strict=True):
+        saved = {"accuracy": share, "length": {**share, "value": 0.63 - gain}, "gain": [gain, gain - 0.05, gain + 0.05]}
+        saved |= {"matched": share, "subsets": {}, "bins": [], "off": 0.1}
+        numbers = {"saved": saved, "kept_step": 40}
+        finished_step(run, name, "reward", {"reward": "pairs.jsonl", "model": "base"}, [], numbers=numbers)
+    tried = {name: {"after": value} for name, value in (("r.epochs-1", 0.63), ("r.epochs-2", 0.6))}
+    chosen = {"chosen": "r.epochs-1", "by": "accuracy", "candidates": tried}
+    finished_step(run, "r", "choose", {"choose": list(tried), "by": "accuracy"}, list(tried), numbers=chosen)
+    return run
+
+
+def test_a_swept_reward_model_is_trusted_as_far_as_the_chosen_one_was_measured(tmp_path: Path) -> None:
+    facts = read_facts(RunFolder(reward_run(tmp_path / "run", gains=(0.13, -0.1))))
+    (said,) = facts.steps["r"].result.trust()
+    assert said == (
+        "The reward model r.epochs-1 is right about 0.630 [0.520, 0.730] n=80 pairs, the length 0.500 (pairs held out,"
+        " by whose loss step 40 was kept: a little too good; the length: of the longer answer, or of the shorter one"
+        " where that is right more often). r is this one of 2, taken by its accuracy on the same rows: the figure is"
+        " too good by that."
+    )
+    assert [point.text for point in _trust(facts)] == [said], "what was not taken is not told of"
 
 
 def test_a_swept_reward_model_is_a_reward_model_and_no_other_choice_is(write_recipe: Callable[..., Path]) -> None:
@@ -221,6 +352,8 @@ def test_a_run_trains_each_value_chooses_and_goes_on_with_the_best(write_recipe:
     told = json.loads((made.step("a") / "model.json").read_text())
     assert told["adapters"] == [f"run:{large}/adapter"]
     assert (made.manifest("m") or {})["numbers"]["kl"] < 1e-3
+    first = [json.loads((made.step(name) / "metrics.jsonl").read_text().splitlines()[0])["loss"] for name in losses]
+    assert first[0] == first[1], "the same rows in the same order, the same initial values"
     for name in losses:
         last = json.loads((made.step(name) / "heldout.jsonl").read_text().splitlines()[-1])
         assert len(last["rows"]["loss"]) == (made.manifest(name) or {})["numbers"]["heldout_rows"] > 1

@@ -72,7 +72,7 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
         recipe_folder=graph.recipe_path.parent,
         run=graph.run,
         out=out,
-        seed=step_seed(graph.recipe.seed, node.name),
+        seed=step_seed(graph.recipe.seed, getattr(node.step, "draws_as", None) or node.name),
         progress=progress,
         steps=tuple(graph.nodes),
     )

@@ -212,6 +212,8 @@ def _check_defaults(defaults: Any, where: str) -> None:
         for key in settings:
             if key not in VERBS[verb].keys:
                 raise RecipeError(f"{where}: defaults.{verb}.{key}: unknown key{_suggest([key], VERBS[verb].keys)}")
+            if key == "sweep":
+                raise RecipeError(f"{where}: defaults.{verb}.sweep: a sweep is of one step; write it there")
 
 
 def _suggest(keys: Any, known: Any) -> str:

@@ -11,18 +11,14 @@ from copy import deepcopy
 from itertools import product
 from typing import Any, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from openbezoar.errors import RecipeError, shown
 from openbezoar.recipe.blocks import kinds_of
-from openbezoar.recipe.losses import constants
+from openbezoar.recipe.comparable import OF_THE_ROWS, SCALED, UNITS
 from openbezoar.recipe.refs import Ref, mark
 from openbezoar.recipe.train_steps import Training
 from openbezoar.recipe.verbs import VERBS, verb_of
-
-# What decides which rows are held out, or what of them is scored: another value is measured on other rows.
-OF_THE_MEASURE = ("heldout_every", "heldout_rows", "max_length", "too_long", "loss_on")
-SCALED = ("loss", "margin")  # measures in units that the loss and its constants set
 
 
 def expanded(steps: Mapping[Any, Any], defaults: Any, where: str) -> dict[str, Any]:
@@ -50,7 +46,7 @@ def _fan(name: str, step: Mapping[str, Any], defaults: Any, where: str) -> dict[
         raise RecipeError(f"{where}.sweep.by: {verb} steps have {', '.join(kind.measures)} (it is {shown(by)})")
     if not keys:
         raise RecipeError(f"{where}.sweep: no key; expected one with its values, such as learning_rate: [1e-4, 3e-4]")
-    common = defaults.get(verb, {}) if isinstance(defaults, Mapping) else {}
+    common = defaults.get(verb) or {} if isinstance(defaults, Mapping) else {}
     for key, values in keys.items():
         _check(key, values, by, step, kind, f"{where}.sweep.{key}")
     fan: dict[str, Any] = {}
@@ -60,11 +56,35 @@ def _fan(name: str, step: Mapping[str, Any], defaults: Any, where: str) -> dict[
         own = ".".join([name, *(_called(key, number, value) for key, (number, value) in picked.items())])
         if own in fan:
             raise RecipeError(f"{where}.sweep: a value of {', '.join(keys)} is there twice; take one out")
-        fan[own] = deepcopy({**common, **{k: v for k, v in step.items() if k != "sweep"}})
+        fan[own] = deepcopy({"draws_as": name, **common, **{k: v for k, v in step.items() if k != "sweep"}})
         for key, (_, value) in picked.items():
             _put(fan[own], key, value, f"{where}.sweep.{key}")
         told[own] = {key: value for key, (_, value) in picked.items()}
-    return {**fan, name: {"choose": list(fan), "by": by, "values": told}}
+    _check_distinct(fan, kind, f"{where}.sweep")
+    return {**fan, name: {"choose": list(fan), "by": by, "values": told, **_gated(fan, kind)}}
+
+
+def _check_distinct(fan: Mapping[str, Any], kind: type[Training], where: str) -> None:
+    """Raise RecipeError for values that are written in two ways, such as 1 and 1.0."""
+    known: list[tuple[str, Training]] = []
+    for own, step in fan.items():
+        try:
+            read = kind.model_validate(step)
+        except ValidationError:
+            continue  # told of where the steps are read
+        if same := next((other for other, one in known if one == read), None):
+            raise RecipeError(f"{where}: '{same}' and '{own}' are one value, written in two ways; take one out")
+        known.append((own, read))
+
+
+def _gated(fan: Mapping[str, Any], kind: type[Training]) -> dict[str, Any]:
+    """What the choice is asked of the step that it takes; the steps chosen among are no longer asked it."""
+    if "beats" not in kind.model_fields:
+        return {}
+    asked = [step.pop("beats") for step in fan.values() if "beats" in step]
+    for step in fan.values():
+        step["beats"] = "nothing"
+    return {"beats": asked[0]} if asked else {}
 
 
 def _kind(step: Mapping[str, Any]) -> type[Training] | None:
@@ -80,20 +100,19 @@ def _check(key: str, values: Any, by: str, step: Mapping[str, Any], kind: type[T
         raise RecipeError(f"{where}: expected a list of two values or more (it is {shown(values)})")
     if first not in kind.model_fields or first == "sweep":
         return  # told of where the steps are read
+    if first == "beats":
+        raise RecipeError(f"{where}: changes nothing of what is trained; give one value, which the chosen one is asked")
     if mark(kind.model_fields[first], Ref) is not None:
         raise RecipeError(f"{where}: names rows or a model, so that the steps could not be compared; write them out")
-    if first in OF_THE_MEASURE:
+    if first in OF_THE_ROWS:
         raise RecipeError(f"{where}: decides on which rows is measured, so that the steps could not be compared")
     if (beside := _value(step, key)) is not None:
         raise RecipeError(f"{where}: '{key}' stands beside it with one value ({shown(beside)}); keep one of the two")
     others = [measure for measure in kind.measures if measure not in SCALED]
-    if by in SCALED and first in {"loss", *(constant.name for constant in constants()), *_WEIGHTS}:
+    if by in SCALED and first in UNITS:
         raise RecipeError(
             f"{where}: the held-out {by} is in other units for each value; set by: {' or '.join(others)} in the sweep"
         )
-
-
-_WEIGHTS = ("desirable_weight", "undesirable_weight", "margin", "center")
 
 
 def _value(step: Any, key: str) -> Any:

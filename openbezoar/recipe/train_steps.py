@@ -174,6 +174,13 @@ class Training(Step):
         5, ge=1, description="Optimiser steps between checkpoints that a killed run goes on from."
     )
 
+    draws_as: Annotated[str | None, NotInKey("the step's own name", at=None)] = Field(
+        None,
+        description=(
+            "The name by which initial values, the rows' order and dropout are drawn; default: the step's. The steps of"
+            " a sweep have the swept step's, so that they differ in the value alone."
+        ),
+    )
     sweep: Annotated[Sweep | None, NotInKey("each value is a step of its own", at=None)] = Field(
         None, description="Values to try in place of one; 'openbezoar docs how-to/sweep'."
     )
@@ -230,9 +237,16 @@ class Choose(Step):
     """
 
     choose: Annotated[list[str], Ref("step", to="model", also="reward model", role="base")] = Field(
-        min_length=2, description="Steps that trained on the same rows."
+        min_length=2,
+        description=(
+            "Steps of one verb, with one prompt, that hold out the same rows; for 'loss' and 'margin' with the same"
+            " constants too."
+        ),
     )
     by: Measure = Field("loss", description="As a sweep's.")
+    beats: Annotated[Literal["length", "nothing"], NotInKey("what is done about the result")] = Field(
+        "length", description="Of reward models: what a reward step's is, for the chosen one."
+    )
     values: dict[str, dict[str, Any]] = Field({}, description="What differs in each of them, by name, for the report.")
 
 

@@ -213,6 +213,7 @@ VERBS: dict[str, Verb] = {
         section="section:sections",
         check="key:check",
         opening="key:opening",
+        gate="gate:gate",
     ),
     "evaluate": Verb(
         settings=Evaluate,

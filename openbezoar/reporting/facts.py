@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from openbezoar.recipe.order import Circle, in_order, needed_by
 from openbezoar.recipe.refs import field_of
 from openbezoar.recipe.schema import Recipe
 from openbezoar.recipe.verbs import VERBS
+from openbezoar.reporting.chosen import ChooseNumbers
 from openbezoar.reporting.results import Result, StepFacts
 from openbezoar.reporting.wording import NOTHING
 from openbezoar.store.digests import MANIFEST
@@ -39,8 +40,11 @@ class RunFacts:
         return [s.result for s in self.steps.values() if isinstance(s.result, kind)]
 
     def lineage(self, names: Iterable[str]) -> list[StepFacts]:
-        """These steps and everything they were made from, in order."""
-        inputs = _inputs(self.steps.values())
+        """These steps and everything they were made from, in order; of a choice the step that was taken."""
+        inputs = {
+            name: [one for one in read if not (chosen := _chosen(self.steps[name])) or one == chosen]
+            for name, read in _inputs(self.steps.values()).items()
+        }
         needed_names = set().union(*(needed_by(inputs, name) for name in names if name in inputs))
         return [step for name, step in self.steps.items() if name in needed_names]
 
@@ -50,14 +54,18 @@ class RunFacts:
 
     def trained_on(self, name: str) -> str | None:
         """The recipe's model at the root of a step that made one."""
+        *_, root = ("", *self.descent(name))
+        return root or None
+
+    def descent(self, name: str) -> Iterator[str]:
+        """A model's name, what it was made from, and so on down to a model as it came; of a choice the step that was
+        taken.
+        """
         seen: set[str] = set()
-        while name in self.steps and name not in seen:
+        while name and name not in seen:
+            yield name
             seen.add(name)
-            step = self.steps[name]
-            field = field_of(VERBS[step.verb].settings, "base") if step.verb in VERBS else None
-            made_from = step.settings.get(field) if field else None
-            name = str((made_from[0] if isinstance(made_from, list) else made_from) or "")
-        return name or None
+            name = _made_from(self.steps[name]) if name in self.steps else ""
 
     def models(self) -> dict[str, Mapping[str, Any]]:
         """Identities of the recipe's models that a step used, by name."""
@@ -93,6 +101,20 @@ def read_facts(run: RunFolder, names: Iterable[str] | None = None, recipe: Recip
         return RunFacts(run, _ordered(steps), recipe)
     except Circle as circle:
         raise RunError(f"{run.path}: its steps read one another: {circle}; run the recipe again") from None
+
+
+def _made_from(step: StepFacts) -> str:
+    """What a step's model was made from; '' of one that makes no model."""
+    if chosen := _chosen(step):
+        return chosen
+    field = field_of(VERBS[step.verb].settings, "base") if step.verb in VERBS else None
+    named = step.settings.get(field) if field else None
+    return str((named[0] if isinstance(named, list) else named) or "")
+
+
+def _chosen(step: StepFacts) -> str | None:
+    """The step that was taken; None of a step that is no choice."""
+    return step.result.chosen if isinstance(step.result, ChooseNumbers) else None
 
 
 def _ordered(found: Mapping[str, StepFacts]) -> dict[str, StepFacts]:

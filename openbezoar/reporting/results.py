@@ -197,6 +197,10 @@ class Result(Record):
         """How far a judge can be trusted, in sentences."""
         return []
 
+    def stands_for(self) -> list[str]:
+        """Steps for which this one speaks, where sentences of ``trust`` are told."""
+        return []
+
     def missing(self) -> list[str]:
         """What a file of another version does not tell, in a line each."""
         where = f"{self.FILE or 'the manifest'} of step {self.step.name}"

@@ -147,8 +147,10 @@ class RewardNumbers(TrainingNumbers):
     def trust(self) -> list[str]:
         if self.saved is None:
             return []
+        step = self.kept_step
+        kept = "" if step is None else f", by whose loss step {step} was kept: a little too good"
         return [
-            f"The reward model {self.step.name} is right about {self.saved.text()} (pairs held out; the length: of"
+            f"The reward model {self.step.name} is right about {self.saved.text()} (pairs held out{kept}; the length: of"
             " the longer answer, or of the shorter one where that is right more often)."
         ]
 

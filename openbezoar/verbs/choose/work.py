@@ -32,6 +32,7 @@ class Found(NamedTuple):
 def run(step: Choose, context: StepContext) -> dict[str, Any]:
     """Choose a step, and say by how much it is better than each other one."""
     found = {name: found_in(name, context.folder(name), step.by, context.seed) for name in step.choose}
+    _check_rows(found)
     chosen = best({name: one.after for name, one in found.items()}, step.by)
     differences = every_pair({name: dict(enumerate(one.rows)) for name, one in found.items()}, context.seed, {})
     correct(differences)
@@ -47,6 +48,14 @@ def run(step: Choose, context: StepContext) -> dict[str, Any]:
         "summary": f"{chosen.removeprefix(own)} by held-out {step.by}: {told}",
     }
     return ChooseNumbers.model_validate(about).written()
+
+
+def _check_rows(found: Mapping[str, Found]) -> None:
+    """Raise RunError for steps that were measured on different numbers of rows, which another tokenizer may leave."""
+    first, *others = found
+    for name in others:
+        if (n := found[name].candidate.n) != (m := found[first].candidate.n):
+            raise RunError(f"{first} was measured on {m} rows and {name} on {n}; give all the same 'heldout'")
 
 
 def best(values: Mapping[str, float], by: Measure) -> str:

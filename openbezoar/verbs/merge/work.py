@@ -125,7 +125,7 @@ def _drift_rows(step: Merge, context: StepContext) -> list[Example]:
     if step.drift is not None:
         return context.examples(step.drift, step.drift_rows)
     steps = context.recipe.steps
-    # of a choice the first step chosen among: all of them held out the same rows
+    # of a choice the first step chosen among: all of them held out the same rows (recipe.comparable)
     behind = (steps[name] for name in lineage(steps, step.merge))
     trained = next(one for one in behind if isinstance(one, (Sft, Dpo, Kto)))
     own = trained.sft if isinstance(trained, Sft) else trained.dpo if isinstance(trained, Dpo) else trained.kto

@@ -58,7 +58,9 @@ class ModelFiles:
 def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence, sources: Sequence[Source]) -> str:
     """README.md of one released merge step."""
     own = facts.part([files.name])
-    trainings = own.results(TrainingNumbers)
+    down = set(own.descent(files.name))  # other steps trained who wrote or judged its data
+    made_by = RunFacts(own.run, {name: step for name, step in own.steps.items() if name in down}, own.recipe)
+    trainings = made_by.results(TrainingNumbers)
     root = own.trained_on(files.name) or NOTHING
     base = reference_of(own.models().get(root, {}))
     own_funnels = funnels(own)
@@ -76,9 +78,9 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "sources": sources,
         "funnels": funnel_table(own_funnels) if own_funnels else None,
         "training": _training_tables(trainings),
-        "preference": preference_table(p) if (p := own.results(PreferenceNumbers)) else None,
-        "unpaired": unpaired_table(u) if (u := own.results(UnpairedNumbers)) else None,
-        "merges": next(iter(VERBS["merge"].part("section")(own)), None),
+        "preference": preference_table(p) if (p := made_by.results(PreferenceNumbers)) else None,
+        "unpaired": unpaired_table(u) if (u := made_by.results(UnpairedNumbers)) else None,
+        "merges": next(iter(VERBS["merge"].part("section")(made_by)), None),
         "scores": scores_table(facts),
         "limitations": limitations(facts, files),
         "lineage": Table(
@@ -186,9 +188,9 @@ def _teachers(facts: RunFacts) -> list[str]:
     """References of the models that wrote or judged data."""
     models = facts.models()
     uses: dict[str, None] = {}
-    for step in facts.of("generate", "filter"):
-        for role in ("teacher", "judge"):
-            if name := step.settings.get(role):
+    for step in facts.of("generate", "filter", "pairs"):
+        for field, role in (("teacher", "teacher"), ("judge", "judge"), ("by", "judge")):
+            if name := step.settings.get(field):
                 uses[f"{role} of {step.name}: {reference_of(models[name]) if name in models else name}"] = None
     return list(uses)
 

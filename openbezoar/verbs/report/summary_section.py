@@ -157,7 +157,9 @@ def sentence(d: Difference, shown: Sequence[Column]) -> str:
 
 def _trust(facts: RunFacts) -> Iterator[Point]:
     """How far the judge can be trusted."""
-    yield from (Point(sentence) for step in facts.steps.values() for sentence in step.result.trust())
+    spoken_for = {name for step in facts.steps.values() for name in step.result.stands_for()}
+    speaking = (step for name, step in facts.steps.items() if name not in spoken_for)
+    yield from (Point(sentence) for step in speaking for sentence in step.result.trust())
 
 
 def _cost(facts: RunFacts) -> Iterator[Point]:

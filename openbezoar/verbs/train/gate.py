@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openbezoar.errors import RunError
-from openbezoar.recipe.train_steps import Reward
+from openbezoar.recipe.train_steps import Choose, Reward
 from openbezoar.verbs.train.result import RewardNumbers
 
 
-def gate(name: str, step: Reward, folder: Path, seed: int) -> Iterator[str]:
+def gate(name: str, step: Reward | Choose, folder: Path, seed: int) -> Iterator[str]:
     """A warning where the held-out pairs are too few to tell the model from the length of the answers.
 
-    Raises RunError for a model that is right about no more of them than the length is.
+    step: the one that trained it, or that chose it. Raises RunError for a model that is right about no more of them
+    than the length is.
     """
     if (check := RewardNumbers.left_by(name, folder).saved) is None:
         return
