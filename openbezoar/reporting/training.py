@@ -150,8 +150,8 @@ class RewardNumbers(TrainingNumbers):
         step = self.kept_step
         kept = "" if step is None else f", by whose loss step {step} was kept: a little too good"
         return [
-            f"The reward model {self.step.name} is right about {self.saved.text()} (pairs held out{kept}; the length: of"
-            " the longer answer, or of the shorter one where that is right more often)."
+            f"The reward model {self.step.name} is right about {self.saved.text()} (pairs held out{kept}; the length:"
+            " of the longer answer, or of the shorter one where that is right more often)."
         ]
 
 
