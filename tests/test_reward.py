@@ -13,6 +13,7 @@ import torch
 from conftest import recipe_in
 
 from openbezoar.errors import RunError
+from openbezoar.forest import TokenPath, Tree
 from openbezoar.judging.rewards import LocalRewards, is_reward_model
 from openbezoar.models.references import Checkpoint, checkpoint_of_step
 from openbezoar.recipe.blocks import PromptSpec
@@ -20,8 +21,10 @@ from openbezoar.recipe.file import load
 from openbezoar.recipe.measure_steps import Agreement
 from openbezoar.recipe.train_steps import Reward
 from openbezoar.rows.records import Turn
+from openbezoar.stats.intervals import mean_interval, proportion_interval
 from openbezoar.stats.pair_accuracy import pair_accuracy
 from openbezoar.verbs.train.gate import gate
+from openbezoar.verbs.train.reward import by_prompt
 
 DOCS = Path(__file__).parent.parent / "docs" / "how-to"
 SETTINGS: dict[str, Any] = {
@@ -42,8 +45,8 @@ def write_pairs(folder: Path) -> None:
     lines = []
     for i in range(40):
         more = [" I say so again.", ""] if i // 5 % 2 else ["", " I say so again."]
-        answers = [f"It is {i}, gladly.{more[0]}", f"It is {i}, alas.{more[1]}"]
-        lines.append({"prompt": f"Say {i}.", "chosen": answers[0], "rejected": answers[1]})
+        answers = [f"Gladly, it is {i}.{more[0]}", f"Alas, it is {i}.{more[1]}"]
+        lines.append({"prompt": f"Say {i % 6}.", "chosen": answers[0], "rejected": answers[1]})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -70,6 +73,7 @@ def test_it_learns_and_says_what_its_model_is_worth(trained: Path) -> None:
     saved = n["saved"]
     assert saved["accuracy"]["value"] == 1.0 and saved["accuracy"]["n"] == 8
     assert saved["gain"][0] == pytest.approx(1.0 - saved["length"]["value"])
+    assert saved["accuracy"]["low"] < proportion_interval(8, 8)[0]  # since some of the eight have one prompt
     assert n["drift"] < 1e-4  # merged and read again it is the model that was trained
     assert not (trained / "rm" / "adapter").exists()
 
@@ -81,7 +85,7 @@ def test_transformers_alone_gives_the_same_rewards(trained: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     asked = [[{"role": "user", "content": f"Say {i}."}] for i in (3, 7)]
-    answers = ["It is 3, gladly.", "It is 3, alas."]
+    answers = ["Gladly, it is 3.", "Alas, it is 3."]
     texts = [
         tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": a}], tokenize=False)
         for turns in asked
@@ -142,7 +146,6 @@ def test_a_classifier_that_is_no_decoder_reads_its_tokenizer_s_frame(tmp_path: P
 
 def test_a_model_that_is_no_better_than_the_length_stops_the_run(trained: Path, tmp_path: Path) -> None:
     step = Reward.model_validate(SETTINGS)
-    assert list(gate("rm", step, trained / "rm", 0)) == []
     manifest = json.loads((trained / "rm" / "manifest.json").read_text())
 
     def left(gain: list[float]) -> Path:
@@ -150,6 +153,7 @@ def test_a_model_that_is_no_better_than_the_length_stops_the_run(trained: Path, 
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         return tmp_path
 
+    assert list(gate("rm", step, left([0.5, 0.1, 0.9]), 0)) == []
     (warning,) = gate("rm", step, left([0.25, -0.1, 0.6]), 0)
     assert warning.startswith("  rm: 8 pairs are too few to tell it from the length: right about 1.000")
     with pytest.raises(RunError, match="no better than taking answers by their length"):
@@ -202,6 +206,39 @@ def test_accuracy_is_told_beside_the_length_by_subset_and_by_how_sure_it_was() -
     assert found.bins[-1].said == pytest.approx(0.9526, abs=1e-4) and found.bins[-1].right.value == 0.0
     shorter = pair_accuracy([(1.0, 0.0)] * 4, [(1, 5)] * 4, 0)
     assert shorter.length.value == 1.0 and shorter.gain[0] == 0.0  # the rule takes the shorter one then
+
+
+def test_pairs_of_one_prompt_are_no_more_evidence_than_the_prompt() -> None:
+    """Ten prompts, each with ten pairs that go the same way: about the interval of ten, not of a hundred."""
+    right = [group < 6 for group in range(10) for _ in range(10)]
+    rewards = [(1.0, 0.0) if hit else (0.0, 1.0) for hit in right]
+    lengths = [(5, 4) if group % 2 else (4, 5) for group in range(10) for _ in range(10)]
+    names = ["a" if group < 5 else "b" for group in range(10) for _ in range(10)]
+    groups = [f"prompt {place // 10}" for place in range(100)]
+    found = pair_accuracy(rewards, lengths, 0, names, groups)
+    alone = pair_accuracy(rewards, lengths, 0, names)
+    assert (found.accuracy.value, found.accuracy.n) == (alone.accuracy.value, alone.accuracy.n) == (0.6, 100)
+    _, low, high = mean_interval([float(group < 6) for group in range(10)], 0)
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((low, high), abs=0.11)
+    assert found.gain[0] == pytest.approx(alone.gain[0])
+    for wide, narrow in (
+        (found.accuracy, alone.accuracy),
+        (found.length, alone.length),
+        (found.subsets["b"], alone.subsets["b"]),
+        (found.bins[2].right, alone.bins[2].right),
+    ):
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert found.gain[2] - found.gain[1] > 1.5 * (alone.gain[2] - alone.gain[1])
+    assert found.subsets["a"].value == 1.0 and found.subsets["a"].low == pytest.approx(proportion_interval(5, 5)[0])
+
+
+def test_pairs_are_of_one_prompt_where_what_their_answers_share_is() -> None:
+    def pair(shared: tuple[int, ...], a: int, b: int) -> Tree:
+        return tuple(TokenPath((*shared, own), (False,) * (len(shared) + 1)) for own in (a, b))
+
+    first, again, other, alike = pair((1, 2), 5, 6), pair((1, 2), 7, 8), pair((1, 3), 5, 6), pair((1, 2, 9), 5, 6)
+    found = by_prompt([alike, first, other, again])
+    assert found[0] == found[1] == found[3] != found[2]
 
 
 def test_the_page_s_diff_gives_own_data_s_recipe_a_reward_model_that_is_held_against_people(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from openbezoar.judging.rewards import LocalRewards
 from openbezoar.models.references import Checkpoint
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.rows.records import Counts, Turn, write_jsonl
+from openbezoar.stats.intervals import proportion_interval
 from openbezoar.verbs.judge import agreement as stage
 from openbezoar.verbs.judge.human_pairs import read_pairs
 
@@ -62,6 +63,22 @@ def test_a_reward_model_is_held_against_people(tmp_path: Path, tiny: Path, tiny_
     assert set(found["subsets"]) == {"all", "helpful"}
     html = (tmp_path / "runs" / "t" / "report" / "report.html").read_text()
     assert "preferred answer has the higher reward" in html and "Right by how sure it was" in html
+
+
+def test_pairs_of_one_instruction_go_together_in_a_reward_model_s_accuracy() -> None:
+    rows = [
+        {"instruction": f"I{place // 8}", "output_1": f"one {place}", "output_2": f"two {place}", "human_majority": 1}
+        for place in range(40)
+    ]
+    pairs = read_pairs(rows, Counts())
+    said = [
+        {"group": pair.question.turns[0], "rewards": [float(place < 24), 0.5], "lengths": [5, 4]}
+        for place, pair in enumerate(pairs)
+    ]
+    found = stage._accuracy(pairs, said, 0)
+    assert found is not None and found.accuracy.value == 0.6 and found.accuracy.n == 40
+    low, high = proportion_interval(24, 40)
+    assert found.accuracy.high - found.accuracy.low > 2 * (high - low)
 
 
 @pytest.mark.parametrize(("steady", "share"), [(True, 1.0), (False, 0.0)])

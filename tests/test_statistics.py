@@ -18,6 +18,7 @@ from openbezoar.stats.intervals import (
     random_signs,
     widened,
 )
+from openbezoar.stats.pair_accuracy import pair_accuracy
 
 
 def test_the_interval_of_equal_values_has_no_width() -> None:
@@ -199,6 +200,26 @@ def test_intervals_of_agreement_cover_93_to_97_percent_though_votes_on_a_questio
         assert found is not None
         hits += found[1] <= 2 / 3 <= found[2]
     assert within(hits, repeats, 0.93, 0.97)
+
+
+def test_intervals_of_pair_accuracies_cover_93_to_97_percent_though_pairs_of_a_prompt_go_together(
+    repeats: int,
+) -> None:
+    generator = np.random.default_rng(6)
+    grouped, gains, alone = 0, 0, 0
+    for repeat in range(repeats):
+        # 60 prompts with 5 pairs each, of which the chance of being right is the prompt's; mean 2/3, length 1/2
+        right = generator.random((60, 5)) < generator.beta(4, 2, size=(60, 1))
+        rewards = [(1.0, 0.0) if hit else (0.0, 1.0) for hit in right.ravel()]
+        prompts = [prompt for prompt in range(60) for _ in range(5)]
+        even = [(1, 1)] * len(prompts)
+        found = pair_accuracy(rewards, even, repeat, groups=prompts, draws=400)
+        grouped += found.accuracy.low <= 2 / 3 <= found.accuracy.high
+        gains += found.gain[1] <= 2 / 3 - 1 / 2 <= found.gain[2]
+        low, high = proportion_interval(int(right.sum()), right.size)
+        alone += low <= 2 / 3 <= high
+    assert within(grouped, repeats, 0.93, 0.97) and within(gains, repeats, 0.93, 0.97)
+    assert alone < grouped, "as if pairs were independent the interval is too narrow"
 
 
 def test_paired_tests_have_their_nominal_size(repeats: int) -> None:

@@ -19,7 +19,8 @@ def accuracy_blocks(found: PairAccuracy) -> list[Block]:
     ]
     note = (
         "By the length: the longer answer is taken, or the shorter one where that is right more often. Like length: at"
-        " most a tenth apart. In brackets: 95 % interval (Wilson; of the difference: bootstrap)."
+        " most a tenth apart. In brackets: 95 % interval (Wilson; of the difference, and where several pairs have"
+        " one prompt: bootstrap, over prompts)."
     )
     sure = Table(
         ("as sure as", "was right", "n"),

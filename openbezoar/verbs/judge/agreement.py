@@ -94,6 +94,7 @@ def _accuracy(pairs: Sequence[HumanPair], rows: Sequence[Row], seed: int) -> Pai
         [preferred_first(row["lengths"], majority) for _, row, majority in known],
         step_seed(seed, "rewards"),
         [pair.dataset for pair, _, _ in known],
+        [row["group"] for _, row, _ in known],
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from openbezoar.context import StepContext
@@ -56,7 +57,8 @@ def run(step: Reward, context: StepContext) -> dict[str, Any]:
         del model, bench, objective
         free()
         saved = _scored(checkpoint, heldout, step.tokens)
-        check = pair_accuracy(saved, [answer_tokens(tree) for tree in heldout], step_seed(context.seed, "accuracy"))
+        lengths = [answer_tokens(tree) for tree in heldout]
+        check = pair_accuracy(saved, lengths, step_seed(context.seed, "accuracy"), groups=by_prompt(heldout))
         about |= {"saved": check, "drift": _mean_difference(trained, saved)}
     result = RewardNumbers.model_validate({**numbers, **about})
     return {**result.written(), "summary": result.line()}
@@ -103,6 +105,23 @@ def answer_tokens(tree: Tree) -> tuple[int, int]:
     chosen, rejected = (path.ids for path in tree)
     shared = common(chosen, rejected, min(len(chosen), len(rejected)))
     return len(chosen) - shared, len(rejected) - shared
+
+
+def by_prompt(trees: Sequence[Tree]) -> list[int]:
+    """For each pair a number that those with the same prompt share, as far as ids tell.
+
+    What a pair's answers have in common begins with the prompt. Where that of one pair begins with that of another,
+    both have its prompt, or the one's conversation goes on from the other's. Pairs of a prompt whose answers
+    begin alike, and otherwise than another pair's do, are not found.
+    """
+    ends = [len(tree[0].ids) - answer_tokens(tree)[0] for tree in trees]
+    shared = [tuple(tree[0].ids[:end]) for tree, end in zip(trees, ends, strict=True)]
+    found = list(range(len(shared)))
+    for before, place in pairwise(sorted(found, key=shared.__getitem__)):
+        first = shared[found[before]]  # sorted, what begins alike stands together, the shortest in front
+        if shared[place][: len(first)] == first:
+            found[place] = found[before]
+    return found
 
 
 def _mean_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
