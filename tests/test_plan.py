@@ -21,6 +21,7 @@ from openbezoar.machine.devices import CARDS, Device, device_named, this_device
 from openbezoar.models.memory import load_memory, training_memory
 from openbezoar.plan.concerns import Concern, concerns, written_bytes
 from openbezoar.plan.estimates import estimate
+from openbezoar.plan.prompts_seen import prompts_seen
 from openbezoar.recipe.blocks import LocalModel
 from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Sft
@@ -300,3 +301,69 @@ def test_plan_on_an_unknown_device_is_a_user_s_mistake_in_one_line(
 ) -> None:
     assert run_main("plan", str(half_done), "--device", "abacus") == 2
     assert capsys.readouterr().err.startswith("openbezoar: --device abacus: no such device; expected cpu")
+
+
+# ------------------------------------------------------------------- rows measured on
+
+
+def write_rows(path: Path, name: str, prompts: range, **answers: str) -> None:
+    rows = [{"instruction": f"Tell me of {n}", **answers} for n in prompts]
+    (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def about_rows(path: Path, recipe: str) -> list[str]:
+    (path / "r.yaml").write_text(recipe, encoding="utf-8")
+    built = load(path / "r.yaml")
+    return [f"{s.step} {s.by} {s.prompts}/{s.of}" for s in prompts_seen(built, path, set(built.steps))]
+
+
+STEPS = """
+name: r
+models: {base: {model: x}, other: {model: y}}
+steps:
+  sft: {sft: train.jsonl, model: base}
+  own: {pairs: {data: train.jsonl, offset: 5}, from: base, samples: 4, by: base}
+  dpo: {dpo: own, model: base}
+"""
+
+
+def test_training_on_prompts_that_are_measured_on_is_told(tmp_path: Path) -> None:
+    """Of wins, pairs and agreement, as many rows as they take, also where a step's rows come through another step."""
+    write_rows(tmp_path, "train.jsonl", range(10), response="Well.")
+    write_rows(tmp_path, "asked.jsonl", range(8, 40))
+    write_rows(tmp_path, "people.jsonl", range(2), output_1="a", output_2="b", human_majority="1")
+    write_rows(tmp_path, "late.jsonl", range(30, 110), chosen="a", rejected="b")
+    more = """
+  scores:
+    evaluate: [base, dpo]
+    pairs: {late: late.jsonl}
+    wins: {chat: {prompts: asked.jsonl, by: other, against: base, limit: 20}}
+  check: {agreement: other, pairs: people.jsonl}
+"""
+    assert about_rows(tmp_path, STEPS + more) == [
+        "sft scores: chat.prompts 2/20",
+        "sft check: pairs 2/2",
+        "dpo scores: chat.prompts 2/20",
+    ]
+    (concern, *_) = (c for c in told(tmp_path / "r.yaml") if c.kind == "rows")
+    assert concern.step == "sft" and "2 of the 20 prompts of scores: chat.prompts" in concern.text
+    write_rows(tmp_path, "late.jsonl", range(100, 170), chosen="a", rejected="b")
+    write_rows(tmp_path, "train.jsonl", range(164, 170), response="Well.")  # beyond the first 64 rows, which are taken
+    write_rows(tmp_path, "people.jsonl", range(200, 202), output_1="a", output_2="b", human_majority="1")
+    assert about_rows(tmp_path, STEPS + more) == []
+
+
+def test_rows_that_a_filter_compares_with_benchmarks_are_told_of_for_others_only(tmp_path: Path) -> None:
+    write_rows(tmp_path, "train.jsonl", range(10), response="Well.")
+    write_rows(tmp_path, "people.jsonl", range(2), output_1="a", output_2="b", human_majority="1")
+    recipe = """
+name: r
+models: {base: {model: x}, other: {model: y}}
+steps:
+  kept: {filter: train.jsonl, rules: {decontaminate: CLEAN}}
+  sft: {sft: kept, model: base}
+  scores: {evaluate: [base, sft], losses: {human: {data: train.jsonl, limit: 3}}}
+  check: {agreement: other, pairs: people.jsonl}
+"""
+    assert about_rows(tmp_path, recipe.replace("CLEAN", "true")) == ["sft check: pairs 2/2"]
+    assert about_rows(tmp_path, recipe.replace("CLEAN", "false")) == ["sft scores: human 3/3", "sft check: pairs 2/2"]

@@ -1,4 +1,5 @@
-"""What will go wrong with a run, said before any work: packages, memory, disk, budgets, and what is odd about models.
+"""What will go wrong with a run, said before any work: packages, memory, disk, budgets, what is odd about models,
+and training on what is measured on.
 
 Reads the estimates, the device, the disks' free space and what the run has spent; writes
 nothing. These are warnings, since the estimates behind them are estimates; only for a missing
@@ -21,6 +22,7 @@ from openbezoar.models.files.checks import check
 from openbezoar.models.memory import parameters
 from openbezoar.models.references import cache_folder, folder_here, is_here
 from openbezoar.models.shapes import model_of
+from openbezoar.plan.prompts_seen import prompts_seen
 from openbezoar.recipe.blocks import Budget, LocalModel, RewardModel, ServerModel
 from openbezoar.recipe.refs import references
 from openbezoar.rows.sources import model_reference
@@ -33,7 +35,7 @@ SURE = 0.85  # of the memory; the estimates are good to some 15 %
 class Concern:
     """One warning. step: the step it is about, None for the whole run."""
 
-    kind: Literal["packages", "memory", "disk", "budget", "device", "model"]
+    kind: Literal["packages", "memory", "disk", "budget", "device", "model", "rows"]
     step: str | None
     text: str
 
@@ -47,6 +49,7 @@ def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to
     about_models = [*_packages(graph, todo), *_models_here(graph, todo)]
     return [
         *about_models,
+        *_rows(graph, todo),
         *_memory(todo, estimates, device),
         *_arithmetic(todo, estimates, device),
         *_disk(graph, todo, estimates),
@@ -95,6 +98,17 @@ def _models_here(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
         )
         for notice in check(folder) if folder is not None else ():
             yield Concern("model", None, f"models.{name}: {notice}")
+
+
+def _rows(graph: Graph, todo: list[Node]) -> Iterator[Concern]:
+    """Training on prompts that the recipe measures on."""
+    for seen in prompts_seen(graph.recipe, graph.recipe_path.parent, {node.name for node in todo}):
+        yield Concern(
+            "rows",
+            seen.step,
+            f"trains on rows with {seen.prompts} of the {seen.of} prompts of {seen.by}, so what is measured there may"
+            " flatter it: take other rows for one of the two ('where', 'offset' and 'limit' part a file)",
+        )
 
 
 # ---------------------------------------------------------------------------- disk

@@ -62,7 +62,7 @@ class Wins(Strict):
     often each one wins, and whether answers stop and loop.
     """
 
-    prompts: Annotated[DataRef, Ref("data", role="benchmark")] = Field(
+    prompts: Annotated[DataRef, Ref("data", role="benchmark", most="limit")] = Field(
         description="Rows whose prompts are answered; kept out of training rows by 'decontaminate'."
     )
     by: Annotated[str, Ref("model", also="reward model", role="judge")] = Field(
@@ -106,10 +106,10 @@ class Evaluate(Step):
     data: Annotated[str | None, Ref("folder")] = Field(None, description="Folder of local task rows; default: the hub.")
     fewshot: int | None = Field(None, ge=0, description="Default: 0.")
     limit: int | None = Field(None, ge=1, description="Questions a task.")
-    losses: Annotated[dict[str, DataRef], Ref("data", role="benchmark")] = Field(
+    losses: Annotated[dict[str, DataRef], Ref("data", role="benchmark", most="loss_rows")] = Field(
         default={}, description="Held-out loss on these rows, by the name to report."
     )
-    pairs: Annotated[dict[str, DataRef], Ref("data", role="benchmark")] = Field(
+    pairs: Annotated[dict[str, DataRef], Ref("data", role="benchmark", most="loss_rows")] = Field(
         default={}, description="Share of these pairs in which the chosen answer is the likelier one."
     )
     loss_rows: int = Field(64, ge=1, description="Rows a loss or pair set.")
@@ -213,7 +213,7 @@ class Agreement(Step):
     agreement: Annotated[str, Ref("model", also="reward model")] = Field(
         description="The judge: name of a model, a reward model, or a step that made one."
     )
-    pairs: Annotated[DataRef, Ref("data")] = Field(
+    pairs: Annotated[DataRef, Ref("data", role="measured")] = Field(
         description=(
             "Rows with instruction, output_1, output_2 and human_majority: 1, 2, or 0 for a tie ('openbezoar docs"
             " data'); or preference pairs, of which people preferred the chosen answer."

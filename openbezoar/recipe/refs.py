@@ -26,7 +26,9 @@ class Ref:
     to: what a step that is named must produce (``Verb.produces``); any step will do for 'step' without it.
     also: another product that will do, as a reward model does in a judge's place.
     role: what becomes of it. For 'teacher', 'judge', 'seeds' and 'rows' an open policy asks for a licence;
-    'benchmark' is kept out of training rows; 'base' is what the step's model is made from.
+    'benchmark' is kept out of training rows by a filter that decontaminates; 'measured' is measured on as well, but no
+    filter's key knows of it; 'base' is what the step's model is made from.
+    most: the field beside it that says how many of the rows are taken, the first ones.
     every: the text that stands for all steps which do more than tell about others.
     """
 
@@ -35,6 +37,7 @@ class Ref:
     also: str = ""
     role: str = ""
     every: str = ""
+    most: str = ""
 
     @property
     def product(self) -> str:
@@ -58,12 +61,15 @@ class NotInKey:
 
 
 class Reference(NamedTuple):
-    """A name that a step holds. key: the field, with the name inside of a mapping; rows: of 'data' its long form."""
+    """A name that a step holds. key: the field, with the name inside of a mapping; rows: of 'data' its long form;
+    most: how many of them are taken, None for all.
+    """
 
     key: str
     ref: Ref
     name: str
     rows: DataSpec | None = None
+    most: int | None = None
 
 
 def references(step: BaseModel) -> Iterator[Reference]:
@@ -71,7 +77,8 @@ def references(step: BaseModel) -> Iterator[Reference]:
     for name, field in type(step).model_fields.items():
         key, value, ref = field.alias or name, getattr(step, name), mark(field, Ref)
         if ref is not None:
-            yield from _names(key, ref, value)
+            most = getattr(step, ref.most) if ref.most else None
+            yield from (one._replace(most=most) for one in _names(key, ref, value))
         else:  # blocks inside of a step, such as the tasks that bring a file of their own, or what has a name
             for block in value if isinstance(value, list) else [value]:
                 if isinstance(block, BaseModel):
