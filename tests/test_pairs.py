@@ -248,6 +248,17 @@ def test_pairs_that_are_there_are_judged_anew_whichever_answer_was_the_chosen_on
     assert to_pair(rows[0], "").chosen == "The Baltic." and "label" not in rows[0]
 
 
+def test_scores_of_other_answers_that_a_row_brings_are_not_the_new_pair_s(pairs: Bench) -> None:
+    """Pairs of pairs: what was said of the old answers goes, what is said of the prompt stays."""
+    rows = pairs.run({"own": scripted("a", "bcd")}, PROMPTS[:1], **{"from": "own", "samples": 2, "by": "rm"})
+    assert {"margin", "chosen_score", "rejected_score", "chosen_by", "rejected_by"} <= set(rows[0])
+    old = [{**rows[0], "reward_score": 3.0, "scores": [1.0, 3.0], "licence": "mit"}]
+    models = {"strong": scripted("good"), "weak": scripted("bad")}
+    (made,) = pairs.run(models, old, out="delta", pick="delta", strong="strong", weak="weak")
+    assert (made["chosen_by"], made["rejected_by"], made["licence"]) == ("strong", "weak", "mit")
+    assert not {"margin", "chosen_score", "rejected_score", "reward_score", "scores"} & set(made)
+
+
 def test_a_cut_off_answer_of_a_row_takes_no_part_and_a_row_without_one_is_named(pairs: Bench) -> None:
     settings = {"from": "own", "samples": 2, "by": "rm", "row_answers": True}
     pairs.run({"own": scripted("a", "bc")}, [{**PROMPTS[0], "response": "cut of", "finish": "length"}], **settings)

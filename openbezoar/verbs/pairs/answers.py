@@ -25,7 +25,9 @@ ROW = "row"
 
 REFUSED, EMPTY = "refused by the server", "empty"
 UNFINISHED, TWICE = "cut off by the token limit", "word for word an earlier one"
-OF_ROWS = ("label", "finish")  # columns that say something of a row's own answer
+SCORES = ("chosen_by", "rejected_by", "chosen_score", "rejected_score", "margin")
+"""What a pair is told with; in rows that are read it is of other answers, as are the columns of ``OF_ROWS``."""
+OF_ROWS = ("label", "finish", "scores", "reward_score", *SCORES)
 
 
 @dataclass
