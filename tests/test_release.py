@@ -315,6 +315,19 @@ def test_the_model_card_has_metadata_scores_and_measured_faults(finished: Finish
     assert str(finished.root) not in card
 
 
+def test_pairs_that_a_model_was_trained_on_are_told_of_and_what_they_came_from_is_released(finished: Finished) -> None:
+    plain, _ = finished.release()
+    jsonl(finished.run / "own/rows.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    manifest(finished.run, "own", "pairs", {"pairs": "kept", "from": "base", "by": "base"}, ["kept"])
+    dpo = json.loads((finished.run / "dpo/manifest.json").read_text())
+    dpo["parts"]["inputs"] = {"own": "k"}
+    (finished.run / "dpo/manifest.json").write_text(json.dumps(dpo))
+    numbers, out = finished.release()
+    assert numbers["data"].keys() == plain["data"].keys() and len(numbers["data"]) == 1
+    card = (out / "DPO/README.md").read_text()
+    assert "- Rows of step own are not released: " in card and "Rows of step kept" not in card
+
+
 def test_a_card_tells_of_the_trainings_that_made_the_model_and_of_no_others(finished: Finished) -> None:
     """Of a sweep the one that was taken; a reward model that scored the pairs is named as a judge of data."""
     run, settings = finished.run, {"model": "base", "lora": LORA, "quantize": "none", "learning_rate": 1e-5}

@@ -77,6 +77,7 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "use": for_use(sources),
         "sources": sources,
         "funnels": funnel_table(own_funnels) if own_funnels else None,
+        "kept_back": [s.name for s in own.steps.values() if _keeps_rows_back(s)],
         "training": _training_tables(trainings),
         "preference": preference_table(p) if (p := made_by.results(PreferenceNumbers)) else None,
         "unpaired": unpaired_table(u) if (u := made_by.results(UnpairedNumbers)) else None,
@@ -90,6 +91,12 @@ def model_card(facts: RunFacts, title: str, files: ModelFiles, licence: Licence,
         "versions": versions(own.steps[files.name]) if files.name in own.steps else "",
     }
     return template("model_card.md.j2", **values)
+
+
+def _keeps_rows_back(step: StepFacts) -> bool:
+    """Whether a step hands rows on that are none of a scheme's, which a data set here is of."""
+    row = VERBS.get(step.verb)
+    return row is not None and "rows" in row.produces and not isinstance(step.result, RowNumbers)
 
 
 def _training_tables(trainings: Sequence[TrainingNumbers]) -> list[Table]:

@@ -237,8 +237,10 @@ def _carry_terms(
 
 
 def _release_data(release: Release, title: str, facts: RunFacts, context: StepContext) -> dict[str, ReleasedData]:
-    """The rows that the last filter on each scheme kept (or that were generated, without one), with the verdicts."""
-    row_steps = [s for s in facts.lineage(release.release) if s.verb in ("generate", "filter")]
+    """The rows that the last filter on each scheme kept (or that were generated, without one), with the verdicts.
+    Of other rows, pairs say, the model's card tells that they are not released.
+    """
+    row_steps = [s for s in facts.lineage(release.release) if isinstance(s.result, RowNumbers)]
     filtered_on = {i for s in row_steps for i in s.inputs}
     released: dict[str, ReleasedData] = {}
     _empty(context.out / DATA)
