@@ -491,6 +491,14 @@ def test_what_no_two_were_compared_in_is_tested_all_the_same_where_it_needs_no_o
         assert [cell.split()[0] for cell in cells[f"chat: win rate against {against}"]] == told
 
 
+def test_a_checkpoint_may_be_called_as_a_set_s_kept_rewards_are(tmp_path: Path, liking: Liking) -> None:
+    models = {"base": Scripted(base), "wins-chat": Scripted(final), "rm": Scripted()}
+    context = made(tmp_path, Opener({**models, "sft": Scripted(tuned), "dpo": Scripted(final)}))
+    step = {"evaluate": ["base", "wins-chat"], "wins": {"chat": CHAT}}
+    context.recipe = parse({"name": "t", "models": {n: {"model": n} for n in models}, "steps": {"scores": step}}, "t")
+    assert run(context)["checkpoints"]["wins-chat"]["wins"]["chat"]["against"]["base"]["wins"] == N
+
+
 def test_a_checkpoint_whose_name_begins_as_another_s_has_its_own_verdict(tmp_path: Path, liking: Liking) -> None:
     """'win rate against sft' is not 'win rate against sft-dpo', nor the set 'chat' another step's."""
     models = {"sft": Scripted(tuned), "sft-dpo": Scripted(final), "last": Scripted(final), "rm": Scripted()}

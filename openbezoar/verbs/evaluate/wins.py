@@ -7,7 +7,7 @@ reward) and, where a judge compares, ``comparisons.jsonl`` (votes, as in mt_benc
 A reward model prefers the answer with the higher reward; the same answer twice is a tie. A judge sees both
 orders, and where they disagree it is a tie (``judging.both_orders``). A win rate is (wins + ties / 2) / n, and
 every test here is of prompts, paired. Answers and a judge's replies are in the call cache, rewards in
-``.resume-wins-SET.json`` until the step is whole, so that a killed run asks nothing twice.
+``.resume.wins-SET.json`` until the step is whole, so that a killed run asks nothing twice.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ def _answered(name: str, wins: Wins, model: str, prompts: Sequence[Prompted], co
 
 def _by_rewards(competition: Competition, context: StepContext) -> dict[Opposed, Preferences]:
     """Rewards into the answers' rows, and what they prefer."""
-    kept = context.out / f".resume-wins-{quote(competition.set, safe='')}.json"
+    # a checkpoint's own file is .resume-NAME.json, and may be of one called 'wins-' and a set
+    kept = context.out / f".resume.wins-{quote(competition.set, safe='')}.json"
     if not kept.is_file():
         write_json(kept, sealed({"rewards": _rewarded(competition, context)}))
     rewarded = read_sealed(kept, "rewards", "delete it and run again")["rewards"]
