@@ -76,6 +76,8 @@ MODELS: dict[str, Any] = {
     },
     "dpo": {"dpo": ["pairs.jsonl", "own"], "model": "SFT", "reference": "cached", "epochs": 1, **FAST},
     "DPO": {"merge": "dpo"},
+    "whole": {"sft": "rows.jsonl", "model": "base", "quantize": "none", **FAST, "lora": "none"},
+    "rm": {"reward": "pairs.jsonl", "model": "base", "beats": "nothing", "sweep": {"epochs": [1, 2]}, **FAST},
     "scores": {
         "evaluate": ["base", "SFT", "DPO"],
         "losses": {"mine": "rows.jsonl"},
@@ -281,7 +283,7 @@ class Bench:
     def __init__(self, folder: Path, steps: dict[str, Any]) -> None:
         from openbezoar.recipe.file import load
 
-        self.folder, self.steps = folder, steps
+        self.folder = folder
         self.recipe = folder / "recipe.yaml"
         models = {
             "base": {"model": str(folder / "tiny"), "dtype": "float32"},
@@ -289,10 +291,10 @@ class Bench:
         }
         self.recipe.write_text(json.dumps({"name": "t", "seed": 1, "models": models, "steps": steps}))
         write_data(folder)
-        load(self.recipe)
+        self.steps = list(load(self.recipe).steps)  # those of a sweep too
         self.seconds: dict[str, float] = {}
         self.moments: dict[str, int] = {}
-        for step in steps:
+        for step in self.steps:
             begun = folder / "starts" / step
             if (folder / "whole").exists():
                 shutil.copytree(folder / "whole", begun, symlinks=True)
@@ -331,7 +333,7 @@ class Bench:
 
     def end_and_go_on(self, number: int, rng: random.Random) -> tuple[str, str | None]:
         """End a step at some moment and go on: (what was done, what is wrong or None)."""
-        step = rng.choice(list(self.steps))
+        step = rng.choice(self.steps)
         kind = rng.choice(("power cut", "kill", "kill at any time"))
         at = rng.randrange(1, self.moments[step] + 1)
         runs, left = self.folder / f"runs{number}", self.folder / f"left{number}"
@@ -367,7 +369,7 @@ class Bench:
 
     def damage_and_go_on(self, number: int, rng: random.Random) -> tuple[str, str | None]:
         """Damage a file of a run that is done, and run its last step again: the same files come out, or one line."""
-        steps = list(self.steps)
+        steps = self.steps
         place = rng.randrange(len(steps))
         runs = self.folder / f"runs{number}"
         shutil.copytree(

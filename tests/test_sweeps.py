@@ -30,8 +30,9 @@ from openbezoar.stats.comparisons import correct, every_pair
 from openbezoar.store.runs import RunFolder
 from openbezoar.training.objectives import preference_objective
 from openbezoar.verbs.choose.gate import gate
+from openbezoar.verbs.choose.result import Tried
 from openbezoar.verbs.choose.section import sections
-from openbezoar.verbs.choose.work import best
+from openbezoar.verbs.choose.work import Found, _check_rows, best
 from openbezoar.verbs.report.summary_section import _trust
 
 SFT: dict[str, Any] = {"sft": "rows.jsonl", "model": "base"}
@@ -326,6 +327,12 @@ def test_the_best_is_the_lowest_loss_the_highest_of_others_and_the_first_of_equa
     assert best(values, "loss") == "b"
     assert [best(values, by) for by in ("accuracy", "margin", "auc")] == ["a"] * 3
     assert Kto.measures == ("loss", "auc")
+
+
+def test_steps_that_were_measured_on_other_numbers_of_rows_are_not_held_against_each_other() -> None:
+    found = {name: Found(Tried(after=2.0, n=n), 2.0, []) for name, n in (("a", 6), ("b", 6), ("c", 5))}
+    with pytest.raises(RunError, match=r"^a was measured on 6 rows and c on 5; give all the same 'heldout'$"):
+        _check_rows(found)
 
 
 def test_a_run_trains_each_value_chooses_and_goes_on_with_the_best(write_recipe: Callable[..., Path]) -> None:
