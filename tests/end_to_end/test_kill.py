@@ -74,6 +74,26 @@ MOMENTS_OF_SWEEP: list[Moment] = [
     ("sft", "openbezoar.store.runs", "RunFolder.publish", 1, "before"),
     ("SFT", "openbezoar.models.load", "torch.Tensor.copy_", 3, "after"),
 ]
+REWARD: dict[str, Any] = {
+    "rm": {"reward": "pairs.jsonl", "model": "base", "beats": "nothing", "evaluate_every": 3, "save_every": 2, **FAST},
+    "own": {
+        "pairs": "rows.jsonl",
+        "from": "base",
+        "samples": 2,
+        "by": "rm",
+        "max_new_tokens": 6,
+        "unfinished": "keep",
+        "batch": 8,
+    },
+}
+MOMENTS_OF_REWARD: list[Moment] = [
+    ("rm", "openbezoar.training.loop", "_step", 4, "before"),  # between two checkpoints, of adapter and head
+    ("rm", "openbezoar.training.resume", "State.save", 2, "after"),
+    ("rm", "openbezoar.verbs.train.reward", "write_reward_model", 1, "after"),  # written, the adapter still beside it
+    ("rm", "openbezoar.verbs.train.reward", "write_checkpoint", 1, "before"),  # the adapter is gone
+    ("own", "openbezoar.llm.local", "LocalLLM.generate", 2, "after"),
+    ("own", "openbezoar.judging.rewards", "LocalRewards.scores", 1, "after"),
+]
 FEW = (1, 3, 5)  # of a batch of answers, a training and a merge
 
 
@@ -169,3 +189,10 @@ def test_a_changed_step_killed_while_it_replaces_the_old_result_is_replaced_all_
     changed = sorted(name for name in after if after[name] != before[name])
     assert changed and all(name.startswith("dpo/") for name in changed)
     assert json.loads((runs / "t/dpo/manifest.json").read_text())["numbers"]["beta"] == 0.5
+
+
+@pytest.mark.slow
+def test_a_reward_model_and_pairs_by_it_killed_at_several_moments_end_as_if_they_were_never_killed(
+    write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+) -> None:
+    killed_and_gone_on(commands, write_recipe(REWARD), tmp_path, MOMENTS_OF_REWARD, tuple(REWARD))
