@@ -140,6 +140,26 @@ def test_two_processes_under_torchrun_give_the_losses_and_adapters_of_one(recipe
     equal_to_one(recipe, tmp_path)
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_reward_model_of_one(
+    recipe: Path, write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+) -> None:
+    settings = {**EXACT, "batch": 5, "heldout": "held_pairs.jsonl", "beats": "nothing"}
+    path = write_recipe({"rm": {"reward": "uneven.jsonl", "model": "base", **settings}})
+    done = commands("run", str(path), "--runs", str(tmp_path / "two"), "--quiet", first=PAIR.format(port=free_port()))
+    assert done.code == 0, done.err
+    execution.execute(graph.build(load(path), path, tmp_path / "one"), Silent())
+    alone, together = (tmp_path / name / "t" / "rm" for name in ("one", "two"))
+    numbers = [json.loads((step / "manifest.json").read_text())["numbers"] for step in (alone, together)]
+    assert numbers[1]["processes"] == 2 and "processes" not in numbers[0]
+    for a, b in zip(lines(alone / "metrics.jsonl"), lines(together / "metrics.jsonl"), strict=True):
+        assert all(b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-5) for key in a)
+    before, after = (load_file(step / "model" / "model.safetensors") for step in (alone, together))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert float((value - after[key]).abs().max()) <= 2e-5, key
+
+
 def equal_to_one(recipe: Path, tmp_path: Path) -> None:
     """The run of two processes has the losses and the adapters of one."""
     one = graph.build(load(recipe), recipe, tmp_path / "one")

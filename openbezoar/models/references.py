@@ -121,7 +121,7 @@ def checkpoint_of_step(name: str, run: Path) -> Checkpoint:
     """The model that a finished step made."""
     file = run / name / MODEL_FILE
     if not file.is_file():
-        raise ModelError(f"{run / name}: no {MODEL_FILE}; expected a finished sft, merge or dpo step (run it first)")
+        raise ModelError(f"{run / name}: no {MODEL_FILE}; expected a finished step that made a model (run it first)")
     return _read(file, run, name)
 
 

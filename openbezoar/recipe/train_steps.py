@@ -1,4 +1,4 @@
-"""Settings of the steps that make models: sft, dpo, kto and merge."""
+"""Settings of the steps that make models: sft, dpo, kto, reward and merge, and choose, which takes one of several."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Sweep(Plain):
 
 
 class Training(Step):
-    """What sft, dpo and kto have in common."""
+    """What sft, dpo, kto and reward have in common."""
 
     paths: ClassVar[int] = 1  # of a row's tree
     measures: ClassVar[tuple[Measure, ...]] = ("loss",)  # of held-out rows, by which a sweep may choose

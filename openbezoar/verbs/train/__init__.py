@@ -1,1 +1,1 @@
-"""The verbs ``sft``, ``dpo`` and ``kto``: training of adapters, or of all weights."""
+"""The verbs ``sft``, ``dpo``, ``kto`` and ``reward``: training of adapters, or of all weights, and of reward models."""
