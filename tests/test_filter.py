@@ -29,9 +29,11 @@ from openbezoar.llm import Call, Completion, Sampling
 from openbezoar.llm.scripted import Scripted, last
 from openbezoar.recipe.data_steps import Filter, Rules
 from openbezoar.rows.forms import to_example
+from openbezoar.rows.held import judged_in, question_text
 from openbezoar.rows.known import FORMS, Form
-from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
+from openbezoar.rows.records import Counts, Row, Turn, read_jsonl, write_jsonl
 from openbezoar.verbs.filter import work as stage
+from openbezoar.verbs.judge.human_pairs import read_pairs
 
 Reply = Callable[[str, Sampling, int], str | Completion]
 
@@ -637,6 +639,29 @@ def test_a_judge_is_shown_a_conversation_up_to_its_last_answer(filtered: Any) ->
     _, context = filtered([{"id": "t", "messages": TALK}], judging(reply))
     assert "user: Where do rivers\nflow?\n\nassistant: Rivers carry" in asked[0] and "user: And then?" in asked[0]
     assert "Then the water rises, and it rains." in asked[0] and written(context, "rows")[0]["rating"] == 9
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ONE, TALKED = {"role": "user", "content": "Where?"}, [{"role": "assistant", "content": "There."}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "shown"),
+    [
+        ([ONE], "Where?"),
+        ([SYSTEM, ONE], "Be brief.\n\nWhere?"),
+        ([SYSTEM, ONE, *TALKED, ONE], "system: Be brief.\n\nuser: Where?\n\nassistant: There.\n\nuser: Where?"),
+    ],
+)
+def test_every_judge_is_shown_the_same_text_of_what_was_asked(messages: list[dict[str, str]], shown: str) -> None:
+    """A filter's of a row, one of human or preference pairs, one of answers in ``pairs``, ``generate`` and ``wins``."""
+    assert question_text(messages) == shown
+    assert judged_in({"messages": [*messages, *TALKED]}) == (shown, "There.")
+    preferred = {"prompt": messages, "chosen": TALKED, "rejected": [{"role": "assistant", "content": "No."}]}
+    assert read_pairs([preferred], Counts())[0].question.turns[0] == shown
+    if len(messages) < 3:
+        row = {"instruction": "Where?", "response": "There.", **({"system": "Be brief."} if SYSTEM in messages else {})}
+        assert judged_in(row).asked == shown
 
 
 def test_conversations_that_cannot_be_used_are_counted_and_pairs_refused(filtered: Any) -> None:

@@ -31,7 +31,7 @@ def test_preference_pairs_are_pairs_whose_chosen_answer_people_preferred() -> No
     first, second = read_pairs(rows, counts)
     assert (first.answers, first.labels, first.dataset) == (("Two.", "No."), (0,), "helpful")
     assert first.talk == (Turn("user", "One?"), Turn("assistant", "Yes."), Turn("user", "Two?"))
-    assert first.question.turns[0] == "User: One?\n\nAssistant: Yes.\n\nUser: Two?"
+    assert first.question.turns[0] == "user: One?\n\nassistant: Yes.\n\nuser: Two?"
     assert (second.question.turns[0], second.dataset) == ("Three?", "all")
     assert sum(counts.by_reason.values()) == 1
 

@@ -363,6 +363,21 @@ def test_a_judge_sees_both_orders_and_its_verdict_is_about_the_answer(tmp_path: 
     assert difference["difference"] == 0.5
 
 
+def test_a_judge_reads_a_prompt_under_its_system_message_as_every_judge_does(tmp_path: Path, liking: Liking) -> None:
+    asked = []
+
+    def tie(call: Call) -> str:
+        asked.append(last(call))
+        return "Verdict: [[C]]"
+
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of 1"}]
+    models = {"base": Scripted(base), "sft": Scripted(tuned), "dpo": Scripted(final), "rm": Scripted()}
+    context = made(tmp_path, Opener({**models, "judge": Scripted(tie)}), by="judge")
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": messages}])
+    run(context)
+    assert asked and all("Be brief.\n\nTell me of 1" in text and "system: " not in text for text in asked)
+
+
 def test_a_judge_that_says_nothing_leaves_pairs_unscored(tmp_path: Path, liking: Liking) -> None:
     found, context = judged(tmp_path, lambda call: "Well.", limit=3)
     rate = found["checkpoints"]["dpo"]["wins"]["chat"]["against"]["base"]

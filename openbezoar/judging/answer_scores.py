@@ -6,7 +6,7 @@ prompt means something.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from openbezoar.context import StepContext
@@ -14,8 +14,7 @@ from openbezoar.judging.ratings import Item, rate
 from openbezoar.judging.rewards import Asked, Rewarder, is_reward_model, open_rewards
 from openbezoar.llm import LLM, open_llm
 from openbezoar.recipe.fields import RatingSettings
-from openbezoar.rows.held import transcript
-from openbezoar.rows.records import Turn
+from openbezoar.rows.held import question_text
 
 LOWEST, BATCH = 1.0, 32  # of a judge's ratings; of its calls
 
@@ -56,7 +55,11 @@ class AnswerScores:
     def _by_rating(self, asked: Asked) -> list[list[float | None]]:
         if self._judge is None:
             self._judge = open_llm(self.name, self.context)
-        shown = [(told(turns), answer) for turns, answers in asked for answer in answers]
+        shown = [
+            (question_text([turn.as_dict() for turn in turns]), answer)
+            for turns, answers in asked
+            for answer in answers
+        ]
         items: list[Item] = [(place, question, answer) for place, (question, answer) in enumerate(shown)]
         verdicts = rate(
             self._judge,
@@ -72,13 +75,3 @@ class AnswerScores:
                 self.context.counts.add(f"answers unscored: {verdict['unscored']}")
         ratings = iter(verdict.get("rating") for verdict in verdicts)
         return [[next(ratings) for _ in answers] for _, answers in asked]
-
-
-def told(turns: Sequence[Turn]) -> str:
-    """What was asked as one text, for a judge to see: of a single question its words, under the system message
-    if there is one; of a conversation each turn under its role.
-    """
-    before = turns[:-1]
-    if all(turn.role == "system" for turn in before):
-        return "\n\n".join(turn.content for turn in turns if turn.content)
-    return transcript([turn.as_dict() for turn in turns])

@@ -77,7 +77,7 @@ def judged_in(row: Mapping[str, Any]) -> Exchange:
     if not is_talk(row):
         return Exchange(asked_text(row), _response(row))
     *before, last = row["messages"]
-    return Exchange(transcript(before), last["content"])
+    return Exchange(question_text(before), last["content"])
 
 
 def shown_in(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +89,15 @@ def shown_in(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _response(row: Mapping[str, Any]) -> str:
     return next((row[name] for name in RESPONSE if isinstance(row.get(name), str)), "")
+
+
+def question_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What was asked as one text, as every judge is shown it: of a single question its words, under the system
+    message if there is one, as ``asked_text``; of a conversation each turn under its role.
+    """
+    if all(one["role"] == "system" for one in messages[:-1]):
+        return "\n\n".join(one["content"] for one in messages if one["content"])
+    return transcript(messages)
 
 
 def transcript(messages: Sequence[Mapping[str, Any]]) -> str:

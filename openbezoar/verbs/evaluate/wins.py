@@ -30,6 +30,7 @@ from openbezoar.recipe.measure_steps import Evaluate, Wins
 from openbezoar.recipe.verbs import verb_of
 from openbezoar.reporting.results import StepFacts
 from openbezoar.rows.forms import to_prompt
+from openbezoar.rows.held import question_text
 from openbezoar.rows.records import Row, Turn, write_jsonl
 from openbezoar.stats.comparisons import every_pair
 from openbezoar.stats.intervals import mean_interval, share_of, widened
@@ -225,7 +226,8 @@ def _by_judge(competition: Competition, context: StepContext) -> tuple[dict[Oppo
 
 def _pairing(competition: Competition, pair: Opposed, place: int, seed: int) -> both_orders.Pairing:
     prompt, wins = competition.prompts[place], competition.wins
-    question = Question(prompt.id, competition.set, (_shown(prompt.turns), ""), ("", ""))
+    text = question_text([turn.as_dict() for turn in prompt.turns])
+    question = Question(prompt.id, competition.set, (text, ""), ("", ""))
     a, b = (competition.answers[name][place]["answer"] for name in pair)
     orders = (pair, pair[::-1])
     return both_orders.Pairing(
@@ -244,11 +246,6 @@ def _pairing(competition: Competition, pair: Opposed, place: int, seed: int) -> 
         seeds=tuple(step_seed(seed, "wins", competition.set, *order, prompt.id) for order in orders),
         came=all(competition.came(name, place) for name in pair),
     )
-
-
-def _shown(turns: Sequence[Turn]) -> str:
-    """A prompt as a judge reads it: a question by itself, a conversation with who said what."""
-    return turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 # ------------------------------------------------------------------------------ counting

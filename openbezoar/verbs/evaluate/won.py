@@ -19,6 +19,7 @@ from openbezoar.reporting.measured import Items, Measured
 from openbezoar.reporting.results import Estimated, Number, Record, StepFacts
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.wording import NOTHING, shorten
+from openbezoar.rows.held import question_text
 from openbezoar.rows.records import Row
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.digests import digest
@@ -160,11 +161,9 @@ def answer_pairs(step: StepFacts, name: str, before: str, after: str, n: int = S
 
 
 def _dialogue(prompt: Any) -> str:
-    """A prompt's turns as text: one alone by itself, more with who says what."""
+    """A prompt's turns as text, as judges read them."""
     turns = [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, list) else []
-    if len(turns) == 1:
-        return str(turns[0].get("content"))
-    return "\n\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in turns)
+    return question_text([{key: str(turn.get(key)) for key in ("role", "content")} for turn in turns])
 
 
 def win_blocks(step: StepFacts, name: str, by: ComparedBy, found: Mapping[str, AnswersOnSet]) -> Part:

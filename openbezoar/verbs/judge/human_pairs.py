@@ -20,6 +20,7 @@ from openbezoar.judging.questions import Question
 from openbezoar.llm.spoken import spoken
 from openbezoar.rows.fields import text_in
 from openbezoar.rows.forms import to_pair
+from openbezoar.rows.held import question_text
 from openbezoar.rows.instructions import judged_text
 from openbezoar.rows.known import INSTRUCTION, fitting
 from openbezoar.rows.records import Counts, Pair, Row, Turn
@@ -106,15 +107,9 @@ def read_pairs(rows: Sequence[Row], counts: Counts) -> list[HumanPair]:
 
 def _preferred(pair: Pair, number: int) -> HumanPair:
     """A preference pair: people preferred its first answer."""
-    *_, last = pair.prompt
-    text = last.content if len(pair.prompt) == 1 else _as_text(pair.prompt)
-    question = Question(pair.id, "other", (text, ""), ("", ""))
+    asked = question_text([turn.as_dict() for turn in pair.prompt])
+    question = Question(pair.id, "other", (asked, ""), ("", ""))
     return HumanPair(f"{number}", pair.subset or "all", question, (pair.chosen, pair.rejected), (0,), pair.prompt)
-
-
-def _as_text(turns: Sequence[Turn]) -> str:
-    """A conversation for a judge that is asked about one text."""
-    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
 
 
 def _answer(row: Row, name: str, where: str) -> str:
