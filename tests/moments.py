@@ -65,7 +65,6 @@ ROWS: dict[str, Any] = {
 MODELS: dict[str, Any] = {
     "sft": {"sft": ["rows.jsonl", "kept"], "model": "base", "epochs": 1, "evaluate_every": 3, **FAST},
     "SFT": {"merge": "sft"},
-    "rm": {"reward": "pairs.jsonl", "model": "base", "epochs": 1, "beats": "nothing", **FAST},
     "own": {
         "pairs": {"data": "rows.jsonl", "limit": 6},
         "from": ["SFT", "base"],
