@@ -431,7 +431,7 @@ def test_one_checkpoint_alone_is_refused() -> None:
 
 
 def test_a_plan_counts_answers_and_what_compares_them(
-    write_recipe: Callable[..., Path], tiny: Path, tmp_path: Path, liking: Liking
+    write_recipe: Callable[..., Path], tiny: Path, tiny_reward: Path, tmp_path: Path
 ) -> None:
     """Of a prompt an answer of each checkpoint; a reward model reads each once, a judge every two twice."""
     chat = {**CHAT, "limit": 10, "max_new_tokens": 100}
@@ -443,7 +443,7 @@ def test_a_plan_counts_answers_and_what_compares_them(
         "rewarded": {"chat": chat},
         "text": {"chat": {**judged, "mode": "text"}},
     }
-    models = {name: {"model": str(tiny)} for name in ("base", "again", "rm")}
+    models = {"base": {"model": str(tiny)}, "again": {"model": str(tiny)}, "rm": {"reward": str(tiny_reward)}}
     path = write_recipe({name: {**step, "wins": wins} for name, wins in sets.items()}, models=models)
     write_jsonl(path.parent / "prompts.jsonl", [{"instruction": f"Say {n}."} for n in range(20)])
     made_plan = estimate(graph.build(load(path), path, tmp_path / "runs"))
