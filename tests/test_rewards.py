@@ -108,6 +108,9 @@ def test_reward_accuracies_are_compared_with_chance_and_pair_by_pair_corrected_w
     assert list(by_pair) == [("one", "two"), ("one", "same"), ("two", "same")]
     accuracy = found["checkpoints"]["two"]["rewards"]["polite"]["accuracy"]["value"]
     assert by_pair["one", "two"]["difference"] == pytest.approx(accuracy - 0.5) != 0
+    share = found["checkpoints"]["two"]["rewards"]["polite"]["accuracy"]
+    ends = (by_pair["one", "two"]["low"] + 0.5, by_pair["one", "two"]["high"] + 0.5)
+    assert ends == pytest.approx((share["low"], share["high"]))  # a share of 1 has an interval too
     assert (by_pair["two", "same"]["difference"], by_pair["two", "same"]["p"]) == (0.0, 1.0)
     kinds = ("differences", "loss_differences", "pair_differences", "reward_differences")
     family = [row for kind in kinds for row in found[kind]]

@@ -15,7 +15,7 @@ implicit rewards on the pairs and the divergence from that checkpoint (``rewards
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +28,7 @@ from openbezoar.recipe.blocks import DataRef, ServerModel
 from openbezoar.recipe.measure_steps import Evaluate
 from openbezoar.rows.records import Example, Pair, Turn
 from openbezoar.stats.comparisons import correct, every_pair
-from openbezoar.stats.intervals import mean_interval
+from openbezoar.stats.intervals import mean_interval, proportion_interval
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_json
 from openbezoar.store.manifests import read_sealed, sealed
@@ -371,8 +371,15 @@ def _reward_differences(checkpoints: Mapping[str, Any], reference: str | None, s
             for c, of in margins.items()
         }
         even = dict.fromkeys((place for of in right.values() for place in of), CHANCE)
-        rows += every_pair({str(reference): even, **right}, step_seed(seed, "rewards"), {"set": name})
+        of_set = every_pair({str(reference): even, **right}, step_seed(seed, "rewards"), {"set": name})
+        rows += [_of_share(row, right[row["b"]].values()) if row["a"] == reference else row for row in of_set]
     return rows
+
+
+def _of_share(row: Result, right: Collection[float]) -> Result:
+    """A difference from chance with the interval of the share, which one of 0 or 1 has too (Wilson)."""
+    low, high = proportion_interval(round(sum(right)), len(right))
+    return {**row, "low": low - CHANCE, "high": high - CHANCE}
 
 
 def _numbers(scores: EvaluateScores) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def mt_bench(step: MtBench, book: Book) -> Estimate:
     turn = calls(step.grading, len(step.mt_bench) + _others(step, book), step.against)
     verdicts = JudgeCalls(
         calls=questions * 2 * turn.calls,
-        tokens_in=questions * 2 * (answer + PROMPT) * turn.answers,
+        tokens_in=questions * 2 * (answer * turn.answers + PROMPT * turn.calls),
         most=step.judge_max_new_tokens,
     )
     return book.judged(
