@@ -24,16 +24,15 @@ def screen_rewards(rewards: Sequence[float], settings: ByReward) -> ScreenedRewa
     left = [i for i, reward in enumerate(rewards) if settings.at_least is None or reward >= settings.at_least]
     kept = sorted(left, key=lambda i: (-rewards[i], i))[: _most(len(rewards), settings.best)]
     lowest = min((rewards[i] for i in kept), default=None)
-    of = set(left)
+    high_enough, chosen = set(left), set(kept)
 
     def drop(i: int) -> Drop | None:
-        if i not in of:
+        if i not in high_enough:
             return Drop("reward_too_low", f"reward {rewards[i]:.4g}, kept from {settings.at_least:g} on")
-        if i not in kept_places:
+        if i not in chosen:
             return Drop("reward_too_low", f"reward {rewards[i]:.4g}, the {len(kept)} highest are from {lowest:.4g} on")
         return None
 
-    kept_places = set(kept)
     return ScreenedRewards([drop(i) for i in range(len(rewards))], lowest)
 
 

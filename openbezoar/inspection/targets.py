@@ -169,4 +169,4 @@ def rewarded(reference: str, drawn: list[Kept], most: int) -> PairAccuracy | Non
     with closing(LocalRewards(reference, open_checkpoint(reference))) as rewarder:
         scores = rewarder.scores([(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
     lengths = [(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    return pair_accuracy(scores, lengths, 0, [pair.subset for pair in pairs])
+    return pair_accuracy(scores, lengths, 0, [pair.subset for pair in pairs], [pair.prompt for pair in pairs])

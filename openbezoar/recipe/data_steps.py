@@ -144,6 +144,13 @@ class Rules(Strict):
     )
 
 
+def _share_or_number(value: int | float | None) -> int | float | None:
+    """A part of rows: 1.0 is all of them, and a whole number below 2 was hardly meant."""
+    if value is not None and not (value >= 2 if isinstance(value, int) else 0 < value <= 1):
+        raise ValueError("expected a share above 0 and at most 1.0, or a number of rows, 2 or more")
+    return value
+
+
 class Ifd(Strict):
     """Instruction-following difficulty (arXiv 2402.00530): the perplexity of an answer given its
     instruction, divided by that of the answer alone.
@@ -165,9 +172,7 @@ class Ifd(Strict):
     @field_validator("keep")
     @classmethod
     def _is_a_share_or_a_number(cls, value: int | float | None) -> int | float | None:
-        if value is not None and not (value >= 2 if isinstance(value, int) else 0 < value <= 1):
-            raise ValueError("expected a share above 0 and at most 1.0, or a number of rows, 2 or more")
-        return value
+        return _share_or_number(value)
 
 
 class PerplexityBand(Strict):
@@ -231,10 +236,8 @@ class ByReward(Strict):
 
     @field_validator("best")
     @classmethod
-    def _is_a_part(cls, value: int | float | None) -> int | float | None:
-        if value is not None and not (value >= 2 if isinstance(value, int) else 0 < value <= 1):
-            raise ValueError("expected a share above 0 and at most 1.0, or a number of rows, 2 or more")
-        return value
+    def _is_a_share_or_a_number(cls, value: int | float | None) -> int | float | None:
+        return _share_or_number(value)
 
 
 class Filter(Step):

@@ -30,10 +30,8 @@ from openbezoar.training import checkpointing, distributed
 from openbezoar.training.bradley_terry import reward_objective
 from openbezoar.training.fit import ADAPTER, Bench, fit
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import held_in, loaded, renderer_of, resolved
+from openbezoar.verbs.train.fit import MODEL, held_in, loaded, renderer_of, resolved
 from openbezoar.verbs.train.result import RewardNumbers
-
-MODEL = "model"
 
 
 def run(step: Reward, context: StepContext) -> dict[str, Any]:
