@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +59,8 @@ class StepContext:
     counts: Counts = field(default_factory=Counts)
     opener: Callable[[str, StepContext], Any] | None = None
     """Opens the LLM behind a name in place of ``llm.open_llm``, such as an ``llm.scripted.Scripted``."""
+    tell: Callable[[str, Mapping[str, Any]], None] = lambda log, line: None
+    """Is told each line of a training's logs, as ``training.loop.Tell`` has it."""
 
     def folder(self, step: str) -> Path:
         """The finished folder of another step."""

@@ -211,7 +211,34 @@ class Training(Step):
         return self
 
 
-class Sft(Training):
+SAMPLE_PROMPTS = (
+    "Name three things that float on water, and say in one sentence why they do.",
+    "Write a short, friendly note that asks a neighbour to turn the music down after ten.",
+    "A train leaves at 9:40 and needs 85 minutes. When does it arrive?",
+)
+"""What a model in training is asked, written for this project: to explain, to write, to reckon."""
+SAMPLED = "what is looked at beside the training, which it does not change"
+
+
+class Answering(Training):
+    """What sft, dpo and kto have in common: what they train answers."""
+
+    sample_every: Annotated[int | None, NotInKey(SAMPLED)] = Field(
+        None,
+        ge=1,
+        description=(
+            "Optimiser steps between greedy answers of the model in training to 'sample_prompts', before the first and"
+            " after the last step too: samples.jsonl, shown by 'openbezoar watch' and in the report. Changes no bit of"
+            " the training."
+        ),
+    )
+    sample_prompts: Annotated[list[str], NotInKey(SAMPLED)] = Field(
+        list(SAMPLE_PROMPTS), min_length=1, description="What is asked then."
+    )
+    sample_tokens: Annotated[int, NotInKey(SAMPLED)] = Field(64, ge=1, description="Most tokens of such an answer.")
+
+
+class Sft(Answering):
     """QLoRA fine-tuning, loss on the answers only."""
 
     sft: Annotated[DataRef, Ref("data", role="rows")]
@@ -279,7 +306,7 @@ class Merge(Step):
     )
 
 
-class Preference(Training):
+class Preference(Answering):
     """The data and the loss of preference training."""
 
     paths: ClassVar[int] = 2
@@ -380,7 +407,7 @@ class Reward(Training):
         return self
 
 
-class Kto(Training):
+class Kto(Answering):
     """KTO: preference training on answers each of which was liked or not, with a new adapter or of all weights;
     the reference is the model as given. A pair is read as a liked answer and one that was not.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-WITH_TIMES = ("metrics.jsonl",)  # a training's log; no step but a report reads it
+WITH_TIMES = ("metrics.jsonl", "samples.jsonl")  # a training's logs; no step but a report reads them
 Marks = dict[str, list[Any]]
 
 

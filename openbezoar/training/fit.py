@@ -19,7 +19,7 @@ from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
 from openbezoar.training import checkpointing, distributed
 from openbezoar.training.data import Renderer
-from openbezoar.training.loop import Objective, train
+from openbezoar.training.loop import Objective, Sampler, Tell, tell_nobody, train
 
 ADAPTER = "adapter"
 S = TypeVar("S", bound=Trunk)
@@ -54,10 +54,21 @@ def fit(
     out: Path,
     seed: int,
     progress: Progress,
+    sampler: Sampler | None = None,
+    tell: Tell = tell_nobody,
 ) -> dict[str, Any]:
     """Train and write ``out/adapter`` where there is one; gives the manifest's numbers."""
     numbers = train(
-        bench.model, bench.scorer, trees, objective=objective, settings=settings, out=out, progress=progress, seed=seed
+        bench.model,
+        bench.scorer,
+        trees,
+        objective=objective,
+        settings=settings,
+        out=out,
+        progress=progress,
+        seed=seed,
+        sampler=sampler,
+        tell=tell,
     )
     if distributed.rank() == 0 and hasattr(bench.model, "peft_config"):
         _save_adapter(bench.model, out / ADAPTER)

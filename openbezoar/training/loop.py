@@ -4,7 +4,7 @@ The order of the data is a pure function of (seed, epoch), dropout of (seed, ste
 when to stop of the held-out losses so far; so a run that was killed goes on from its last
 checkpoint and ends with the same adapter, bit for bit on the CPU. With several processes each
 takes a share of every step's trees (``distributed``). Writes ``metrics.jsonl`` (a line a
-step), ``heldout.jsonl`` and, while it runs, ``.resume.safetensors``.
+step), ``heldout.jsonl``, with a sampler ``samples.jsonl`` and, while it runs, ``.resume.safetensors``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import math
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from openbezoar.training.resume import State, make_optimizer
 from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
 
 RESUME = ".resume.safetensors"
+SAMPLES = "samples.jsonl"
 LEAST_SCALE = 2.0**-10
 OF_A_LINE = ("step", "rows")  # of a line of heldout.jsonl, beside its numbers
 
@@ -64,6 +65,24 @@ class Objective:
     heldout: Callable[[], dict[str, Any]]
     check_first: Callable[[dict[str, float]], None]
     begin: Callable[[Sequence[Tree]], PassLoss] | None = None
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Answers of the model while it is trained. every: optimiser steps between them. ask: → a line of
+    ``samples.jsonl`` without its step; leaves no trace in the model. Called in process 0 alone.
+    """
+
+    every: int
+    ask: Callable[[], dict[str, Any]]
+
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+"""Is told each line of a log: which log ('metrics', 'heldout'), and the line."""
+
+
+def tell_nobody(log: str, line: Mapping[str, Any]) -> None:
+    """For a training whose lines go to its own logs only."""
 
 
 def plan_steps(rows: int, settings: Training) -> int:
@@ -125,6 +144,9 @@ class _Job:
     seed: int
     steps: int
     work: tuple[float, float]
+    tell: Tell
+    sampler: Sampler | None
+    sampled: set[int] = field(default_factory=set)  # steps whose answers are in the log
 
 
 def train(
@@ -137,20 +159,26 @@ def train(
     out: Path,
     progress: Progress,
     seed: int,
+    sampler: Sampler | None = None,
+    tell: Tell = tell_nobody,
 ) -> dict[str, Any]:
     """Train what is trainable of the model on ``trees``; returns the manifest's numbers. The model keeps the trained
     values, with ``evaluate_every`` the best ones.
+
+    tell: is told of every line of the logs in process 0, those of an earlier try first.
     """
     masters = Masters(model)
     parameters = masters.values
     scaler = torch.amp.GradScaler(scorer.device.type, enabled=settings.dtype == "float16")
     state = State(parameters, make_optimizer(settings, parameters.values()), scaler, push=masters.push)
-    job = _Job(model, scorer, objective, settings, out, seed, plan_steps(len(trees), settings), work(scorer))
+    steps = plan_steps(len(trees), settings)
+    job = _Job(model, scorer, objective, settings, out, seed, steps, work(scorer), tell, sampler)
     state.restore(out / RESUME)
     distributed.agree(steps_done=state.step, rows=len(trees), sum_of_the_adapter=state.checksum())
     log, heldout = distributed.from_first(
         lambda: (_truncated(out / "metrics.jsonl", state.step), _truncated(out / "heldout.jsonl", state.step))
     )
+    _take_up(job, state.step, {"metrics": log, "heldout": heldout})
     if settings.evaluate_every and best_of(heldout) == state.step:  # measured after the checkpoint was written
         state.keep()
     pace = _loop(job, state, trees, log, heldout, progress)
@@ -158,6 +186,7 @@ def train(
     if settings.evaluate_every:
         state.take_best()
         last = next(line for line in heldout if line["step"] == best_of(heldout))
+        _sample(job, last["step"])
     if not math.isfinite(last["loss"]):
         raise ModelError(
             f"the held-out loss after step {last['step']} is not finite; lower learning_rate or weight_decay, or use"
@@ -199,9 +228,11 @@ def _loop(
             due = state.step in (0, steps) or (settings.evaluate_every and state.step % settings.evaluate_every == 0)
             if due and not (heldout and heldout[-1]["step"] == state.step):
                 heldout.append(distributed.from_first(lambda: {"step": state.step, **job.objective.heldout()}))
-                _append(job.out / "heldout.jsonl", heldout[-1])
+                _log(job, "heldout", heldout[-1])
                 if settings.evaluate_every and best_of(heldout) == state.step:
                     state.keep()
+            if job.sampler is not None and (state.step in (0, steps) or state.step % job.sampler.every == 0):
+                _sample(job, state.step)
             if state.step == steps or out_of_patience(heldout, settings.patience):
                 return pace
             begun = time.monotonic()
@@ -212,7 +243,7 @@ def _loop(
             state.step += 1
             pace.count(metrics["tokens"], done, time.monotonic() - begun)
             log.append({"step": state.step, **metrics})
-            _append(job.out / "metrics.jsonl", log[-1])
+            _log(job, "metrics", log[-1])
             if (
                 state.step % settings.save_every == 0 or state.step == steps or stop.requested
             ) and distributed.rank() == 0:
@@ -283,6 +314,36 @@ def _update(job: _Job, state: State) -> dict[str, float]:
     state.push()
     state.optimizer.zero_grad(set_to_none=True)
     return {"learning_rate": rate, **({"gradient_norm": norm} if math.isfinite(norm) else {"skipped": 1.0}), **scale}
+
+
+def _take_up(job: _Job, done: int, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """What an earlier try of the training left: its lines are told, its answers are not asked for again."""
+    if distributed.rank() == 0:
+        job.sampled.update(line["step"] for line in _truncated(job.out / SAMPLES, done))
+        for log, lines in logs.items():
+            for line in lines:
+                job.tell(log, line)
+
+
+def _sample(job: _Job, step: int) -> None:
+    """The answers of the model as it is, unless those of this step are there; the other processes wait for them."""
+    if job.sampler is None:
+        return
+    sampler = job.sampler
+
+    def asked() -> None:
+        if step not in job.sampled:
+            _append(job.out / SAMPLES, {"step": step, **sampler.ask()})
+            job.sampled.add(step)
+
+    distributed.from_first(asked)
+
+
+def _log(job: _Job, log: str, line: dict[str, Any]) -> None:
+    """A line more in a log of process 0, and told."""
+    _append(job.out / f"{log}.jsonl", line)
+    if distributed.rank() == 0:
+        job.tell(log, line)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

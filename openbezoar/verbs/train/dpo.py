@@ -20,13 +20,14 @@ from openbezoar.recipe.train_steps import Dpo
 from openbezoar.rows.forms import to_pair
 from openbezoar.training import distributed
 from openbezoar.training.data import Split
-from openbezoar.training.fit import Bench, fit
+from openbezoar.training.fit import Bench
 from openbezoar.training.loop import Objective
 from openbezoar.training.objectives import Reference, frozen_reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, reference_of, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import fitted, loaded, reference_of, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import DpoNumbers
+from openbezoar.verbs.train.samples import sampler_of
 
 
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
@@ -36,9 +37,7 @@ def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     bench = Bench.of(loaded(step, context, continues=False), step, renderer)
     row = LOSSES[step.loss]
     objective = objective_of(step, bench, rows, lambda: _reference(step, context, bench, rows))
-    numbers = fit(
-        step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
-    )
+    numbers = fitted(step, context, bench, trees, objective, sampler_of(step, context, bench))
     write_model(step, context, bench.model)
     about = {
         "heldout_rows": len(heldout),

@@ -4,12 +4,13 @@ was trained written with its ``model.json``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
-from openbezoar.forest import Scorer
+from openbezoar.forest import Scorer, Tree
 from openbezoar.models.load import load_for_training, load_tokenizer, load_whole
 from openbezoar.models.memory import quantisation
 from openbezoar.models.references import Checkpoint, write_checkpoint
@@ -20,7 +21,8 @@ from openbezoar.stats.seeds import step_seed
 from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
 from openbezoar.training.encode import LossOn
-from openbezoar.training.fit import ADAPTER
+from openbezoar.training.fit import ADAPTER, Bench, fit
+from openbezoar.training.loop import Objective, Sampler
 from openbezoar.training.objectives import Reference, frozen_reference, same_pass_reference
 
 MODEL = "model"
@@ -80,6 +82,28 @@ def reference_of(step: Training, context: StepContext, scorer: Scorer) -> Refere
         return same_pass_reference(scorer)
     given = load_whole(context.checkpoint(step.model), dtype=step.dtype, trained=False)
     return frozen_reference(Scorer(given, step.tokens, plain=scorer.plain))
+
+
+def fitted(
+    step: Training,
+    context: StepContext,
+    bench: Bench[Any],
+    trees: Sequence[Tree],
+    objective: Objective,
+    sampler: Sampler | None = None,
+) -> dict[str, Any]:
+    """The training itself, in the step's folder; gives the manifest's numbers."""
+    return fit(
+        step,
+        bench,
+        trees,
+        objective=objective,
+        out=context.out,
+        seed=context.seed,
+        progress=context.progress,
+        sampler=sampler,
+        tell=context.tell,
+    )
 
 
 def write_model(step: Training, context: StepContext, model: Any, continues: bool = False) -> None:

@@ -42,7 +42,7 @@ LOGS = ("metrics.jsonl", "heldout.jsonl")
 # What stands in a step for what is given here as an argument, belongs to the model, or to a run's folder.
 NOT_HERE = (
     *("model", "sft", "dpo", "kto", "heldout", "quantize", "nf4", "dtype"),
-    *("adapter", "reference", "save_every", "sweep"),
+    *("adapter", "reference", "save_every", "sweep", "sample_every", "sample_prompts", "sample_tokens"),
 )
 
 

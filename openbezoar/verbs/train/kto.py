@@ -17,14 +17,15 @@ from openbezoar.models.dropout import without_base_dropout
 from openbezoar.recipe.train_steps import Kto
 from openbezoar.rows.forms import to_answers
 from openbezoar.training.data import Split
-from openbezoar.training.fit import Bench, fit
+from openbezoar.training.fit import Bench
 from openbezoar.training.loop import Objective
 from openbezoar.training.objectives import Reference
 from openbezoar.training.trees import UnpairedTree
 from openbezoar.training.unpaired import unpaired_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import loaded, reference_of, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import fitted, loaded, reference_of, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import KtoNumbers
+from openbezoar.verbs.train.samples import sampler_of
 
 MOST = 4 / 3  # liked answers to others, weighted
 
@@ -37,15 +38,8 @@ def run(step: Kto, context: StepContext) -> dict[str, Any]:
     if line := imbalance(step, liked, len(trees) - liked):
         context.progress.say(f"  {context.name}: {line}")
     bench = Bench.of(loaded(step, context, continues=False), step, renderer)
-    numbers = fit(
-        step,
-        bench,
-        trees,
-        objective=objective_of(step, bench, rows, lambda: reference_of(step, context, bench.scorer)),
-        out=context.out,
-        seed=context.seed,
-        progress=context.progress,
-    )
+    objective = objective_of(step, bench, rows, lambda: reference_of(step, context, bench.scorer))
+    numbers = fitted(step, context, bench, trees, objective, sampler_of(step, context, bench))
     write_model(step, context, bench.model)
     about = {
         "heldout_rows": len(heldout),

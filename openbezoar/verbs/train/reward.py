@@ -28,9 +28,9 @@ from openbezoar.stats.pair_accuracy import pair_accuracy
 from openbezoar.stats.seeds import step_seed
 from openbezoar.training import checkpointing, distributed
 from openbezoar.training.bradley_terry import reward_objective
-from openbezoar.training.fit import ADAPTER, Bench, fit
+from openbezoar.training.fit import ADAPTER, Bench
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import MODEL, held_in, loaded, renderer_of, resolved
+from openbezoar.verbs.train.fit import MODEL, fitted, held_in, loaded, renderer_of, resolved
 from openbezoar.verbs.train.result import RewardNumbers
 
 
@@ -45,9 +45,7 @@ def run(step: Reward, context: StepContext) -> dict[str, Any]:
     pad = renderer.formatter.tokenizer.pad_token_id
     bench = Bench(model, RewardScorer(model, head, step.tokens, pad), renderer)
     objective = reward_objective(bench.scorer, heldout, margin=step.margin, center=step.center)
-    numbers = fit(
-        step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
-    )
+    numbers = fitted(step, context, bench, trees, objective)
     trained = bench.scorer.scores(heldout)
     about = {"heldout_rows": len(heldout), **resolved(step, context, model)}
     if distributed.rank() == 0:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from openbezoar.inspection.numbers import shown
 from openbezoar.inspection.steps import read_look, worth_a_look
-from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Part, Picture, Point, Points, Section
+from openbezoar.reporting.document import Block, Fold, Gallery, Grid, Part, Picture, Point, Points, Section, Texts
 from openbezoar.reporting.facts import RunFacts
 from openbezoar.reporting.figures import Series, line_chart
 from openbezoar.reporting.reward_tables import accuracy_blocks
+from openbezoar.reporting.samples import sampled_answers
 from openbezoar.reporting.table import Table
 from openbezoar.reporting.training import (
     HELD_OUT,
@@ -44,9 +45,33 @@ def sections(facts: RunFacts) -> list[Section]:
     if pictures := tuple(picture for training in trainings for picture in _curves(training)):
         blocks.append(Gallery(pictures))
     blocks += _data(trainings)
+    blocks += [
+        Part(f"{training.step.name}: asked before and after", tuple(asked))
+        for training in trainings
+        if (asked := _answers(training))
+    ]
     settings = settings_table(trainings)
     blocks.append(Fold("Settings of the training steps", (Grid(settings, "Settings of training", stack=True),)))
     return [Section("Training", tuple(blocks))]
+
+
+def _answers(training: TrainingNumbers) -> list[Block]:
+    """The same prompts before the first step and after the kept one; those between are in a fold."""
+    lines = sampled_answers(training.step.folder)
+    if len(lines) < 2:
+        return []
+    first = lines[0]
+    last = next((line for line in lines if line.step == training.kept_step), lines[-1])
+    before = {one.prompt: one for one in first.answers}
+    rows = [(one.prompt, before[one.prompt].text(), one.text()) for one in last.answers if one.prompt in before]
+    note = "Greedy answers; […]: cut at the limit of tokens. Three answers show how a model writes, not how good it is."
+    headers = ("prompt", f"after {first.step} steps", f"after {last.step} steps")
+    between = [
+        Fold(f"After {line.step} steps", (Texts(tuple((one.prompt, one.text()) for one in line.answers)),))
+        for line in lines
+        if line.step not in (first.step, last.step)
+    ]
+    return [Grid(Table(headers, tuple(rows), note), f"Answers of {training.step.name}", stack=True), *between]
 
 
 def _data(trainings: Sequence[TrainingNumbers]) -> list[Block]:

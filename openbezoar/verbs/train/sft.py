@@ -11,11 +11,12 @@ from typing import Any
 from openbezoar.context import StepContext
 from openbezoar.recipe.train_steps import Sft
 from openbezoar.rows.forms import to_example
-from openbezoar.training.fit import Bench, fit
+from openbezoar.training.fit import Bench
 from openbezoar.training.objectives import sft_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import continued, loaded, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import continued, fitted, loaded, renderer_of, resolved, write_model
 from openbezoar.verbs.train.result import SftNumbers
+from openbezoar.verbs.train.samples import sampler_of
 
 
 def run(step: Sft, context: StepContext) -> dict[str, Any]:
@@ -25,9 +26,7 @@ def run(step: Sft, context: StepContext) -> dict[str, Any]:
     continues = continued(step, context)
     bench = Bench.of(loaded(step, context, continues), step, renderer)
     objective = sft_objective(bench.scorer, heldout)
-    numbers = fit(
-        step, bench, trees, objective=objective, out=context.out, seed=context.seed, progress=context.progress
-    )
+    numbers = fitted(step, context, bench, trees, objective, sampler_of(step, context, bench))
     write_model(step, context, bench.model, continues)
     about = {
         "heldout_rows": len(heldout),
