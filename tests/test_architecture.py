@@ -21,7 +21,7 @@ ORDER = [
     {"progress"},
     {"stats", "forest", "machine"},
     {"store"},
-    {"recipe"},
+    {"recipe", "tracking"},
     {"prompts", "rows"},
     {"dialogue"},
     {"cleaning"},

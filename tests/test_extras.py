@@ -46,8 +46,9 @@ steps:
   out: {{release: [Merged], gguf: [q8_0]}}
 """
 IFEVAL = "name: ifeval\nmodels: {base: model}\nsteps: {scores: {evaluate: [base], tasks: [ifeval], data: tasks}}\n"
-ELSEWHERE = ("sentencepiece", "google.protobuf", "tokenizers", "fastapi", "uvicorn")
-"""What no step wants by its settings: only some models do, or the page of vote."""
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+ELSEWHERE = ("sentencepiece", "google.protobuf", "tokenizers", "fastapi", "uvicorn", *TRACKERS)
+"""What no step wants by its settings: only some models do, the page of vote, or a recipe's 'track'."""
 
 
 def distribution(requirement: str) -> str:

@@ -28,6 +28,7 @@ from openbezoar.cli.run import plan, run, schema
 from openbezoar.cli.runs import cache, review, show, verify
 from openbezoar.cli.serve import serve
 from openbezoar.cli.vote import vote
+from openbezoar.cli.watch import watch
 from openbezoar.errors import UserError
 from openbezoar.machine import extras, limits
 from openbezoar.machine.streams import lead_nowhere_if_broken, reader_is_gone, standing
@@ -66,6 +67,7 @@ COMMANDS = (
     data,
     plan,
     run,
+    watch,
     show,
     verify,
     review,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,16 @@ from openbezoar.context import StepContext
 from openbezoar.engine import needs
 from openbezoar.engine.graph import Graph, Node, build, state_of
 from openbezoar.errors import UserError
+from openbezoar.llm.owners import Process
 from openbezoar.machine import extras, limits
+from openbezoar.machine.devices import memory_in_use
 from openbezoar.progress import Progress, Silent
+from openbezoar.reporting.results import Scores, StepFacts
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.digests import digest, moved, result_digest
 from openbezoar.store.files import environment
+from openbezoar.store.live import Recorded
+from openbezoar.tracking import StepTrack, Tracks
 from openbezoar.training import distributed
 
 
@@ -36,21 +41,45 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
             [node for node in nodes if node.state != "done"], graph.recipe, graph.recipe_path.parent
         ):
             raise error
+        tracks = Tracks(graph.run.path, graph.recipe.track, progress.warn)
         for number, node in enumerate(nodes, 1):
             state, why = state_of(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
                 place = f"{number}/{len(nodes)}"
-                with progress.step(place, node.name, f"{node.verb}; {why}"):
-                    manifest = _run_step(graph, node, progress)
+                with progress.step(place, node.name, f"{node.verb}; {why}"), tracks.step(node.name) as track:
+                    manifest = _run_step(graph, node, progress, track, place)
+                    track.ended(*_tracked(graph, node, manifest))
                 ran.append(node.name)
                 progress.ended(place, node.name, manifest["seconds"], manifest.get("summary", ""))
-            elif moved(graph.run.step(node.name), (graph.run.manifest(node.name) or {}).get("files", {})):
+            else:
+                _catch_up(graph, node, tracks)
+            if state == "done" and moved(
+                graph.run.step(node.name), (graph.run.manifest(node.name) or {}).get("files", {})
+            ):
                 graph.run.vouch(node.name)  # a copied run; what was read once need not be read each time
             if gate := node.row.part("gate"):
                 for warning in gate(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
                     progress.warn(warning)
     distributed.announce(None)
     return ran
+
+
+def _catch_up(graph: Graph, node: Node, tracks: Tracks) -> None:
+    """Tell trackers of a finished step that they have not seen."""
+    if tracks.trackers and (manifest := graph.run.manifest(node.name)):
+        mark, scores = _tracked(graph, node, manifest)
+        tracks.catch_up(node.name, mark, graph.run.step(node.name), scores)
+
+
+def _tracked(graph: Graph, node: Node, manifest: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """A mark of a step's result, and its scores with their intervals by name."""
+    values: dict[str, float] = {}
+    result = StepFacts(node.name, node.verb, graph.run.step(node.name), manifest).result
+    for one in result.scores() if isinstance(result, Scores) else ():
+        name = f"{one.checkpoint}/{one.kind}/{one.name}"
+        bounds = {"": one.score.value, ".low": one.score.low, ".high": one.score.high}
+        values |= {name + end: float(value) for end, value in bounds.items() if value is not None}
+    return digest([manifest.get("key"), manifest.get("finished")]), values
 
 
 def follow(make: Callable[[], Graph]) -> None:
@@ -78,13 +107,16 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
     )
 
 
-def _run_step(graph: Graph, node: Node, progress: Progress) -> dict[str, Any]:
+def _run_step(graph: Graph, node: Node, progress: Progress, track: StepTrack, place: str) -> dict[str, Any]:
     if node.row.reads_wholly:  # as what is published is
         for needed in graph.upto(node.name):
             if needed is not node:
                 graph.run.checked(needed.name, wholly=True)
     used = {i: result for i in node.inputs if (result := result_digest(graph.run.manifest(i) or {}))}
     context = _context(graph, node, graph.run.begin(node.name, digest([node.key, used])), progress)
+    context.tell = track.tell
+    about = {"place": place, "verb": node.verb, "owner": Process.this().text()}
+    context.progress = Recorded(progress, context.out, about, memory_in_use)
     if node.row.together:
         distributed.announce(node.name)
     begun = time.monotonic()

@@ -26,7 +26,8 @@ def lacking(nodes: Iterable[Node], recipe: Recipe, folder: Path) -> UserError | 
     packages = dict.fromkeys(package for of_step in packages_by_step.values() for package in of_step)
     absent = {package: None for package in packages if not extras.installed(package)}
     if not absent:
-        return None
+        trackers = [package for package in recipe.track if not extras.installed(package)] if packages_by_step else []
+        return None if not trackers else UserError(f"track: {extras.missing(trackers)}")
     steps = [name for name, of_step in packages_by_step.items() if of_step.keys() & absent.keys()]
     named = ", ".join(steps[:4]) + (f" and {len(steps) - 4} more" if len(steps) > 4 else "")
     error = extras.missing(absent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -113,3 +114,17 @@ def free_bytes() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def memory_in_use() -> dict[str, int]:
+    """Bytes that this process holds: 'resident' in main memory, 'GPU' and 'GPU, most so far' where torch has one."""
+    held: dict[str, int] = {}
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        held["resident"] = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        pass
+    torch = sys.modules.get("torch")  # which is not imported for this
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        held |= {"GPU": torch.cuda.memory_allocated(), "GPU, most so far": torch.cuda.max_memory_allocated()}
+    return held

@@ -36,6 +36,10 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "datasketch": ("datasketch", "clean"),
     "fastapi": ("fastapi", "web"),
     "uvicorn": ("uvicorn", "web"),
+    "tensorboard": ("tensorboard", "track-tensorboard"),
+    "trackio": ("trackio", "track-trackio"),
+    "wandb": ("wandb", "track-wandb"),
+    "mlflow": ("mlflow-skinny", "track-mlflow"),
 }
 """By the name that is imported: the name that pip knows, and the extra."""
 

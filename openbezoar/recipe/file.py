@@ -27,6 +27,7 @@ MOST = 100_000
 LONGEST = 600  # characters of what YAML or the schema says about a mistake
 
 
+OWN_FOLDERS = {"reviews": "what people decide", "votes": "what people decide", "track": "trackers' files"}
 LARGEST = 2**1000  # a whole number that every float can still hold
 
 
@@ -172,9 +173,9 @@ def parse(tree: dict[str, Any], where: str) -> Recipe:
 def _parse_step(name: str, step: Any, defaults: Any, where: str) -> BaseModel:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise RecipeError(f"{where}: steps: '{name}' cannot be a folder's name; use letters, digits, '-', '_' and '.'")
-    if name in ("reviews", "votes"):
+    if name in OWN_FOLDERS:
         raise RecipeError(
-            f"{where}: steps: a run keeps what people decide in its folder '{name}'; give the step another name"
+            f"{where}: steps: a run keeps {OWN_FOLDERS[name]} in its folder '{name}'; give the step another name"
         )
     if not isinstance(step, dict):
         raise RecipeError(f"{where}: steps.{name}: expected a mapping that begins with a verb ({', '.join(VERBS)})")

@@ -61,6 +61,14 @@ class Recipe(Strict):
     budget: Budget | None = Field(
         None, description="What all steps together may spend on models, over all tries of the run."
     )
+    track: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(
+        [],
+        description=(
+            "Trackers that get what metrics.jsonl and heldout.jsonl have, and the scores of steps that measure: files"
+            " in the run's folder 'track', nothing over a network ('openbezoar docs how-to/follow-a-run'). Part of no"
+            " key."
+        ),
+    )
     models: dict[str, Model]
     defaults: dict[str, dict[str, Any]] = Field(
         default={}, description="Settings by verb, for all steps of that verb that do not set them."

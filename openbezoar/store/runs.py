@@ -21,6 +21,7 @@ from openbezoar.store.digests import differences, marks_in, marks_of
 from openbezoar.store.digests import digest as digest
 from openbezoar.store.digests import file_digest as file_digest
 from openbezoar.store.files import write_json, write_text
+from openbezoar.store.live import LIVE
 from openbezoar.store.manifests import Manifest, read_manifest, sealed
 
 
@@ -109,7 +110,7 @@ class RunFolder:
     def _place(self, work: Path) -> None:
         """Put a whole work folder where results lie."""
         final, old = self.step(work.name), work.with_name(f".{work.name}.old")  # no step's name begins with a dot
-        for leftover in (*work.glob(".resume*"), *work.rglob(".*.tmp"), work / ".key"):
+        for leftover in (*work.glob(".resume*"), *work.rglob(".*.tmp"), work / ".key", work / LIVE):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if old.exists():
             shutil.rmtree(old)

@@ -320,9 +320,9 @@ def _take_up(job: _Job, done: int, logs: Mapping[str, Sequence[Mapping[str, Any]
     """What an earlier try of the training left: its lines are told, its answers are not asked for again."""
     if distributed.rank() == 0:
         job.sampled.update(line["step"] for line in _truncated(job.out / SAMPLES, done))
-        for log, lines in logs.items():
-            for line in lines:
-                job.tell(log, line)
+        lines = [(line["step"], log, line) for log, of in logs.items() for line in of]
+        for _, log, line in sorted(lines, key=lambda one: one[0]):  # of one step in the order of the logs
+            job.tell(log, line)
 
 
 def _sample(job: _Job, step: int) -> None:
