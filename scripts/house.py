@@ -22,6 +22,7 @@ WIDTH = 120
 AT_HOME = ("verbs", "recipe")  # where a verb may be named
 OTHER_WORDS = {
     "cli/app.py": {"release"},  # a command
+    "cli/init.py": {"pairs"},  # a template
     "cli/judge.py": {"pairs"},  # a key of a step
     "harness/run.py": {"filter"},  # a column of lm-eval
     "inspection/rendering.py": {"pairs"},  # a line's label

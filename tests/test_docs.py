@@ -15,6 +15,7 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ STANDS_FOR = {
 NOT_RUN = {
     "make ": "sets up environments or runs for minutes; the target must exist",
     "source ": "the shell's own",
+    "uvx ": "installs the package; its arguments are parsed",
+    "pip install ": "installs; tests/test_wheel.py installs the wheel",
+    "openbezoar init ": "tests/test_init.py runs it",
+    "openbezoar doctor": "tests/test_doctor.py runs it",
     "torchrun ": "several processes; tests/test_distributed.py runs it",
     "accelerate launch ": "several processes, as torchrun",
     "python -m benchmarks": "hours; tests/test_benchmarks.py runs the parts",
@@ -118,6 +123,12 @@ def test_a_command_that_is_not_run_here_is_one_that_the_command_line_takes(comma
             assert target in targets
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]) is not None
+    elif words[0] == "pip":
+        extras = re.findall(r"'openbezoar\[(\w+)\]'", command)
+        assert set(extras) <= set(
+            tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        )
+        assert extras or "download.pytorch.org" in command
     elif words[0] != "source":
         parsed(after_module(words))
         if words[1:2] == ["run"]:

@@ -21,6 +21,8 @@ from openbezoar.cli.chat import chat
 from openbezoar.cli.convert import convert
 from openbezoar.cli.data import data
 from openbezoar.cli.docs import docs
+from openbezoar.cli.doctor import doctor
+from openbezoar.cli.init import init
 from openbezoar.cli.judge import agreement, judging, score
 from openbezoar.cli.release import release
 from openbezoar.cli.report import report
@@ -64,6 +66,8 @@ app = typer.Typer(
 
 # As the help lists them: in the order in which they are met.
 COMMANDS = (
+    init,
+    doctor,
     data,
     plan,
     run,

@@ -7,10 +7,16 @@ it needs where it needs it, without a try; ``told`` turns what such an import ra
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from openbezoar.errors import UserError, brief
 
@@ -44,6 +50,50 @@ EXTRAS: dict[str, tuple[str, str]] = {
 """By the name that is imported: the name that pip knows, and the extra."""
 
 
+UVX = "uvx --from 'openbezoar[all]' openbezoar"
+
+Way = Literal["uvx", "uv tool", "uv", "pip"]
+
+
+def way() -> Way:
+    """How this environment came about, and so what adds a package to it: ``uvx`` throws it away, ``uv tool
+    install`` made it for this program, ``uv venv`` made it and uv is there, or anything else, which pip serves.
+    """
+    place = Path(sys.prefix)
+    if (place / "uv-receipt.toml").is_file():
+        return "uv tool"
+    try:
+        by_uv = any(
+            line.startswith("uv = ") for line in (place / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+        )
+    except OSError:
+        by_uv = False
+    if by_uv and any(part.startswith(("archive-v", "environments-v")) for part in place.parts):  # in uv's cache
+        return "uvx"
+    return "uv" if by_uv and shutil.which("uv") else "pip"
+
+
+def install(extras: Iterable[str], upgrade: bool = False) -> str:
+    """The line that installs extras of this project here, by pip or by uv, whichever made this environment.
+
+    Where uvx did, it is the command that was typed, with all extras.
+    """
+    wanted = f"'openbezoar[{','.join(dict.fromkeys(extras))}]'"
+    by = way()
+    if by == "uvx":
+        typed = shlex.join(sys.argv[1:]) if Path(sys.argv[0]).stem == "openbezoar" else ""
+        return f"uvx{' --refresh' * upgrade} {UVX.removeprefix('uvx ')} {typed}".rstrip()
+    if by == "uv tool":  # its environment is one, so that what it has already is named again
+        return f"uv tool install{' --upgrade' * upgrade} 'openbezoar[all]'"
+    if by == "uv":
+        active = os.environ.get("VIRTUAL_ENV") or ".venv"  # what uv installs into
+        here = (
+            "" if Path(active).resolve() == Path(sys.prefix).resolve() else f" --python {shlex.quote(sys.executable)}"
+        )
+        return f"uv pip install{' --upgrade' * upgrade}{here} {wanted}"
+    return f"pip install{' --upgrade' * upgrade} {wanted}"
+
+
 def installed(package: str) -> bool:
     """Whether a package can be found; it is not imported."""
     try:
@@ -61,13 +111,12 @@ def require(*packages: str) -> None:
 def missing(packages: Iterable[str]) -> UserError:
     """The error for optional packages that are not installed."""
     packages = list(dict.fromkeys(packages))
-    extras = ",".join(dict.fromkeys(EXTRAS[package][1] for package in packages))
     names = [EXTRAS[package][0] for package in packages]
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     many = len(names) > 1
     return UserError(
-        f"{listed} {'are' if many else 'is'} not installed; this needs {'them' if many else 'it'}: pip install"
-        f" 'openbezoar[{extras}]'"
+        f"{listed} {'are' if many else 'is'} not installed; this needs {'them' if many else 'it'}:"
+        f" {install(EXTRAS[package][1] for package in packages)}"
     )
 
 
@@ -92,8 +141,7 @@ def failed_import(error: BaseException) -> UserError | None:
             return missing([package])
         distribution, extra = EXTRAS[package]
         return UserError(
-            f"{distribution} {_version(distribution)} cannot be used ({brief(cause)}); pip install --upgrade"
-            f" 'openbezoar[{extra}]'"
+            f"{distribution} {_version(distribution)} cannot be used ({brief(cause)}); {install([extra], upgrade=True)}"
         )
     return None
 

@@ -285,6 +285,16 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+@contextlib.contextmanager
+def _peft_s_old_name() -> Iterator[None]:
+    """PEFT up to 0.21 asks a model for ``is_gradient_checkpointing``, which transformers 5.24 renamed; the
+    warning is for PEFT, and nobody here could heed it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
 def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
     """The model with a saved adapter on it. Raises ModelError for one that is damaged."""
     from peft import PeftModel
@@ -292,9 +302,10 @@ def wrap(model: nn.Module, adapter: Path, trainable: bool) -> Any:
 
     deltas = adapter_deltas(adapter)  # first, since PEFT also takes what merging refuses
     try:
-        wrapped = PeftModel.from_pretrained(
-            model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
-        )
+        with _peft_s_old_name():
+            wrapped = PeftModel.from_pretrained(
+                model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
+            )
     except (RuntimeError, ValueError) as error:  # shapes, targets
         raise ModelError(f"{adapter}: the adapter belongs to another model ({brief(error)})") from None
     carrying = [name for name, layer in wrapped.get_base_model().named_modules() if isinstance(layer, LoraLayer)]
@@ -364,7 +375,8 @@ def adapted(model: Any, lora: Lora, seed: int, name: str) -> Any:
         task_type="CAUSAL_LM",
     )  # type: ignore[arg-type]
     try:
-        peft = get_peft_model(model, config)  # type: ignore[arg-type]
+        with _peft_s_old_name():
+            peft = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:  # kinds of layers that PEFT has adapters for under conditions, or none
         raise ModelError(
             f"{name}: no adapter can be put on the model ({brief(error)}); choose other layers with lora.targets"
