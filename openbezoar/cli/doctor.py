@@ -9,13 +9,13 @@ import typer
 from openbezoar.cli.arguments import RUNS, AsJson, Runs, print_json
 from openbezoar.progress import visible
 
-WIDTH = len("bitsandbytes")
+WIDTH = len("track-tensorboard")
 
 
 def doctor(runs: Runs = RUNS, as_json: AsJson = False) -> None:
-    """Check what this machine has: packages, torch, devices, disk, logins, network.
+    """Check what this machine has, and what is wrong with it.
 
-    A line a finding: ok, note (slower, or missing for some uses) or bad (runs would
+    Packages, torch, devices, disk, logins, engines, network. A line a finding: ok, note (slower, or missing for some uses) or bad (runs would
     fail), what was found, and a remedy. Nothing is changed or downloaded, and no token
     is read. Exits with 2 if anything is bad.
 

@@ -74,7 +74,7 @@ def about_python(running: Sequence[int]) -> Iterator[Finding]:
     """Python and this project. running: its version's three numbers."""
     said = ".".join(map(str, running))
     try:
-        wanted = metadata("openbezoar").get("Requires-Python") or ""
+        wanted = (metadata("openbezoar").get_all("Requires-Python") or [""])[0]
     except PackageNotFoundError:
         wanted = ""
     where = f"{platform.system()} {platform.machine()}"
