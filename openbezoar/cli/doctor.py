@@ -15,9 +15,10 @@ WIDTH = len("track-tensorboard")
 def doctor(runs: Runs = RUNS, as_json: AsJson = False) -> None:
     """Check what this machine has, and what is wrong with it.
 
-    Packages, torch, devices, disk, logins, engines, network. A line a finding: ok, note (slower, or missing for some uses) or bad (runs would
-    fail), what was found, and a remedy. Nothing is changed or downloaded, and no token
-    is read. Exits with 2 if anything is bad.
+    Packages, torch, devices, disk, caches, logins, engines, network. A line a finding:
+    ok, note (slower, or missing for some uses) or bad (runs would fail), what was found,
+    and a remedy. Nothing is changed or downloaded, and no token is read. Exits with 2 if
+    anything is bad.
 
     Example: openbezoar doctor --json
     """

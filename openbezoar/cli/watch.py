@@ -18,7 +18,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print one frame, as without a terminal.")] = False,
     every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.2, help="Between two frames.")] = 2.0,
 ) -> None:
-    """Follow a run: steps, losses, rates, memory, time left, held-out values, answers.
+    """Follow a run: steps, losses, rates, memory, time left.
 
     Reads files of the run's folder only, so it may be started, stopped and started again
     beside a run, and after it. Ctrl-C ends it; the run goes on.
