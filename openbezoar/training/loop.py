@@ -247,7 +247,8 @@ def _loop(
             if (
                 state.step % settings.save_every == 0 or state.step == steps or stop.requested
             ) and distributed.rank() == 0:
-                state.save(job.out / RESUME, [job.out / "metrics.jsonl", job.out / "heldout.jsonl"])
+                logs = ("metrics.jsonl", "heldout.jsonl", *([SAMPLES] if job.sampled else []))
+                state.save(job.out / RESUME, [job.out / log for log in logs])
             if stop.requested:
                 raise KeyboardInterrupt
             bar.advance(
