@@ -1,7 +1,8 @@
 # make demo   set up .venv and run the demo recipe: a real 135M model through every step
 # make test   set up .venv and run the tests: a few minutes on two cores
 # make test-all           these and what takes longer: whole runs many times over, many examples and simulations, damaged files, torchrun
-# make test-kill          kills and power cuts at random moments of steps of all verbs; MOMENTS=500, SEED=0, SECONDS_AT_MOST=a number
+# make test-kill          kills, power cuts and SIGTERM at random moments of steps of all verbs; MOMENTS=500, SEED=0, SECONDS_AT_MOST=a number
+# make test-stop          SIGTERM at STOPS=40 random moments in each of these steps; SEED, SECONDS_AT_MOST
 # make test-faults        files of runs and of models damaged at random: what reads them says so in one line; FAULTS=1000
 # make test-distributed   what takes several runs under torchrun
 # make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
@@ -22,7 +23,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-kill test-faults test-distributed test-disk test-parity test-serve test-gguf check bench site setup clean
+.PHONY: demo test test-all test-kill test-stop test-faults test-distributed test-disk test-parity test-serve test-gguf check bench site setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -57,6 +58,10 @@ SEED ?= 0
 SECONDS_AT_MOST ?= inf
 test-kill: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/moments.py --moments $(MOMENTS) --seed $(SEED) --seconds $(SECONDS_AT_MOST)
+
+STOPS ?= 40
+test-stop: $(TOOLS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/moments.py --stops $(STOPS) --seed $(SEED) --seconds $(SECONDS_AT_MOST)
 
 FAULTS ?= 1000
 test-faults: $(TOOLS)

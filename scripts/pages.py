@@ -131,7 +131,9 @@ def command_reference() -> str:
             "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2 a mistake that you"
             " can mend"
         ),
-        "(one line says how), 130 interrupted. `python -m openbezoar` is the same program.",
+        "(one line says how), 75 stopped before its `--time-limit`, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP;",
+        "after these four the same command goes on.",
+        "`python -m openbezoar` is the same program.",
     ]
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         lines += ["", f"## `openbezoar {name}`", "", *_command(command)]

@@ -1,10 +1,10 @@
-"""A tiny run ended at random moments, by a kill or by a power cut, or damaged, and gone on with:
+"""A tiny run ended at random moments, by a kill, a power cut or SIGTERM, or damaged, and gone on with:
 does it end as one that was never ended?
 
 ``python tests/moments.py --moments 500`` prints a line of JSON with what was done and what
 differed. Runs of all verbs are made in forks of this process. A moment is a call of fsync, rename,
-replace, unlink, rmdir or mkdir, or a commit of the call cache, before or after it; kills also come
-at any time in between.
+replace, unlink, rmdir or mkdir, or a commit of the call cache, before or after it; kills and SIGTERM also come
+at any time in between. ``--stops 40`` is SIGTERM alone, 40 times in each step.
 
 The power cut is simulated by what may be lost: bytes of a file that were not synced since they were written (all, or
 all but a beginning), and names in a folder that was not synced since they changed (all of them, or, as on file systems
@@ -249,18 +249,26 @@ class Moments:
 # ------------------------------------------------------------------------------- runs in forks
 
 
-def forked(work: Callable[[], None], seconds: float | None = None) -> int:
-    """Do something in a fork; its exit code (2 for an error in one line), negative for a signal.
-    seconds: kill it then.
+ENDS = 120.0  # seconds that a run which is told to stop has at most
+
+
+def forked(work: Callable[[], None], seconds: float | None = None, number: int = signal.SIGKILL) -> int:
+    """Do something in a fork; its exit code (2 for an error in one line, as the command line's for a signal that was
+    heard), negative for a signal that ended it. seconds: it gets the signal ``number`` then.
     """
     from openbezoar.errors import UserError
+    from openbezoar.machine import stops
 
     pid = os.fork()
     if not pid:
         code = 1
         try:
-            work()
-            code = 0
+            with stops.listening():
+                try:
+                    work()
+                    code = 0
+                except stops.Stop:
+                    code = stops.code()
         except UserError as error:
             code = 2 if "\n" not in str(error) else 1
         except BaseException:
@@ -272,9 +280,13 @@ def forked(work: Callable[[], None], seconds: float | None = None) -> int:
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         time.sleep(0.002)
         if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            until = float("inf")
+            os.kill(pid, number)
+            until, number = time.monotonic() + ENDS, signal.SIGKILL
     return os.waitstatus_to_exitcode(ended[1])
+
+
+STOPS = ("stop", "stop at any time")
+KINDS = ("power cut", "kill", "kill at any time", *STOPS)
 
 
 class Bench:
@@ -331,10 +343,12 @@ class Bench:
         manifest = RunFolder(runs / "t").checked(step, wholly=True) or {}
         return {name: mark[-1] for name, mark in manifest.get("files", {}).items() if Path(name).name not in WITH_TIMES}
 
-    def end_and_go_on(self, number: int, rng: random.Random) -> tuple[str, str | None]:
-        """End a step at some moment and go on: (what was done, what is wrong or None)."""
-        step = rng.choice(self.steps)
-        kind = rng.choice(("power cut", "kill", "kill at any time"))
+    def end_and_go_on(
+        self, number: int, rng: random.Random, step: str = "", kinds: tuple[str, ...] = KINDS
+    ) -> tuple[str, str | None]:
+        """End a step (any one) at some moment and go on: (what was done, what is wrong or None)."""
+        step = step or rng.choice(self.steps)
+        kind = rng.choice(kinds)
         at = rng.randrange(1, self.moments[step] + 1)
         runs, left = self.folder / f"runs{number}", self.folder / f"left{number}"
         shutil.copytree(self.folder / "starts" / step, runs, symlinks=True)
@@ -345,23 +359,25 @@ class Bench:
             if kind == "power cut":
                 moments.watched.image(left, rng)
                 os._exit(42)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGTERM if kind == "stop" else signal.SIGKILL)
 
         def run() -> None:
             Moments(runs, at, happens)
             self.execute(runs, step)
 
-        if kind == "kill at any time":
-            begun = time.monotonic()
-            if not forked(lambda: self.execute(runs, step), rng.random() * self.seconds[step]):
+        if kind.endswith("at any time"):
+            begun, by = time.monotonic(), signal.SIGTERM if kind.startswith("stop") else signal.SIGKILL
+            if not (code := forked(lambda: self.execute(runs, step), rng.random() * self.seconds[step], by)):
                 # the first one had everything to import
                 self.seconds[step] = min(self.seconds[step], time.monotonic() - begun)
         else:
-            forked(run)
+            code = forked(run)
         if left.exists():
             shutil.rmtree(runs)
             left.rename(runs)
         what = f"{kind} in {step}, moment {at} of {self.moments[step]}"
+        if kind.startswith("stop") and code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # before it listened
+            return what, f"it ended with {code}"
         wrong = self.vouched(runs) or self.differs(runs, step, forked(lambda: self.execute(runs, step)))
         if wrong is None:
             shutil.rmtree(runs)
@@ -511,6 +527,7 @@ def main() -> int:
     parser.add_argument(
         "--damage", type=float, default=0.25, help="share of moments at which a file of the run is damaged instead"
     )
+    parser.add_argument("--stops", type=int, help="SIGTERM alone, so many times in each step")
     options = parser.parse_args()
     import torch
     from conftest import save_tiny_model
@@ -529,12 +546,15 @@ def main() -> int:
             assert forked(lambda: save_tiny_model(Path(scratch) / "tiny") and None) == 0
         bench = Bench(Path(scratch), ROWS if options.rows_only else {**ROWS, **MODELS})
         begun = time.monotonic()
-        for number in range(options.moments):
+        for number in range(options.moments if options.stops is None else options.stops * len(bench.steps)):
             if time.monotonic() - begun > options.seconds:
                 break
-            what, differs = (bench.damage_and_go_on if rng.random() < options.damage else bench.end_and_go_on)(
-                number, rng
-            )
+            if options.stops is not None:
+                step = bench.steps[number % len(bench.steps)]
+                what, differs = bench.end_and_go_on(number, rng, step, STOPS)
+            else:
+                damages = rng.random() < options.damage
+                what, differs = (bench.damage_and_go_on if damages else bench.end_and_go_on)(number, rng)
             done[what.split(",")[0]] += 1
             if differs is not None:
                 wrong.append(f"{what}: {differs}")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from conftest import FAST
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from warm import Commands
 
@@ -200,6 +202,62 @@ def test_a_run_with_one_process_killed_goes_on_and_ends_as_one_that_was_not(reci
     again = torchrun("-m", "openbezoar", *arguments, str(tmp_path / "killed"))
     assert again.returncode == 0, again.stderr
     expected, found = (tmp_path / name / "t" / "drop" for name in ("whole", "killed"))
+    for file in ("adapter/adapter_model.safetensors", "metrics.jsonl", "heldout.jsonl"):
+        assert (expected / file).read_bytes() == (found / file).read_bytes(), file
+
+
+SLOWLY = """
+import time
+from openbezoar.training import loop
+step = loop._step
+def slowly(*args):
+    time.sleep(0.3)
+    return step(*args)
+loop._step = slowly
+"""
+
+
+def told_after(steps: int, metrics: Path, running: Callable[[], bool], tell: Callable[[], None]) -> None:
+    """Tell a run something when it has made so many optimiser steps."""
+    until = time.monotonic() + 200
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= steps):
+        assert running() and time.monotonic() < until
+        time.sleep(0.02)
+    tell()
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
+    recipe: Path, tmp_path: Path, commands: Commands
+) -> None:
+    arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "drop")
+    run = commands.start(*arguments, first=PAIR.format(port=free_port()) + SLOWLY)
+    work = tmp_path / "two/t/.work/drop"
+    told_after(2, work / "metrics.jsonl", run.running, lambda: run.send_signal(signal.SIGTERM))
+    done = run.wait()
+    assert done.code == 143, done.err
+    said = [line for line in done.err.splitlines() if line.startswith("openbezoar")]
+    assert len(said) == 1 and "torchrun --nproc-per-node 2 -m openbezoar run " in said[0], done.err
+    with safe_open(work / ".resume.safetensors", framework="pt") as saved:
+        assert int(json.loads(saved.metadata()["sealed"])["step"]) == len(lines(work / "metrics.jsonl"))
+
+
+@pytest.mark.distributed
+def test_a_launcher_that_is_told_to_end_stops_all_processes_and_the_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(recipe), "--quiet", "--to", "drop", "--runs"]
+    whole = torchrun("-m", "openbezoar", *arguments, str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    script = tmp_path / "slowly.py"
+    script.write_text(f"{SLOWLY}\nfrom openbezoar.cli.app import main\nmain()\n")
+    work = tmp_path / "told/t/.work/drop"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    with subprocess.Popen([*command, *arguments, str(tmp_path / "told")], stderr=subprocess.PIPE, text=True) as process:
+        told_after(2, work / "metrics.jsonl", lambda: process.poll() is None, process.terminate)
+        _, err = process.communicate(timeout=120)
+    assert err.count("openbezoar: stopped by SIGTERM") == 1, err
+    assert (work / ".resume.safetensors").is_file()
+    again = torchrun("-m", "openbezoar", *arguments, str(tmp_path / "told"))
+    assert again.returncode == 0, again.stderr
+    expected, found = (tmp_path / name / "t" / "drop" for name in ("whole", "told"))
     for file in ("adapter/adapter_model.safetensors", "metrics.jsonl", "heldout.jsonl"):
         assert (expected / file).read_bytes() == (found / file).read_bytes(), file
 

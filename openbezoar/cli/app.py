@@ -2,14 +2,17 @@
 
 Each command is a function in a ``cli_*`` module: arguments in, one call, words out. Results go
 to stdout, chatter to stderr; no torch at import. Exit codes: 0 done, 1 a bug of ours, 2 the
-user's mistake (one line), 130 interrupted.
+user's mistake (one line), 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 75 a time
+limit's end.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +35,7 @@ from openbezoar.cli.serve import serve
 from openbezoar.cli.vote import vote
 from openbezoar.cli.watch import watch
 from openbezoar.errors import UserError
-from openbezoar.machine import extras, limits
+from openbezoar.machine import extras, limits, stops
 from openbezoar.machine.streams import lead_nowhere_if_broken, reader_is_gone, standing
 from openbezoar.progress import visible
 from openbezoar.training import distributed
@@ -111,7 +114,11 @@ def _how_to_go_on(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in GOES_ON:
         return ""
     program = sys.argv[0]
-    if program.endswith("__main__.py"):
+    if distributed.world() > 1:
+        program = "torchrun (as before) -m openbezoar"
+        if (here := os.environ.get("LOCAL_WORLD_SIZE")) == os.environ["WORLD_SIZE"]:
+            program = f"torchrun --nproc-per-node {here} -m openbezoar"
+    elif program.endswith("__main__.py"):
         program = "python -m openbezoar"
     elif shutil.which("openbezoar") == program:
         program = "openbezoar"
@@ -151,6 +158,8 @@ def _ran(arguments: list[str] | None) -> int:
         )
         if reader_is_gone(error):
             return 0
+        if stops.asked() and distributed.rank():  # the first process ended meanwhile, and has said why
+            return INTERRUPTED
         if (line := _line(error)) is None:
             raise
         print(line, file=sys.stderr)
@@ -162,12 +171,12 @@ def _ran(arguments: list[str] | None) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
     process.own()
-    with standing():
+    words = sys.argv[1:] if arguments is None else arguments
+    with standing(), stops.listening() if words[:1] and words[0] in GOES_ON else nullcontext():
         code = _ran(arguments)
         if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
-            print(
-                f"\nopenbezoar: interrupted{_how_to_go_on(sys.argv[1:] if arguments is None else arguments)}",
-                file=sys.stderr,
-            )
+            code = stops.code()
+            if not distributed.rank():
+                print(f"\nopenbezoar: {stops.words()}{_how_to_go_on(words)}", file=sys.stderr)
         distributed.stop()
     sys.exit(code)

@@ -5,11 +5,13 @@ No torch at import.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openbezoar.errors import shown
 from openbezoar.recipe.shipped import recipe_file
 
 if TYPE_CHECKING:
@@ -39,11 +41,23 @@ Model = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 RUNS = Path("runs")
+_TIME = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?){unit})?" for unit in "dhms"))
 
 
 def named(path: Path) -> Path:
     """The path with the folder's own name at its end, which '.' and '..' do not have."""
     return path if path.name not in ("", "..") else path.resolve()
+
+
+def seconds(text: str) -> float:
+    """A time such as 11h30m, 90m or 45s in seconds. Raises BadParameter for anything else."""
+    match = _TIME.fullmatch(text.strip())
+    number = (
+        sum(float(n) * size for n, size in zip(match.groups("0"), (86400, 3600, 60, 1), strict=True)) if match else 0
+    )
+    if not number:
+        raise typer.BadParameter(f"expected a time such as 11h30m, 90m or 45s (it is {shown(text)})")
+    return number
 
 
 def print_json(value: Any) -> None:

@@ -47,24 +47,11 @@ def release(
     from openbezoar.progress import for_terminal
     from openbezoar.recipe.file import load
     from openbezoar.store import runs
-    from openbezoar.store.manifests import read_object
 
     folder = runs.open_run(named(run_path))
-    about = folder.path / "run.json"
-    if not about.is_file():
-        raise RunError(f"{run_path}: no run.json; finish the run with 'openbezoar run RECIPE' first")
     if target is None and (only or public or yes):
         raise RunError("--only, --public and --yes belong to --push ORG/NAME")
-    again = "give 'openbezoar run RECIPE' again, which writes it"
-    content = read_object(about, "a note of the run's recipe", again)
-    named_path, overrides = content.get("recipe"), content.get("overrides")
-    if (
-        not isinstance(named_path, str)
-        or not isinstance(overrides, list)
-        or not all(isinstance(o, str) for o in overrides)
-    ):
-        raise RunError(f"{about}: it does not name the run's recipe; {again}")
-    path = Path(named_path)
+    path, overrides = folder.maker()
     recipe = load(path, overrides)
     steps = [name for name, step in recipe.steps.items() if hasattr(step, "release")]
     if not steps:

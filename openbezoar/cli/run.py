@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openbezoar.cli.arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of, print_json
+from openbezoar.cli.arguments import RUNS, AsJson, RecipePath, Runs, Set, graph_of, print_json, seconds
 from openbezoar.store.digests import MANIFEST
 
 if TYPE_CHECKING:
@@ -50,23 +50,38 @@ def plan(
 
 def run(
     recipe: RecipePath,
-    to: Annotated[str | None, typer.Option("--to", metavar="STEP", help="Stop when this step is done.")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", "--until", metavar="STEP", help="Stop when this step is done.")
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="TIME",
+            parser=seconds,
+            help="Stop before so much time has passed, with room to save: 11h30m, 90m, 45s. Exit code 75.",
+        ),
+    ] = None,
     overrides: Set = None,
     runs: Runs = RUNS,
     quiet: Annotated[bool, typer.Option("--quiet", help="One line a step, and warnings.")] = False,
 ) -> None:
     """Run what is not done. Safe to kill and to run again.
 
-    Ctrl-C ends it, too; the same command goes on from there. Training on several GPUs:
+    Ctrl-C, SIGTERM and SIGHUP end it, too: a training finishes and saves its optimiser step, and
+    the same command goes on from there. Training on several GPUs:
     torchrun --nproc-per-node 2 -m openbezoar run RECIPE
 
     Example: openbezoar run demo --set steps.dpo.beta=0.2
     """
+    from openbezoar.machine import stops
     from openbezoar.plan.carry_out import carry_out
     from openbezoar.progress import for_terminal
     from openbezoar.training import distributed
 
     changes = overrides or []
+    if time_limit is not None and distributed.rank() == 0:  # the others stop with it
+        stops.limit(time_limit)
     done = carry_out(lambda: graph_of(recipe, changes, runs), for_terminal(quiet), to=to, overrides=changes)
     if distributed.rank() == 0:
         _print_results(done, to)

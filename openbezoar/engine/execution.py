@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from openbezoar.engine import needs
 from openbezoar.engine.graph import Graph, Node, build, state_of
 from openbezoar.errors import UserError
 from openbezoar.llm.owners import Process
-from openbezoar.machine import extras, limits
+from openbezoar.machine import extras, limits, stops
 from openbezoar.machine.devices import memory_in_use
 from openbezoar.progress import Progress, Silent
 from openbezoar.reporting.results import Scores, StepFacts
@@ -25,13 +25,22 @@ from openbezoar.tracking import StepTrack, Tracks
 from openbezoar.training import distributed
 
 
-def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str]:
-    """Run what is not done, in order; returns the names of the steps that ran.
+def execute(
+    graph: Graph,
+    progress: Progress,
+    to: str | None = None,
+    *,
+    overrides: Sequence[str] | None = None,
+    ran: list[str] | None = None,
+) -> list[str]:
+    """Run what is not done, in order; returns the names of the steps that ran, and puts each into ``ran`` at once.
+
+    overrides: what the recipe was read with; then the run keeps which recipe makes it, in ``run.json``.
 
     A step that fails leaves everything before it in place, and its own answered calls and
     training checkpoints for the next try.
     """
-    ran = []
+    ran = [] if ran is None else ran
     distributed.start()
     with graph.run.lock():
         graph.run.recover()
@@ -41,8 +50,11 @@ def execute(graph: Graph, progress: Progress, to: str | None = None) -> list[str
             [node for node in nodes if node.state != "done"], graph.recipe, graph.recipe_path.parent
         ):
             raise error
+        if overrides is not None:
+            graph.run.made_by(graph.recipe_path, overrides)
         tracks = Tracks(graph.run.path, graph.recipe.track, progress.warn)
         for number, node in enumerate(nodes, 1):
+            stops.begin()
             state, why = state_of(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
                 place = f"{number}/{len(nodes)}"

@@ -36,6 +36,7 @@ from openbezoar.llm.replies import HALVES, mended
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.tally import Tally
+from openbezoar.machine import stops
 from openbezoar.rows.records import Counts, Turn
 from openbezoar.store.digests import digest
 
@@ -134,6 +135,7 @@ class CachedLLM:
 
     def _answers(self, calls: Sequence[Call]) -> list[Completion]:
         """One answer a call, from disk or from the model. All calls are of one kind."""
+        stops.check()
         if not calls:
             return []
         self._tally.expect(len(calls))
@@ -213,13 +215,18 @@ class CachedLLM:
     ) -> dict[str, list[Completion]]:
         """A local model's answers to a batch, kept."""
         with self.spending.reserved(calls):
-            llm, begun = self._opened(), time.monotonic()
-            answers = ask(llm, calls)
-            self.written += sum(answer.tokens for answer in answers)
-            seconds = round((time.monotonic() - begun) / len(calls), 6)
-            return self.store.keep(
-                by_key([replace(answer, seconds=seconds) for answer in answers]), self.spending.spender
-            )
+            llm = self._opened()
+            with stops.finishing(self.store.say, "this batch", whole=False):
+                begun = time.monotonic()
+                answers = ask(llm, calls)
+                took = time.monotonic() - begun
+                self.written += sum(answer.tokens for answer in answers)
+                seconds = round(took / len(calls), 6)
+                kept = self.store.keep(
+                    by_key([replace(answer, seconds=seconds) for answer in answers]), self.spending.spender
+                )
+            stops.takes("a batch", took)
+            return kept
 
     def _side_by_side(self, calls: Sequence[tuple[str, Call]]) -> dict[str, list[Completion]]:
         """A server's answers, each kept when it comes."""
@@ -230,7 +237,9 @@ class CachedLLM:
 
             def ask(_: Sequence[str]) -> dict[str, list[Completion]]:
                 with self.spending.reserved([call], off):
+                    begun = time.monotonic()
                     answer = server.answer(call, off)
+                    stops.takes("a call", min(time.monotonic() - begun, stops.CALLS))
                     with self._counting:
                         self.written += answer.tokens
                     # Filtered text was written and paid for; a refusal was not.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TypeVar
+
+from openbezoar.machine import stops
 
 T = TypeVar("T")
 GRACE = 60.0  # seconds that calls under way are given when another one fails: they may be paid for
@@ -22,7 +24,7 @@ def side_by_side(
     """What ``one(place, off)`` gives for each place from 0 to n - 1, at most ``width`` at a time.
 
     The first failure ends all: no further call is begun, ``off`` is set, those under way
-    are waited for (not if the program is interrupted), and the failure is raised.
+    are waited for (seconds only if the program is to stop, until it is asked again), and the failure is raised.
     heard: called after each answer, in the caller's thread.
     """
     places, lock = iter(range(n)), threading.Lock()
@@ -54,10 +56,20 @@ def side_by_side(
             heard()
     except Exception:
         off.set()
-        until = time.monotonic() + GRACE
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        _joined(threads, GRACE)
+        raise
+    except KeyboardInterrupt:
+        off.set()
+        if at_work := sum(thread.is_alive() for thread in threads):
+            stops.waits(f"{at_work} call{'s' * (at_work > 1)} under way", stops.grace())
+            _joined(threads, stops.grace())
         raise
     finally:
         off.set()
     return [answers[place] for place in range(n)]
+
+
+def _joined(threads: Sequence[threading.Thread], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 
 from openbezoar.engine import execution
 from openbezoar.engine.graph import Graph, build
+from openbezoar.machine import stops
 from openbezoar.machine.devices import this_device
 from openbezoar.plan.concerns import concerns
 from openbezoar.plan.estimates import safe_estimate
 from openbezoar.plan.rates import learn
+from openbezoar.plan.table import what_is_left
 from openbezoar.progress import Progress, duration
-from openbezoar.store.files import write_json
 from openbezoar.training import distributed
 
 
@@ -35,12 +36,21 @@ def carry_out(
                 progress.warn(f"warning: {concern}")
     graph.run.path.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    ran = execution.execute(graph, progress, to)
-    # not from the file, which may have been edited since
-    done = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
-    learn(done, ran, safe_estimate(done))
-    about = {"recipe": str(graph.recipe_path.resolve()), "overrides": list(overrides)}
-    write_json(graph.run.path / "run.json", about)
+    ran: list[str] = []
+
+    def taught() -> Graph:
+        # not from the file, which may have been edited since
+        done = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
+        learn(done, ran, safe_estimate(done))
+        return done
+
+    try:
+        execution.execute(graph, progress, to, overrides=overrides, ran=ran)
+    except stops.Stop:
+        if stops.code() == stops.TIME_IS_UP:  # such runs may never come to their end, and there is time
+            progress.warn(f"left, by plan's estimate: {what_is_left(taught(), to)}")
+        raise
+    done = taught()
     progress.say(
         f"{len(ran)} step{'s' * (len(ran) != 1)} done in {duration(time.monotonic() - begun)}"
         if ran

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openbezoar.engine.graph import Graph, Node
-from openbezoar.machine.devices import Device
+from openbezoar.machine.devices import Device, this_device
 from openbezoar.plan.concerns import Concern, concerns
 from openbezoar.plan.estimates import safe_estimate
 from openbezoar.plan.rates import learnt_rates
@@ -169,10 +169,7 @@ def _words(plan: Plan) -> Sequence[str]:
     total, open_steps = _total(plan), plan.todo
     if not open_steps:
         return [f"All {len(plan.graph.nodes)} steps are done; times are what they took.", *_origins(plan)]
-    parts = [f"{count(total['tokens'])} tokens"] if total["tokens"] else []
-    parts += [f"money {total['money']:.2f}"] if total["money"] else []
-    parts += [f"about {duration(total['seconds'])}"] if total["seconds"] else []
-    lines = [f"{len(open_steps)} of {len(plan.graph.nodes)} steps would run{': ' if parts else ''}{', '.join(parts)}"]
+    lines = [f"{len(open_steps)} of {len(plan.graph.nodes)} steps would run{_costs(total)}"]
     lines.append(_about_memory(plan.device))
     if plan.rates:
         speeds = [
@@ -186,6 +183,22 @@ def _words(plan: Plan) -> Sequence[str]:
     if not plan.device.here:
         lines.append("No times: they are known for this machine only.")
     return [*lines, *_origins(plan), *(f"warning: {concern}" for concern in plan.concerns)]
+
+
+def _costs(total: Mapping[str, Any]) -> str:
+    """What steps will cost, as the rest of a line; nothing where nothing is known."""
+    parts = [f"{count(total['tokens'])} tokens"] if total["tokens"] else []
+    parts += [f"money {total['money']:.2f}"] if total["money"] else []
+    parts += [f"about {duration(total['seconds'])}"] if total["seconds"] else []
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def what_is_left(graph: Graph, to: str | None) -> str:
+    """The steps up to ``to`` that are not done and what they will cost, in a line; one that was begun counts whole."""
+    wanted = replace(graph, nodes={node.name: node for node in graph.upto(to)})
+    plan = plan_of(wanted, this_device())
+    names = ", ".join(node.name for node in plan.todo[:8]) + f" and {len(plan.todo) - 8} more" * (len(plan.todo) > 8)
+    return f"{len(plan.todo)} of {len(wanted.nodes)} steps ({names}){_costs(_total(plan))}"
 
 
 def _origins(plan: Plan) -> list[str]:

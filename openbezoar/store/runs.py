@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from openbezoar.store.digests import digest as digest
 from openbezoar.store.digests import file_digest as file_digest
 from openbezoar.store.files import write_json, write_text
 from openbezoar.store.live import LIVE
-from openbezoar.store.manifests import Manifest, read_manifest, sealed
+from openbezoar.store.manifests import Manifest, read_manifest, read_object, sealed
+
+RECIPE = "run.json"
 
 
 class RunFolder:
@@ -60,6 +62,27 @@ class RunFolder:
                 " again"
             )
         return manifest
+
+    def made_by(self, recipe: Path, overrides: Sequence[str]) -> None:
+        """Note which recipe makes the run, changed by what."""
+        write_json(self.path / RECIPE, {"recipe": str(recipe.resolve()), "overrides": list(overrides)})
+
+    def maker(self) -> tuple[Path, list[str]]:
+        """The recipe that made the run last, and what it was changed by. Raises RunError if nothing says so."""
+        file = self.path / RECIPE
+        again = "give 'openbezoar run RECIPE' again, which writes it"
+        try:
+            content = read_object(file, "a note of the run's recipe", again)
+        except FileNotFoundError:
+            raise RunError(f"{self.path}: no {RECIPE}; {again}") from None
+        path, overrides = content.get("recipe"), content.get("overrides")
+        if (
+            not isinstance(path, str)
+            or not isinstance(overrides, list)
+            or not all(isinstance(o, str) for o in overrides)
+        ):
+            raise RunError(f"{file}: it does not name the run's recipe; {again}")
+        return Path(path), overrides
 
     def vouch(self, name: str) -> None:
         """Take a finished step's files as they are now for its result."""

@@ -16,15 +16,17 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from openbezoar.dialogue.prompt import FOLDED, Formatter
 from openbezoar.errors import DataError, RowError
+from openbezoar.machine import stops
 from openbezoar.rows.records import Counts, Example, Pair, Row, Turn, Unpaired
 from openbezoar.training.encoded import Encoded, of_answers, of_turns, of_wholes, pack
 
 FEW = 4096  # rows that are encoded before a second process would have begun
 CHUNK = 128  # rows handed over at a time
+LATER = 5.0  # seconds that a process which encodes rows leaves to the one that started it
 LossOn = Literal["all", "last", "none"]
 Convert = Callable[[Row, str], Example] | Callable[[Row, str], Pair] | Callable[[Row, str], tuple[Unpaired, ...]]
 
@@ -253,6 +255,7 @@ def _on_all_cores(
         while waiting:
             yield from collect(waiting.popleft())
     except BrokenProcessPool:
+        stops.check()
         raise DataError(
             f"one of {processes} processes that encode rows was killed, perhaps for want of memory; free some, or use"
             " fewer cores ('taskset -c 0 openbezoar run ...')"
@@ -270,7 +273,16 @@ def _begin(encoder: Encoder, convert: Convert) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken by the other processes
     logging.getLogger("transformers").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its children
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which a whole group may get; but a pool ends its children so, too
+        signal.signal(number, _end_later)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_later(number: int, frame: Any) -> None:
+    """Leave it to the parent to end in order."""
+    later = threading.Timer(LATER, os._exit, (128 + number,))
+    later.daemon = True
+    later.start()
 
 
 def _end_with_parent() -> None:

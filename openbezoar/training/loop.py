@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from openbezoar.errors import ModelError
 from openbezoar.forest import Tree
 from openbezoar.forest.trunk import Trunk
+from openbezoar.machine import stops
 from openbezoar.models.load import DTYPES
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_text
 from openbezoar.training import distributed
-from openbezoar.training.interrupts import finishing_the_step
 from openbezoar.training.masters import Masters
 from openbezoar.training.resume import State, make_optimizer
 from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
@@ -41,6 +41,7 @@ RESUME = ".resume.safetensors"
 SAMPLES = "samples.jsonl"
 LEAST_SCALE = 2.0**-10
 OF_A_LINE = ("step", "rows")  # of a line of heldout.jsonl, beside its numbers
+STOP = "stop:"  # before the number of a signal, among the sums over the processes
 
 
 PassLoss = Callable[[Sequence[Tree], float], tuple[Tensor, dict[str, float]]]
@@ -223,11 +224,21 @@ def _loop(
     pace = Throughput(
         distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"]
     )
-    with progress.bar("training", steps, "steps", state.step) as bar, finishing_the_step(progress.warn) as stop:
+    saved = state.step
+    with (
+        progress.bar("training", steps, "steps", state.step) as bar,
+        stops.finishing(progress.warn, "this optimiser step") as stop,
+    ):
         while True:
             due = state.step in (0, steps) or (settings.evaluate_every and state.step % settings.evaluate_every == 0)
             if due and not (heldout and heldout[-1]["step"] == state.step):
-                heldout.append(distributed.from_first(lambda: {"step": state.step, **job.objective.heldout()}))
+                measured = distributed.from_first(lambda: _measured(job, state.step, stop))
+                if isinstance(measured, int):
+                    if saved != state.step:
+                        _save(job, state)
+                    stops.ask(measured)
+                    raise stops.Stop
+                heldout.append(measured)
                 _log(job, "heldout", heldout[-1])
                 if settings.evaluate_every and best_of(heldout) == state.step:
                     state.keep()
@@ -237,20 +248,22 @@ def _loop(
                 return pace
             begun = time.monotonic()
             chosen = [trees[i] for i in batch_of(state.step, len(trees), settings, seed=job.seed)]
-            metrics, done = _step(job, state, chosen)
+            metrics, done, asked = _step(job, state, chosen, stop)
             if state.step == 0:
                 job.objective.check_first(metrics)
             state.step += 1
             pace.count(metrics["tokens"], done, time.monotonic() - begun)
             log.append({"step": state.step, **metrics})
             _log(job, "metrics", log[-1])
-            if (
-                state.step % settings.save_every == 0 or state.step == steps or stop.requested
-            ) and distributed.rank() == 0:
-                logs = ("metrics.jsonl", "heldout.jsonl", *([SAMPLES] if job.sampled else []))
-                state.save(job.out / RESUME, [job.out / log for log in logs])
-            if stop.requested:
-                raise KeyboardInterrupt
+            stops.takes("an optimiser step", time.monotonic() - begun)
+            if distributed.world() == 1:  # it may have come since
+                asked = stop.requested
+            if state.step % settings.save_every == 0 or state.step == steps or asked:
+                _save(job, state)
+                saved = state.step
+            if asked:
+                stops.ask(asked)
+                raise stops.Stop
             bar.advance(
                 1,
                 **{
@@ -261,9 +274,29 @@ def _loop(
             )
 
 
-def _step(job: _Job, state: State, chosen: list[Tree]) -> tuple[dict[str, float], float]:
-    """One optimiser step over all passes of a batch: (its metrics, floating-point operations), of
-    all processes together.
+def _save(job: _Job, state: State) -> None:
+    """Write what a killed training goes on from; the first process does."""
+    if distributed.rank() == 0:
+        begun = time.monotonic()
+        logs = ("metrics.jsonl", "heldout.jsonl", *([SAMPLES] if job.sampled else []))
+        state.save(job.out / RESUME, [job.out / log for log in logs])
+        stops.takes("saving", time.monotonic() - begun)
+
+
+def _measured(job: _Job, step: int, stop: stops.Finishing) -> dict[str, Any] | int:
+    """A line of the held-out rows, or the signal that did not wait for it: between two steps nothing has to be
+    finished. Not raised, so that the other processes hear of it.
+    """
+    try:
+        with stop.interruptible():
+            return {"step": step, **job.objective.heldout()}
+    except stops.Stop:
+        return stop.requested
+
+
+def _step(job: _Job, state: State, chosen: list[Tree], stop: stops.Finishing) -> tuple[dict[str, float], float, int]:
+    """One optimiser step over all passes of a batch: (its metrics, floating-point operations, the signal that
+    asked to stop), of all processes together.
     """
     rank = distributed.rank()
     job.model.train()
@@ -287,11 +320,15 @@ def _step(job: _Job, state: State, chosen: list[Tree]) -> tuple[dict[str, float]
             " layer's backward does not work on this device"
         )
     distributed.sum_gradients(state.parameters.values())
-    totals = distributed.sum_scalars({**totals, "": done})
+    asked = {f"{STOP}{stop.requested}": 1.0} if stop.requested else {}  # others can stop only where all of them do
+    totals = distributed.sum_scalars({**totals, "": done, **asked})
     done = totals.pop("")
+    signals = [name for name in totals if name.startswith(STOP)]
+    for name in signals:
+        del totals[name]
     update = _update(job, state)
     tokens = sum(len(path.ids) for tree in chosen for path in tree)
-    return {**totals, "tokens": tokens, **update}, done
+    return {**totals, "tokens": tokens, **update}, done, max((int(n.removeprefix(STOP)) for n in signals), default=0)
 
 
 def _update(job: _Job, state: State) -> dict[str, float]:
