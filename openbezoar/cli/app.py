@@ -27,6 +27,7 @@ from openbezoar.cli.docs import docs
 from openbezoar.cli.doctor import doctor
 from openbezoar.cli.init import init
 from openbezoar.cli.judge import agreement, judging, score
+from openbezoar.cli.pack import pack, unpack
 from openbezoar.cli.release import release
 from openbezoar.cli.report import report
 from openbezoar.cli.run import plan, run, schema
@@ -87,6 +88,8 @@ COMMANDS = (
     agreement,
     release,
     convert,
+    pack,
+    unpack,
     cache,
     schema,
     docs,

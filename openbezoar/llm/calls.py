@@ -20,10 +20,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
@@ -313,6 +314,51 @@ class CallStore:
         query = "SELECT model, count(*), sum(length(answers)) FROM calls GROUP BY model ORDER BY model"
         with self._lock, self._errors():
             return [(model, n, size) for model, n, size in self._db.execute(query)]
+
+    def answers(self, models: Sequence[str]) -> Iterator[list[Any]]:
+        """What is kept of models by their names, as rows that ``take`` takes elsewhere."""
+        for model in models:
+            query = "SELECT key, model, at, answers, digest FROM calls WHERE model = ? ORDER BY key"
+            with self._lock, self._errors():
+                rows = self._db.execute(query, (model,)).fetchall()
+            yield from (list(row) for row in rows if seal(row[0], str(row[3]).encode()) == row[4])
+
+    def account(self, run: str) -> list[list[Any]]:
+        """What a run has spent: step, model, counts."""
+        query = f"SELECT step, model, {', '.join(COUNTS)} FROM spent WHERE run = ? ORDER BY 1, 2"
+        with self._lock, self._errors():
+            return [list(row) for row in self._db.execute(query, (run,))]
+
+    def take(self, answers: Iterable[Any], run: str, account: Any) -> None:
+        """Take in what ``answers`` and ``account`` gave elsewhere; what is known here already stays. All or nothing.
+
+        Raises ValueError for an answer that is not as it was kept, and for an account of no counts.
+        """
+        kinds: tuple[Any, ...] = (str, str, (int, float), str, str)
+        more = ", ".join(f"{name} = max({name}, excluded.{name})" for name in COUNTS)
+        with self._writing():
+            for row in answers:
+                if (
+                    not isinstance(row, list)
+                    or len(row) != 5
+                    or not all(isinstance(v, kind) for v, kind in zip(row, kinds, strict=True))
+                    or seal(row[0], row[3].encode()) != row[4]
+                    or parsed(row[3].encode()) is None
+                ):
+                    raise ValueError("an answer is not as it was kept")
+                self._db.execute("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", row)
+            for row in account if isinstance(account, list) else [account]:
+                if (
+                    not isinstance(row, list)
+                    or len(row) != 2 + len(COUNTS)
+                    or not all(isinstance(name, str) for name in row[:2])
+                    or any(type(n) is not int or not 0 <= n < 1 << 62 for n in row[2:])
+                ):
+                    raise ValueError("an account of the run holds no counts")
+                self._db.execute(
+                    f"INSERT INTO spent VALUES ({', '.join('?' * (3 + len(COUNTS)))}) ON CONFLICT DO UPDATE SET {more}",
+                    [run, *row],
+                )
 
     def verify(self) -> tuple[int, int]:
         """(answers, damaged ones), all read again. Raises RunError for a file whose pages do not fit together."""

@@ -53,7 +53,7 @@ class Finishing:
             self.open = False
 
 
-class _State:
+class _Requests:
     """What was asked of this process so far, and when its time is over."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _State:
         self.finishing: list[Finishing] = []
 
 
-_state = _State()
+_state = _Requests()
 
 
 def check() -> None:

@@ -24,6 +24,7 @@ from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec, Thoughts
 from openbezoar.rows.hub import cause, raise_if_of_the_machine
 from openbezoar.store.digests import file_digest
 from openbezoar.store.files import write_json
+from openbezoar.store.places import places_of
 from openbezoar.store.runs import RunFolder
 
 MODEL_FILE = "model.json"
@@ -90,8 +91,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, run: Path, *, publish
 
     folder, run, published = folder.resolve(), run.resolve(), published.resolve()
 
+    called = {now: then for then, now in places_of(run).items()}  # of a run that was moved: as where it was begun
+
     def portable(path: Path) -> str:
         path = path.resolve()
+        if path in called:
+            return called[path]
         if path.is_relative_to(folder):
             path = published / path.relative_to(folder)
         return f"run:{path.relative_to(run)}" if path.is_relative_to(run) else str(path)
@@ -140,7 +145,11 @@ def _read(file: Path, run: Path, name: str) -> Checkpoint:
 
 
 def _parsed(content: dict[str, Any], run: Path, name: str) -> Checkpoint:
+    places = places_of(run)
+
     def local(text: str) -> str:
+        if text in places:
+            return str(places[text])
         return str((run / text.removeprefix("run:")).resolve()) if text.startswith("run:") else text
 
     return Checkpoint(
