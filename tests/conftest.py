@@ -149,6 +149,14 @@ def recipe_in(folder: Path, tiny: Path, steps: dict[str, Any], **top: Any) -> Pa
 
 
 @pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arithmetic in bfloat16 on a CPU without such products too: torch emulates them."""
+    from openbezoar.models import load
+
+    monkeypatch.setattr(load, "cpu_has_bfloat16", lambda: True)
+
+
+@pytest.fixture
 def write_recipe(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
     """Writes a recipe and its data into a temporary folder (``recipe_in``); steps are given as a mapping."""
     return partial(recipe_in, tmp_path, tiny)

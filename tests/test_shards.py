@@ -31,7 +31,7 @@ def dequantize_nf4(model: nn.Module) -> None:
     for name in shards.quantised_layers(model):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        layer.weight.data = shards.nf4_values(layer.weight.data)
+        layer.weight.data = shards.nf4_values(layer.weight.data, layer.weight.dtype)
 
 
 def checkpoint(
@@ -125,6 +125,7 @@ def packed(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(
     tiny: Path, adapters: tuple[Path, Path], tmp_path: Path, count: int
@@ -153,6 +154,7 @@ def test_quantising_by_shards_packs_the_bytes_of_bitsandbytes_own_loading(
     )
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_for_inference_the_base_has_the_values_that_nf4_gave_it_in_training(
     tiny: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

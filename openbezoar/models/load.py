@@ -21,6 +21,7 @@ from torch import nn
 
 from openbezoar.errors import ModelError, brief
 from openbezoar.machine import extras
+from openbezoar.machine.devices import Dtype, cpu_has_bfloat16
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.machine.heap import give_back_large_blocks, keep_freed_blocks
 from openbezoar.models import needs
@@ -42,6 +43,25 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def device() -> torch.device:
     """The accelerator of this process if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What weights of a type are held and multiplied in here: the type, or fp32 in place of bfloat16 on a
+    CPU that cannot multiply it.
+    """
+    on_cpu = device().type == "cpu" and dtype == torch.bfloat16
+    return torch.float32 if on_cpu and not cpu_has_bfloat16() else dtype
+
+
+def hold(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold a model's bfloat16 values in ``dtype``, in place, one after another; what NF4 packed is unpacked to it."""
+    for parts in (model.parameters(), model.buffers()):
+        for tensor in parts:
+            if tensor.dtype == torch.bfloat16 != dtype:
+                tensor.data = tensor.data.to(dtype)
+    for tensor in model.parameters():
+        if state := getattr(tensor, "quant_state", None):
+            state.dtype = dtype
 
 
 def load_tokenizer(folder: Path, kind: KindCheck = check_kind) -> Any:
@@ -141,7 +161,10 @@ def _from_pretrained(
     }
     if quantize == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=arithmetic(dtype),
         )
         settings["device_map"] = {"": str(device())}
     with (
@@ -161,6 +184,7 @@ def _from_pretrained(
     keep_4bit_layout(model)
     lean_layers(model)
     model.requires_grad_(False)  # only adapters are ever trained
+    hold(model, arithmetic(dtype))
     held: nn.Module = model if quantize == "nf4" else model.to(device())
     return held
 
@@ -243,11 +267,12 @@ def load_base(
 
 
 def load_unpacked(checkpoint: Checkpoint, adapters: tuple[Path, ...], dtype: str) -> nn.Module:
-    """The base with ``adapters`` merged in and the values that NF4 gives it, held in ``dtype``, tensor by tensor."""
-    folder = checkpoint.folder()
-    return _from_pretrained(
-        folder, DTYPES[dtype], "none", weights_of(folder, DTYPES[dtype], device(), older=adapters, nf4=True)
-    )
+    """The base with ``adapters`` merged in and the values that NF4 gives it, held in ``dtype`` (or what the
+    device multiplies it in), tensor by tensor.
+    """
+    folder, held = checkpoint.folder(), arithmetic(DTYPES[dtype])
+    weights = weights_of(folder, DTYPES[dtype], device(), older=adapters, dtype=held, nf4=True)
+    return _from_pretrained(folder, held, "none", weights)
 
 
 def _in_16_bits(folder: Path) -> int:
@@ -320,7 +345,7 @@ def load_for_training(
     lora: Lora,
     quantize: Literal["nf4", "none"],
     *,
-    dtype: str,
+    dtype: Dtype,
     continues: bool,
     seed: int,
     nf4: Literal["auto", "packed", "unpacked"] = "auto",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from openbezoar.machine.devices import Device, this_device
+from openbezoar.machine.devices import Device, Dtype, this_device
 from openbezoar.recipe.blocks import Shape
 from openbezoar.recipe.train_steps import ALL_LINEAR, Lora, Training
 
@@ -108,14 +108,14 @@ def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
     return int((linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 if quantize == "nf4" else linear * width) + outer * width)
 
 
-def unpacks(in_16_bits: int, nf4: str, dtype: str, device: Device | None = None) -> bool:
+def unpacks(in_16_bits: int, nf4: str, dtype: Dtype, device: Device | None = None) -> bool:
     """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the
     free memory of a machine without a GPU.
     """
     if nf4 != "auto":
         return nf4 == "unpacked"
     device = device or this_device()
-    return device.kind == "cpu" and in_16_bits * (2 if dtype == "float32" else 1) <= (device.bytes or 0) / 4
+    return device.kind == "cpu" and in_16_bits * device.width(dtype) // 2 <= (device.bytes or 0) / 4
 
 
 def _held(shape: Shape, step: Training, device: Device) -> str:
@@ -181,7 +181,7 @@ INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "
 
 
 def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -> TrainingMemory:
-    width, held = 4 if step.dtype == "float32" else 2, _held(shape, step, device)
+    width, held = device.width(step.dtype), _held(shape, step, device)
     tokens = max(step.tokens, step.max_length * step.paths)  # a pair is one tree of two paths
     a_layer = tokens * activations_of_a_layer(shape, step, width)
     # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
@@ -219,9 +219,9 @@ def load_memory(shape: Shape, step: Training, device: Device | None = None) -> i
     For NF4 the last large weight is still in the making beside all others: in 16 bits and in
     fp32, with the scaled values and their codes, or a product, in four bytes each.
     """
-    width = 4 if step.dtype == "float32" else 2
-    making = shape.mlp * shape.hidden * (width + 12) if quantised(shape, step) == "nf4" else 0
     device = device or this_device()
+    width = device.width(step.dtype)
+    making = shape.mlp * shape.hidden * (width + 12) if quantised(shape, step) == "nf4" else 0
     return (
         process_bytes(device)
         + weight_bytes(shape, _held(shape, step, device), width)
@@ -237,7 +237,9 @@ def step_memory(shape: Shape, step: Training, device: Device | None = None) -> i
 
 
 def merge_memory(shape: Shape, device: Device | None = None) -> int:
-    """Peak bytes of a merge: the unmerged model in 16 bits, its last large weight in the making;
-    the shards are written with less.
+    """Peak bytes of a merge: the unmerged model in 16 bits, or what the device holds those in, and its last
+    large weight in the making; the shards are written with less.
     """
-    return process_bytes(device or this_device()) + 2 * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)
+    device = device or this_device()
+    width = device.width("bfloat16")  # of the merged model, whose drift is measured; the files take two bytes
+    return process_bytes(device) + width * sum(parameters(shape)) + shape.mlp * shape.hidden * (2 + 12)

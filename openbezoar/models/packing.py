@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from openbezoar.machine.devices import cpu_has_bfloat16
+
 ROWS = 64
 """Rows that the layout is chosen for; any number is answered."""
 
@@ -34,10 +36,12 @@ class PackedLinear(nn.Module):
 
 def pack(model: nn.Module) -> int:
     """Pack a frozen model's bfloat16 linear layers on a CPU, but not its head; the number packed, 0
-    where torch has no such kernel.
+    where torch or the CPU has no such kernel.
     """
     operators = torch.ops.mkldnn
-    if not all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+    if not cpu_has_bfloat16() or not all(
+        hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    ):
         return 0
     head = model.get_output_embeddings()  # type: ignore[operator]  # the scorer works with its weight
     head = getattr(head, "base_layer", head)

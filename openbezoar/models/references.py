@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openbezoar.errors import ModelError
+from openbezoar.machine.devices import Dtype
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.machine.textfiles import read_text
 from openbezoar.models.files.stored import READ, TERMS, files
@@ -30,7 +31,6 @@ from openbezoar.store.runs import RunFolder
 MODEL_FILE = "model.json"
 TEMPLATE_FILE = "prompt.jinja"
 RENDERING = 2
-Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)

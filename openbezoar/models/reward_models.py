@@ -19,7 +19,7 @@ from openbezoar.errors import ModelError
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.models import shards
 from openbezoar.models.files.reward_files import check_reward_folder, check_reward_kind
-from openbezoar.models.load import DTYPES, check_loaded, device, load_tokenizer, without_bars
+from openbezoar.models.load import DTYPES, arithmetic, check_loaded, device, hold, load_tokenizer, without_bars
 from openbezoar.models.references import Checkpoint, fetched
 
 
@@ -128,6 +128,7 @@ def load_reward_model(checkpoint: Checkpoint) -> tuple[Any, Any]:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False)
+    hold(model, arithmetic(DTYPES[checkpoint.dtype]))
     return model.to(device()).eval(), tokenizer
 
 

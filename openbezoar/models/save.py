@@ -13,10 +13,12 @@ from openbezoar.models.load import load_tokenizer
 from openbezoar.models.shards import SHARD_BYTES, skeleton
 
 
-def save_model(model: Any, source: Path, folder: Path) -> list[str]:
+def save_model(model: Any, source: Path, folder: Path, dtype: torch.dtype | None = None) -> list[str]:
     """Write a model in memory, made from the one in ``source``, into a folder, which is made anew; what was
-    changed in the source's generation settings.
+    changed in the source's generation settings. dtype: of the files, which the model is cast to; none: its own.
     """
+    if dtype is not None:
+        model.to(dtype)
     shutil.rmtree(folder, ignore_errors=True)
     model.generation_config, _ = generation_settings(source)
     model.save_pretrained(str(folder), max_shard_size=SHARD_BYTES)  # under the names that the kind is stored with

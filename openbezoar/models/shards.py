@@ -77,18 +77,19 @@ class Weight:
         for update in self.older:
             value = update.onto(value).to(self.base_dtype)
         if self.nf4:
-            value = nf4_values(value)
+            value = nf4_values(value, self.dtype if self.last is None else value.dtype)
         if self.last is not None:
             value = self.last.onto(value)
         return value.to(self.dtype)
 
 
-def nf4_values(weight: Tensor) -> Tensor:
-    """What NF4 with double quantisation makes of a weight [out, in], in the weight's own dtype."""
+def nf4_values(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """What NF4 with double quantisation makes of a weight [out, in], in the dtype that it is multiplied in."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    return dequantize_4bit(packed, state).to(weight.dtype)  # type: ignore[no-any-return]
+    state.dtype = dtype
+    return dequantize_4bit(packed, state).to(dtype)  # type: ignore[no-any-return]
 
 
 def files_of(folder: Path) -> dict[str, Path]:

@@ -78,7 +78,7 @@ def _memory(todo: list[Node], estimates: Mapping[str, Estimate], device: Device)
 
 def _arithmetic(todo: list[Node], estimates: Mapping[str, Estimate], device: Device) -> Iterator[Concern]:
     slow = [node.name for node in todo if estimates[node.name].dtype == "bfloat16"]
-    if slow and not device.bfloat16:
+    if slow and device.kind == "cuda" and not device.bfloat16:
         yield Concern(
             "device",
             None,

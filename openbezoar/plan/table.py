@@ -213,7 +213,12 @@ def _origins(plan: Plan) -> list[str]:
 def _about_memory(device: Device) -> str:
     room = "" if device.bytes is None else f", {device.bytes / 1e9:.1f} GB{' free' if device.kind == 'cpu' else ''}"
     how = "counted, held against measurements on a CPU" if device.kind == "cpu" else "counted, not measured on this GPU"
-    return f"Memory: peak of a step on {device.name}{room}; {how}."
+    held = (
+        ""
+        if device.bfloat16 or device.kind == "cuda"
+        else "\nIt has no bfloat16 products: such weights are held and multiplied in fp32."
+    )
+    return f"Memory: peak of a step on {device.name}{room}; {how}.{held}"
 
 
 def count(n: float | None) -> str:

@@ -132,7 +132,11 @@ class Training(Step):
         ),
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Of the arithmetic; adapters are kept in fp32."
+        "bfloat16",
+        description=(
+            "Of the arithmetic; adapters are kept in fp32. A CPU without bfloat16 products (before AVX-512) holds and"
+            " multiplies such weights in fp32."
+        ),
     )
     max_length: int = Field(1024, ge=8, description="Most tokens of prompt and answer.")
     too_long: Literal["drop", "truncate"] = Field(

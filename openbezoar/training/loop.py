@@ -27,7 +27,7 @@ from openbezoar.errors import ModelError
 from openbezoar.forest import Tree
 from openbezoar.forest.trunk import Trunk
 from openbezoar.machine import stops
-from openbezoar.models.load import DTYPES
+from openbezoar.models.load import DTYPES, arithmetic
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
 from openbezoar.stats.seeds import step_seed
@@ -221,9 +221,8 @@ def _loop(
     out. Extends ``log`` and ``heldout``.
     """
     settings, steps = job.settings, job.steps
-    pace = Throughput(
-        distributed.sum_scalars({"rate": matmul_rate(job.scorer.device.type, DTYPES[settings.dtype])})["rate"]
-    )
+    rate = matmul_rate(job.scorer.device.type, arithmetic(DTYPES[settings.dtype]))
+    pace = Throughput(distributed.sum_scalars({"rate": rate})["rate"])
     saved = state.step
     with (
         progress.bar("training", steps, "steps", state.step) as bar,

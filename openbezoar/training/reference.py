@@ -26,6 +26,7 @@ from torch import Tensor
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import RunError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.models.load import DTYPES, arithmetic
 from openbezoar.models.references import Checkpoint
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
@@ -80,12 +81,13 @@ def reference_key(
     rows = hashlib.sha256()
     for tree in (*trees, *heldout):
         rows.update(tree_digest(tree))
+    dtype = DTYPES[step.dtype]
     parts: dict[str, Any] = {
         "weights": [weights, adapters, step.quantize],
         "tokenizer": {name: value for name, value in files.items() if name not in weights},
         "template": [formatter.jinja, formatter.end_ids],
         "max_length": [step.max_length, step.too_long],
-        "dtype": [step.dtype, device.type],
+        "dtype": [step.dtype, device.type, *(["in fp32"] if arithmetic(dtype) != dtype else [])],
         "pairs": [rows.hexdigest(), len(trees)],
         "passes": [step.batch, step.tokens, seed, *([distributed.world()] if distributed.world() > 1 else [])],
         "packages": environment()["packages"],

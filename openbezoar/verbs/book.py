@@ -209,7 +209,7 @@ class Book:
     def resident(self, name: str) -> int | None:
         """Bytes of a model that only answers."""
         shape, spec = self.shape(name), self.spec(name)
-        width = 4 if isinstance(spec, LocalModel) and spec.dtype == "float32" else 2
+        width = self.device.width(spec.dtype if isinstance(spec, LocalModel) else "bfloat16")
         return process_bytes(self.device) + width * sum(parameters(shape)) if shape else None
 
     def text(self, step: Step) -> Callable[[str], str]:

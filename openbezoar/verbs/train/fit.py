@@ -11,7 +11,7 @@ from typing import Any, Literal
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.forest import Scorer, Tree
-from openbezoar.models.load import load_for_training, load_tokenizer, load_whole
+from openbezoar.models.load import DTYPES, load_for_training, load_tokenizer, load_whole
 from openbezoar.models.memory import quantisation
 from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.models.save import save_model
@@ -119,7 +119,7 @@ def write_model(step: Training, context: StepContext, model: Any, continues: boo
 
 def _whole(step: Training, context: StepContext, model: Any, given: Checkpoint) -> Checkpoint:
     folder = context.out / MODEL
-    for words in save_model(model, given.folder(), folder):
+    for words in save_model(model, given.folder(), folder, DTYPES[step.dtype]):
         context.progress.warn(f"  {context.name}: the base's generation settings cannot be saved as they are: {words}")
     return replace(given, name=context.name, base=str(folder), adapters=(), quantize="none", dtype=step.dtype)
 
