@@ -73,7 +73,7 @@ def tokenizer_of(kind: str, folder: Path) -> Any:
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
     from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 
-    from openbezoar.publishing.vocabulary import QWEN2
+    from openbezoar.gguf.vocabulary import QWEN2
 
     if kind == "llama-sentencepiece" or kind.startswith("gemma"):
         vocab, merges = sentencepiece_bpe(folder)

@@ -26,7 +26,7 @@ ORDER = [
     {"dialogue"},
     {"cleaning"},
     {"models"},
-    {"context"},
+    {"context", "gguf"},
     {"training", "llm"},
     {"harness", "judging", "schemes"},
     {"inspection", "publishing"},

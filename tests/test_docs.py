@@ -76,6 +76,7 @@ NOT_RUN = {
     "openbezoar run recipes/schemes.yaml": "real data, minutes",
     "openbezoar vote ": "serves a page until Ctrl-C; the tests of the voting page run it in a browser",
     "openbezoar unpack ": "needs a packed run; tests/test_pack.py unpacks them",
+    "openbezoar engine install ": "fetches gigabytes; tests/test_engines.py runs it without",
     "openbezoar serve ": "becomes a server; its own tests run it",
     "openbezoar report runs/my runs/my-beta": "needs a second run; the tests of the comparison run it",
     "openbezoar report runs/demo runs/demo-beta-0.2": "as above",

@@ -15,8 +15,8 @@ from released import HOSTILE, KINDS, ROPES, config_of, released
 
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
+from openbezoar.gguf.file import write_gguf
 from openbezoar.models.files.gguf import from_gguf
-from openbezoar.publishing.gguf_file import write_gguf
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.rows.records import Turn
 
@@ -111,7 +111,7 @@ def test_files_are_written_a_slice_at_a_time(
     models: dict[str, tuple[Path, Formatter]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, formatter = models["llama"]
-    monkeypatch.setattr("openbezoar.publishing.gguf_file.SLICE", 96)
+    monkeypatch.setattr("openbezoar.gguf.file.SLICE", 96)
     for form in ("f16", "q8_0"):
         write_gguf(folder, formatter, form, out=tmp_path / "again.gguf", about=ABOUT)  # type: ignore[arg-type]
         assert (tmp_path / "again.gguf").read_bytes() == (folder / f"gguf/{form}.gguf").read_bytes()
@@ -276,7 +276,7 @@ def test_a_weight_beyond_fp16_is_refused_and_leaves_nothing(
 
 
 def test_windows_elsewhere_than_readers_expect_are_refused() -> None:
-    from openbezoar.publishing.architectures import architecture_of
+    from openbezoar.gguf.architectures import architecture_of
 
     class Tokens:
         bos_token_id, eos_token_id = 0, 1

@@ -11,11 +11,11 @@ import pytest
 
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
+from openbezoar.gguf.file import write_gguf
 from openbezoar.models.files import gguf as gguf_models
 from openbezoar.models.files.gguf_header import read_header
 from openbezoar.models.load import load_tokenizer
 from openbezoar.models.references import fetch
-from openbezoar.publishing.gguf_file import write_gguf
 from openbezoar.publishing.serving import open_served
 from openbezoar.recipe.blocks import PromptSpec
 

@@ -20,8 +20,8 @@ import torch
 from released import HOSTILE, KINDS, ROPES, released
 
 from openbezoar.dialogue.prompt import Formatter
+from openbezoar.gguf.file import SUFFIX, write_gguf
 from openbezoar.models.references import Checkpoint, cache_folder
-from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.tell_steps import GgufForm
 from openbezoar.rows.records import Turn

@@ -32,7 +32,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder, out = tmp_path / "bin", tmp_path / "called.json"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(serving.sys, "executable", str(tmp_path / "nowhere" / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere" / "python"))
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
 
     def do(*names: str) -> Any:
@@ -260,10 +260,10 @@ def test_a_server_s_program_that_could_not_serve_counts_as_missing(
     (tmp_path / "transformers").write_text("#!/bin/sh\n")
     (tmp_path / "transformers").chmod(0o755)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(serving.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     server = serving.SERVERS["transformers"]
     assert server.find() == str(tmp_path / "transformers")
-    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    monkeypatch.setattr("openbezoar.llm.engines.programs.find_spec", lambda name: None)
     assert server.find() is None
     with pytest.raises(UserError, match="transformers: not installed"):
         served = serving.Served("m", tmp_path, None, None, "t", tmp_path, ())

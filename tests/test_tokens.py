@@ -11,10 +11,10 @@ from conftest import save_tiny_model
 
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.dialogue.tokens import Frame
+from openbezoar.gguf.vocabulary import begins_with_bos
 from openbezoar.llm import Sampling
 from openbezoar.llm.local import LocalLLM
 from openbezoar.models.references import Checkpoint
-from openbezoar.publishing.vocabulary import begins_with_bos
 from openbezoar.recipe.blocks import PromptSpec
 
 FRAMES = {

@@ -25,6 +25,7 @@ from openbezoar.cli.convert import convert
 from openbezoar.cli.data import data
 from openbezoar.cli.docs import docs
 from openbezoar.cli.doctor import doctor
+from openbezoar.cli.engine import engine
 from openbezoar.cli.init import init
 from openbezoar.cli.judge import agreement, judging, score
 from openbezoar.cli.pack import pack, unpack
@@ -83,6 +84,7 @@ COMMANDS = (
     chat,
     vote,
     serve,
+    engine,
     score,
     judging,
     agreement,

@@ -12,10 +12,12 @@ from openbezoar.context import StepContext
 from openbezoar.engine import needs
 from openbezoar.engine.graph import Graph, Node, build, state_of
 from openbezoar.errors import UserError
+from openbezoar.llm.engines.kept import ENGINES
 from openbezoar.llm.owners import Process
 from openbezoar.machine import extras, limits, stops
 from openbezoar.machine.devices import memory_in_use
 from openbezoar.progress import Progress, Silent
+from openbezoar.recipe.refs import references
 from openbezoar.reporting.results import Scores, StepFacts
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.digests import digest, moved, result_digest
@@ -42,7 +44,7 @@ def execute(
     """
     ran = [] if ran is None else ran
     distributed.start()
-    with graph.run.lock():
+    with graph.run.lock(), ENGINES.keeping(graph.run.path):
         graph.run.recover()
         graph = build(graph.recipe, graph.recipe_path, graph.run.path.parent)
         nodes = graph.upto(to)
@@ -57,6 +59,8 @@ def execute(
             stops.begin()
             state, why = state_of(graph.run, node.name, node.key, node.parts)  # an input may just have been made again
             if state != "done":
+                asked = {one.name for one in references(node.step) if one.ref.kind == "model"}
+                ENGINES.make_room(() if node.row.together else asked)  # before other processes load a model, too
                 place = f"{number}/{len(nodes)}"
                 with progress.step(place, node.name, f"{node.verb}; {why}"), tracks.step(node.name) as track:
                     manifest = _run_step(graph, node, progress, track, place)

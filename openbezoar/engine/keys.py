@@ -13,6 +13,7 @@ from openbezoar.context import StepPlace
 from openbezoar.engine.names import data_files, named_by, other_files
 from openbezoar.errors import ModelError, RecipeError
 from openbezoar.models.references import digests
+from openbezoar.models.shapes import model_of
 from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec, RewardModel
 from openbezoar.recipe.refs import not_in_key
 from openbezoar.recipe.verbs import row_of
@@ -39,6 +40,7 @@ def parts_of(place: StepPlace, input_keys: dict[str, str]) -> dict[str, Any]:
     if template := _template_file(place, recipe.prompt, "prompt"):
         files[recipe.prompt.template] = file_digest(template)
     own = row.part("parts")
+    engines = _engines(place)
     return {
         "name": place.name,
         "settings": _without_licences(step.model_dump(mode="json", exclude=not_in_key(step))),
@@ -49,8 +51,23 @@ def parts_of(place: StepPlace, input_keys: dict[str, str]) -> dict[str, Any]:
         "seed": recipe.seed,
         "version": row.version,
         "texts": _texts(place),
+        **({"engines": engines} if engines else {}),
         **(own(step, place) if own else {}),
     }
+
+
+def _engines(place: StepPlace) -> dict[str, Any]:
+    """The engines that the recipe names for the models that a step may ask, by the models' names.
+
+    A model that it only makes another one from is none of them.
+    """
+    found = {}
+    for reference in named_by(place):
+        if reference.ref.kind == "model" and reference.ref.role != "base":
+            spec = model_of(place.recipe, reference.name)
+            if isinstance(spec, LocalModel) and (by := spec.answers_by()):
+                found[reference.name] = by
+    return found
 
 
 def _texts(place: StepPlace) -> dict[str, str]:

@@ -199,7 +199,7 @@ def open_llm(name: str, context: StepContext) -> LLM:
         return Formatter(load_tokenizer(checkpoint.folder()), checkpoint.prompt)
 
     spoken = Spoken(name, checkpoint.thoughts, context.counts)
-    return CachedLLM(
+    forest = CachedLLM(
         name,
         checkpoint.identity(),
         local,
@@ -210,6 +210,9 @@ def open_llm(name: str, context: StepContext) -> LLM:
         tally,
         spoken,
     )
+    from openbezoar.llm.engines.opened import by_engine
+
+    return by_engine(name, context, checkpoint, forest) or forest
 
 
 __all__ = [

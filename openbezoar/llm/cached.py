@@ -50,7 +50,8 @@ class CachedLLM:
     identity: what makes the model the same one, plain data. opener: called at the first call
     that is not on disk. unit: what is kept under one key: a server's 'call', asked by
     itself; a 'row' of a batch; or a whole 'batch'. formatter: of a local model, its prompt
-    format without its weights. spoken: what becomes of thoughts.
+    format without its weights. spoken: what becomes of thoughts. billed: whether a call that is
+    lost may have been paid for.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class CachedLLM:
         formatter: Callable[[], Any] | None = None,
         tally: Tally | None = None,
         spoken: Spoken | None = None,
+        billed: bool = True,
     ) -> None:
-        self.name, self.store, self.spending, self.unit = name, store, spending, unit
+        self.name, self.store, self.spending, self.unit, self.billed = name, store, spending, unit, billed
         self._identity, self._opener, self._formatter = identity, opener, formatter
-        self._tally, self.spoken = tally or Tally(name, Counts()), spoken or Spoken(name)
+        self.tally, self.spoken = tally or Tally(name, Counts()), spoken or Spoken(name)
         self.heard: Callable[[int], None] | None = None  # told how many calls more are answered
         self.written = 0  # tokens of the answers that were asked for and came
         self._counting = threading.Lock()
@@ -138,9 +140,9 @@ class CachedLLM:
         stops.check()
         if not calls:
             return []
-        self._tally.expect(len(calls))
+        self.tally.expect(len(calls))
         answers = [_readable(answer) for answer in self._from_cache_or_model(calls)]
-        self._tally.came(answers)
+        self.tally.came(answers)
         return answers
 
     def _from_cache_or_model(self, calls: Sequence[Call]) -> list[Completion]:
@@ -204,7 +206,7 @@ class CachedLLM:
         """Raises ModelError if these make too many."""
         for answer in answers:
             if answer.refused:
-                self._tally.refused(answer.refused)
+                self.tally.refused(answer.refused)
 
     def _tell(self, answered: int) -> None:
         if self.heard is not None and answered:
@@ -248,9 +250,9 @@ class CachedLLM:
                         return {key: [answer]}
                     return self.store.keep({key: [answer]}, self.spending.spender)
 
-            answers = self._shared([key], ask, worst_case([call]), off)
+            answers = self._shared([key], ask, worst_case([call]) if self.billed else FREE, off)
             if kind := answers[key][0].refused:
-                self._tally.refused(kind, server.words.get(kind, ""))
+                self.tally.refused(kind, server.words.get(kind, ""))
             return answers
 
         parts = side_by_side(len(calls), one, server.width, name=self.name, heard=lambda: self._tell(1))

@@ -10,25 +10,26 @@ what a refusal means ``refusals.py``'s.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Any, Literal
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Call, Completion, Sampling, Samplings, each
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
 from openbezoar.llm.refusals import REASONS, Fault, fault_beside, fault_of, meaning
 from openbezoar.llm.replies import Malformed, largest, parsed, read
-from openbezoar.llm.settings import Request, Settings, cut_at_stop, wrapper_stop
+from openbezoar.llm.settings import RawPrompt, Request, Settings, cut_at_stop, wrapper_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.transport import MOVED, Gone, Late, Reply, Transport, redirected
 from openbezoar.progress import duration, visible
@@ -66,11 +67,14 @@ class ServerLLM:
         say: Callable[[str], None] = lambda text: None,
         count: Callable[[str], None] = lambda reason: None,
         lost: Callable[[Call], None] = lambda call: None,
+        transport: Any = None,
+        encode: Callable[[Call], RawPrompt] | None = None,
     ) -> None:
         """say: told in one line what is waited for, left out or refused. count: told of what is
         asked again, under its reason.
 
         lost: told of a call that was sent without an answer that could be used, and that may be on the bill.
+        transport: in place of one of its own; it is closed with this. encode: makes a raw prompt of every call.
         """
         self.name, self.spec = name, spec
         self.where = f"model '{name}' ({spec.model} at {', '.join(spec.servers)})"
@@ -80,9 +84,9 @@ class ServerLLM:
             )
         self._key = _key(name, spec)
         self._clock, self._say, self._count, self._on_the_bill = clock or Clock(), say, count, lost
-        self._transport = Transport(self._key, spec.timeout, spec.concurrency)
+        self._transport = transport or Transport(self._key, spec.timeout, spec.concurrency)
         self._endpoints = Endpoints([Endpoint(url, spec.concurrency) for url in spec.servers], self._clock)
-        self._settings = Settings(spec.model, spec.wrapper)
+        self._settings = Settings(spec.model, spec.wrapper, encode)
         self._lock = threading.Lock()
         self._asked_at: dict[object, float] = {}  # requests that there is no reply to yet
         self._refused_first, self._said_at, self._said = 0, -math.inf, set[str]()
@@ -128,6 +132,16 @@ class ServerLLM:
 
     def _all(self, calls: Sequence[Call]) -> list[Completion]:
         return side_by_side(len(calls), lambda place, off: self.answer(calls[place], off), self.width, name=self.name)
+
+    def probe(self, call: Call, more: Mapping[str, Any]) -> Any:
+        """The first address's reply to a call as JSON, asked once with further fields; None if it gives none."""
+        request = self._settings.request(call)
+        body = json.dumps({**json.loads(request.body), **more}).encode()
+        try:
+            reply = self._transport.post(self.spec.servers[0] + request.path, body, largest(call, body, 1))
+            return parsed(reply.body) if reply.status == 200 else None
+        except (Malformed, Late, Gone):
+            return None
 
     # ------------------------------------------------------------------------ one call
 

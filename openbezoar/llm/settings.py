@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from openbezoar.llm import Call, Sampling
@@ -54,11 +54,24 @@ class Request:
     likeliest: int
 
 
+@dataclass(frozen=True)
+class RawPrompt:
+    """A call for raw completions, whatever it was: a text or token ids, where its answer ends, the most tokens that
+    it has, further fields of the request.
+    """
+
+    prompt: str | list[int]
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Settings:
     """What one model's server takes; learnt from its refusals, for all threads."""
 
-    def __init__(self, model: str, wrapper: str | None) -> None:
-        self.model, self.wrapper = model, wrapper
+    def __init__(self, model: str, wrapper: str | None, encode: Callable[[Call], RawPrompt] | None = None) -> None:
+        """encode: makes a raw prompt of every call."""
+        self.model, self.wrapper, self.encode = model, wrapper, encode
         self.left_out: set[str] = set()
         self._limit, self._likeliest = 0, 0  # places in LIMITS and LIKELIEST
         self._taken: set[tuple[str, str]] = set()  # settings with values that were in requests that got an answer
@@ -86,18 +99,24 @@ class Settings:
             stop = [*dict.fromkeys((*stop, *wrapper_stop(self.wrapper)))]
         if stop:
             settings["stop"] = stop
-        raw = isinstance(prompt, str)
+        given: Any = prompt
+        if self.encode is not None:
+            encoded = self.encode(call)
+            given, stop = encoded.prompt, list(encoded.stop)
+            settings |= {limit: encoded.max_new_tokens, **encoded.more}
+            settings |= {"stop": stop} if stop else {}
+        raw = isinstance(prompt, str) or self.encode is not None
         if raw:
             settings["max_tokens"] = settings.pop(limit)  # the raw form has no other name
         if sampling.logprobs:
             settings |= {"logprobs": likeliest} if raw else {"logprobs": True, "top_logprobs": likeliest}
-        if not isinstance(prompt, str):
+        if not raw and not isinstance(prompt, str):
             if prompt and prompt[0].role == "system":
                 settings[SYSTEM] = True
                 prompt = folded(prompt) if SYSTEM in left_out else prompt
             prompt_field: dict[str, Any] = {"messages": [turn.as_dict() for turn in prompt]}
         else:
-            prompt_field = {"prompt": prompt}
+            prompt_field = {"prompt": given}
         allowed = {name: value for name, value in settings.items() if name not in left_out}
         # A half of a surrogate pair, which no server can read, would make the whole request unreadable.
         body = mended(

@@ -60,8 +60,8 @@ def _trusted() -> Any:
 class Transport:
     """Connections to the addresses of one model; ``post`` may be called from many threads."""
 
-    def __init__(self, key: str | None, timeout: float, most: int) -> None:
-        """timeout: seconds of a whole request. most: connections that are kept open."""
+    def __init__(self, key: str | None, timeout: float, most: int, direct: bool = False) -> None:
+        """timeout: seconds of a whole request. most: connections that are kept open. direct: past every proxy."""
         import httpx2
 
         self._http: Any = httpx2
@@ -79,6 +79,7 @@ class Transport:
             verify=_trusted(),
             timeout=None,  # the deadline is kept here
             follow_redirects=False,
+            trust_env=not direct,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=most),
         )

@@ -12,7 +12,7 @@ import contextlib
 import gc
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ from openbezoar.models.packing import pack
 from openbezoar.models.references import Checkpoint
 from openbezoar.models.shards import Weight, check_stored, count_values, skeleton, weights_of
 from openbezoar.recipe.train_steps import ALL_LINEAR, Lora
+
+before_loading: list[Callable[[], object]] = []
+"""Called before weights are loaded into this process: by whom memory can be given back that nobody uses."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -150,6 +153,8 @@ def _from_pretrained(
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
+    for give_back in before_loading:
+        give_back()
     # smaller ones, of which a small model is made, cost more time than they leave holes
     give_back_large_blocks(8 << 20)
     settings: dict[str, Any] = {

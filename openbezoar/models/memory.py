@@ -20,6 +20,8 @@ PROCESS_BYTES = 460 << 20
 AUTO_BYTES = 7_500_000_000
 # A GPU's own share: CUDA's context and cuBLAS's workspace. A rough figure of common knowledge, not measured here.
 CUDA_BYTES = 600_000_000
+# Graphs and workspaces of an engine on a GPU, beside weights, keys and values. A rough figure, not measured here.
+ENGINE_BYTES = 1_500_000_000
 # Parameters of a base from which 'quantize: auto' takes NF4; what it costs a smaller one is in docs/results.md.
 LARGE = 1_500_000_000
 
@@ -128,6 +130,12 @@ def _held(shape: Shape, step: Training, device: Device) -> str:
 def process_bytes(device: Device) -> int:
     """What is taken on the device before any model is there."""
     return PROCESS_BYTES if device.kind == "cpu" else CUDA_BYTES
+
+
+def engine_bytes(shape: Shape, width: int, tokens: float, device: Device) -> int:
+    """An engine that answers: its process and what it starts with, weights, and keys and values of so many tokens."""
+    started = 0 if device.kind == "cpu" else ENGINE_BYTES
+    return process_bytes(device) + started + width * sum(parameters(shape)) + cache_bytes(shape, tokens)
 
 
 def cache_bytes(shape: Shape, tokens: float) -> int:

@@ -17,6 +17,8 @@ from typing import Literal
 from openbezoar.engine import needs
 from openbezoar.engine.graph import Graph, Node
 from openbezoar.llm.calls import FILE, CallStore, Spent
+from openbezoar.llm.engines.opened import engine_of
+from openbezoar.llm.engines.programs import PROGRAMS, share_of
 from openbezoar.machine.devices import Device
 from openbezoar.models.files.checks import check
 from openbezoar.models.memory import parameters
@@ -51,6 +53,7 @@ def concerns(graph: Graph, estimates: Mapping[str, Estimate], device: Device, to
         *about_models,
         *_rows(graph, todo),
         *_memory(todo, estimates, device),
+        *_beside(graph, todo, estimates, device),
         *_arithmetic(todo, estimates, device),
         *_disk(graph, todo, estimates),
         *_budgets(graph, todo, estimates),
@@ -74,6 +77,27 @@ def _memory(todo: list[Node], estimates: Mapping[str, Estimate], device: Device)
             else f"may not fit: about {need / 1e9:.1f} GB of {room}"
         )
         yield Concern("memory", node.name, f"{verdict}; {estimates[node.name].remedy}")
+
+
+def _beside(graph: Graph, todo: list[Node], estimates: Mapping[str, Estimate], device: Device) -> Iterator[Concern]:
+    """Models that a step holds at once, where one's engine takes a share of the GPU, whatever it needs."""
+    for node in todo if device.kind == "cuda" and device.bytes else ():
+        sizes = dict(estimates[node.name].beside)
+        for name in sizes:
+            if (by := engine_of(graph.recipe, name, True)) is None:
+                continue
+            engine, spec = by
+            share = share_of(PROGRAMS[engine], spec.args)
+            others = {other: size for other, size in sizes.items() if other != name and size}
+            free = (1 - share) * (device.bytes or 0)
+            if share and sum(others.values()) > free:
+                listed = " and ".join(f"'{other}' {size / 1e9:.1f} GB" for other, size in others.items())
+                yield Concern(
+                    "memory",
+                    node.name,
+                    f"{engine} takes {share:.0%} of {device.name} for '{name}', and beside it there is no room for"
+                    f" {listed}: give it less, as args: [{PROGRAMS[engine].share[0]}, '0.5'] of models.{name}",
+                )
 
 
 def _arithmetic(todo: list[Node], estimates: Mapping[str, Estimate], device: Device) -> Iterator[Concern]:

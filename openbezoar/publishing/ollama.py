@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from openbezoar.dialogue.prompt import Formatter
-from openbezoar.publishing.vocabulary import begins_with_bos
+from openbezoar.gguf.vocabulary import begins_with_bos
 from openbezoar.rows.records import Turn
 
 _S, _U, _A, _V = "\u2021sys\u2021", "\u2021ask\u2021", "\u2021say\u2021", "\u2021more\u2021"

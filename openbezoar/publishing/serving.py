@@ -11,10 +11,8 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,10 +20,10 @@ from urllib.parse import urlsplit
 from openbezoar.dialogue import templates
 from openbezoar.dialogue.prompt import STOP
 from openbezoar.errors import ModelError, UserError
+from openbezoar.llm.engines.programs import HOST, PROGRAMS
 from openbezoar.models.files.gguf_header import read_header
 from openbezoar.models.references import MODEL_FILE, fetch
 
-HOST = "127.0.0.1"
 OLLAMA = f"{HOST}:11434"
 
 
@@ -71,21 +69,14 @@ class Server:
     command: Callable[[str, Served, int], list[str]]
 
     def find(self) -> str | None:
-        """Where its program is: on the PATH, or beside this Python."""
-        beside = Path(sys.executable).parent / self.executable
-        program = shutil.which(self.executable) or (str(beside) if os.access(beside, os.X_OK) else None)
-        if (
-            program
-            and self.executable == "transformers"
-            and Path(program).parent == beside.parent
-            and not (find_spec("fastapi") and find_spec("uvicorn"))
-        ):
-            return None  # the command is there, but could not serve
-        return program
+        """Where its program is: as an engine's (``llm/engines/programs.py``), or on the PATH."""
+        engine = next((one for one in PROGRAMS.values() if one.executable == self.executable), None)
+        return engine.find() if engine is not None else shutil.which(self.executable)
 
 
-def _at(port: int) -> list[str]:
-    return ["--host", HOST, "--port", str(port)]
+def _engine(name: str) -> Callable[[str, Served, int], list[str]]:
+    """The command of an engine that reads a model's folder."""
+    return lambda program, s, port: PROGRAMS[name].serve(program, str(s.folder), s.name, port)
 
 
 def _no_folder(served: Served) -> str | None:
@@ -102,7 +93,8 @@ def _no_modelfile(served: Served) -> str | None:
 
 def _llama(program: str, served: Served, port: int) -> list[str]:
     template = [] if _gguf_facts(served.gguf)[0] else ["--chat-template-file", str(served.template_file)]
-    return [program, "--model", str(served.gguf), "--alias", served.name, "--jinja", *template, *_at(port)]
+    command = PROGRAMS["llama.cpp"].serve(program, str(served.gguf), served.name, port)
+    return [*command[:-4], "--jinja", *template, *command[-4:]]
 
 
 SERVERS: dict[str, Server] = {
@@ -111,7 +103,7 @@ SERVERS: dict[str, Server] = {
         "pip install vllm (GPU)",
         8000,
         _no_folder,
-        lambda program, s, port: [program, "serve", str(s.folder), "--served-model-name", s.name, *_at(port)],
+        _engine("vllm"),
     ),
     "llama.cpp": Server("llama-server", "llama.cpp's release page, or brew install llama.cpp", 8080, _no_gguf, _llama),
     "ollama": Server(
@@ -126,7 +118,7 @@ SERVERS: dict[str, Server] = {
         "pip install 'openbezoar[train,web]'",
         8000,
         _no_folder,
-        lambda program, s, port: [program, "serve", str(s.folder), *_at(port)],
+        _engine("transformers"),
     ),
 }
 """In the order in which one is chosen: the faster ones first."""

@@ -101,8 +101,11 @@ class PromptSpec(Strict):
 Thoughts = Literal["drop", "keep"]
 
 
+Engine = Literal["auto", "forest", "vllm", "sglang", "llama.cpp", "transformers"]
+
+
 class LocalModel(Strict):
-    """A model that runs in this process."""
+    """A model that runs on this machine: in this process, or in an engine that the run starts for it."""
 
     product: ClassVar[str] = "model"
 
@@ -118,6 +121,33 @@ class LocalModel(Strict):
             " their text. The call cache holds it in either case, so that nothing is asked again."
         ),
     )
+    engine: Engine = Field(
+        "auto",
+        description=(
+            "Which program answers, where the model is asked for texts (a teacher, a judge by its text, answers that"
+            " are measured); training, likelihoods and probabilities are the forest's. 'forest': this process. The"
+            " others are started when they are needed and stopped before anything is trained (docs/how-to/engines.md)."
+            " 'auto': the forest; on a GPU vLLM, if it is found. Models that steps make of this one answer by the same."
+        ),
+    )
+    args: list[str] = Field(
+        default=[], description="More for the engine's command, such as [--quantization, awq]; engine must be named."
+    )
+    gpus: Literal["all"] | Annotated[int, Field(ge=1)] | None = Field(
+        None, description="An engine a GPU, on all GPUs or so many. Default: one engine, which sees all of them."
+    )
+
+    @model_validator(mode="after")
+    def _has_an_engine(self) -> LocalModel:
+        if self.args and self.engine in ("auto", "forest"):
+            raise ValueError("args are an engine's; name it as engine: vllm, sglang, llama.cpp or transformers")
+        if self.gpus is not None and self.engine == "forest":
+            raise ValueError("gpus is for engines; name one, or leave gpus out")
+        return self
+
+    def answers_by(self) -> dict[str, Any]:
+        """What makes its answers another engine's, for keys; empty where the recipe leaves it to the machine."""
+        return {} if self.engine in ("auto", "forest") else {"engine": self.engine, "args": list(self.args)}
 
 
 class RewardModel(LocalModel):
@@ -129,6 +159,12 @@ class RewardModel(LocalModel):
     prompt: PromptSpec = Field(
         PromptSpec(template="own"), description="How it reads a conversation. Default: its own chat template."
     )
+
+    @model_validator(mode="after")
+    def _is_the_forest_s(self) -> RewardModel:
+        if self.engine not in ("auto", "forest") or self.gpus is not None:
+            raise ValueError("a reward model is read by the forest; leave engine and gpus out")
+        return self
 
 
 class Price(Strict):

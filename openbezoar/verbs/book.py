@@ -9,14 +9,16 @@ arithmetic, and are marked so.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from openbezoar import prompts
+from openbezoar.llm.engines.opened import engine_of
+from openbezoar.llm.engines.programs import PROGRAMS
 from openbezoar.machine.devices import Device
-from openbezoar.models.memory import cache_bytes, parameters, process_bytes
+from openbezoar.models.memory import cache_bytes, engine_bytes, parameters, process_bytes
 from openbezoar.models.shapes import model_of, shape_of_model
 from openbezoar.recipe.blocks import DataRef, DataSpec, LocalModel, Price, ServerModel, Shape, Step, data_specs
 from openbezoar.recipe.data_steps import Generate
@@ -51,6 +53,8 @@ class Estimate:
     passing_bytes: int = 0  # what it has beside them until it is done
     dtype: str = ""  # of its arithmetic, where the recipe says it
     remedy: str = "take a smaller model or a larger machine"  # where its memory does not fit
+    engine: str = ""  # that answers, in a process of its own
+    beside: tuple[tuple[str, int], ...] = ()  # models that are held at once, with their bytes
     ratio: str = ""  # under which its tokens against those estimated are learnt
 
 
@@ -212,6 +216,21 @@ class Book:
         width = self.device.width(spec.dtype if isinstance(spec, LocalModel) else "bfloat16")
         return process_bytes(self.device) + width * sum(parameters(shape)) if shape else None
 
+    def engine(self, name: str) -> tuple[str, LocalModel] | None:
+        """(the engine that answers for a model, the recipe's entry); None for the forest and for servers."""
+        return engine_of(self.recipe, name, self.device.kind == "cuda")
+
+    def answering(self, name: str) -> Estimate:
+        """A model that is asked for texts, as an estimate with memory alone: in this process, or its engine's."""
+        shape, by = self.shape(name), self.engine(name)
+        if by is None:
+            return Estimate(memory_bytes=self.resident(name))
+        engine, spec = by
+        width = 4 if spec.dtype == "float32" else 2
+        need = engine_bytes(shape, width, PROGRAMS[engine].cached, self.device) if shape else None
+        remedy = "give its engine less room by its args, or take a smaller model or a larger machine"
+        return Estimate(memory_bytes=need, engine=engine, remedy=remedy)
+
     def text(self, step: Step) -> Callable[[str], str]:
         """The texts that a step sends, by name: the project's, or the recipe's own."""
         own = {name: self.path(file) for name, file in getattr(step, "prompts", {}).items()}
@@ -222,7 +241,7 @@ class Book:
     def timed(self, cost: Estimate, verb: str, name: str, work: float) -> Estimate:
         """The estimate with FLOPs and time for ``work`` tokens (forward passes' worth) on a model in this process."""
         shape = self.shape(name)
-        if shape is not None:
+        if shape is not None and not cost.engine:  # whose speed is not this process's
             cost.flops = 2 * (parameters(shape)[0] + shape.vocabulary * shape.hidden * 0.5) * work
             cost.assumed = rate_name(self.device, verb) not in self.rates
             # of another machine nothing is known
@@ -230,15 +249,18 @@ class Book:
                 cost.seconds = cost.flops / self.rates.get(rate_name(self.device, verb), ASSUMED_FLOPS)
         return cost
 
-    def answered(self, verb: str, model: str, rows: int, tokens_in: float, tokens_out: float) -> Estimate:
-        """Tokens of one model's calls as an estimate with money and memory, and no time."""
+    def answered(
+        self, verb: str, model: str, rows: int, tokens_in: float, tokens_out: float, texts: bool = True
+    ) -> Estimate:
+        """Tokens of one model's calls as an estimate with money and memory, and no time. texts: it is asked for."""
         money = self.money(model, tokens_in, tokens_out)
-        return Estimate(rows, int(tokens_in), int(tokens_out), money, self.resident(model))
+        held = self.answering(model) if texts else Estimate(memory_bytes=self.resident(model))
+        return replace(held, rows=rows, tokens_in=int(tokens_in), tokens_out=int(tokens_out), money=money)
 
     def with_cache(self, cost: Estimate, model: str, batch: int) -> Estimate:
         """The estimate with the memory of the keys and values of a batch of its rows."""
         shape = self.shape(model)
-        if shape is not None and cost.memory_bytes is not None:
+        if shape is not None and cost.memory_bytes is not None and not cost.engine:
             length = ((cost.tokens_in or 0) + (cost.tokens_out or 0)) / max(1, cost.rows or 0)
             cost.memory_bytes += cache_bytes(shape, batch * length)
         return cost
@@ -250,12 +272,13 @@ class Book:
         reward model, which writes nothing.
         """
         if reward:
-            return self.timed(self.answered(verb, by, 0, answers * shown, 0), verb, by, answers * shown)
+            return self.timed(self.answered(verb, by, 0, answers * shown, 0, texts=False), verb, by, answers * shown)
         by_text = step.rating.mode == "text"
         template = len(self.text(step)("judge_filter" if by_text else "judge_filter_probability"))
         tokens_in = answers * (shown + template / CHARACTERS_A_TOKEN)
         tokens_out = answers * min(VERDICT, step.rating.max_new_tokens) if by_text else 0.0
-        return self.timed(self.answered(verb, by, 0, tokens_in, tokens_out), verb, by, tokens_in + 4 * tokens_out)
+        held = self.answered(verb, by, 0, tokens_in, tokens_out, by_text)
+        return self.timed(held, verb, by, tokens_in + 4 * tokens_out)
 
     def judged(
         self,
@@ -276,6 +299,6 @@ class Book:
         timed, (answers_in, answers_out) = answering or judge, answers
         money = self.money(judge, asked.tokens_in, judged_out)
         tokens = int(answers_in + asked.tokens_in), int(answers_out + judged_out)
-        return self.timed(
-            Estimate(rows, *tokens, money, self.resident(timed)), verb, timed, answers_out + asked.tokens_in
-        )
+        held = self.answering(timed) if answering or mode == "text" else Estimate(memory_bytes=self.resident(timed))
+        estimate = replace(held, rows=rows, tokens_in=tokens[0], tokens_out=tokens[1], money=money)
+        return self.timed(estimate, verb, timed, answers_out + asked.tokens_in)

@@ -52,7 +52,8 @@ def cost(step: Generate, book: Book) -> Estimate:
     scored = book.scored("generate", step, step.by, answers=answers, shown=shown, reward=reward)
     # both are held at once; what the teacher's tokens were taken for cannot be learnt from the sum
     memory = made.memory_bytes and made.memory_bytes + (scored.memory_bytes or 0)
-    return replace(one_after_another(step.rows, [made, scored]), memory_bytes=memory)
+    beside = ((step.teacher, made.memory_bytes or 0), (step.by, scored.memory_bytes or 0))
+    return replace(one_after_another(step.rows, [made, scored]), memory_bytes=memory, beside=beside)
 
 
 def hands_on(step: Generate, book: Book, name: str) -> HandedOn:

@@ -19,11 +19,11 @@ from typing import Any
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
+from openbezoar.gguf.file import SUFFIX, write_gguf
 from openbezoar.models.files.generation import generation_settings
 from openbezoar.models.references import Checkpoint
 from openbezoar.publishing.checksums import File, write_sums
 from openbezoar.publishing.data_sets import COLUMNS, FILE, write_parquet
-from openbezoar.publishing.gguf_file import SUFFIX, write_gguf
 from openbezoar.publishing.licences import GEMMA_NOTICE, Licence, Source, derive, terms_in
 from openbezoar.publishing.ollama import modelfile, pieces_of
 from openbezoar.recipe.tell_steps import DataForm, Release

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbezoar.errors import ModelError
-from openbezoar.publishing.ropes import ropes_of, unwritable, write_scaling
+from openbezoar.gguf.ropes import ropes_of, unwritable, write_scaling
 
 GEMMA_ACTIVATION = "gelu_pytorch_tanh"
 

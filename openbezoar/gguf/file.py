@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import ModelError
+from openbezoar.gguf.architectures import Architecture, architecture_of, write_shape
+from openbezoar.gguf.ropes import frequency_factors
+from openbezoar.gguf.vocabulary import read_vocabulary
 from openbezoar.models.files.rope_scaling import FREQS
-from openbezoar.publishing.architectures import Architecture, architecture_of, write_shape
-from openbezoar.publishing.ropes import frequency_factors
-from openbezoar.publishing.vocabulary import read_vocabulary
 from openbezoar.recipe.tell_steps import GgufForm
 
+Form = GgufForm | Literal["f32"]  # what a release writes, and what an engine may read for itself
 SUFFIX: Mapping[GgufForm, str] = {"f16": "F16", "q8_0": "Q8_0"}
 SLICE = 1 << 22  # elements that are converted at a time
 
@@ -36,10 +37,10 @@ class Tensor:
     offset: float
 
 
-def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, *, out: Path, about: Mapping[str, str]) -> None:
+def write_gguf(folder: Path, formatter: Formatter, kind: Form, *, out: Path, about: Mapping[str, str]) -> None:
     """Write the model in ``folder`` as a GGUF.
 
-    kind: 'f16', or 'q8_0' (blocks of 32 int8 with one fp16 scale); vectors stay in fp32 in both,
+    kind: 'f32', 'f16', or 'q8_0' (blocks of 32 int8 with one fp16 scale); vectors stay in fp32 in all,
     and matrices whose rows are no multiple of 32 in fp16. about: 'name', 'license', 'base'.
     Raises ModelError, before anything is written, for a model or tokenizer that has no GGUF
     form here, and for a weight beyond fp16's range.
@@ -55,7 +56,8 @@ def write_gguf(folder: Path, formatter: Formatter, kind: GgufForm, *, out: Path,
     writer = gguf.GGUFWriter(part, architecture.name)
     writer.add_name(about["name"])
     writer.add_license(about["license"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if kind == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    types = gguf.LlamaFileType
+    writer.add_file_type({"f32": types.ALL_F32, "f16": types.MOSTLY_F16, "q8_0": types.MOSTLY_Q8_0}[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_shape(writer, config, architecture)
     vocabulary.write(writer)
@@ -100,7 +102,7 @@ def _tensors(folder: Path, config: Any, architecture: Architecture) -> list[Tens
     return tensors
 
 
-def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm, factors: Sequence[float] | None) -> None:
+def _write_tensors(writer: Any, tensors: list[Tensor], kind: Form, factors: Sequence[float] | None) -> None:
     import numpy as np
     from gguf import GGMLQuantizationType
 
@@ -125,13 +127,13 @@ def _write_tensors(writer: Any, tensors: list[Tensor], kind: GgufForm, factors: 
         writer.write_tensor_data(_values(tensor, _form(tensor, kind)))
 
 
-def _form(tensor: Tensor, kind: GgufForm) -> Any:
+def _form(tensor: Tensor, kind: Form) -> Any:
     """The stored type: fp32 for vectors, else ``kind`` where rows divide into its blocks."""
-    from gguf import GGMLQuantizationType as Form
+    from gguf import GGMLQuantizationType as Stored
 
-    if len(tensor.shape) == 1:
-        return Form.F32
-    return Form.Q8_0 if kind == "q8_0" and tensor.shape[-1] % 32 == 0 else Form.F16
+    if len(tensor.shape) == 1 or kind == "f32":
+        return Stored.F32
+    return Stored.Q8_0 if kind == "q8_0" and tensor.shape[-1] % 32 == 0 else Stored.F16
 
 
 def _stored_shape(tensor: Tensor, form: Any) -> tuple[int, ...]:

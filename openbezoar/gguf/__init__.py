@@ -1,0 +1,1 @@
+"""Models as GGUF files: shapes, vocabularies and weights in the form that llama.cpp reads."""
