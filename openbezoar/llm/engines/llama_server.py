@@ -27,6 +27,7 @@ def main() -> None:
     own = int(stated) if stated.isdigit() else -1
     parser.add_argument("-t", "--threads", type=int, default=own, help="default: $OMP_NUM_THREADS, or the library's")
     parser.add_argument("-ngl", "--n-gpu-layers", type=int, help="layers on a GPU")
+    parser.add_argument("--no-cache-prompt", action="store_true", help="read each prompt anew, whatever came before")
     asked = parser.parse_args()
 
     params = xllamacpp.CommonParams()
@@ -37,6 +38,7 @@ def main() -> None:
         params.model_alias = {asked.alias}
     params.n_ctx = asked.ctx_size
     params.n_parallel = asked.parallel
+    params.cache_prompt = not asked.no_cache_prompt
     params.kv_unified = True  # each conversation may have the room of all
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked.threads
     if asked.n_gpu_layers is not None:
