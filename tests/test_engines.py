@@ -20,7 +20,7 @@ from openbezoar.engine import execution, graph
 from openbezoar.errors import ModelError, UserError
 from openbezoar.llm import Completion, Sampling, open_llm
 from openbezoar.llm.engines import managed, servers
-from openbezoar.llm.engines.kept import ENGINES, FOLDER
+from openbezoar.llm.engines.kept import ENGINES, FOLDER, KeptEngines
 from openbezoar.llm.engines.servers import Patience
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import LocalModel, RewardModel
@@ -75,6 +75,13 @@ class Fake:
         """Of these, the engine itself and its children."""
         return [pid for pid in self.running() if b"OPENBEZOAR_ENGINE=" in Path(f"/proc/{pid}/environ").read_bytes()]
 
+    def left(self, seconds: float = 10.0) -> list[int]:
+        """Which of them are still there after a while: on a busy machine one that was killed takes its time to go."""
+        until = time.monotonic() + seconds
+        while (pids := self.engines()) and time.monotonic() < until:
+            time.sleep(0.05)
+        return pids
+
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
@@ -88,9 +95,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     for line in made.lines("thief"):
         with suppress(ProcessLookupError):
             os.kill(line["thief"], signal.SIGKILL)
-    until = time.monotonic() + 5
-    while (left := made.engines()) and time.monotonic() < until:
-        time.sleep(0.05)
+    left = made.left(5)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == [], "an engine outlived its test"
@@ -127,7 +132,7 @@ def test_an_engine_starts_at_the_first_call_that_the_cache_cannot_answer(fake: F
         assert fake.starts == []
         answers = ask(llm)
         assert len(fake.starts) == 1 and len(set(answers)) == 4
-    assert fake.engines() == [], "without a run it is stopped when it is given back"
+    assert fake.left() == [], "without a run it is stopped when it is given back"
     with closing(opened()) as llm:
         assert ask(llm) == answers
         assert len(fake.starts) == 1, "all of it was in the cache"
@@ -180,7 +185,7 @@ def test_one_that_does_not_answer_in_time_is_one_line(fake: Fake, opened: Any, m
     fake.does(slow=30)
     with closing(opened()) as llm, pytest.raises(ModelError, match=r"does not answer within 0\.5 s: loading"):
         ask(llm)
-    assert fake.engines() == []
+    assert fake.left() == []
 
 
 @pytest.mark.parametrize("how", ["dies_at", "hangs_at"])
@@ -216,7 +221,7 @@ def test_one_that_is_deaf_is_killed_and_what_it_left_is_found(fake: Fake, opened
     (child,) = fake.lines("child")
     assert child["child"] in fake.engines() and fake.starts[0]["start"] in fake.engines()
     llm.close()
-    assert fake.engines() == [] and told(llm, "did not end within 0.6 s and was killed")
+    assert fake.left() == [] and told(llm, "did not end within 0.6 s and was killed")
 
 
 def test_a_child_left_behind_by_one_that_obeys_is_stopped(fake: Fake, opened: Any) -> None:
@@ -224,7 +229,7 @@ def test_a_child_left_behind_by_one_that_obeys_is_stopped(fake: Fake, opened: An
     llm = opened()
     ask(llm)
     llm.close()
-    assert fake.engines() == [] and told(llm, "left 1 processes behind")
+    assert fake.left() == [] and told(llm, "left 1 processes behind")
 
 
 def test_a_stolen_port_is_answered_by_another_one(fake: Fake, opened: Any) -> None:
@@ -251,7 +256,7 @@ def test_each_gpu_has_an_engine_of_its_own(fake: Fake, opened: Any, monkeypatch:
     with closing(opened(gpus="all")) as llm:
         ask(llm, 24)
     assert sorted(start["gpu"] for start in fake.starts) == ["2", "5"]
-    assert fake.engines() == []
+    assert fake.left() == []
     with closing(opened(gpus=3)) as llm, pytest.raises(ModelError, match="gpus: 3, and this machine has 2"):
         ask(llm, first=50)
 
@@ -346,7 +351,7 @@ def test_it_is_kept_for_the_next_step_and_gone_before_training_loads(
     assert str(before["argv"][1]) == str(tiny), "a model as it came is served from where it lies"
     merged = Path(after["argv"][1])
     assert merged.parent == tmp_path / "runs/t" / FOLDER / "models" and merged.name.startswith("tuned-")
-    assert not merged.exists() and fake.engines() == [], "nothing is left after the run"
+    assert not merged.exists() and fake.left() == [], "nothing is left after the run"
     assert "loading the weights" in (tmp_path / "runs/t" / FOLDER / "base-0.log").read_text()
     manifest = json.loads((tmp_path / "runs/t/third/manifest.json").read_text())
     assert manifest["parts"]["engines"] == {"tuned": {"engine": "vllm", "args": []}}
@@ -405,7 +410,7 @@ def test_a_kill_of_us_leaves_nothing_and_no_answered_call_is_paid_twice(
         os.kill(pid, signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     if not watcher_too:
-        wait_until(lambda: fake.engines() == [], 8)
+        wait_until(lambda: fake.left() == [], 8)
         assert not list((tmp_path / "runs/t" / FOLDER).glob("*.json.*"))
     else:
         wait_until(lambda: fake.starts[0]["start"] not in fake.engines(), 8)
@@ -414,7 +419,7 @@ def test_a_kill_of_us_leaves_nothing_and_no_answered_call_is_paid_twice(
     fake.does(takes=0.0)
     done = commands(*arguments, first=FIRST, env=environment)
     assert done.code == 0, done.err
-    assert fake.engines() == [] and not list((tmp_path / "runs/t" / FOLDER).glob("*.json"))
+    assert fake.left() == [] and not list((tmp_path / "runs/t" / FOLDER).glob("*.json"))
     assert 0 < kept <= before and len(fake.calls) - before == answered(tmp_path / "runs") - kept == 20 - kept
 
 
@@ -428,7 +433,7 @@ def test_two_runs_at_once_have_an_engine_each(fake: Fake, tiny: Path, tmp_path: 
     execution.execute(graph.build(load(path), path, tmp_path / "here"), PlainProgress(quiet=True))
     assert running.wait().code == 0
     one, other = fake.starts
-    assert one["port"] != other["port"] and fake.engines() == []
+    assert one["port"] != other["port"] and fake.left() == []
     numbers = [
         json.loads((tmp_path / runs / "t/asked/manifest.json").read_text())["numbers"] for runs in ("here", "there")
     ]
@@ -445,7 +450,7 @@ def test_a_ctrl_c_stops_it(fake: Fake, tiny: Path, tmp_path: Path, commands: Any
     wait_until(lambda: len(fake.calls) >= 2)
     os.killpg(running.pid, signal.SIGINT)
     done = running.wait()
-    assert done.code == 130 and "Traceback" not in done.err and fake.engines() == []
+    assert done.code == 130 and "Traceback" not in done.err and fake.left() == []
 
 
 # --------------------------------------------------------------------------- installing, planning
@@ -522,3 +527,14 @@ def test_a_plan_knows_an_engine_s_memory_and_what_does_not_fit_beside_it(tiny: P
     assert len(said) == 1 and "vllm takes 85% of A100 for 'teacher'" in said[0] and "'judge'" in said[0]
     two["teacher"] = {**teacher, "args": ["--gpu-memory-utilization", "0.6"]}
     assert planned(tmp_path, tiny, two, "a100-80gb", samples=2, by="judge")[1] == []
+
+
+def test_runs_that_overlap_in_one_process_leave_no_engine_kept(tmp_path: Path) -> None:
+    kept = KeptEngines()
+    one, other = kept.keeping(tmp_path / "one"), kept.keeping(tmp_path / "other")
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert kept.runs == 1, "the other run goes on"
+    other.__exit__(None, None, None)
+    assert kept.runs == 0, "what is given back from now on is stopped"

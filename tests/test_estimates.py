@@ -43,6 +43,7 @@ def test_the_paper_s_model_has_its_known_number_of_parameters() -> None:
 def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # too little to hold NF4 unpacked
     monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 16_000_000_000)
+    monkeypatch.setattr("openbezoar.machine.devices.cpu_has_bfloat16", lambda: True)
     base = load(ROOT / "recipes/openbezoar-3b.yaml").models["base"]
     assert isinstance(base, LocalModel) and base.shape is not None
 
@@ -74,6 +75,7 @@ def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch
 
 def test_the_paper_s_recipe_is_priced_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openbezoar.machine.devices.free_bytes", lambda: 16_000_000_000)
+    monkeypatch.setattr("openbezoar.machine.devices.cpu_has_bfloat16", lambda: True)
     path = ROOT / "recipes/openbezoar-3b.yaml"
     made = estimate(graph.build(load(path), path, tmp_path))
     assert made["hh-sft"].rows == 100_000 - 64  # the held-out rows

@@ -173,10 +173,10 @@ def test_a_training_killed_between_two_steps_ends_as_one_that_was_not(
     told = iter(losses) if losses else None
     step = loop._step
 
-    def mortal(job: Any, state: Any, chosen: Any) -> Any:
+    def mortal(job: Any, state: Any, *rest: Any) -> Any:
         if state.step == killed_at:
             raise Killed
-        return step(job, state, chosen)
+        return step(job, state, *rest)
 
     monkeypatch.setattr(loop, "_step", mortal)
     with pytest.raises(Killed):

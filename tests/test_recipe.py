@@ -210,7 +210,7 @@ def test_what_the_machine_refuses_is_one_line(
         RuntimeError("Error while serializing: No space left on device (os error 28)"),
     ):
 
-        def full(*_: object, error: Exception = error) -> None:
+        def full(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(execution, "execute", full)
@@ -232,9 +232,9 @@ def test_a_recipe_that_is_edited_while_it_runs_ends_as_it_began(
     path = write_recipe({"kept": {"filter": "rows.jsonl"}})
     execute = execution.execute
 
-    def edited(*arguments: Any) -> list[str]:
+    def edited(*arguments: Any, **named: Any) -> list[str]:
         path.write_text("half a reci")
-        return execute(*arguments)
+        return execute(*arguments, **named)
 
     monkeypatch.setattr(execution, "execute", edited)
     code, _, err = run_cli(["run", str(path), "--runs", str(tmp_path / "runs")], capsys)

@@ -66,12 +66,12 @@ def test_a_killed_training_has_each_step_s_answers_once(
     whole = made(recipe, "whole")
     taken = loop._step
 
-    def mortal(job: Any, state: Any, chosen: Any) -> Any:
+    def mortal(job: Any, state: Any, *rest: Any) -> Any:
         if state.step == 3:
             with (job.out / "samples.jsonl").open("a") as log:
                 log.write('{"step": 3, "answ')  # killed while it was written
             raise Killed
-        return taken(job, state, chosen)
+        return taken(job, state, *rest)
 
     monkeypatch.setattr(loop, "_step", mortal)
     with pytest.raises(Killed):

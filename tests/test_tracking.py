@@ -70,10 +70,10 @@ class Killed(Exception):
 def killed_at(number: int, monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
     taken = loop._step
 
-    def mortal(job: Any, state: Any, chosen: Any) -> Any:
+    def mortal(job: Any, state: Any, *rest: Any) -> Any:
         if state.step == number:
             raise Killed
-        return taken(job, state, chosen)
+        return taken(job, state, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", mortal)

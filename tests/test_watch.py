@@ -54,13 +54,13 @@ def test_a_run_is_seen_at_work_when_it_was_killed_and_when_it_is_done(
     run = recipe.parent / "runs/t"
     taken, frames = loop._step, []
 
-    def seen(job: Any, state: Any, chosen: Any) -> Any:
+    def seen(job: Any, state: Any, *rest: Any) -> Any:
         if state.step == 3:
             time.sleep(0.6)
         if state.step == 5:
             frames.append(watched(run, capsys))
             raise Killed
-        return taken(job, state, chosen)
+        return taken(job, state, *rest)
 
     def execute() -> None:
         execution.execute(graph.build(load(recipe), recipe, run.parent), Silent())

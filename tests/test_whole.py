@@ -146,10 +146,10 @@ def test_a_training_killed_between_two_steps_has_the_weights_of_one_that_was_not
     assert whole["steps"] == 6 and whole["heldout_loss_after"] != whole["heldout_loss_before"]
     step = loop._step
 
-    def mortal(job: Any, state: Any, chosen: Any) -> Any:
+    def mortal(job: Any, state: Any, *rest: Any) -> Any:
         if state.step == 3:
             raise Killed
-        return step(job, state, chosen)
+        return step(job, state, *rest)
 
     monkeypatch.setattr(loop, "_step", mortal)
     with pytest.raises(Killed):

@@ -126,7 +126,8 @@ class LocalModel(Strict):
         description=(
             "Which program answers, where the model is asked for texts (a teacher, a judge by its text, answers that"
             " are measured); training, likelihoods and probabilities are the forest's. 'forest': this process. The"
-            " others are started when they are needed and stopped before anything is trained (docs/how-to/engines.md)."
+            " others are started when they are needed and stopped before anything is trained ('openbezoar docs"
+            " how-to/engines')."
             " 'auto': the forest; on a GPU vLLM, if it is found. Models that steps make of this one answer by the same."
         ),
     )

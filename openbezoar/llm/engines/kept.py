@@ -52,7 +52,8 @@ class KeptEngines:
     """The engines of this process."""
 
     lent: dict[str, Lent] = field(default_factory=dict)
-    keeps: bool = False
+    counting: threading.Lock = field(default_factory=threading.Lock)
+    runs: int = 0  # under way in this process; threads may have one each
 
     def lend(self, key: str, make: Callable[[], Lent]) -> Lent:
         """The servers of a model, started; those that nobody has are stopped first where they are another's."""
@@ -73,7 +74,7 @@ class KeptEngines:
         """One user less; without a run that may want them again, the last one's going stops them."""
         if (lent := self.lent.get(key)) is not None:
             lent.users -= 1
-            if not self.keeps:
+            if not self.runs:
                 self.make_room()
 
     def make_room(self, but: Collection[str] = ()) -> None:
@@ -93,12 +94,17 @@ class KeptEngines:
     def keeping(self, run: Path) -> Iterator[None]:
         """While a run's steps follow one another; afterwards nothing is left, nor of an earlier try before."""
         clear_leftovers(run / FOLDER)
-        before, self.keeps = self.keeps, True
+        with self.counting:
+            self.runs += 1
         try:
             yield
         finally:
-            self.keeps = before
-            self.stop_all()
+            with self.counting:
+                self.runs -= 1
+            if self.runs:  # another run's engines stay its own
+                self.make_room()
+            else:
+                self.stop_all()
             shutil.rmtree(run / FOLDER / MODELS, ignore_errors=True)
 
 
