@@ -271,6 +271,8 @@ def forked(work: Callable[[], None], seconds: float | None = None, number: int =
                     code = stops.code()
         except UserError as error:
             code = 2 if "\n" not in str(error) else 1
+        except stops.Stop:  # as listening began or ended
+            code = stops.code()
         except BaseException:
             traceback.print_exc()
         finally:
