@@ -15,6 +15,7 @@ import typer
 from conftest import FAST, recipe_in
 from warm import Commands, Running
 
+from openbezoar.cli.app import main
 from openbezoar.cli.arguments import seconds
 from openbezoar.machine import stops
 from openbezoar.progress import Silent
@@ -247,14 +248,24 @@ def test_times(text: str, expected: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "0s", "-5m", "5 parsecs", "m5", "5s3h", "1e3s", "nanh", "٣h"])
 def test_what_is_no_time_is_told_in_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from openbezoar.cli.app import main
-
     with pytest.raises(typer.BadParameter):
         seconds(text)
     with pytest.raises(SystemExit) as end:
         main(["run", "demo", f"--time-limit={text}"])
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and "--time-limit" in said and "11h30m" in said
+
+
+def test_a_signal_as_listening_ends_is_a_stop_and_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What runs a command has returned already, so nothing of it catches the signal.
+    monkeypatch.setattr("openbezoar.cli.app._ran", lambda arguments: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        main(["run", "demo"])
+    said = capsys.readouterr().err
+    assert end.value.code == 128 + signal.SIGTERM
+    assert said.count("\n") == 2 and "stopped by SIGTERM" in said and said.endswith(" run demo\n")
 
 
 def test_a_process_that_is_not_ours_is_left_as_it_was() -> None:

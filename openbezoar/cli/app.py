@@ -177,11 +177,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The program. Turns errors into one line and an exit code."""
     process.own()
     words = sys.argv[1:] if arguments is None else arguments
-    with standing(), stops.listening() if words[:1] and words[0] in GOES_ON else nullcontext():
-        code = _ran(arguments)
-        if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
-            code = stops.code()
-            if not distributed.rank():
-                print(f"\nopenbezoar: {stops.words()}{_how_to_go_on(words)}", file=sys.stderr)
-        distributed.stop()
+    try:
+        with standing(), stops.listening() if words[:1] and words[0] in GOES_ON else nullcontext():
+            code = _ran(arguments)
+            if code == INTERRUPTED:  # typer may have caught the interrupt itself, and returned its code
+                code = stops.code()
+                if not distributed.rank():
+                    print(f"\nopenbezoar: {stops.words()}{_how_to_go_on(words)}", file=sys.stderr)
+            distributed.stop()
+    except stops.Stop as ended:  # a signal between two instructions of the above, as listening begins or ends
+        code = ended.code
+        print(f"\nopenbezoar: {ended.words}{_how_to_go_on(words)}", file=sys.stderr)
     sys.exit(code)

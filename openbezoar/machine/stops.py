@@ -28,7 +28,11 @@ ROOM = (5.0, 60.0)  # least seconds between the end of the work and the limit: a
 
 
 class Stop(KeyboardInterrupt):
-    """Work ends here, to be gone on with later."""
+    """Work ends here, to be gone on with later. code, words: as of when it was raised, for when listening is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.words = code(), words()
 
 
 class Finishing:
