@@ -100,6 +100,13 @@ def test_keys_of_a_shipped_recipe_are_made_of_what_they_were_made_of(recipe: str
     assert not changed, "\n".join([*changed, "if that is meant: python tests/test_keys.py, and a line in CHANGELOG.md"])
 
 
+def test_ablations_go_on_from_the_recipe_for_small_models(tmp_path: Path) -> None:
+    # A copy of its run folder keeps what both recipes have: models, reward models and pairs.
+    small, ablations = (built(name, tmp_path).nodes for name in ("small.yaml", "ablations.yaml"))
+    shared = ["sft", "chat", "rm", "judge-rm", "own"]
+    assert [ablations[name].key for name in shared] == [small[name].key for name in shared]
+
+
 def test_a_key_is_the_digest_of_its_parts_and_its_inputs_keys(tmp_path: Path) -> None:
     made = built("demo.yaml", tmp_path)
     for node in made.nodes.values():
