@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -25,7 +26,11 @@ from openbezoar.errors import UserError
 MARK = "benchmark-result: "
 REQUIRED = ("benchmark", "ours", "peer", "ratio", "memory_ratio", "same")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "lm_eval", "openbezoar")
-TOLERANCE = 1e-3  # in fp32, of the check that both sides computed the same thing
+TOLERANCE = 1e-3  # in fp32, of the check that both sides computed the same thing: losses, norms relatively
+# In fp32, nats a token of an answer's log-probability. Sums of long answers add up what each token is off by:
+# ours, through torch's log_softmax, was seen 9e-6 a token from fp64.
+TOLERANCE_A_TOKEN = 5e-5
+FOREIGN = 0.05  # share of the cores that other work may have taken from a measurement
 Spec = dict[str, Any]
 
 
@@ -42,13 +47,15 @@ def answer(value: Mapping[str, Any]) -> None:
 
 
 def run_worker(module: str, spec: Spec) -> dict[str, Any]:
-    """Run ``python -m module --worker SPEC`` and return what it answered.
+    """Run ``python -m module --worker SPEC`` and return what it answered, with ``foreign_share`` (see ``Beside``).
 
     Raises BenchmarkError with the end of its stderr when it dies or answers nothing.
     """
+    beside = Beside()
     done = subprocess.run(
         [sys.executable, "-m", module, "--worker", json.dumps(spec)], capture_output=True, text=True, check=False
     )
+    foreign = beside.share()
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not lines:
         tail = " | ".join(done.stderr.strip().splitlines()[-4:]) or "nothing on stderr"
@@ -57,7 +64,7 @@ def run_worker(module: str, spec: Spec) -> dict[str, Any]:
             f" {tail}"
         )
     result: dict[str, Any] = json.loads(lines[-1].removeprefix(MARK))
-    return result
+    return {**result, "foreign_share": foreign}
 
 
 def alternate(sides: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
@@ -98,18 +105,56 @@ def peak_memory() -> int:
 
 
 class Stopwatch:
-    """Seconds of a ``with`` block, the device's queue emptied at both ends."""
+    """Seconds of a ``with`` block, the device's queue emptied at both ends. cpu: of all threads of the process."""
 
-    seconds = 0.0
+    seconds = cpu = 0.0
 
     def __enter__(self) -> Stopwatch:
         _synchronize()
-        self.begun = time.perf_counter()
+        self.begun, self.cpu_begun = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *_: object) -> None:
         _synchronize()
-        self.seconds = time.perf_counter() - self.begun
+        self.seconds, self.cpu = time.perf_counter() - self.begun, time.process_time() - self.cpu_begun
+
+
+class Beside:
+    """What ran beside this process and its children since it was made: by all cores' busy time, less theirs.
+
+    A hypervisor's other guests count too. Linux alone tells.
+    """
+
+    def __init__(self) -> None:
+        self.begun, self.busy, self.own = time.perf_counter(), _busy(), _own()
+
+    def share(self) -> float | None:
+        """Share of all cores' time, 0 to 1; to be asked once the children have ended. None where nothing tells."""
+        now = _busy()
+        if now is None or self.busy is None:
+            return None
+        whole = (time.perf_counter() - self.begun) * (os.cpu_count() or 1)
+        return max(0.0, (now - self.busy - (_own() - self.own)) / whole)
+
+
+def _busy() -> float | None:
+    """Seconds that all cores together have been busy, or were kept from this machine, since it started."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(value) for value in first[1:9])
+    return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def disturbed(measurement: Mapping[str, Any]) -> bool:
+    """Whether other work took a part of the machine that counts. What was not sampled is not known to be."""
+    return (measurement.get("foreign_share") or 0.0) > FOREIGN
 
 
 def _synchronize() -> None:
@@ -185,54 +230,32 @@ def require_peers(*names: str) -> None:
             raise BenchmarkError(f"'{name}' is not installed; the peers are an extra: pip install 'openbezoar[bench]'")
 
 
-# ------------------------------------------------------------------- the peer at its fastest
-
-
-def search(
-    settings: Sequence[Spec], run: Callable[[Spec, float | None], dict[str, Any]], minutes: float
-) -> dict[str, Any]:
-    """The fastest of some settings by one short pilot each: {best, tried, untried}.
-
-    run: setting, seconds after which it has lost → a result with ``seconds``, None if it was
-    cut off there. The first setting that works is always measured; those that the time no longer
-    allows are listed as ``untried``. A setting that fails (memory, say) is listed with its error.
-    Raises BenchmarkError if none works.
-    """
-    deadline = time.monotonic() + 60 * minutes
-    tried: list[dict[str, Any]] = []
-    untried: list[Spec] = []
-    best: tuple[float, Spec] | None = None
-    for setting in settings:
-        if best is not None and time.monotonic() > deadline:
-            untried.append(setting)
-            continue
-        try:
-            seconds = run(setting, None if best is None else best[0])["seconds"]
-        except BenchmarkError as error:
-            tried.append({"setting": setting, "seconds": None, "error": str(error)})
-            continue
-        tried.append({"setting": setting, "seconds": seconds})
-        if seconds is not None and (best is None or seconds < best[0]):
-            best = (seconds, setting)
-    if best is None:
-        raise BenchmarkError("the peer ran with none of its settings: " + "; ".join(str(t.get("error")) for t in tried))
-    return {"best": best[1], "tried": tried, "untried": untried}
-
-
-def fastest_first(found: Mapping[str, Any]) -> list[Spec]:
-    """A search's settings, the fastest first, for a search of something alike; what failed comes last."""
-    tried = sorted(
-        found["tried"], key=lambda t: (t.get("error") is not None, t["seconds"] is None, t["seconds"] or 0.0)
-    )
-    return [t["setting"] for t in tried] + list(found["untried"])
-
-
 # ------------------------------------------------------------------------------- comparing
 
 
 def close(ours: float, peer: float, relative: bool = False) -> bool:
-    """Within 1e-3: absolute for losses and log-probabilities, relative for gradient norms."""
+    """Within 1e-3: absolute for losses, which are means over tokens or pairs, relative for gradient norms."""
     return abs(ours - peer) <= TOLERANCE * (abs(peer) if relative else 1.0)
+
+
+def close_sums(ours: float, peer: float, tokens: int) -> bool:
+    """Whether two sums of so many tokens' log-probabilities are the same, to a token's tolerance."""
+    return abs(ours - peer) <= TOLERANCE_A_TOKEN * tokens
+
+
+def nearer(
+    ours: Sequence[float], peer: Sequence[float], exact: Sequence[float], tokens: Sequence[int]
+) -> dict[str, Any]:
+    """How far both sides' log-probabilities in fp32 are from those in fp64, in nats a token (root mean square), and
+    which side is nearer.
+    """
+
+    def off(side: Sequence[float]) -> float:
+        squares = [((a - b) / n) ** 2 for a, b, n in zip(side, exact, tokens, strict=True)]
+        return float(statistics.fmean(squares) ** 0.5)
+
+    mine, theirs = off(ours), off(peer)
+    return {"items": len(exact), "ours": mine, "peer": theirs, "nearer": "ours" if mine <= theirs else "peer"}
 
 
 def compare(ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -241,10 +264,17 @@ def compare(ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]]
     """
     times = [[float(m["seconds"]) for m in side] for side in (ours, peer)]
     peaks = [[float(m["peak_memory"]) for m in side] for side in (ours, peer)]
+    cpu = [[float(m["cpu_seconds"]) for m in side if "cpu_seconds" in m] for side in (ours, peer)]
     paired = [b / a for a, b in zip(*times, strict=True)]
+    shares = [m["foreign_share"] for side in (ours, peer) for m in side if m.get("foreign_share") is not None]
+    sides = [
+        {"seconds": spread(t), "peak_memory": spread(p)} | ({"cpu_seconds": spread(c)} if c else {})
+        for t, p, c in zip(times, peaks, cpu, strict=True)
+    ]
     return {
-        "ours": {"seconds": spread(times[0]), "peak_memory": spread(peaks[0])},
-        "peer": {"seconds": spread(times[1]), "peak_memory": spread(peaks[1])},
+        "ours": sides[0],
+        "peer": sides[1],
+        "foreign_share": max(shares, default=None),
         "ratio": statistics.median(times[1]) / statistics.median(times[0]),
         "ratio_by_round": {"min": min(paired), "max": max(paired)},
         "memory_ratio": statistics.median(peaks[0]) / statistics.median(peaks[1]),
@@ -254,7 +284,8 @@ def compare(ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]]
 def headline(name: str, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The fields that every result has: seconds of both sides and ratio of the arm with the worse ratio.
 
-    memory_ratio is the worst of the arms; ``same`` holds if it held in every arm.
+    memory_ratio is the worst of the arms; ``same`` holds if it held in every arm, and ``finished`` if every arm's
+    searches came to their end; ``foreign_share`` is the worst.
     """
     worst = min(arms, key=lambda arm: arms[arm]["ratio"])
     return {
@@ -264,6 +295,10 @@ def headline(name: str, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         "ratio": arms[worst]["ratio"],
         "memory_ratio": max(arm["memory_ratio"] for arm in arms.values()),
         "same": all(arm["same"] for arm in arms.values()),
+        "finished": all(arm.get("finished", True) for arm in arms.values()),
+        "foreign_share": max(
+            (a["foreign_share"] for a in arms.values() if a.get("foreign_share") is not None), default=None
+        ),
         "worst_arm": worst,
     }
 
@@ -282,8 +317,8 @@ def parser(name: str, about: str, n: int, n_help: str) -> argparse.ArgumentParse
     made.add_argument(
         "--minutes",
         type=float,
-        default=4.0,
-        help="the most that the search for the peer's best setting may take (default 4)",
+        default=math.inf,
+        help="the most that the search for the peer's best setting may take (default: until it is finished)",
     )
     made.add_argument(
         "--micro",
@@ -325,7 +360,19 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
     assert not missing, missing
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    doubts = doubts_of(result)
+    speed = f"no ratio ({doubts})" if doubts else f"{result['ratio']:.2f} times as fast as the peer"
     say(
-        f"{result['benchmark']}: {result['ratio']:.2f} times as fast as the peer, {result['memory_ratio']:.2f} of its"
-        f" memory, same result: {result['same']} → {path}"
+        f"{result['benchmark']}: {speed}, {result['memory_ratio']:.2f} of its memory, same result: {result['same']}"
+        f" → {path}"
     )
+
+
+def doubts_of(result: Mapping[str, Any]) -> str:
+    """Why a result's times stand for nothing; empty: they do."""
+    found = []
+    if not result.get("finished", True):
+        found.append("the search for the peer's best setting is not finished")
+    if disturbed(result):
+        found.append(f"other work took {100 * result['foreign_share']:.0f} % of the cores")
+    return "; ".join(found)

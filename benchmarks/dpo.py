@@ -41,8 +41,10 @@ def ours(job: Job) -> dict[str, Any]:
     if job.what == "check":
         # The filled adapter is not zero, so policy and reference differ at the first step.
         objective = replace(objective, check_first=lambda metrics: None)
-        extra = {"logprobs": _scores(scorer, model, training.flat(training.in_our_order(trees, settings)))}
-    return {**training.time_ours(model, scorer, trees, objective, settings), **extra}
+        ordered = training.flat(training.in_our_order(trees, settings))
+        lengths = [tree[side].n_scored for side in (0, 1) for tree in ordered]
+        extra = {"logprobs": _scores(scorer, model, ordered), "lengths": lengths}
+    return {**training.time_ours(model, scorer, trees, objective, settings, job.warm), **extra}
 
 
 def _scores(scorer: Scorer, model: Any, trees: Sequence[Tree]) -> list[float]:
@@ -88,11 +90,11 @@ def trainer_of(job: Job, trees: Sequence[Tree], settings: Dpo, folder: str) -> A
 def trl(job: Job) -> dict[str, Any]:
     """TRL's training."""
     settings = job.settings(Dpo, dpo="pairs")
-    trees = training.flat(training.in_our_order(training.read_trees(job, pairs=True), settings))
+    trees = training.flat(training.in_our_order(training.read_trees(job, pairs=True), settings, job.warm))
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(job, trees, settings, folder)
         if job.what != "check":
-            return training.trained(trainer, training.clock(job.limit))
+            return training.trained(trainer, training.clock(job.limit, bool(job.warm)))
         training.fill_adapter(trainer.model)
         found = training.trained(trainer, training.clock(job.limit))
         # Afterwards and in training mode: before it, an evaluation pass would have bitsandbytes
@@ -121,16 +123,19 @@ def plain(job: Job) -> dict[str, Any]:
     from peft import get_peft_model
 
     settings = job.settings(Dpo, dpo="pairs")
-    batches = training.in_our_order(training.read_trees(job, pairs=True), settings)
+    batches = training.in_our_order(training.read_trees(job, pairs=True), settings, job.warm)
     torch.manual_seed(training.SEED)
     model = get_peft_model(training.load_peer(job), training.lora_config(job))
     if job.what == "check":
         training.fill_adapter(model)
+    if job.dtype == "float64":
+        model.double()
 
     def summed(paths: Sequence[Any], reference: bool) -> Any:
         ids, mask, scored = training.padded(paths, 0)
         with model.disable_adapter() if reference else nullcontext(), torch.set_grad_enabled(not reference):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            logits = training.wide(logits)
             chosen = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
             return (chosen * scored[:, 1:]).sum(-1)
 
@@ -151,7 +156,9 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
     """One worker's job. The needed work: the reference's forward, the policy's, and the gradient of the activations."""
     job = Job(**spec)
     if job.what == "work":
-        return training.work_of("pairs", training.read_trees(job, pairs=True), training.load_peer(job), passes=3)
+        return training.work_of(
+            "pairs", training.read_trees(job, pairs=True)[job.warm :], training.load_peer(job), passes=3
+        )
     return {"ours": ours, "trl": trl, "plain": plain}[job.side](job)
 
 

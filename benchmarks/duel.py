@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, searches
 from benchmarks.common import Spec
 from benchmarks.training import ARMS, CHECK_ROWS, Job, checkpoint
 
@@ -42,13 +43,14 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         "bfloat16",
         {},
     )
-    work = call(plan, replace(base, what="work"))
+    kept = searches.Kept(options.json.with_name("searches.json"), about)
+    work = call(plan, replace(base, what="work", warm=base.batch))
     result: dict[str, Any] = {}
     order: dict[str, list[Spec]] = {"trl": plan.trl, "plain": plan.plain}
     for arm in options.arms:
         job = replace(base, quantize=ARMS[arm])
-        result[arm] = _arm(plan, job, order, options)
-        order = {side: common.fastest_first(result[arm]["search"][side]) for side in order}
+        result[arm] = _arm(plan, job, order, options, kept)
+        order = {side: searches.fastest_first(result[arm]["search"][side]) for side in order}
         for side in ("ours", "peer", "second_peer"):
             result[arm][side]["matmul_share"] = work["flops"] / result[arm][side]["seconds"]["median"] / work["rate"]
             result[arm][side][f"{work['unit']}_per_second"] = work["rows"] / result[arm][side]["seconds"]["median"]
@@ -95,38 +97,49 @@ def call(plan: Plan, job: Job) -> dict[str, Any]:
     return common.run_worker(f"benchmarks.{plan.name}", vars(job))
 
 
-def _arm(plan: Plan, job: Job, order: dict[str, list[Spec]], options: argparse.Namespace) -> dict[str, Any]:
+def _arm(
+    plan: Plan, job: Job, order: dict[str, list[Spec]], options: argparse.Namespace, kept: searches.Kept
+) -> dict[str, Any]:
     common.say(f"{plan.name} {job.quantize}: checking that all sides compute the same")
     checks = _checks(plan, job)
     # with none the result says that it is not the same
     trusted = [mode for mode in plan.modes if checks["trl " + named(mode)]["same"]] or plan.modes
-    searches = {}
+    found = {}
     for side in ("trl", "plain"):
         settings = [s for s in order[side] if side == "plain" or mode_of(plan, s) in trusted]
         pilot = replace(job, side=side, n=min(job.n, job.batch))
         common.say(f"{plan.name} {job.quantize}: searching {side}'s best of {len(settings)} settings")
-        minutes = options.minutes / (2 * len(options.arms))
-        searches[side] = common.search(
-            settings, lambda s, limit, pilot=pilot: call(plan, replace(pilot, setting=s, limit=limit)), minutes
-        )  # type: ignore[misc]
+        about = {"benchmark": plan.name} | {k: v for k, v in vars(pilot).items() if k not in ("setting", "limit")}
+        about |= {"model": options.model, "data": searches.digest_of(options.data)}
+        found[side] = searches.search(
+            settings,
+            lambda s, limit, pilot=pilot: call(plan, replace(pilot, setting=s, limit=limit)),  # type: ignore[misc]
+            options.minutes / (2 * len(options.arms)),
+            (kept, about),
+            fewer_threads(kept.machine["threads"]),
+        )
     rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "plain": []}
     for number, side in common.alternate(list(rounds), options.rounds):
-        setting = {} if side == "ours" else searches[side]["best"]
-        rounds[side].append(call(plan, replace(job, side=side, setting=setting)))
+        setting = {} if side == "ours" else found[side]["best"]
+        rounds[side].append(call(plan, replace(job, side=side, setting=setting, warm=job.batch)))
         common.say(
             f"{plan.name} {job.quantize}: round {number + 1} {side} {rounds[side][-1]['seconds']:.1f} s"
             f" {named(setting)}"
         )
     second = common.compare(rounds["ours"], rounds["plain"])
+    first = common.compare(rounds["ours"], rounds["trl"])
+    shares = [one["foreign_share"] for one in (first, second) if one["foreign_share"] is not None]
     return {
-        **common.compare(rounds["ours"], rounds["trl"]),
+        **first,
+        "foreign_share": max(shares, default=None),
         "second_peer": second["peer"],
         "second_ratio": second["ratio"],
         "same": all(
-            checks[side]["same"] for side in ("trl " + named(mode_of(plan, searches["trl"]["best"])), "plain micro 2")
+            checks[side]["same"] for side in ("trl " + named(mode_of(plan, found["trl"]["best"])), "plain micro 2")
         ),
+        "finished": all(one["finished"] for one in found.values()),
         "checks": checks,
-        "search": searches,
+        "search": found,
         "rounds": rounds,
     }
 
@@ -136,6 +149,11 @@ def mode_of(plan: Plan, setting: Spec) -> Spec:
     return next(mode for mode in plan.modes if mode.get("mode") == setting.get("mode"))
 
 
+def fewer_threads(threads: int) -> Callable[[Spec], list[Spec]]:
+    """A refinement of a search: the best setting with half the threads."""
+    return lambda best: [{**best, "threads": threads // 2}] if threads > 1 else []
+
+
 def named(setting: Spec) -> str:
     """A setting in words."""
     return " ".join(str(v) if isinstance(v, str) else f"{k} {v}" for k, v in setting.items() if v is not False)
@@ -143,10 +161,15 @@ def named(setting: Spec) -> str:
 
 def _checks(plan: Plan, job: Job) -> dict[str, Any]:
     """First-step loss and gradient norm (and per-item log-probabilities, where a side gives them)
-    in fp32, each peer against ours.
+    in fp32, each peer against ours; and, of a base that is not quantised, both against the plain loop in fp64.
     """
     check = replace(job, what="check", n=CHECK_ROWS, batch=CHECK_ROWS, dtype="float32")
     ours = call(plan, check)
+    exact = (
+        call(plan, replace(check, side="plain", setting={"micro": 2}, dtype="float64"))
+        if check.quantize == "none"
+        else None
+    )
     sides = [("trl", mode) for mode in plan.modes] + [("plain", {"micro": 2})]
     found = {}
     for side, setting in sides:
@@ -155,18 +178,26 @@ def _checks(plan: Plan, job: Job) -> dict[str, Any]:
         except common.BenchmarkError as error:
             found[f"{side} {named(setting)}"] = {"same": False, "error": str(error)}
             continue
-        found[f"{side} {named(setting)}"] = agreement(ours, theirs)
+        found[f"{side} {named(setting)}"] = agreement(ours, theirs, exact)
     return found
 
 
-def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """One peer's first step against ours."""
+def agreement(ours: dict[str, Any], theirs: dict[str, Any], exact: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One peer's first step against ours. exact: the same step in fp64, to tell which of the two is nearer to it."""
     same = common.close(ours["loss"], theirs["loss"]) and common.close(
         ours["gradient_norm"], theirs["gradient_norm"], relative=True
     )
-    found = {name: {"ours": ours[name], "peer": theirs[name]} for name in ("loss", "gradient_norm")}
+    found: dict[str, Any] = {name: {"ours": ours[name], "peer": theirs[name]} for name in ("loss", "gradient_norm")}
+    if exact:
+        found["loss"]["fp64"] = exact["loss"]
     if items := theirs.get("logprobs"):
-        gap = max(abs(a - b) for a, b in zip(ours["logprobs"], items, strict=True))
-        found["logprobs"] = {"items": len(items), "largest_difference": gap}
-        same = same and gap <= common.TOLERANCE
+        compared = list(zip(ours["logprobs"], items, ours["lengths"], strict=True))
+        found["logprobs"] = {
+            "items": len(items),
+            "largest_difference": max(abs(a - b) for a, b, _ in compared),
+            "largest_difference_a_token": max(abs(a - b) / n for a, b, n in compared),
+        }
+        same = same and all(common.close_sums(*one) for one in compared)
+        if exact:
+            found["logprobs"]["fp64"] = common.nearer(ours["logprobs"], items, exact["logprobs"], ours["lengths"])
     return {"same": same, **found}

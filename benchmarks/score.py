@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, searches
 from openbezoar.cli import process
 from openbezoar.errors import DataError
 from openbezoar.forest import Tree
 from openbezoar.forest.layout import in_order
 from openbezoar.harness.run import FEWSHOT_SEED, quiet
 from openbezoar.harness.tasks import Benchmark, open_benchmarks
-from openbezoar.models.load import DTYPES, device, load_for_inference, load_tokenizer
+from openbezoar.models.load import device, load_for_inference, load_tokenizer
 from openbezoar.models.references import open_checkpoint
 from openbezoar.recipe.measure_steps import TaskSpec
 
@@ -40,6 +40,7 @@ SUITE = {
     "arc_challenge 25": ("arc_challenge", 25),
 }
 ARMS = {"bf16": "bfloat16", "fp32": "float32"}
+EXACT = 2  # questions of a task that are asked in fp64 too
 PILOT = 4  # questions of a task while HFLM's best batch size is searched; a batch of 16 is then full at four choices
 
 
@@ -84,16 +85,19 @@ def present(data: Path) -> list[str]:
     """The suite's tasks whose file is in the folder. Raises DataError if none is, or if a file
     cannot be read as its task.
     """
-    found = []
-    for name, (task, _) in SUITE.items():
-        stem = "truthfulqa_mc" if task.startswith("truthfulqa") else task
-        if any((data / f"{stem}{ending}").is_file() for ending in (".jsonl", ".jsonl.gz")):
-            found.append(name)
+    found = [name for name in SUITE if file_of(data, name).is_file()]
     if not found:
         raise DataError(
             f"{data}: no task file there; expected a folder with arc_easy.jsonl.gz and the like (docs/data.md)"
         )
     return found
+
+
+def file_of(data: Path, name: str) -> Path:
+    """The task's file in the folder, whether it is there or not."""
+    task, _ = SUITE[name]
+    plain = data / f"{'truthfulqa_mc' if task.startswith('truthfulqa') else task}.jsonl"
+    return plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
 
 
 # ----------------------------------------------------------------------------------- sides
@@ -111,13 +115,14 @@ def ours(job: Job) -> dict[str, Any]:
 
 def hflm(job: Job) -> dict[str, Any]:
     """lm-eval's model class around the same weights, with the batch size that was fastest for each task."""
+    import torch
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
     folder = open_checkpoint(job.model).folder()
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[job.dtype], attn_implementation="sdpa").to(
-        device()
-    )
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=getattr(torch, job.dtype), attn_implementation="sdpa"
+    ).to(device())
     tokenizer = load_tokenizer(folder)
     made: dict[int, Any] = {}
 
@@ -146,10 +151,16 @@ def evaluated(job: Job, lm_for: Any) -> dict[str, Any]:
             found = evaluate(
                 lm, {"tasks": dict(benchmark.parts)}, limit=benchmark.limit, bootstrap_iters=0, log_samples=True
             )
-        tasks[benchmark.name] = {"seconds": watch.seconds, "answers": answers(found["samples"])}
+        tasks[benchmark.name] = {
+            "seconds": watch.seconds,
+            "cpu_seconds": watch.cpu,
+            "answers": answers(found["samples"]),
+            "lengths": lengths(found["samples"], lm.tokenizer),
+        }
     seconds = sum(task["seconds"] for task in tasks.values())
     return {
         "seconds": seconds,
+        "cpu_seconds": sum(task["cpu_seconds"] for task in tasks.values()),
         "peak_memory": common.peak_memory(),
         "loaded_memory": loaded,
         "warm_up_seconds": warm_up.seconds,
@@ -180,6 +191,24 @@ def answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, lis
         for part, logged in samples.items()
         for sample in logged
     }
+
+
+def lengths(samples: Mapping[str, Sequence[Mapping[str, Any]]], tokenizer: Any) -> dict[str, list[int]]:
+    """Tokens of each choice that is scored, by question; at least one. What a token's tolerance is multiplied with."""
+    return {
+        f"{part} {sample['doc_id']}": [
+            max(1, len(tokenizer.encode(text, add_special_tokens=False))) for text in scored_texts(sample["arguments"])
+        ]
+        for part, logged in samples.items()
+        for sample in logged
+    }
+
+
+def scored_texts(arguments: Any) -> list[str]:
+    """The continuation of each request of a logged sample, whichever way this lm-eval writes requests."""
+    if isinstance(arguments, Mapping):  # {'gen_args_0': {'arg_0': context, 'arg_1': continuation}, ...}
+        return [str(request["arg_1"]) for request in arguments.values()]
+    return [str(request[1]) for request in arguments]
 
 
 def _first(value: Any) -> Any:
@@ -252,6 +281,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Both arms; the result's JSON."""
     common.require_peers("lm_eval")
     about = common.machine()
+    kept = searches.Kept(options.json.with_name("searches.json"), about)
     base = Job(
         "time",
         "ours",
@@ -271,14 +301,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     required = call(replace(base, what="work"))
     arms = {}
     for arm, dtype in ARMS.items():
-        arms[arm] = _arm(replace(base, dtype=dtype), options, required, arm)
-    same = agreement(arms["fp32"]["rounds"]["ours"][0], arms["fp32"]["rounds"]["hflm"][0])
+        arms[arm] = _arm(replace(base, dtype=dtype), options, required, arm, kept)
+    common.say("score: asking some questions in fp64 too")
+    exact = replace(base, side="hflm", n=min(EXACT, base.n), dtype="float64", batch_sizes=dict.fromkeys(base.tasks, 1))
+    same = agreement(arms["fp32"]["rounds"]["ours"][0], arms["fp32"]["rounds"]["hflm"][0], call(exact))
     for arm in arms.values():
         arm["same"] = same["same"]
         for measurements in arm["rounds"].values():
             for measurement in measurements:
                 for task in measurement["tasks"].values():
-                    del task["answers"]
+                    del task["answers"], task["lengths"]
     return {
         **common.headline("score", arms),
         "peer_name": "lm-eval's HFLM",
@@ -293,8 +325,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _arm(job: Job, options: argparse.Namespace, required: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    best, searched = search(job, options)
+def _arm(
+    job: Job, options: argparse.Namespace, required: Mapping[str, Any], arm: str, kept: searches.Kept
+) -> dict[str, Any]:
+    best, searched = search(job, options, kept)
     rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "hflm": []}
     for number, side in common.alternate(list(rounds), options.rounds):
         rounds[side].append(call(replace(job, side=side, batch_sizes=best if side == "hflm" else {})))
@@ -315,49 +349,69 @@ def _arm(job: Job, options: argparse.Namespace, required: Mapping[str, Any], arm
             "ratio": times["hflm"]["median"] / times["ours"]["median"],
             "batch_size": best[name],
         }
-    return {**made, "tasks": tasks, "search": searched, "rounds": rounds}
+    return {**made, "finished": searched["finished"], "tasks": tasks, "search": searched, "rounds": rounds}
 
 
-def search(job: Job, options: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
+def search(job: Job, options: argparse.Namespace, kept: searches.Kept) -> tuple[dict[str, int], dict[str, Any]]:
     """(HFLM's fastest batch size for each task, how it was found): short pilots of the whole suite,
     a batch size each.
     """
     pilot = replace(job, side="hflm", n=min(PILOT, job.n))
-    times: dict[int, dict[str, float]] = {}
 
     def once(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
-        size = setting["batch_size"]
-        found = call(replace(pilot, batch_sizes=dict.fromkeys(job.tasks, size)))
-        times[size] = {name: task["seconds"] for name, task in found["tasks"].items()}
-        return found
+        found = call(replace(pilot, batch_sizes=dict.fromkeys(job.tasks, setting["batch_size"])))
+        return {**found, "by_task": {name: task["seconds"] for name, task in found["tasks"].items()}}
 
     common.say(f"score {job.dtype}: searching HFLM's best of {len(options.micro)} batch sizes")
-    found = common.search([{"batch_size": size} for size in options.micro], once, options.minutes / len(ARMS))
+    files = {name: searches.digest_of(file_of(Path(job.data), name)) for name in job.tasks}
+    about = {"benchmark": "score", "model": options.model, "n": pilot.n, "dtype": job.dtype, "tasks": files}
+    settings = [{"batch_size": size} for size in options.micro]
+    found = searches.search(settings, once, options.minutes / len(ARMS), (kept, about))
+    times = {t["setting"]["batch_size"]: t["by_task"] for t in found["tried"] if "by_task" in t}
     best = {name: min(times, key=lambda size: times[size][name]) for name in job.tasks}
     return best, {**found, "by_task": {name: {str(size): times[size][name] for size in times} for name in job.tasks}}
 
 
-def agreement(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, Any]:
-    """In fp32: every choice's log-probability within 1e-3 and every question's likeliest choice the
-    same; differences are listed.
+def agreement(
+    ours: Mapping[str, Any], peer: Mapping[str, Any], exact: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """In fp32: every choice's log-probability the same to a token's tolerance, and every question's likeliest choice
+    the same unless its rivals are within it; differences are listed. exact: answers in fp64 to some of the questions.
     """
     largest, items, differences = 0.0, 0, []
+    mine_all: list[float] = []
+    theirs_all: list[float] = []
+    exact_all: list[float] = []
+    lengths_all: list[int] = []
     for name, task in ours["tasks"].items():
         theirs = peer["tasks"][name]["answers"]
         if task["answers"].keys() != theirs.keys():
             differences.append({"task": name, "question": "the two sides answered other questions"})
             continue
+        known = exact["tasks"][name]["answers"] if exact else {}
         for question, mine in task["answers"].items():
-            gap = max(abs(a - b) for a, b in zip(mine, theirs[question], strict=True))
-            largest, items = max(largest, gap), items + 1
-            if gap > common.TOLERANCE or mine.index(max(mine)) != theirs[question].index(max(theirs[question])):
+            lengths = task["lengths"][question]
+            compared = list(zip(mine, theirs[question], lengths, strict=True))
+            largest, items = max(largest, *(abs(a - b) / n for a, b, n in compared)), items + 1
+            if not all(common.close_sums(*one) for one in compared) or turned(mine, theirs[question], lengths):
                 differences.append({"task": name, "question": question, "ours": mine, "peer": theirs[question]})
+            if question in known:
+                mine_all, theirs_all = mine_all + list(mine), theirs_all + list(theirs[question])
+                exact_all, lengths_all = exact_all + list(known[question]), lengths_all + list(lengths)
     return {
         "same": not differences and items > 0,
         "questions": items,
-        "largest_difference": largest,
+        "largest_difference_a_token": largest,
         "differences": differences,
+        **({"fp64": common.nearer(mine_all, theirs_all, exact_all, lengths_all)} if exact_all else {}),
     }
+
+
+def turned(ours: Sequence[float], peer: Sequence[float], lengths: Sequence[int]) -> bool:
+    """Whether the sides' likeliest choices differ by more than either's tolerance explains."""
+    mine, theirs = ours.index(max(ours)), peer.index(max(peer))
+    room = common.TOLERANCE_A_TOKEN * (lengths[mine] + lengths[theirs])
+    return mine != theirs and max(ours[mine] - ours[theirs], peer[theirs] - peer[mine]) > room
 
 
 def parser() -> argparse.ArgumentParser:

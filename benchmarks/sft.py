@@ -24,9 +24,7 @@ from openbezoar.training.objectives import sft_objective
 
 
 def ours(job: Job) -> dict[str, Any]:
-    """The package's own loop, its self-check at first use and its logs included; only the held-out
-    loss is left out, which no side measures.
-    """
+    """The package's own loop, its logs included; only the held-out loss is left out, which no side measures."""
     settings = job.settings(Sft, sft="rows")
     trees = training.read_trees(job, pairs=False)
     model = training.load_ours(job)
@@ -34,7 +32,7 @@ def ours(job: Job) -> dict[str, Any]:
         training.fill_adapter(model)
     scorer = Scorer(model, settings.tokens)
     objective = replace(sft_objective(scorer, []), heldout=lambda: {"loss": 0.0})
-    return training.time_ours(model, scorer, trees, objective, settings)
+    return training.time_ours(model, scorer, trees, objective, settings, job.warm)
 
 
 def trl(job: Job) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def trl(job: Job) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
     settings = job.settings(Sft, sft="rows")
-    trees = training.flat(training.in_our_order(training.read_trees(job, pairs=False), settings))
+    trees = training.flat(training.in_our_order(training.read_trees(job, pairs=False), settings, job.warm))
     rows = Dataset.from_list([_row(tree) for tree in trees])
     mode = job.setting["mode"]
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +71,7 @@ def trl(job: Job) -> dict[str, Any]:
         )
         if job.what == "check":
             training.fill_adapter(trainer.model)
-        return training.trained(trainer, training.clock(job.limit))
+        return training.trained(trainer, training.clock(job.limit, bool(job.warm)))
 
 
 def _row(tree: Tree) -> dict[str, list[int]]:
@@ -90,18 +88,20 @@ def plain(job: Job) -> dict[str, Any]:
     from peft import get_peft_model
 
     settings = job.settings(Sft, sft="rows")
-    batches = training.in_our_order(training.read_trees(job, pairs=False), settings)
+    batches = training.in_our_order(training.read_trees(job, pairs=False), settings, job.warm)
     torch.manual_seed(training.SEED)
     model = get_peft_model(training.load_peer(job), training.lora_config(job))
     if job.what == "check":
         training.fill_adapter(model)
+    if job.dtype == "float64":
+        model.double()
 
     def loss_of(micro: Sequence[Tree], step: Sequence[Tree]) -> Any:
         ids, mask, scored = training.padded([path for tree in micro for path in tree], 0)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         labels = ids.masked_fill(~scored, -100)[:, 1:]
         total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
+            training.wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=-100, reduction="sum"
         )
         return total / sum(path.n_scored for tree in step for path in tree)
 
@@ -112,7 +112,9 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
     """One worker's job. The needed work: forward, and the gradient of the activations (the base is frozen)."""
     job = Job(**spec)
     if job.what == "work":
-        return training.work_of("samples", training.read_trees(job, pairs=False), training.load_peer(job), passes=2)
+        return training.work_of(
+            "samples", training.read_trees(job, pairs=False)[job.warm :], training.load_peer(job), passes=2
+        )
     return {"ours": ours, "trl": trl, "plain": plain}[job.side](job)
 
 

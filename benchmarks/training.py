@@ -11,7 +11,8 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.layout import in_order
-from openbezoar.models.load import DTYPES, device, load_for_training, load_tokenizer
+from openbezoar.models.load import device, load_for_training, load_tokenizer
 from openbezoar.models.references import Checkpoint, open_checkpoint
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import PromptSpec
@@ -44,7 +45,9 @@ class Job:
     """What one worker is to do, as it travels to it in JSON.
 
     what: 'time' or 'check'. side: 'ours' or a peer. quantize: 'none' or 'nf4'. setting: of the
-    peer. limit: seconds after which a pilot has lost.
+    peer. limit: seconds after which a pilot has lost. warm: rows of an optimiser step before the clock
+    starts, beside ``n``; what a process does once (our self-check and rate measurement, the kernels' set-up,
+    a trainer's) is over then, on every side.
     """
 
     what: str
@@ -58,6 +61,7 @@ class Job:
     dtype: str
     setting: Spec
     limit: float | None = None
+    warm: int = 0
 
     @property
     def lora(self) -> Lora:
@@ -86,17 +90,20 @@ def checkpoint(model: str) -> Checkpoint:
 
 
 def read_trees(job: Job, pairs: bool) -> list[Tree]:
-    """The first ``n`` rows of the file that fit ``max_length``, as token ids."""
+    """The first ``warm`` and ``n`` rows of the file that fit ``max_length``, as token ids."""
     formatter = Formatter(load_tokenizer(checkpoint(job.model).folder()), PromptSpec())
     renderer = Renderer(formatter, job.max_length, "drop", Counts())
     rows: Iterable[Example] | Iterable[Pair] = _rows(job.data, pairs)
     trees: list[Tree] = []
     for row in rows:
         trees += renderer.pairs([row]) if isinstance(row, Pair) else renderer.examples([row])
-        if len(trees) == job.n:
+        if len(trees) == job.warm + job.n:
             break
-    if not trees:
-        raise DataError(f"{job.data}: no row fits {job.max_length} tokens; expected training rows (docs/data.md)")
+    if len(trees) <= job.warm:
+        raise DataError(
+            f"{job.data}: {len(trees)} rows fit {job.max_length} tokens, {job.warm} of them before the clock starts;"
+            " expected more training rows (docs/data.md)"
+        )
     return trees
 
 
@@ -108,10 +115,14 @@ def _rows(data: str, pairs: bool) -> Iterator[Any]:
             continue
 
 
-def in_our_order(trees: Sequence[Tree], settings: Training) -> list[list[Tree]]:
-    """The trees of each optimiser step as the package's loop takes them, the longest of a step first."""
-    steps = -(-len(trees) // settings.batch)
-    batches = [[trees[i] for i in batch_of(step, len(trees), settings, seed=SEED)] for step in range(steps)]
+def in_our_order(trees: Sequence[Tree], settings: Training, warm: int = 0) -> list[list[Tree]]:
+    """The trees of each optimiser step as the package's loop takes them, the longest of a step first; the first
+    step has the ``warm`` trees, where there are any.
+    """
+    batches = [list(trees[:warm])] if warm else []
+    timed = trees[warm:]
+    steps = -(-len(timed) // settings.batch)
+    batches += [[timed[i] for i in batch_of(step, len(timed), settings, seed=SEED)] for step in range(steps)]
     return [sorted(batch, key=lambda tree: -max(len(path.ids) for path in tree)) for batch in batches]
 
 
@@ -130,25 +141,33 @@ def load_ours(job: Job) -> Any:
 
 
 def time_ours(
-    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training
+    model: Any, scorer: Scorer, trees: Sequence[Tree], objective: Objective, settings: Training, warm: int = 0
 ) -> dict[str, Any]:
     """The package's loop under the clock: seconds, peak memory, and the first step's loss and gradient norm."""
     loaded = common.resident_peak()
-    with tempfile.TemporaryDirectory() as folder:
-        with common.Stopwatch() as watch:
-            train(
-                model,
-                scorer,
-                trees,
-                objective=objective,
-                settings=settings,
-                out=Path(folder),
-                progress=PlainProgress(quiet=True),
-                seed=SEED,
-            )
-        first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
+
+    def run(some: Sequence[Tree], objective: Objective) -> tuple[common.Stopwatch, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            with common.Stopwatch() as watch:
+                train(
+                    model,
+                    scorer,
+                    some,
+                    objective=objective,
+                    settings=settings,
+                    out=Path(folder),
+                    progress=PlainProgress(quiet=True),
+                    seed=SEED,
+                )
+            return watch, json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
+
+    if warm:
+        run(trees[:warm], objective)
+        objective = replace(objective, check_first=lambda metrics: None)  # the adapter is no longer the first one
+    watch, first = run(trees[warm:], objective)
     return {
         "seconds": watch.seconds,
+        "cpu_seconds": watch.cpu,
         "peak_memory": common.peak_memory(),
         "loaded_memory": loaded,
         "loss": first["loss"],
@@ -158,12 +177,15 @@ def time_ours(
 
 def load_peer(job: Job) -> Any:
     """The base as TRL's and PEFT's documentation load it: transformers, NF4 with double
-    quantisation through bitsandbytes.
+    quantisation through bitsandbytes. Sets the number of threads, if the setting has one.
     """
+    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    if threads := job.setting.get("threads"):
+        torch.set_num_threads(threads)
     options: dict[str, Any] = {
-        "dtype": DTYPES[job.dtype],
+        "dtype": getattr(torch, job.dtype),
         "attn_implementation": "sdpa",
         "device_map": {"": str(device())},
     }
@@ -172,7 +194,7 @@ def load_peer(job: Job) -> Any:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[job.dtype],
+            bnb_4bit_compute_dtype=getattr(torch, job.dtype),
         )
     return AutoModelForCausalLM.from_pretrained(str(checkpoint(job.model).folder()), **options)
 
@@ -195,19 +217,35 @@ def fill_adapter(model: Any) -> None:
         parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.02).to(parameter.device)
 
 
-def clock(limit: float | None) -> Any:
+def wide(logits: Any) -> Any:
+    """Logits as a loss takes them: in fp32, or in fp64 if they are."""
+    import torch
+
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def clock(limit: float | None, warm: bool = False) -> Any:
     """A callback of transformers' Trainer: the seconds of its training loop alone, ended early once
-    ``limit`` is passed.
+    ``limit`` is passed. warm: from the end of the first optimiser step.
     """
     import torch
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        begun = seconds = 0.0
+        begun = seconds = cpu_begun = cpu = 0.0
         cut = False
 
+        def start(self) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.begun, self.cpu_begun = time.perf_counter(), time.process_time()
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.begun = time.perf_counter()
+            self.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if warm and state.global_step == 1:
+                self.start()
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if limit is not None and time.perf_counter() - self.begun > limit:
@@ -216,7 +254,7 @@ def clock(limit: float | None) -> Any:
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.seconds = time.perf_counter() - self.begun
+            self.seconds, self.cpu = time.perf_counter() - self.begun, time.process_time() - self.cpu_begun
 
     return Clock()
 
@@ -259,6 +297,7 @@ def trained(trainer: Any, stopwatch: Any) -> dict[str, Any]:
     first = next((line for line in trainer.state.log_history if "grad_norm" in line), {})
     return {
         "seconds": None if stopwatch.cut else stopwatch.seconds,
+        "cpu_seconds": stopwatch.cpu,
         "peak_memory": common.peak_memory(),
         "loaded_memory": loaded,
         "loss": first.get("loss"),
@@ -278,8 +317,11 @@ def plain_loop(
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     loaded, first, cut = common.resident_peak(), None, False
     model.train()
-    with common.Stopwatch() as watch:
-        for batch in batches:
+    with ExitStack() as stack:
+        watch = common.Stopwatch() if job.warm else stack.enter_context(common.Stopwatch())
+        for number, batch in enumerate(batches):
+            if job.warm and number == 1:
+                stack.enter_context(watch)
             total = 0.0
             for start in range(0, len(batch), job.setting["micro"]):
                 loss = loss_of(batch[start : start + job.setting["micro"]], batch)
@@ -295,9 +337,9 @@ def plain_loop(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     loss_value, norm_value = first or (None, None)
-    seconds = None if cut else watch.seconds
     return {
-        "seconds": seconds,
+        "seconds": None if cut else watch.seconds,
+        "cpu_seconds": watch.cpu,
         "peak_memory": common.peak_memory(),
         "loaded_memory": loaded,
         "loss": loss_value,

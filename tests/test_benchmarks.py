@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import openbezoar
-from benchmarks import common, duel, full_size, generate, mismatched, page, score, training
+from benchmarks import common, duel, full_size, generate, mismatched, page, score, searches, training
 from benchmarks.common import BenchmarkError
 from openbezoar.dialogue.prompt import Formatter
+from openbezoar.errors import DataError
 from openbezoar.models.load import load_tokenizer
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.train_steps import Sft
@@ -74,12 +78,13 @@ def test_the_search_finds_the_peer_s_fastest_setting_and_tells_each_pilot_when_i
 
     def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
         limits.append(limit)
-        return {"seconds": seconds[setting["micro"]]}
+        return {"seconds": seconds[setting["micro"]], "foreign_share": 0.0}
 
-    found = common.search([{"micro": m} for m in seconds], run, minutes=1)
+    found = searches.search([{"micro": m} for m in seconds], run, minutes=1)
     assert found["best"] == {"micro": 2}
     assert limits == [None, 5.0, 3.0, 3.0]
-    assert [s["micro"] for s in common.fastest_first(found)] == [2, 8, 1, 4]
+    assert [s["micro"] for s in searches.fastest_first(found)] == [2, 8, 1, 4]
+    assert found["finished"]
 
 
 def test_the_search_lists_what_it_had_no_time_for_and_what_failed() -> None:
@@ -88,12 +93,111 @@ def test_the_search_lists_what_it_had_no_time_for_and_what_failed() -> None:
             raise BenchmarkError("out of memory")
         return {"seconds": 1.0}
 
-    found = common.search([{"micro": 1}, {"micro": 2}, {"micro": 4}], run, minutes=0)
+    found = searches.search([{"micro": 1}, {"micro": 2}, {"micro": 4}], run, minutes=0)
     assert found["best"] == {"micro": 2}
     assert found["untried"] == [{"micro": 4}]
     assert found["tried"][0]["error"] == "out of memory"
+    assert not found["finished"]
     with pytest.raises(BenchmarkError, match="none of its settings"):
-        common.search([{"micro": 1}], run, minutes=0)
+        searches.search([{"micro": 1}], run, minutes=0)
+
+
+MACHINE = {
+    "processor": "a CPU",
+    "cores": 2,
+    "threads": 2,
+    "device": "cpu",
+    "load_before": 0.1,
+    "versions": {"torch": "2", "trl": "1", "openbezoar": "0"},
+}
+
+
+def test_a_search_goes_on_where_it_was_left_on_the_same_machine_alone(tmp_path: Path) -> None:
+    seconds, asked = {1: 5.0, 2: 3.0, 4: 2.0}, []
+
+    def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        asked.append((setting["micro"], limit))
+        return {"seconds": seconds[setting["micro"]], "foreign_share": 0.0}
+
+    settings = [{"micro": m} for m in seconds]
+    kept, about = searches.Kept(tmp_path / "new" / "searches.json", MACHINE), {"benchmark": "sft", "n": 16}
+    first = searches.search(settings, run, 0, (kept, about))
+    assert (first["best"], first["untried"], first["finished"]) == ({"micro": 1}, settings[1:], False)
+    second = searches.search(settings, run, kept=(kept, about))
+    assert asked == [(1, None), (2, 5.0), (4, 3.0)], (
+        "the first setting is not tried again, and its time is to be beaten"
+    )
+    assert (second["best"], second["finished"]) == ({"micro": 4}, True)
+    later = {**MACHINE, "load_before": 3.0, "versions": MACHINE["versions"] | {"openbezoar": "1"}}  # type: ignore[operator]
+    assert len(searches.Kept(kept.path, later).trials(about)) == 3
+    for other, what in (
+        ({**MACHINE, "processor": "another"}, about),
+        ({**MACHINE, "versions": {"torch": "2", "trl": "2"}}, about),
+        (MACHINE, {**about, "n": 8}),
+    ):
+        assert searches.Kept(kept.path, other).trials(what) == []
+    kept.path.write_text("[")
+    with pytest.raises(BenchmarkError, match=r"searches\.json: no JSON"):
+        kept.trials(about)
+
+
+def test_a_pilot_beside_other_work_is_not_kept_and_its_search_not_finished(tmp_path: Path) -> None:
+    shares = iter([0.3, 0.0, 0.0])
+    kept, about = searches.Kept(tmp_path / "searches.json", MACHINE), {"benchmark": "sft"}
+
+    def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        return {"seconds": 1.0, "foreign_share": next(shares)}
+
+    assert not searches.search([{"micro": 1}, {"micro": 2}], run, kept=(kept, about))["finished"]
+    assert [t["setting"]["micro"] for t in kept.trials(about)] == [2]
+    assert searches.search([{"micro": 1}, {"micro": 2}], run, kept=(kept, about))["finished"]
+
+
+def test_the_best_setting_is_tried_with_half_the_threads_too() -> None:
+    def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        return {"seconds": 4.0 / setting["micro"] / (2 if "threads" in setting else 1), "foreign_share": None}
+
+    found = searches.search([{"micro": 1}, {"micro": 2}], run, refine=duel.fewer_threads(2))
+    assert found["best"] == {"micro": 2, "threads": 1}
+    assert len(found["tried"]) == 3 and found["finished"]
+    assert duel.fewer_threads(1)({"micro": 2}) == []
+
+
+def test_other_work_is_what_the_cores_did_less_what_we_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, own = common._busy(), common._own()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    assert common._own() > own, "a child that has ended counts as ours"
+    assert busy is None or common._busy() > busy  # type: ignore[operator]
+    for name, values in (("_busy", [10.0, 14.0]), ("_own", [1.0, 3.0])):
+        monkeypatch.setattr(common, name, iter(values).__next__)
+    monkeypatch.setattr("time.perf_counter", iter([100.0, 102.0]).__next__)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert common.Beside().share() == 0.5
+    assert common.disturbed({"foreign_share": 0.06}) and not common.disturbed({"foreign_share": None})
+
+
+def test_a_ratio_is_given_only_against_a_finished_search_on_an_idle_machine() -> None:
+    idle = {"finished": True, "foreign_share": 0.01}
+    assert common.doubts_of(idle) == "" and page._ratio(2.04, idle) == "2.0"
+    for doubted in (idle | {"finished": False}, idle | {"foreign_share": 0.2}):
+        assert common.doubts_of(doubted) and page._ratio(2.04, doubted) == "—"
+    older = {"search": {"trl": {"untried": []}, "plain": {"untried": [{"micro": 1}]}}}
+    assert page._ratio(2.04, older) == "—" and page._ratio(2.04, {"search": {"trl": {"untried": []}}}) == "2.0"
+    arms = {"bf16": arm(2.0, 1.0, True) | {"finished": False}, "nf4": arm(3.0, 1.0, True) | {"foreign_share": 0.2}}
+    assert not common.headline("sft", arms)["finished"] and common.headline("sft", arms)["foreign_share"] == 0.2
+
+
+def test_the_first_step_is_before_the_clock_and_the_rest_as_without_it(tmp_path: Path, tiny: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"instruction": f"Say {i}.", "response": "word"}) + "\n" for i in range(10)))
+    job = training.Job("time", "ours", str(tiny), str(rows), 6, 3, 512, "none", "float32", {}, warm=3)
+    settings = job.settings(Sft, sft="rows")
+    trees = training.read_trees(job, pairs=False)
+    warm, *rest = training.in_our_order(trees, settings, job.warm)
+    assert len(trees) == 9 and {id(tree) for tree in warm} == {id(tree) for tree in trees[:3]}
+    assert rest == training.in_our_order(trees[3:], settings)
+    with pytest.raises(DataError, match="before the clock"):
+        training.read_trees(replace(job, warm=10), pairs=False)
 
 
 def test_a_worker_that_fails_is_reported_with_the_end_of_its_stderr() -> None:
@@ -102,12 +206,17 @@ def test_a_worker_that_fails_is_reported_with_the_end_of_its_stderr() -> None:
 
 
 def test_losses_must_agree_absolutely_and_gradient_norms_relatively() -> None:
-    ours = {"loss": 2.0, "gradient_norm": 100.0, "logprobs": [-50.0, -1.0]}
-    near = {"loss": 2.0009, "gradient_norm": 100.09, "logprobs": [-50.0009, -1.0]}
+    ours = {"loss": 2.0, "gradient_norm": 100.0, "logprobs": [-50.0, -1.0], "lengths": [40, 1]}
+    near = {"loss": 2.0009, "gradient_norm": 100.09, "logprobs": [-50.0019, -1.0]}
     assert duel.agreement(ours, near)["same"]
     assert not duel.agreement(ours, {**near, "loss": 2.0011})["same"]
     assert not duel.agreement(ours, {**near, "gradient_norm": 100.2})["same"]
-    assert not duel.agreement(ours, {**near, "logprobs": [-50.0011, -1.0]})["same"]
+    assert not duel.agreement(ours, {**near, "logprobs": [-50.0021, -1.0]})["same"], "of 40 tokens"
+    assert not duel.agreement(ours, {**near, "logprobs": [-50.0, -1.0001]})["same"], "of one token"
+    exact = {"loss": 2.0001, "logprobs": [-50.0004, -1.0]}
+    found = duel.agreement(ours, near, exact)
+    assert found["loss"]["fp64"] == 2.0001 and found["logprobs"]["fp64"]["nearer"] == "ours"
+    assert found["logprobs"]["fp64"]["ours"] == pytest.approx(1e-5 / 2**0.5)
 
 
 def test_the_peer_gets_our_steps_with_the_longest_rows_first(tmp_path: Path, tiny: Path) -> None:
@@ -140,14 +249,21 @@ def test_a_check_s_adapter_is_the_same_on_both_sides_and_has_no_zeros(tiny: Path
 
 
 def test_scores_agree_only_if_every_item_and_every_argmax_does() -> None:
-    def result(values: list[float]) -> dict[str, Any]:
-        return {"tasks": {"piqa 0": {"answers": {"piqa 0": values}}}}
+    def result(values: list[float], lengths: tuple[int, ...] = (10, 20)) -> dict[str, Any]:
+        return {"tasks": {"piqa 0": {"answers": {"piqa 0": values}, "lengths": {"piqa 0": list(lengths)}}}}
 
-    assert score.agreement(result([-1.0, -2.0]), result([-1.0005, -2.0]))["same"]
-    assert not score.agreement(result([-1.0, -2.0]), result([-1.0, -2.002]))["same"]
-    turned = score.agreement(result([-1.0, -1.0004]), result([-1.0004, -1.0]))
+    assert score.agreement(result([-1.0, -2.0]), result([-1.0004, -2.0009]))["same"]
+    assert not score.agreement(result([-1.0, -2.0]), result([-1.0006, -2.0]))["same"]
+    assert not score.agreement(result([-1.0, -2.0]), result([-1.0, -2.0011]))["same"]
+    close = score.agreement(result([-1.0, -1.0004]), result([-1.0004, -1.0]))
+    assert close["same"], "two choices that are nearer to each other than the tolerance may change places"
+    turned = score.agreement(result([-1.0, -3.0]), result([-3.0, -1.0]))
     assert not turned["same"]
     assert turned["differences"][0]["question"] == "piqa 0"
+    exact = score.agreement(result([-1.0, -2.0]), result([-1.0004, -2.0]), result([-1.0004, -2.0]))
+    assert exact["fp64"]["nearer"] == "peer" and exact["fp64"]["items"] == 2
+    assert score.scored_texts([("q", " a"), ("q", " b")]) == [" a", " b"]
+    assert score.scored_texts({"gen_args_0": {"arg_0": "q", "arg_1": " a"}}) == [" a"]
 
 
 def test_generation_s_sides_get_the_same_prompts_and_give_the_same_greedy_tokens(tmp_path: Path, tiny: Path) -> None:
