@@ -165,12 +165,20 @@ def open_llm(name: str, context: StepContext) -> LLM:
     spec = context.model_spec(name)
     if isinstance(spec, ServerModel):
         from openbezoar.llm.server import ServerLLM
+        from openbezoar.llm.settings import learnt
 
         def server() -> Any:
             def lost(call: Call) -> None:
                 store.unanswered(spending.spender, worst_case([call]))
 
-            return ServerLLM(name, spec, say=context.progress.warn, count=context.counts.add, lost=lost)
+            return ServerLLM(
+                name,
+                spec,
+                say=context.progress.warn,
+                count=context.counts.add,
+                lost=lost,
+                settings=learnt(context.run, name, spec),
+            )
 
         return CachedLLM(
             name,

@@ -64,7 +64,7 @@ class Fault:
     status: int
     message: str
     code: str = ""  # codes and types, together
-    param: str = ""
+    param: str = ""  # a setting, or the way to it in the request: body.seed
 
     @property
     def words(self) -> str:
@@ -110,17 +110,19 @@ def fault_in(status: int, value: Any) -> Fault | None:
     if fault is None:
         return None
     inside = fault if isinstance(fault, list) else [fault]
-    parts = [value, *(part for part in inside if isinstance(part, dict))]
+    parts: list[Any] = [value, *(part for part in inside if isinstance(part, dict))]
+    parts += [one for part in parts[1:] if isinstance(part.get("detail"), list) for one in part["detail"]]
+    parts = [part for part in parts if isinstance(part, dict)]
     message = "; ".join(dict.fromkeys(_texts(parts, ("message", "msg", "error", "detail")))) or "no reason given"
     code = " ".join(dict.fromkeys(_texts(parts, ("code", "type", "error_type", "status"))))
     # of a gateway, what the server behind it said
     if isinstance(fault, dict) and isinstance(fault.get("metadata"), dict):
         message += "".join(f": {text}" for text in _texts([fault["metadata"]], ("raw",)))
     param = next(_texts(parts, ("param",)), "") or next(
-        (str(p["loc"][-1]) for p in parts if isinstance(p.get("loc"), list) and p["loc"]), ""
+        (".".join(map(str, p["loc"])) for p in parts if isinstance(p.get("loc"), list) and p["loc"]), ""
     )
     own = next((int(n) for n in _texts(parts, ("code", "status", "status_code")) if re.fullmatch(r"[45]\d\d", n)), 0)
-    return Fault(own if 200 <= status < 300 else status, message[:LONGEST], code[:LONGEST], param)
+    return Fault(own if 200 <= status < 300 else status, message[:LONGEST], code[:LONGEST], param[:LONGEST])
 
 
 def _texts(parts: list[dict[str, Any]], keys: tuple[str, ...]) -> Iterator[str]:

@@ -248,6 +248,11 @@ def prompt_tokens(call: Call) -> int:
     return math.ceil(sum(map(len, texts)) / RESERVED_CHARACTERS) + TURN_TOKENS * len(texts)
 
 
+def prompt_characters(call: Call) -> int:
+    """Characters of a call's prompt, runs of white space as one."""
+    return sum(len(" ".join(text.split())) for text in _prompts(call))
+
+
 def _prompts(call: Call) -> list[str]:
     return [call.prompt] if isinstance(call.prompt, str) else [turn.content for turn in call.prompt]
 

@@ -26,10 +26,11 @@ from typing import Any, Literal
 
 from openbezoar.errors import ModelError
 from openbezoar.llm import Call, Completion, Sampling, Samplings, each
+from openbezoar.llm.cuts import CUT, CutPrompts
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
 from openbezoar.llm.refusals import REASONS, Fault, fault_beside, fault_of, meaning
-from openbezoar.llm.replies import Malformed, largest, parsed, read
-from openbezoar.llm.settings import RawPrompt, Request, Settings, cut_at_stop, wrapper_stop
+from openbezoar.llm.replies import Malformed, largest, parsed, prompt_characters, read
+from openbezoar.llm.settings import SYSTEM, RawPrompt, Request, Settings, cut_at_stop, wrapper_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.transport import MOVED, Gone, Late, Reply, Transport, redirected
 from openbezoar.progress import duration, visible
@@ -69,12 +70,14 @@ class ServerLLM:
         lost: Callable[[Call], None] = lambda call: None,
         transport: Any = None,
         encode: Callable[[Call], RawPrompt] | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """say: told in one line what is waited for, left out or refused. count: told of what is
         asked again, under its reason.
 
         lost: told of a call that was sent without an answer that could be used, and that may be on the bill.
         transport: in place of one of its own; it is closed with this. encode: makes a raw prompt of every call.
+        settings: what is known of the server already, in place of ``encode``.
         """
         self.name, self.spec = name, spec
         self.where = f"model '{name}' ({spec.model} at {', '.join(spec.servers)})"
@@ -86,7 +89,8 @@ class ServerLLM:
         self._clock, self._say, self._count, self._on_the_bill = clock or Clock(), say, count, lost
         self._transport = transport or Transport(self._key, spec.timeout, spec.concurrency)
         self._endpoints = Endpoints([Endpoint(url, spec.concurrency) for url in spec.servers], self._clock)
-        self._settings = Settings(spec.model, spec.wrapper, encode)
+        self._settings = settings or Settings(spec.model, spec.wrapper, encode, spec.refused_settings == "leave_out")
+        self._cuts = CutPrompts()
         self._lock = threading.Lock()
         self._asked_at: dict[object, float] = {}  # requests that there is no reply to yet
         self._refused_first, self._said_at, self._said = 0, -math.inf, set[str]()
@@ -210,12 +214,20 @@ class ServerLLM:
                 self._on_the_bill(call)
             return _Lost(self._tidy(str(error)), "")
         if not tells:
+            self._on_the_bill(call)
             raise self._no_logprobs()
         if "stop" in request.left_out:
             text, cut = cut_at_stop(
                 answer.text, (*call.sampling.stop, *(wrapper_stop(self.spec.wrapper) if self.spec.wrapper else ()))
             )
             answer = replace(answer, text=text, finish="stop" if cut and answer.finish == "length" else answer.finish)
+        if self._cuts.heard(answer.prompt_tokens, prompt_characters(call)):
+            answer = replace(answer, notes=(*answer.notes, CUT))
+            self._once_said(
+                CUT,
+                f"{self.where}: it read {answer.prompt_tokens:,} tokens of prompts of different lengths, so it seems to"
+                " cut them to its window and not to say so; give it a larger one (Ollama: OLLAMA_CONTEXT_LENGTH)",
+            )
         return replace(answer, left_out=request.left_out)
 
     def _refusal(
@@ -234,7 +246,8 @@ class ServerLLM:
                 f"{self.where}: there is nothing left to pay with, it says {words}. Top up, then run again: every"
                 " answer is kept"
             )
-        if means in ("request", "wait") and (name := self._settings.named(fault, request)) is not None:
+        about_settings = means in ("request", "wait") or fault.status == 403
+        if about_settings and (name := self._settings.named(fault, request)) is not None:
             self._without(name, fault, request, call, words)
             return None
         if means == "wait":
@@ -259,10 +272,9 @@ class ServerLLM:
                 raise ModelError(
                     f"{self.where}: it refuses '{name}' with {words}; change it, or set refused_settings: leave_out"
                 )
-            self._once_said(
-                f"without {name}",
-                f"{self.where}: it refuses '{name}' ({words}); it is asked without from now on, and answers say so",
-            )
+            if self._settings.unsaid(name):
+                how = "the system message begins the first user turn" if name == SYSTEM else "it is asked without"
+                self._say(f"{self.where}: it refuses '{name}' ({words}); {how} from now on, and answers say so")
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 Servers differ in what they take: judges that sample at temperature 1 only, newer names for
 the token limit, no seeds, four stop strings at most. A setting that a refusal names is put
 in another way where there is one (the limit's other name, fewer likeliest tokens) and else
-left out from then on; answers say which were.
+left out from then on, in all steps of a run (``learnt``); answers say which were.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from openbezoar.llm import Call, Sampling
 from openbezoar.llm.refusals import Fault
 from openbezoar.llm.replies import asked_tokens, mended
+from openbezoar.recipe.blocks import ServerModel
 from openbezoar.rows.records import Turn
 
 LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
@@ -28,10 +30,18 @@ SYSTEM = "system role"
 # of two that exclude each other the first goes
 NAMES = (SYSTEM, "top_logprobs", "logprobs", "top_p", "seed", "stop", "temperature", *LIMITS)
 ENGLISH = ("stop", "seed", "temperature")  # words that a message may hold without meaning the setting
+ALSO = {"top_logprobs": ("top_n_tokens",)}  # what a server calls a setting (TGI)
 _ABOUT_ROLES = re.compile(
     r"system\W{0,3} (?:role|message|prompt)s?\b.{0,40}(?:support|allow|permit|invalid)"
     r"|role\b.{0,40}(?:support|allow|permit).{0,20}\bsystem\b"
+    r"|only user\b[^.]{0,30}\broles? (?:is|are) (?:supported|allowed)"
+    r"|(?:system|developer) instructions? (?:is|are) not (?:enabled|supported|allowed)"
     r"|roles must alternate",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(
+    r"unsupported|not supported|does(?: not|n't) support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed"
+    r"|deprecated|removed",
     re.IGNORECASE,
 )
 _ABOUT_SETTINGS = re.compile(
@@ -69,10 +79,17 @@ class RawPrompt:
 class Settings:
     """What one model's server takes; learnt from its refusals, for all threads."""
 
-    def __init__(self, model: str, wrapper: str | None, encode: Callable[[Call], RawPrompt] | None = None) -> None:
-        """encode: makes a raw prompt of every call."""
-        self.model, self.wrapper, self.encode = model, wrapper, encode
+    def __init__(
+        self,
+        model: str,
+        wrapper: str | None,
+        encode: Callable[[Call], RawPrompt] | None = None,
+        leaves_out: bool = True,
+    ) -> None:
+        """encode: makes a raw prompt of every call. leaves_out: whether what is refused is left out from then on."""
+        self.model, self.wrapper, self.encode, self.leaves_out = model, wrapper, encode, leaves_out
         self.left_out: set[str] = set()
+        self._said: set[str] = set()
         self._limit, self._likeliest = 0, 0  # places in LIMITS and LIKELIEST
         self._taken: set[tuple[str, str]] = set()  # settings with values that were in requests that got an answer
         self._lock = threading.Lock()
@@ -139,20 +156,27 @@ class Settings:
 
     def named(self, fault: Fault, request: Request) -> str | None:
         """The setting that a refusal of a request is about; not one that was taken with the same value before."""
-        if fault.status not in (0, 400, 422) and not 500 <= fault.status < 600:
+        # OpenAI forbids log-probabilities to a key or of a model (403); of all else that says that the key is wrong
+        names = tuple(name for name in NAMES if "logprobs" in name) if fault.status == 403 else NAMES
+        if fault.status not in (0, 400, 403, 422) and not 500 <= fault.status < 600:
             return None
         with self._lock:
-            open_ = {name for name, value in _values(request) if (name, value) not in self._taken}
-        if (param := fault.param.split(".")[-1]) in open_:
+            open_ = {name for name, value in _values(request) if name in names and (name, value) not in self._taken}
+        if param := next((part for part in fault.param.split(".") if part in open_), None):
             return param
-        return next((name for name in NAMES if name in open_ and _names(fault.message, name)), None)
+        return next((name for name in names if name in open_ and _names(fault.message, name)), None)
 
     def adapt(self, name: str, fault: Fault, request: Request, *, needed: bool) -> bool | None:
         """Another way to send what was refused: True if there is one that leaves nothing out, False
         if the setting is left out, None if it is needed.
         """
         with self._lock:
-            if name == "max_tokens" and LIMITS[1] in fault.message and request.path == "/chat/completions":
+            # A limit that is too large has no other name; one that is not known mostly has, said or not.
+            if (
+                name == "max_tokens"
+                and request.path == "/chat/completions"
+                and (LIMITS[1] in fault.message or _UNKNOWN.search(fault.message))
+            ):
                 self._limit = 1
                 return True
             if name in ("logprobs", "top_logprobs"):
@@ -161,8 +185,30 @@ class Settings:
                     return True
                 if needed:
                     return None
-            self.left_out.add(name)
+            if self.leaves_out:
+                self.left_out.add(name)
             return False
+
+    def unsaid(self, name: str) -> bool:
+        """Whether this is the first word about a setting."""
+        with self._lock:
+            first = name not in self._said
+            self._said.add(name)
+        return first
+
+
+_LEARNT: WeakKeyDictionary[object, dict[Any, Settings]] = WeakKeyDictionary()
+_learning = threading.Lock()
+
+
+def learnt(run: object, name: str, spec: ServerModel) -> Settings:
+    """What is known of a model's server in a run: the same for all of its steps, so that each refusal is met once."""
+    key = (name, spec.servers, spec.model, spec.wrapper, spec.refused_settings)
+    with _learning:
+        known = _LEARNT.setdefault(run, {})
+        if key not in known:
+            known[key] = Settings(spec.model, spec.wrapper, leaves_out=spec.refused_settings == "leave_out")
+        return known[key]
 
 
 def _values(request: Request) -> set[tuple[str, str]]:
@@ -174,10 +220,12 @@ def _names(message: str, name: str) -> bool:
     """Whether a message names a setting, rather than using its word."""
     if name == SYSTEM:
         return bool(_ABOUT_ROLES.search(message))
-    if re.search(rf"['\"`\[(]{name}['\"`\])]", message):
+    words = "|".join(word.replace("_", "_?") for word in (name, *ALSO.get(name, ())))  # some write topLogprobs
+    if re.search(rf"['\"`\[(](?:{words})['\"`\])]", message, re.IGNORECASE):
         return True
     return bool(
-        re.search(rf"(?<![\w.-]){name}(?![\w-])", message) and (name not in ENGLISH or _ABOUT_SETTINGS.search(message))
+        re.search(rf"(?<![\w.-])(?:{words})(?![\w-])", message, re.IGNORECASE)
+        and (name not in ENGLISH or _ABOUT_SETTINGS.search(message))
     )
 
 
