@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -20,8 +21,10 @@ from openbezoar.engine import execution, graph
 from openbezoar.errors import ModelError, UserError
 from openbezoar.llm import Completion, Sampling, open_llm
 from openbezoar.llm.engines import managed, servers
-from openbezoar.llm.engines.kept import ENGINES, FOLDER, KeptEngines
+from openbezoar.llm.engines.kept import ENGINES, FOLDER, KeptEngines, Lent
+from openbezoar.llm.engines.programs import PROGRAMS
 from openbezoar.llm.engines.servers import Patience
+from openbezoar.llm.side_by_side import CalledOff
 from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import LocalModel, RewardModel
 from openbezoar.recipe.file import load
@@ -453,12 +456,58 @@ def test_a_ctrl_c_stops_it(fake: Fake, tiny: Path, tmp_path: Path, commands: Any
     assert done.code == 130 and "Traceback" not in done.err and fake.left() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["first start", "deaf, with a child", "start after an end"])
+def test_a_signal_while_it_starts_ends_all_of_it_and_the_run_goes_on(
+    number: signal.Signals, moment: str, fake: Fake, tiny: Path, tmp_path: Path, commands: Any
+) -> None:
+    again = moment == "start after an end"
+    odd = {"deaf": True, "child": True} if moment == "deaf, with a child" else {}
+    fake.does(**({"dies_at": 4} if again else {"slow": 600, **odd}))
+    path = recipe_of(tmp_path, tiny, {"asked": {**ASKS, "rows": 8}})
+    environment = {name: os.environ[name] for name in ("OPENBEZOAR_VLLM", "FAKE_ENGINE")}
+    arguments = ("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet")
+    running = commands.start(*arguments, first=FIRST, env=environment)
+    wait_until(lambda: fake.starts)
+    if again:
+        fake.does(slow=600)  # read by the next start
+        wait_until(lambda: len(fake.starts) == 2)
+    if odd:
+        wait_until(lambda: fake.lines("child"))
+    os.killpg(running.pid, number)
+    done = running.wait()
+    assert done.code == 128 + number and "Traceback" not in done.err
+    assert fake.left() == [] and not list((tmp_path / "runs/t" / FOLDER).glob("*.json"))
+    paid, starts = len(fake.calls), len(fake.starts)
+    kept = answered(tmp_path / "runs") if paid else 0
+    fake.does()
+    done = commands(*arguments, first=FIRST, env=environment)
+    assert done.code == 0, done.err
+    assert len(fake.starts) == starts + 1 and len(fake.calls) == paid + 8 - kept and kept <= paid
+    assert bool(paid) == again
+
+
+def test_a_server_is_not_started_after_all_were_called_off(fake: Fake, tmp_path: Path) -> None:
+    def server(name: str) -> servers.EngineServer:
+        return servers.EngineServer(
+            f"model '{name}'", PROGRAMS["vllm"], lambda port: ["/nowhere/vllm"], tmp_path / name, {}, QUICK, print
+        )
+
+    off = threading.Event()
+    off.set()
+    with pytest.raises(CalledOff):
+        server("late").open(off)
+    assert not (tmp_path / "late").exists() and fake.starts == []
+    with pytest.raises(ModelError, match="cannot be started"):
+        Lent("m", [server("one"), server("two")]).open(off := threading.Event())
+    assert off.is_set(), "one that cannot start calls the others off"
+
+
 # --------------------------------------------------------------------------- installing, planning
 
 
 def test_an_engine_is_installed_into_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from openbezoar.llm.engines.install import install
-    from openbezoar.llm.engines.programs import PROGRAMS
 
     monkeypatch.setenv("OPENBEZOAR_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")

@@ -33,11 +33,13 @@ class Lent:
     checked: bool = False  # held against the tokenizer
 
     def open(self, off: threading.Event | None = None) -> None:
-        """All of them started, side by side."""
+        """All of them started, side by side. off: told by others that none is wanted any more."""
+        off = off or threading.Event()
         with ThreadPoolExecutor(len(self.servers)) as threads:
             try:
                 list(threads.map(lambda server: server.open(off), self.servers))
             except BaseException:
+                off.set()  # a thread that has not begun yet would start one after all are closed
                 self.close()
                 raise
 

@@ -90,6 +90,8 @@ class EngineServer:
                 raise ModelError(self._lost)
             if self._process is not None and not self._process.ended:
                 return
+            if off is not None and off.is_set():
+                raise CalledOff
             self._closing.clear()
             begun = time.monotonic()
             for _ in range(PORTS):
