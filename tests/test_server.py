@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import context_of
 
 from openbezoar.errors import ModelError
-from openbezoar.llm import Sampling
+from openbezoar.llm import Sampling, open_llm
 from openbezoar.llm.endpoints import Clock
+from openbezoar.llm.replies import MISSING, UNSEEN
 from openbezoar.llm.server import ServerLLM, pause
 from openbezoar.llm.settings import wrapped
 from openbezoar.recipe.blocks import ServerModel
@@ -464,6 +467,33 @@ def test_a_wrapped_server_is_made_to_begin_its_answer(service: Service) -> None:
     assert (
         path == "/v1/completions" and request["prompt"] == "<human>: q\n<bot>: Rating: [[" and request["logprobs"] == 20
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "missing", "unseen"),
+    [
+        ([SEVEN], 1, 0),
+        ([("7", {"7": 0.5, "8": 0.3, "1": 0.1})], 1, 1),
+        ([("7", {str(n): 0.05 for n in (7, *range(1, 7), 8, 9, 10)})], 0, 0),
+        ([("1", {"1": 0.8, "9": 0.2}), ("0", {"0": 0.75, "]]": 0.2})], 1, 1),
+        ([("x", {"x": 0.4, "y": 0.2})], 0, 0),
+    ],
+    ids=["some", "some, and they may matter", "none", "of the second token", "all, which is unscored"],
+)
+def test_what_is_missing_from_the_likeliest_tokens_is_counted_fresh_and_from_the_cache(
+    tokens: list[tuple[str, dict[str, float]]], missing: int, unseen: int, service: Service, tmp_path: Path
+) -> None:
+    service.script = lambda n, request: tokens_reply(tokens)
+    models = {"judge": {"server": service.url, "model": "m"}}
+    for _ in range(2):
+        context = context_of(tmp_path, {"filter": "rows.jsonl", "judge": "judge"}, top={"models": models})
+        llm = open_llm("judge", context)
+        (row,) = llm.choice_logprobs([[Turn("user", "q")]], PREFIX, CHOICES)
+        llm.close()
+        counts = context.counts.by_reason
+        assert counts.get(f"replies of judge: {MISSING}", 0) == missing and len(row) == 10
+        assert counts.get(f"replies of judge: {UNSEEN}", 0) == unseen
+    assert len(service.requests) == 1
 
 
 def test_a_server_that_tells_fewer_likeliest_tokens_is_asked_for_fewer(service: Service) -> None:

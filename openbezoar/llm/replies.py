@@ -28,6 +28,9 @@ CHOICE_TOKENS = 24  # that a server may write before its choice
 OVERHEAD = 16_384
 ESTIMATED = "tokens that the server cannot have counted right, estimated"
 HALVES = "half characters replaced"
+MISSING = "choices that are not among the likeliest tokens that it tells, taken for impossible"
+UNSEEN = "choices missing, and more than 1 % of the probability with tokens that it does not tell"
+MUCH = 0.01  # of probability
 _HALF = re.compile("[\ud800-\udfff]")
 
 THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_text", "summary_text")
@@ -158,12 +161,15 @@ def read(value: Any, call: Call, prefix: str) -> tuple[Completion, bool]:
     (text, halves), (thoughts, more) = mended(text), mended(thoughts)
     tokens = tokens_of(choice.logprobs) if call.sampling.logprobs or call.kind == "choices" else []
     logprobs = tuple(token.logprob for token in tokens) or None
-    tells = True
+    tells, missing = True, list[str]()
     if call.kind == "choices":
         tells = not text or any(token.likeliest for token in tokens)
-        logprobs = tuple(weigh(tokens, prefix, call.choices))
+        weighed, unseen = weigh(tokens, prefix, call.choices)
+        logprobs = tuple(weighed)
+        seen = sum(p > -math.inf for p in weighed)  # none: the row is unscored, and counted as that
+        missing = [MISSING, *([UNSEEN] if unseen > MUCH else [])] if 0 < seen < len(weighed) else []
     read_, written, estimated = _counted(answer.usage, call, text + thoughts)
-    notes = (*([HALVES] if halves + more else []), *([ESTIMATED] if estimated else []))
+    notes = (*([HALVES] if halves + more else []), *([ESTIMATED] if estimated else []), *missing)
     finish: Literal["stop", "length", "error"] = "stop"
     if choice.finish_reason in ("length", "max_tokens", "model_length"):
         finish = "length"
