@@ -20,6 +20,7 @@ from openbezoar.cli.app import main
 from openbezoar.errors import RunError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
+from openbezoar.llm.engines.kept import FOLDER
 from openbezoar.store import archives
 from openbezoar.store.digests import digest
 
@@ -206,6 +207,16 @@ def test_equal_runs_are_equal_archives_and_hard_links_stay_links(begun: Path, tm
         main(["unpack", str(first), str(tmp_path / "there")])
     there = tmp_path / "there/runs/t"
     assert (there / "another.jsonl").samefile(there / "made/rows.jsonl")
+
+
+def test_what_engines_left_in_a_run_does_not_travel(begun: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/t"
+    shutil.copytree(begun, run)
+    without = packed(run, tmp_path / "without.zip").read_bytes()
+    for name in ("base-0.log", "base-0.json", "models/tuned-1/model.safetensors"):
+        (run / FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / FOLDER / name).write_text("an address and a process of this machine")
+    assert packed(run, tmp_path / "with.zip").read_bytes() == without
 
 
 def test_a_secret_is_never_packed(

@@ -21,6 +21,7 @@ from openbezoar.engine.graph import Graph, Node, build
 from openbezoar.engine.names import data_files, named_by, other_files
 from openbezoar.errors import RunError
 from openbezoar.llm.calls import FILE, CallStore
+from openbezoar.llm.engines.kept import FOLDER as ENGINES
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.models.files.stored import READ, TERMS, files
 from openbezoar.recipe.blocks import TEMPLATES, LocalModel, ServerModel
@@ -121,10 +122,14 @@ def pack(run_path: Path, target: Path, *, data: bool = True) -> Moved:
 
 
 def _files_of_run(run: Path) -> Iterator[tuple[str, Path]]:
-    """The run's files, those of steps in the making too, by their paths in it; not what is of this machine alone."""
+    """The run's files, those of steps in the making too, by their paths in it; not what is of this machine alone.
+
+    Of engines nothing goes along: their logs and notes tell of processes, ports and paths here, and what was written
+    for one is written again.
+    """
     for file in sorted(run.rglob("*")):
         name = file.relative_to(run).as_posix()
-        temporary = file.name.startswith(".") and file.name.endswith(".tmp")
+        temporary = (file.name.startswith(".") and file.name.endswith(".tmp")) or name.startswith(f"{ENGINES}/")
         if file.is_file() and name not in (".lock", RECIPE, PLACES) and file.name != LIVE and not temporary:
             yield name, file
 
