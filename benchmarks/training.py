@@ -75,7 +75,7 @@ class Job:
             batch=self.batch,
             max_length=self.max_length,
             quantize=self.quantize,
-            dtype=self.dtype,
+            dtype="float32" if self.dtype == "float64" else self.dtype,  # fp64 is for the plain loop alone
             lora=self.lora,
             schedule="constant",
             warmup=0.0,
