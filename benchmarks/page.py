@@ -41,7 +41,9 @@ tried, for either side.
 
 NO_GPU = """\
 Nothing was timed on a GPU. What runs there only (FlexAttention, float16 with loss scaling, NF4 on CUDA) has
-tests, which skip without one.
+tests, which skip without one. `python -m benchmarks.gpu --minutes 9 --json OUT` finds out in the first minutes
+on one: what is right there and how fast it is, a part after another, each part's line as it ends. With
+`--device cpu --tiny` the same parts run on very small models, to test the program.
 """
 
 
