@@ -184,6 +184,30 @@ def papers() -> str:
     return _with_table("papers.md", "openbezoar/recipe/origins.py", origins.page_table())
 
 
+def families() -> str:
+    """The page of families with the table of what a test found made anew; a line that was said is a note under it."""
+    found = json.loads((DOCS / "families.json").read_text(encoding="utf-8"))
+    columns = {"loads": "opens", "passes": "passes", "trains": "trains", "merges": "merges", "gguf": "GGUF"}
+    lines = [f"| family | type | {' | '.join(columns.values())} | learnt |", "| --- " * (len(columns) + 3) + "|"]
+    notes: list[str] = []
+
+    def cell(its: dict[str, str], column: str) -> str:
+        text = its.get(column, "").replace(f"'{its['type']}'", "'TYPE'")
+        if text in ("", "yes", "forest", "plain"):
+            return text
+        if text not in notes:
+            notes.append(text)
+        return f"no ({notes.index(text) + 1})"
+
+    for family, its in found.items():
+        learnt = json.dumps(its.get("learnt", ""), ensure_ascii=False)[1:-1].replace("|", "\\|")
+        cells = [family, f"`{its['type']}`", *(cell(its, column) for column in columns), learnt and f"`{learnt}`"]
+        lines.append(f"| {' | '.join(cells)} |")
+    said = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    lines += ["", "What is said where it does not:", "", *said, ""]
+    return _with_table("families.md", "docs/families.json", lines)
+
+
 def _with_table(name: str, source: str, table: Iterable[str]) -> str:
     page = (DOCS / name).read_text(encoding="utf-8")
     begins = TABLE_BEGINS.format(source)
@@ -199,6 +223,7 @@ def pages() -> dict[Path, str]:
         DOCS / "preference-losses.md": preference_losses(),
         DOCS / "data.md": data(),
         DOCS / "papers.md": papers(),
+        DOCS / "families.md": families(),
         DOCS / "api.md": api_page(),
         DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }
