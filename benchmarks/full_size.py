@@ -281,7 +281,7 @@ def stage(name: str, folder: Path, layers: int, pairs: Path) -> dict[str, Any]:
 def estimates(folder: Path) -> dict[str, int | None]:
     """What ``plan`` says of the same steps, and its term for loading."""
     from openbezoar.engine import graph
-    from openbezoar.models.memory import load_memory
+    from openbezoar.models.fitting import load_memory
     from openbezoar.plan.estimates import estimate
     from openbezoar.recipe.blocks import LocalModel
     from openbezoar.recipe.file import load as load_recipe

@@ -24,6 +24,7 @@ from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError, RowError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.layout import in_order
+from openbezoar.models.fitting import settled
 from openbezoar.models.load import device, load_for_training, load_tokenizer
 from openbezoar.models.references import Checkpoint, open_checkpoint
 from openbezoar.progress import PlainProgress
@@ -70,7 +71,7 @@ class Job:
 
     def settings(self, of: type[Training], **own: Any) -> Any:
         """The package's settings of this job; a check takes all its rows in one step."""
-        return of(
+        given = of(
             model="base",
             batch=self.batch,
             max_length=self.max_length,
@@ -82,6 +83,7 @@ class Job:
             save_every=10**6,
             **own,
         )
+        return settled(given, None)
 
 
 def checkpoint(model: str) -> Checkpoint:

@@ -32,6 +32,7 @@ from openbezoar.recipe.verbs import VERBS
 from openbezoar.rows import known
 from openbezoar.schemes import SCHEMES
 from scripts.api_page import api_page
+from scripts.gpu_table import gpu_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE_BEGINS, TABLE_ENDS = "<!-- made by python -m scripts.pages from {} -->", "<!-- end -->"
@@ -208,6 +209,11 @@ def families() -> str:
     return _with_table("families.md", "docs/families.json", lines)
 
 
+def one_gpu() -> str:
+    """The page about one GPU with the table of what trainings come to on cards made anew."""
+    return _with_table("how-to/one-gpu.md", "openbezoar/models/pace.py", gpu_table())
+
+
 def _with_table(name: str, source: str, table: Iterable[str]) -> str:
     page = (DOCS / name).read_text(encoding="utf-8")
     begins = TABLE_BEGINS.format(source)
@@ -224,6 +230,7 @@ def pages() -> dict[Path, str]:
         DOCS / "data.md": data(),
         DOCS / "papers.md": papers(),
         DOCS / "families.md": families(),
+        DOCS / "how-to/one-gpu.md": one_gpu(),
         DOCS / "api.md": api_page(),
         DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }

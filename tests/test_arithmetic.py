@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from openbezoar.machine.devices import Device, cpu_has_bfloat16
 from openbezoar.models import load
+from openbezoar.models.fitting import training_memory
 from openbezoar.models.load import arithmetic, load_base, load_for_inference, load_for_training, load_whole
-from openbezoar.models.memory import training_memory, unpacks
+from openbezoar.models.memory import unpacks
 from openbezoar.models.references import Checkpoint
 from openbezoar.models.reward_models import load_reward_model
 from openbezoar.models.save import save_model

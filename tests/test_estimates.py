@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from openbezoar.engine import graph
-from openbezoar.models.memory import TrainingMemory, parameters, trained_parameters, training_memory
+from openbezoar.models.fitting import training_memory
+from openbezoar.models.memory import TrainingMemory, parameters, trained_parameters
 from openbezoar.plan.estimates import estimate
 from openbezoar.plan.rates import learn, learnt_rates
 from openbezoar.recipe.blocks import LocalModel, PromptSpec
@@ -63,7 +64,7 @@ def test_training_memory_is_the_sum_of_its_terms(monkeypatch: pytest.MonkeyPatch
     a_token = 26 * (2 * 2 * 3200 + 2 * 4 * 3200 + 2 * 2 * 8640 + 2 * 3200 + 3 * 3200)
     assert whole.activations == 1024 * a_token
     assert of(checkpointing="auto") == whole
-    assert of(checkpointing="auto", tokens=2048) == of(checkpointing=True, tokens=2048)
+    assert of(checkpointing="auto", tokens=2048) == of(checkpointing=True, tokens=2048), "on a CPU all layers or none"
     assert of(checkpointing=False, tokens=2048).peak > 7.5e9 > whole.peak > nf4.peak
     assert of(checkpointing=True, tokens=4096).peak > nf4.peak
     assert of(checkpointing=False, lora={"dropout": 0.0}).activations == whole.activations - 26 * 1024 * 3 * 3200

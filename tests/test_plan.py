@@ -18,7 +18,7 @@ from openbezoar.errors import UserError
 from openbezoar.llm import Completion
 from openbezoar.llm.calls import CallStore, Spender
 from openbezoar.machine.devices import CARDS, Device, device_named, this_device
-from openbezoar.models.memory import load_memory, training_memory
+from openbezoar.models.fitting import load_memory, training_memory
 from openbezoar.plan.concerns import Concern, concerns, written_bytes
 from openbezoar.plan.estimates import estimate
 from openbezoar.plan.prompts_seen import prompts_seen
@@ -56,11 +56,13 @@ def test_devices_are_named_by_card_or_by_size(monkeypatch: pytest.MonkeyPatch) -
     assert device_named("cuda:16GB").bytes == 16_000_000_000
     assert device_named("CUDA:24gib").bytes == 24 << 30
     assert device_named("cpu:8") == Device("cpu", "cpu with 8 GB", 8_000_000_000)
+    two = device_named("2xT4")
+    assert (two.name, two.card, two.count, two.bytes) == ("2 × T4", "T4", 2, CARDS["t4"].bytes)
     assert device_named("RTX 3090") is CARDS["rtx3090"] and not device_named("T4").bfloat16
     monkeypatch.setattr("openbezoar.machine.devices.GPU", Path("nowhere"))
     assert device_named("cpu").here and device_named("cpu").bytes == pytest.approx(this_device().bytes, rel=0.2)
     for text in ("tpu", "cuda:", "cuda:0GB", "16GB"):
-        with pytest.raises(UserError, match=r"expected cpu, cpu:16GB, cuda:16GB or one of t4"):
+        with pytest.raises(UserError, match=r"expected cpu, cpu:16GB, cuda:16GB, one of t4, .* as 2xt4"):
             device_named(text)
     with pytest.raises(UserError, match="has no GPU"):
         device_named("cuda")
@@ -115,7 +117,7 @@ def test_the_gpu_is_the_first_one_that_cuda_is_to_see(
 def test_on_a_gpu_weights_stay_packed_and_the_interpreter_does_not_count() -> None:
     base = load(ROOT / "recipes/openbezoar-3b.yaml").models["base"]
     assert isinstance(base, LocalModel) and base.shape is not None
-    step = Sft(sft="x", model="base", checkpointing=True)
+    step = Sft(sft="x", model="base", checkpointing=True, tokens=4096)
     card, cpu = training_memory(base.shape, step, CARDS["t4"]), training_memory(base.shape, step, LARGE)
     assert card.weights < cpu.weights / 2, "much free memory lets a CPU hold NF4's values in 16 bits"
     assert card.activations == cpu.activations and card.adapter == cpu.adapter
@@ -148,8 +150,9 @@ def test_memory_that_does_not_suffice_is_said_with_what_to_change(write_recipe: 
 
 def test_a_card_without_bfloat16_is_told_by_name(write_recipe: Callable[..., Path]) -> None:
     steps = {
-        "a": {"sft": "rows.jsonl", "model": "base"},
+        "a": {"sft": "rows.jsonl", "model": "base", "dtype": "bfloat16"},
         "b": {"sft": "rows.jsonl", "model": "base", "dtype": "float16"},
+        "c": {"sft": "rows.jsonl", "model": "base"},
     }
     assert [str(c) for c in told(write_recipe(steps), CARDS["t4"])] == [
         "T4 has no bfloat16 arithmetic, it is slow there: set dtype: float16 for a"
@@ -289,11 +292,27 @@ def test_json_has_what_the_table_has_and_more(half_done: Path, capsys: pytest.Ca
     done, stale, missing = made["steps"]
     assert (done["state"], stale["state"], missing["state"]) == ("done", "stale", "missing")
     assert done["took"] is not None and missing["took"] is None
-    assert missing["inputs"] == ["a-filter-with-a-long-name"] and missing["seconds"] is None, (
-        "nothing is known of a T4's speed"
-    )
+    assert missing["inputs"] == ["a-filter-with-a-long-name"] and stale["seconds"] is None
+    fit = missing["fit"]
+    assert (fit["device"], fit["dtype"], fit["recomputed"], fit["measured"]) == ("T4", "float16", 0, False)
+    assert missing["seconds"] == pytest.approx(missing["tokens_in"] / fit["tokens_per_second"], rel=0.01)
+    assert sum(fit["memory"].values()) == fit["peak"] and set(fit["memory"]) >= {"weights", "adapter", "activations"}
     assert made["device"]["name"] == "T4" and made["total"]["steps"] == 2
-    assert made["warnings"][0]["kind"] == "device" and made["warnings"][0]["text"].startswith("T4 has no bfloat16")
+    assert made["warnings"] == [], "float16 was chosen"
+
+
+def test_what_a_training_comes_to_on_a_card_is_told_and_marked_as_estimated(
+    half_done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("plan", str(half_done), "--device", "2xt4") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"sft: up to [\d,]+ tokens a pass, float16, NF4 unpacked, 0 of 2 layers", out), out
+    assert re.search(r"layers recomputed; [\d.]+ GB estimated: CUDA 0.60, weights", out), out
+    assert "nothing was measured on 2 × T4: NVIDIA T4 data sheet, 65 TFLOP/s of which 42% are assumed" in out
+    assert run_main("plan", str(half_done), "--device", "rtx3060") == 0
+    assert "No times" in capsys.readouterr().out, "a card of which no speed is known"
+    assert run_main("plan", str(half_done)) == 0
+    assert "layers recomputed" not in capsys.readouterr().out
 
 
 def test_plan_on_an_unknown_device_is_a_user_s_mistake_in_one_line(

@@ -25,7 +25,7 @@ def plan(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device", metavar="DEVICE", help="Would it fit there? cpu:16GB, cuda:24GB, t4, rtx3090, a100, h100."
+            "--device", metavar="DEVICE", help="Would it fit there? cpu:16GB, cuda:24GB, t4, 2xt4, rtx3090, a100, h100."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -15,7 +15,7 @@ from openbezoar.errors import ModelError, RecipeError
 from openbezoar.models.references import digests
 from openbezoar.models.shapes import model_of
 from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec, RewardModel
-from openbezoar.recipe.refs import not_in_key
+from openbezoar.recipe.refs import in_key_as, not_in_key
 from openbezoar.recipe.verbs import row_of
 from openbezoar.store.digests import digest, file_digest
 
@@ -43,7 +43,7 @@ def parts_of(place: StepPlace, input_keys: dict[str, str]) -> dict[str, Any]:
     engines = _engines(place)
     return {
         "name": place.name,
-        "settings": _without_licences(step.model_dump(mode="json", exclude=not_in_key(step))),
+        "settings": _without_licences({**step.model_dump(mode="json", exclude=not_in_key(step)), **in_key_as(step)}),
         "inputs": input_keys,
         "files": files,
         "models": models,

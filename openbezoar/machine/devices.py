@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,8 @@ BFLOAT16_FROM = 8.0  # compute capability of the first GPUs with bfloat16 arithm
 class Device:
     """Where models are held. bytes: of its memory, for a CPU what is free; None if it cannot be told.
 
-    here: it is this machine's, so that times measured here hold. bfloat16: it multiplies in it.
+    here: it is this machine's, so that times measured here hold. bfloat16: it multiplies in it. count: of cards
+    alike, each with so many bytes, which train together.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -35,6 +36,12 @@ class Device:
     bytes: int | None
     here: bool = False
     bfloat16: bool = True
+    count: int = 1
+
+    @property
+    def card(self) -> str:
+        """The name of one of its cards."""
+        return self.name.partition(" × ")[2] or self.name
 
     def arithmetic(self, dtype: Dtype) -> Dtype:
         """What weights of ``dtype`` are held and multiplied in: a CPU without bfloat16 products takes
@@ -61,15 +68,20 @@ CARDS = {
 
 def device_named(text: str) -> Device:
     """A device by a card's name, or as ``cpu``, ``cpu:16GB``, ``cuda``, ``cuda:16GB``. Raises
-    UserError for another text.
+    UserError for another text. ``2xt4``: two of a card.
     """
     key = text.strip().lower().replace(" ", "").replace("_", "-")
     if key in CARDS:
         return CARDS[key]
+    several = re.fullmatch(r"([2-8])x(.+)", key)
+    if several is not None and several[2] in CARDS:
+        card = CARDS[several[2]]
+        return replace(card, name=f"{several[1]} × {card.name}", count=int(several[1]))
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+(?:\.\d+)?)(gb|gib)?)?", key)
     if match is None or (match[2] and float(match[2]) <= 0):
         raise UserError(
-            f"--device {text}: no such device; expected cpu, cpu:16GB, cuda:16GB or one of {', '.join(CARDS)}"
+            f"--device {text}: no such device; expected cpu, cpu:16GB, cuda:16GB, one of {', '.join(CARDS)}, or"
+            " several of them as 2xt4"
         )
     kind: Literal["cpu", "cuda"] = "cuda" if match[1] == "cuda" else "cpu"
     if match[2]:

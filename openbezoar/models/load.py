@@ -31,7 +31,7 @@ from openbezoar.models.files.quantised import BUFFER
 from openbezoar.models.files.towers import check_kind
 from openbezoar.models.layers import lean_layers
 from openbezoar.models.lora import fast_lora
-from openbezoar.models.memory import unpacks
+from openbezoar.models.memory import stays_packed, unpacks
 from openbezoar.models.packing import pack
 from openbezoar.models.references import Checkpoint
 from openbezoar.models.shards import Weight, check_stored, count_values, skeleton, weights_of
@@ -298,12 +298,15 @@ def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """(model, tokenizer), the model in evaluation mode and without gradients.
 
     The base is held in 16 bits with the values that NF4 gave it where the last adapter was
-    trained on NF4, which is the same model and faster; that adapter stays unmerged.
+    trained on NF4, which is the same model and faster, or stays packed on a GPU that cannot
+    hold those; that adapter stays unmerged.
     """
     tokenizer = load_tokenizer(checkpoint.folder())
     older, last = checkpoint.adapters[:-1], checkpoint.adapters[-1:]
-    if last and checkpoint.quantize == "nf4":
-        model: Any = load_unpacked(checkpoint, older, checkpoint.dtype)
+    if last and checkpoint.quantize == "nf4" and stays_packed(_in_16_bits(checkpoint.folder()), checkpoint.dtype):
+        model: Any = load_base(checkpoint, older, "nf4", dtype=checkpoint.dtype)
+    elif last and checkpoint.quantize == "nf4":
+        model = load_unpacked(checkpoint, older, checkpoint.dtype)
     else:
         model = load_base(checkpoint, older, "none", dtype=checkpoint.dtype)
     if last:

@@ -16,8 +16,7 @@ from openbezoar.recipe.train_steps import ALL_LINEAR, Lora, Training
 
 # The interpreter with torch, transformers, peft and bitsandbytes loaded (benchmarks/full_size.py, ``process``).
 PROCESS_BYTES = 460 << 20
-# Without being told, activations are kept whole where the step then stays within an 8 GB card.
-AUTO_BYTES = 7_500_000_000
+SURE = 0.85  # of a device's memory that estimates may fill; they are good to some 15 %
 # A GPU's own share: CUDA's context and cuBLAS's workspace. A rough figure of common knowledge, not measured here.
 CUDA_BYTES = 600_000_000
 # Graphs and workspaces of an engine on a GPU, beside weights, keys and values. A rough figure, not measured here.
@@ -38,6 +37,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         vocabulary=config["vocab_size"],
         tied_head=config.get("tie_word_embeddings", False),
     )
+
+
+def shape_in(model: Any) -> Shape | None:
+    """The shape of a model of transformers, bare or wrapped by PEFT; None for one whose sizes have other names."""
+    try:
+        return shape_of(model.config.get_text_config().to_dict())
+    except KeyError:
+        return None
 
 
 def parameters(shape: Shape) -> tuple[int, int]:
@@ -68,6 +75,11 @@ def _sizes(shape: Shape, lora: Lora) -> dict[str, tuple[int, int]]:
     sizes = _targets(shape)
     names = list(sizes) if lora.targets == ALL_LINEAR else [name for name in lora.targets if name != HEAD]
     return {name: sizes.get(name, (shape.hidden, shape.hidden)) for name in names}
+
+
+def layer_inputs(shape: Shape, lora: Lora) -> list[int]:
+    """Values that go into each layer of a decoder layer which carries the adapter."""
+    return [given for given, _ in _sizes(shape, lora).values()]
 
 
 def trained_parameters(shape: Shape, step: Training) -> int:
@@ -112,7 +124,7 @@ def weight_bytes(shape: Shape, quantize: str, width: int) -> int:
 
 def unpacks(in_16_bits: int, nf4: str, dtype: Dtype, device: Device | None = None) -> bool:
     """Whether an NF4 base, of so many bytes in 16 bits, is held unpacked: as asked for, or by the
-    free memory of a machine without a GPU.
+    free memory of a machine without a GPU. (For a GPU ``fitting.settled`` has chosen.)
     """
     if nf4 != "auto":
         return nf4 == "unpacked"
@@ -120,7 +132,14 @@ def unpacks(in_16_bits: int, nf4: str, dtype: Dtype, device: Device | None = Non
     return device.kind == "cpu" and in_16_bits * device.width(dtype) // 2 <= (device.bytes or 0) / 4
 
 
-def _held(shape: Shape, step: Training, device: Device) -> str:
+def stays_packed(in_16_bits: int, dtype: Dtype, device: Device | None = None) -> bool:
+    """Whether an NF4 base that only answers stays packed: on a GPU that cannot hold it in 16 bits."""
+    device = device or this_device()
+    room = SURE * device.bytes - CUDA_BYTES if device.bytes else float("inf")
+    return device.kind == "cuda" and in_16_bits * device.width(dtype) // 2 > room
+
+
+def held_as(shape: Shape, step: Training, device: Device) -> Literal["nf4", "none"]:
     """'nf4' if the base lies packed in memory."""
     if quantised(shape, step) == "nf4" and unpacks(2 * sum(parameters(shape)), step.nf4, step.dtype, device):
         return "none"
@@ -188,8 +207,9 @@ INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "
 """Linear layers that are given the same tensor."""
 
 
-def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -> TrainingMemory:
-    width, held = device.width(step.dtype), _held(shape, step, device)
+def memory_of(shape: Shape, step: Training, recomputed: int, device: Device) -> TrainingMemory:
+    """The peak of a settled step (``fitting.settled``) for a pass of its tokens, with so many layers recomputed."""
+    width, held = device.width(step.dtype), held_as(shape, step, device)
     tokens = max(step.tokens, step.max_length * step.paths)  # a pair is one tree of two paths
     a_layer = tokens * activations_of_a_layer(shape, step, width)
     # On the way back through the MLP: gradients of its product, gate and up projection; or of the product, beside
@@ -201,47 +221,9 @@ def _memory(shape: Shape, step: Training, checkpointing: bool, device: Device) -
         weights=weight_bytes(shape, held, width),
         reference=weight_bytes(shape, held, width) if step.second_copy else 0,
         adapter=trained_bytes(shape, step),
-        activations=shape.layers * (tokens * shape.hidden * width if checkpointing else a_layer),
-        layer=(a_layer if checkpointing else 0) + back,
+        activations=recomputed * tokens * shape.hidden * width + (shape.layers - recomputed) * a_layer,
+        layer=(a_layer if recomputed else 0) + back,
     )
-
-
-def checkpoints(shape: Shape, step: Training, device: Device | None = None) -> bool:
-    """Whether the step recomputes activations: as the recipe says; with ``auto``, where keeping
-    them would take more than 7.5 GB.
-    """
-    if step.checkpointing != "auto":
-        return step.checkpointing
-    return _memory(shape, step, False, device or this_device()).peak > AUTO_BYTES
-
-
-def training_memory(shape: Shape, step: Training, device: Device | None = None) -> TrainingMemory:
-    """The peak of a training step, for a pass of ``tokens`` tokens; device: this machine's if none is given."""
-    device = device or this_device()
-    return _memory(shape, step, checkpoints(shape, step, device), device)
-
-
-def load_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
-    """Peak bytes while a base and its adapter are loaded.
-
-    For NF4 the last large weight is still in the making beside all others: in 16 bits and in
-    fp32, with the scaled values and their codes, or a product, in four bytes each.
-    """
-    device = device or this_device()
-    width = device.width(step.dtype)
-    making = shape.mlp * shape.hidden * (width + 12) if quantised(shape, step) == "nf4" else 0
-    return (
-        process_bytes(device)
-        + weight_bytes(shape, _held(shape, step, device), width)
-        + 4 * (0 if step.whole else trained_parameters(shape, step))
-        + making
-    )
-
-
-def step_memory(shape: Shape, step: Training, device: Device | None = None) -> int:
-    """Peak bytes of an sft or dpo step: loading, or training."""
-    device = device or this_device()
-    return max(load_memory(shape, step, device), training_memory(shape, step, device).peak)
 
 
 def merge_memory(shape: Shape, device: Device | None = None) -> int:

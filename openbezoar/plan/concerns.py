@@ -21,7 +21,7 @@ from openbezoar.llm.engines.opened import engine_of
 from openbezoar.llm.engines.programs import PROGRAMS, share_of
 from openbezoar.machine.devices import Device
 from openbezoar.models.files.checks import check
-from openbezoar.models.memory import parameters
+from openbezoar.models.memory import SURE, parameters
 from openbezoar.models.references import cache_folder, folder_here, is_here
 from openbezoar.models.shapes import model_of
 from openbezoar.plan.prompts_seen import prompts_seen
@@ -29,8 +29,6 @@ from openbezoar.recipe.blocks import Budget, LocalModel, RewardModel, ServerMode
 from openbezoar.recipe.refs import references
 from openbezoar.rows.sources import model_reference
 from openbezoar.verbs.book import Estimate
-
-SURE = 0.85  # of the memory; the estimates are good to some 15 %
 
 
 @dataclass(frozen=True)

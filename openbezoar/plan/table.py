@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openbezoar.engine.graph import Graph, Node
+from openbezoar.machine.cards import SPEEDS, STREAM
 from openbezoar.machine.devices import Device, this_device
+from openbezoar.models.pace import Fit
 from openbezoar.plan.concerns import Concern, concerns
 from openbezoar.plan.estimates import safe_estimate
 from openbezoar.plan.rates import learnt_rates
@@ -178,10 +180,13 @@ def _words(plan: Plan) -> Sequence[str]:
             if not name.startswith("tokens.")
         ]
         lines += [f"Times by what runs on this machine reached, in GFLOP/s: {', '.join(speeds)}."] if speeds else []
-    if any(plan.estimates[node.name].assumed and plan.estimates[node.name].seconds for node in open_steps):
+    if plan.device.here and any(
+        plan.estimates[node.name].assumed and plan.estimates[node.name].seconds for node in open_steps
+    ):
         lines.append("Times with '~' are assumed; a finished run on this machine teaches better ones.")
+    lines += _fits(plan)
     if not plan.device.here:
-        lines.append("No times: they are known for this machine only.")
+        lines.append(_about_times(plan))
     return [*lines, *_origins(plan), *(f"warning: {concern}" for concern in plan.concerns)]
 
 
@@ -208,6 +213,44 @@ def _origins(plan: Plan) -> list[str]:
         if words := told(node.verb, node.parts["settings"]):
             alike.setdefault(words, []).append(node.name)
     return [f"Settings of {', '.join(names)}: {words}." for words, names in alike.items()]
+
+
+def _fits(plan: Plan) -> list[str]:
+    """What trainings come to on a GPU, a line for the steps that are alike."""
+    alike: dict[Fit, list[str]] = {}
+    for node in plan.todo if plan.device.kind == "cuda" else ():
+        if fit := plan.estimates[node.name].fit:
+            alike.setdefault(replace(fit, tokens_per_second=None), []).append(node.name)
+    return [f"{', '.join(names)}: {_fit(fit)}." for fit, names in alike.items()]
+
+
+def _fit(fit: Fit) -> str:
+    """A fit in words."""
+    terms = {
+        "CUDA": fit.memory.process,
+        "weights": fit.memory.weights,
+        "reference": fit.memory.reference,
+        "what is trained": fit.memory.adapter,
+        "activations": fit.memory.activations,
+        "a layer's way back": fit.memory.layer,
+    }
+    told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in terms.items() if size)
+    return (
+        f"up to {fit.tokens:,} tokens a pass, {fit.dtype}, {fit.held}, {fit.recomputed} of {fit.layers} layers"
+        f" recomputed; {fit.peak / 1e9:.1f} GB {'measured' if fit.measured else 'estimated'}: {told}"
+    )
+
+
+def _about_times(plan: Plan) -> str:
+    """Where the times of another device than this machine's come from."""
+    speed = SPEEDS.get(plan.device.card)
+    if speed is None:
+        return "No times: they are known for this machine only."
+    return (
+        f"Times are estimated, of training only, and nothing was measured on {plan.device.name}: {speed.source},"
+        f" {speed.peak / 1e12:.0f} TFLOP/s of which {speed.large:.0%} are assumed to be reached,"
+        f" {speed.bandwidth / 1e9:.0f} GB/s of which {STREAM:.0%}; prompts that rows share are not counted as shared."
+    )
 
 
 def _about_memory(device: Device) -> str:

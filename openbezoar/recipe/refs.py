@@ -60,6 +60,15 @@ class NotInKey:
     at: Any = ALWAYS
 
 
+@dataclass(frozen=True)
+class InKeyAs:
+    """While a field has ``value``, a step's key has ``as_`` in its place, for this reason."""
+
+    value: Any
+    as_: Any
+    reason: str
+
+
 class Reference(NamedTuple):
     """A name that a step holds. key: the field, with the name inside of a mapping; rows: of 'data' its long form;
     most: how many of them are taken, None for all.
@@ -122,3 +131,9 @@ def not_in_key(step: BaseModel) -> set[str]:
     """The fields that a step's key leaves out."""
     marks = ((name, mark(field, NotInKey)) for name, field in type(step).model_fields.items())
     return {name for name, one in marks if one is not None and one.at in (ALWAYS, getattr(step, name))}
+
+
+def in_key_as(step: BaseModel) -> dict[str, Any]:
+    """The fields for which a step's key has another value than the recipe, with that value."""
+    marks = ((name, mark(field, InKeyAs)) for name, field in type(step).model_fields.items())
+    return {name: one.as_ for name, one in marks if one is not None and getattr(step, name) == one.value}

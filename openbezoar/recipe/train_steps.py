@@ -16,12 +16,23 @@ from pydantic import (
 
 from openbezoar.recipe.blocks import DataRef, Plain, Step, Strict, name_or
 from openbezoar.recipe.losses import LOSSES, constants, described, filled
-from openbezoar.recipe.refs import NotInKey, Ref
+from openbezoar.recipe.refs import InKeyAs, NotInKey, Ref
 
-if TYPE_CHECKING:
+TOKENS = 1024
+DTYPE: Literal["bfloat16"] = "bfloat16"
+AUTO: Any = "auto"
+if TYPE_CHECKING:  # 'auto' until models/fitting.py has settled it
     LossName = str
+    TokenBudget = int
+    Arithmetic = Literal["bfloat16", "float16", "float32"]
 else:
     LossName = Literal[tuple(LOSSES)]
+    TokenBudget = Annotated[
+        Annotated[Literal["auto"], Tag("(name)")] | Annotated[int, Field(ge=64), Tag("(number)")],
+        name_or("(number)"),
+    ]
+    Arithmetic = Literal["auto", "bfloat16", "float16", "float32"]
+BY_THE_DEVICE = "the device chooses, which changes no more than rounding"
 
 
 ALL_LINEAR = "all-linear"
@@ -127,14 +138,15 @@ class Training(Step):
         "auto",
         description=(
             "How NF4's values are held: packed in 4 bits, or unpacked to the arithmetic's dtype, which are the same"
-            " numbers, faster on a CPU and four times the memory. 'auto' unpacks on a CPU where that takes at most a"
-            " quarter of its free memory."
+            " numbers, faster, and four times the memory. 'auto' unpacks on a CPU where that takes at most a quarter"
+            " of its free memory, on a GPU where passes of 4,096 tokens still fit beside them."
         ),
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16",
+    dtype: Annotated[Arithmetic, InKeyAs("auto", DTYPE, BY_THE_DEVICE)] = Field(
+        AUTO,
         description=(
-            "Of the arithmetic; adapters are kept in fp32. A CPU without bfloat16 products (before AVX-512) holds and"
+            "Of the arithmetic; adapters are kept in fp32. 'auto' is bfloat16, or float16 with a scaled loss on a GPU"
+            " without bfloat16 products (below compute capability 8.0). A CPU without them (before AVX-512) holds and"
             " multiplies such weights in fp32."
         ),
     )
@@ -164,14 +176,19 @@ class Training(Step):
         ge=1,
         description="Stop after this many measurements without a better held-out loss. Needs evaluate_every.",
     )
-    tokens: int = Field(
-        1024, ge=64, description="Token budget of one forward pass; a longer row or pair is a pass by itself."
+    tokens: Annotated[TokenBudget, InKeyAs("auto", TOKENS, BY_THE_DEVICE)] = Field(
+        AUTO,
+        description=(
+            "Token budget of one forward pass, 64 or more; a longer row or pair is a pass by itself. 'auto': 1,024 on a"
+            " CPU; on a GPU up to 16,384, as many as its memory takes with no activations recomputed."
+        ),
     )
     checkpointing: Annotated[Literal["auto"] | bool, NotInKey("changes memory and time")] = Field(
         "auto",
         description=(
-            "Recompute activations in the backward pass: less memory, a third more arithmetic, the same bits. auto:"
-            " where keeping them takes over 7.5 GB."
+            "Recompute activations in the backward pass: less memory, the same bits, and half as much arithmetic again"
+            " (a third where all weights are trained). auto: on a GPU only as many layers as its memory asks for, on a"
+            " CPU all of them where keeping them takes over 7.5 GB."
         ),
     )
     save_every: Annotated[int, NotInKey("where a killed training goes on from, which leaves no trace")] = Field(

@@ -14,7 +14,9 @@ import torch
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.trunk import Trunk
+from openbezoar.models.fitting import settled
 from openbezoar.models.load import free
+from openbezoar.models.memory import shape_in
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
 from openbezoar.training import checkpointing, distributed
@@ -36,6 +38,7 @@ class Bench(Generic[S]):
     @staticmethod
     def of(model: Any, settings: Training, renderer: Renderer) -> Bench[Scorer]:
         """Switch checkpointing on where the settings want it. Raises ModelError where the model has none."""
+        settings = settled(settings, shape_in(model))
         checkpointing.apply(model, settings)
         return Bench(model, Scorer(model, settings.tokens), renderer)
 

@@ -27,6 +27,7 @@ from openbezoar.errors import ModelError
 from openbezoar.forest import Tree
 from openbezoar.forest.trunk import Trunk
 from openbezoar.machine import stops
+from openbezoar.models.fitting import settled
 from openbezoar.models.load import DTYPES, arithmetic
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
@@ -168,6 +169,7 @@ def train(
 
     tell: is told of every line of the logs in process 0, those of an earlier try first.
     """
+    settings = settled(settings, None)  # of which nothing but the arithmetic matters from here on
     masters = Masters(model)
     parameters = masters.values
     scaler = torch.amp.GradScaler(scorer.device.type, enabled=settings.dtype == "float16")

@@ -19,6 +19,7 @@ from openbezoar.llm.engines.opened import engine_of
 from openbezoar.llm.engines.programs import PROGRAMS
 from openbezoar.machine.devices import Device
 from openbezoar.models.memory import cache_bytes, engine_bytes, parameters, process_bytes
+from openbezoar.models.pace import Fit
 from openbezoar.models.shapes import model_of, shape_of_model
 from openbezoar.recipe.blocks import DataRef, DataSpec, LocalModel, Price, ServerModel, Shape, Step, data_specs
 from openbezoar.recipe.data_steps import Generate
@@ -55,6 +56,7 @@ class Estimate:
     remedy: str = "take a smaller model or a larger machine"  # where its memory does not fit
     engine: str = ""  # that answers, in a process of its own
     beside: tuple[tuple[str, int], ...] = ()  # models that are held at once, with their bytes
+    fit: Fit | None = None  # of a training: what it comes to on the device
     ratio: str = ""  # under which its tokens against those estimated are learnt
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from openbezoar.models.memory import quantised, step_memory, trained_parameters
+from openbezoar.models.fitting import arithmetic_of, step_memory
+from openbezoar.models.memory import quantised, trained_parameters
+from openbezoar.models.pace import fit_of
 from openbezoar.recipe.blocks import Shape
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo, Kto, Reward, Sft, Training
@@ -46,7 +48,8 @@ def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], p
     steps = math.ceil(round(math.ceil(rows / step.batch) * step.epochs, 6))
     tokens = min(rows * step.epochs, (step.max_steps or steps) * step.batch) * length
     shape = book.shape(step.model)
-    estimate = Estimate(round(rows), int(tokens), 0, dtype=step.dtype, remedy=_remedy(step, shape))
+    dtype = arithmetic_of(step, book.device)
+    estimate = Estimate(round(rows), int(tokens), 0, dtype=dtype, remedy=_remedy(step, shape))
     if shape is not None:
         trained = 4 * trained_parameters(shape, step)
         estimate.memory_bytes = step_memory(shape, step, book.device)
@@ -55,7 +58,13 @@ def _cost(step: Training, book: Book, verb: str, texts: Iterable[TextLengths], p
         if step.whole and step.dtype != "float32":
             estimate.written_bytes //= 2
     # the gradients of all weights are a forward pass's worth more
-    return book.timed(estimate, verb, step.model, tokens * (passes + step.whole))
+    book.timed(estimate, verb, step.model, tokens * (passes + step.whole))
+    if shape is not None:
+        fit = fit_of(shape, step, book.device, length=length, passes=passes)
+        estimate.fit = fit
+        if estimate.seconds is None and fit.tokens_per_second:
+            estimate.seconds = tokens / fit.tokens_per_second
+    return estimate
 
 
 def _remedy(step: Training, shape: Shape | None) -> str:

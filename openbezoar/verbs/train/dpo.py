@@ -25,7 +25,7 @@ from openbezoar.training.loop import Objective
 from openbezoar.training.objectives import Reference, frozen_reference, preference_objective, same_pass_reference
 from openbezoar.training.reference import REFERENCE, ReferenceCache, passes_of, reference_key
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import fitted, loaded, reference_of, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import fitted, loaded, reference_of, renderer_of, resolved, suited, write_model
 from openbezoar.verbs.train.result import DpoNumbers
 from openbezoar.verbs.train.samples import sampler_of
 
@@ -33,6 +33,7 @@ from openbezoar.verbs.train.samples import sampler_of
 def run(step: Dpo, context: StepContext) -> dict[str, Any]:
     """Train a new adapter on the step's pairs."""
     renderer = renderer_of(step, context)
+    step = suited(step, context)
     rows = trees, heldout = training_trees(step, step.dpo, to_pair, context, renderer, "pair")
     bench = Bench.of(loaded(step, context, continues=False), step, renderer)
     row = LOSSES[step.loss]

@@ -4,15 +4,19 @@ was trained written with its ``model.json``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.forest import Scorer, Tree
+from openbezoar.machine.devices import this_device
+from openbezoar.models.files.towers import text_config
+from openbezoar.models.fitting import held, recomputed_layers, settled
 from openbezoar.models.load import DTYPES, load_for_training, load_tokenizer, load_whole
-from openbezoar.models.memory import quantisation
+from openbezoar.models.memory import quantisation, shape_of
 from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.models.save import save_model
 from openbezoar.models.shards import count_values
@@ -26,6 +30,7 @@ from openbezoar.training.loop import Objective, Sampler
 from openbezoar.training.objectives import Reference, frozen_reference, same_pass_reference
 
 MODEL = "model"
+T = TypeVar("T", bound=Training)
 
 
 def renderer_of(step: Training, context: StepContext, loss_on: LossOn = "all") -> Renderer:
@@ -39,6 +44,24 @@ def renderer_of(step: Training, context: StepContext, loss_on: LossOn = "all") -
     for note in formatter.notes:
         context.progress.say(f"  {step.model}: {note}")
     return Renderer(formatter, step.max_length, step.too_long, context.counts, loss_on)
+
+
+def suited(step: T, context: StepContext) -> T:
+    """The step with what it leaves to the device chosen for its model; on a GPU it is told."""
+    try:
+        config = json.loads((context.checkpoint(step.model).folder() / "config.json").read_text(encoding="utf-8"))
+        shape = shape_of(text_config(config))
+    except (KeyError, OSError, ValueError):  # a family whose sizes have other names, or no config; loading tells
+        shape = None
+    device = this_device()
+    chosen = settled(step, shape, device)
+    if device.kind == "cuda" and shape is not None:
+        recomputed = recomputed_layers(shape, chosen, device)
+        context.progress.say(
+            f"  {context.name}: up to {chosen.tokens:,} tokens a pass in {chosen.dtype}, activations of {recomputed} of"
+            f" {shape.layers} layers recomputed, {held(shape, chosen, device)}"
+        )
+    return chosen
 
 
 def loaded(step: Training, context: StepContext, continues: bool) -> Any:

@@ -17,7 +17,9 @@ from openbezoar.dialogue.prompt import Formatter, Prompt, prompt_of
 from openbezoar.errors import DataError, ModelError, RecipeError, RowError, UserError
 from openbezoar.forest import Scorer
 from openbezoar.machine import extras
+from openbezoar.models.fitting import settled
 from openbezoar.models.load import DTYPES, adapted
+from openbezoar.models.memory import shape_in
 from openbezoar.progress import for_terminal
 from openbezoar.recipe.file import one_line
 from openbezoar.recipe.train_steps import WHOLE, Dpo, Kto, Lora, Sft, Training
@@ -154,9 +156,10 @@ def _settings(kind: type[T], fixed: Mapping[str, Any], given: Mapping[str, Any],
     dtypes = {dtype: name for name, dtype in DTYPES.items()}
     if getattr(model, "dtype", None) not in dtypes:
         raise ModelError(f"{where}: expected a model of transformers in {', '.join(DTYPES)}")
-    own = {"model": "model", "dtype": dtypes[model.dtype], "save_every": 2**31}
+    nf4 = "packed" if getattr(model, "is_loaded_in_4bit", False) else "unpacked"  # which is as much as 16 bits
+    own = {"model": "model", "dtype": dtypes[model.dtype], "nf4": nf4, "save_every": 2**31}
     try:
-        return kind.model_validate({**given, **fixed, **own})
+        return settled(kind.model_validate({**given, **fixed, **own}), shape_in(model))
     except ValidationError as error:
         raise RecipeError(one_line(error, where, kind)) from None
 

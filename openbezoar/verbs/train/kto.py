@@ -23,7 +23,7 @@ from openbezoar.training.objectives import Reference
 from openbezoar.training.trees import UnpairedTree
 from openbezoar.training.unpaired import unpaired_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import fitted, loaded, reference_of, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import fitted, loaded, reference_of, renderer_of, resolved, suited, write_model
 from openbezoar.verbs.train.result import KtoNumbers
 from openbezoar.verbs.train.samples import sampler_of
 
@@ -33,6 +33,7 @@ MOST = 4 / 3  # liked answers to others, weighted
 def run(step: Kto, context: StepContext) -> dict[str, Any]:
     """Train a new adapter on the step's answers."""
     renderer = renderer_of(step, context)
+    step = suited(step, context)
     rows = trees, heldout = training_trees(step, step.kto, to_answers, context, renderer, "answer")
     liked = liked_among(trees)
     if line := imbalance(step, liked, len(trees) - liked):

@@ -30,13 +30,14 @@ from openbezoar.training import checkpointing, distributed
 from openbezoar.training.bradley_terry import reward_objective
 from openbezoar.training.fit import ADAPTER, Bench
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import MODEL, fitted, held_in, loaded, renderer_of, resolved
+from openbezoar.verbs.train.fit import MODEL, fitted, held_in, loaded, renderer_of, resolved, suited
 from openbezoar.verbs.train.result import RewardNumbers
 
 
 def run(step: Reward, context: StepContext) -> dict[str, Any]:
     """Train a reward model on the step's pairs."""
     renderer = renderer_of(step, context, "none")
+    step = suited(step, context)
     trees, heldout = training_trees(step, step.reward, to_pair, context, renderer, "pair")
     model = loaded(step, context, continues=False)
     without_base_dropout(model)

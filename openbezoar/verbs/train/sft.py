@@ -14,7 +14,7 @@ from openbezoar.rows.forms import to_example
 from openbezoar.training.fit import Bench
 from openbezoar.training.objectives import sft_objective
 from openbezoar.verbs.train.data import training_trees
-from openbezoar.verbs.train.fit import continued, fitted, loaded, renderer_of, resolved, write_model
+from openbezoar.verbs.train.fit import continued, fitted, loaded, renderer_of, resolved, suited, write_model
 from openbezoar.verbs.train.result import SftNumbers
 from openbezoar.verbs.train.samples import sampler_of
 
@@ -22,6 +22,7 @@ from openbezoar.verbs.train.samples import sampler_of
 def run(step: Sft, context: StepContext) -> dict[str, Any]:
     """Fine-tune the step's model on its rows."""
     renderer = renderer_of(step, context, step.loss_on)
+    step = suited(step, context)
     trees, heldout = training_trees(step, step.sft, to_example, context, renderer, "row")
     continues = continued(step, context)
     bench = Bench.of(loaded(step, context, continues), step, renderer)
