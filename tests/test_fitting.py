@@ -45,6 +45,7 @@ def test_tokens_of_a_pass_grow_with_the_memory_and_nothing_is_recomputed_for_the
     for name, step in found.items():
         assert recomputed_layers(PAPER, step, CARDS[name]) == 0
         assert training_memory(PAPER, step, CARDS[name]).peak <= room_of(CARDS[name])
+    assert settled(sft(checkpointing=True), PAPER, CARDS["t4"]).tokens == 16_384, "all are recomputed anyway"
     assert settled(sft(), PAPER, CPU).tokens == 1024
     assert settled(sft(tokens=300), PAPER, CARDS["h100"]).tokens == 300, "what the recipe says stays"
     assert settled(sft(batch=2, max_length=512), PAPER, CARDS["h100"]).tokens == 1024, "no more than an optimiser step"

@@ -51,9 +51,11 @@ def settled(step: T, shape: Shape | None, device: Device | None = None) -> T:
     if quantised(shape, step) != "nf4" or given["nf4"] != "auto":
         unpacked = packed = {"nf4": step.nf4}
 
+    again = shape.layers * (step.checkpointing is True)
+
     def largest(held: Mapping[str, Any], least: int) -> T | None:
         tries = (found.model_copy(update={**held, "tokens": size}) for size in sizes if size >= least)
-        return next((one for one in tries if memory_of(shape, one, 0, device).peak <= room_of(device)), None)
+        return next((one for one in tries if memory_of(shape, one, again, device).peak <= room_of(device)), None)
 
     return (
         largest(unpacked, min(ENOUGH, sizes[0]))

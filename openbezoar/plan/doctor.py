@@ -205,9 +205,8 @@ def about_arithmetic(probed: Mapping[str, Any] | None, cpu: Device) -> Iterator[
     if float(capability) >= BFLOAT16_FROM:
         yield Finding("dtype", "ok", f"bfloat16 on {first['name']}")
     else:
-        found = f"float16 is to be set: {first['name']} has no bfloat16 arithmetic, it is slow there"
-        remedy = "openbezoar run RECIPE --set defaults.sft.dtype=float16 --set defaults.dpo.dtype=float16"
-        yield Finding("dtype", "note", found, remedy)
+        found = f"float16 on {first['name']}, which has no bfloat16 arithmetic; trainings take it by themselves"
+        yield Finding("dtype", "ok", found)
     if first["flex"]:
         found = "FlexAttention, once a probe at a run's start agrees with attention by segments"
         yield Finding("attention", "ok", found)
