@@ -168,7 +168,7 @@ def test_devices_have_memory_and_capability_and_compute() -> None:
     ("found", "cpu", "dtype", "state", "attention"),
     [
         (probed(devices=[H100]), CPU, "bfloat16 on H100", "ok", "FlexAttention, once"),
-        (probed(devices=[T4]), CPU, "float16 on T4", "ok", "by segments"),
+        (probed(devices=[T4]), CPU, "float16 on Tesla T4", "ok", "by segments"),
         (probed(None), CPU, "bfloat16 on the CPU", "ok", "by segments"),
         (probed(None), Device("cpu", "old", 1, bfloat16=False), "float32 on the CPU", "ok", "by segments"),
     ],
