@@ -21,15 +21,15 @@ from benchmarks.gpu_right import dense
 from openbezoar.forest import TokenPath
 from openbezoar.forest.layout import lay_out
 
+POPEN = subprocess.Popen
 TELLS = "import sys, time; from benchmarks.common import answer; {}"
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Workers that run some code in place of a part."""
-    popen = subprocess.Popen
 
     def started(command: list[str], **settings: Any) -> Any:
-        return popen([sys.executable, "-c", TELLS.format(code), command[-1]], **settings)
+        return POPEN([sys.executable, "-c", TELLS.format(code), command[-1]], **settings)
 
     monkeypatch.setattr(subprocess, "Popen", started)
 
