@@ -246,7 +246,8 @@ def test_a_better_chosen_answer_never_raises_the_loss(name: str) -> None:
 
 
 def step_of(**settings: Any) -> Dpo:
-    return Dpo(dpo="pairs.jsonl", model="base", **settings)
+    """A step as it is once the device has settled what is 'auto'."""
+    return Dpo(dpo="pairs.jsonl", model="base", **{"tokens": 1024, "dtype": "bfloat16"} | settings)
 
 
 def test_each_loss_has_its_own_defaults_and_no_others() -> None:
