@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 
 import pytest
 from cells import PARAMETERS, cells, execute, parameters, source
+from conftest import recipe_in
 from test_docs import parsed
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FP32 = "--set defaults.sft.dtype=float32 --set defaults.dpo.dtype=float32"
+RUNNING = "run all cells again to go on"
 
 
 def ran(name: str, folder: Path, **given: Any) -> subprocess.CompletedProcess[str]:
@@ -43,8 +47,8 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 # ---------------------------------------------------------------------------- as they are kept
 
 
-def test_every_notebook_is_run_here() -> None:
-    assert {f"test_{file.stem.replace('-', '_')}" for file in NOTEBOOKS} <= set(globals())
+def test_there_are_the_four_notebooks() -> None:
+    assert [file.stem for file in NOTEBOOKS] == ["colab-t4", "forest-engine", "kaggle-2xt4", "your-judge"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
@@ -108,6 +112,43 @@ def test_a_claim_that_does_not_hold_and_a_name_that_is_no_parameter_are_errors(t
 
 
 # ---------------------------------------------------------------------------- whole
+
+
+@pytest.mark.slow
+def test_kaggle_two_sessions_in_two_folders_make_one_run(tmp_path: Path, tiny: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    recipe_in(first, tiny, {})
+    shutil.copytree(tiny, first / "tiny")
+    small = {"MODEL": "tiny", "ROWS": "rows.jsonl", "PAIRS": "pairs.jsonl", "BATCH": 4, "MAX_STEPS": 6}
+    small |= {"DTYPE": "float32", "LEARNING_RATE": 5e-3, "MAX_LENGTH": 256, "EARLIER": str(tmp_path / "input")}
+    done = ran("kaggle-2xt4", first, **small, WORK=str(first), UNTIL="tuned")
+    assert done.returncode == 0, said(done)
+    assert "done: tuned | left: chat preferred" in done.stdout
+    (tmp_path / "input").mkdir()
+    shutil.move(first / "two-t4.openbezoar.zip", tmp_path / "input")
+    shutil.rmtree(first)
+    done = ran("kaggle-2xt4", second, **small, WORK=str(second), PROCESSES=1)
+    assert done.returncode == 0, said(done)
+    assert "with 1 finished steps" in done.stdout and "done: tuned chat preferred | left:\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_colab_a_slice_and_a_later_session_make_one_run(tmp_path: Path, tiny: Path) -> None:
+    settings = f"{FP32} --set steps.chosen.max_steps=2 --set steps.preferred.max_steps=2 --set defaults.sft.batch=4"
+    common = {"MODEL": str(tiny), "SETTINGS": settings, "KEPT": str(tmp_path / "drive")}
+    done = ran("colab-t4", tmp_path / "a", **common, WORK=str(tmp_path / "a"), SLICE="12s", SLICES=1)
+    assert done.returncode == 0 or RUNNING in done.stderr, said(done)
+    done = ran("colab-t4", tmp_path / "b", **common, WORK=str(tmp_path / "b"), SLICE="1h", SLICES=2)
+    assert done.returncode == 0, said(done)
+    assert (tmp_path / "b/session/runs/mine/release/better").is_dir()
+
+
+@pytest.mark.slow
+def test_your_judge(tmp_path: Path, tiny: Path) -> None:
+    settings = "--set steps.rm.max_steps=2 --set steps.rm.dtype=float32"
+    done = ran("your-judge", tmp_path / "a", JUDGE=str(tiny), BASE=str(tiny), SETTINGS=settings)
+    assert done.returncode == 0, said(done)
 
 
 @pytest.mark.slow
