@@ -256,7 +256,8 @@ def tests(place: Place) -> Found:
     found = Found()
     chosen = ["-k", "mixes_no_devices"] if place.tiny else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py", *chosen],
+        # Without -q: the project's own options have one, and two leave out the line that is read here.
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_gpu.py", *chosen],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
