@@ -80,7 +80,14 @@ def search(
     other work. Raises BenchmarkError if none works.
     """
     deadline = time.monotonic() + 60 * minutes
-    before = {json.dumps(t["setting"]): t for t in (kept[0].trials(kept[1]) if kept else []) if settled(t)}
+    trials = [t for t in (kept[0].trials(kept[1]) if kept else []) if settled(t)]
+    least = min((t["seconds"] for t in trials if t["seconds"] is not None and t["setting"] in settings), default=None)
+    # One that was cut off has lost against what it was held to, which may be a setting that is not searched now.
+    before = {
+        json.dumps(t["setting"]): t
+        for t in trials
+        if t["seconds"] is not None or (least is not None and least <= t.get("limit", 0.0))
+    }
     tried: list[dict[str, Any]] = []
     untried: list[Spec] = []
 
@@ -102,7 +109,8 @@ def search(
                 tried.append({"setting": setting, "seconds": None, "error": str(error)})
                 continue
             noted = {name: found[name] for name in ("seconds", "foreign_share", "by_task") if name in found}
-            tried.append({"setting": setting, **noted})
+            limit = {} if best is None or found["seconds"] is not None else {"limit": best[0]}
+            tried.append({"setting": setting, **noted, **limit})
             if kept and settled(tried[-1]):
                 kept[0].add(kept[1], tried[-1])
 

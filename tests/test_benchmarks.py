@@ -141,6 +141,22 @@ def test_a_search_goes_on_where_it_was_left_on_the_same_machine_alone(tmp_path: 
         kept.trials(about)
 
 
+def test_a_setting_that_was_cut_off_has_lost_to_those_that_are_searched_again_only(tmp_path: Path) -> None:
+    seconds, asked = {1: 5.0, 2: 3.0, 4: 9.0}, []
+
+    def run(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        asked.append(setting["micro"])
+        taken = seconds[setting["micro"]]
+        return {"seconds": None if limit is not None and taken > limit else taken, "foreign_share": 0.0}
+
+    kept = searches.Kept(tmp_path / "searches.json", MACHINE), {"benchmark": "sft"}
+    searches.search([{"micro": m} for m in (2, 1)], run, kept=kept)
+    assert searches.search([{"micro": m} for m in (2, 1)], run, kept=kept)["finished"] and asked == [2, 1]
+    assert searches.search([{"micro": 4}], run, kept=kept)["best"] == {"micro": 4}
+    found = searches.search([{"micro": m} for m in (4, 1)], run, kept=kept)
+    assert found["best"] == {"micro": 1} and asked == [2, 1, 4, 1]
+
+
 def test_a_pilot_beside_other_work_is_not_kept_and_its_search_not_finished(tmp_path: Path) -> None:
     shares = iter([0.3, 0.0, 0.0])
     kept, about = searches.Kept(tmp_path / "searches.json", MACHINE), {"benchmark": "sft"}

@@ -187,5 +187,6 @@ def main(arguments: list[str] | None = None) -> None:
             distributed.stop()
     except stops.Stop as ended:  # a signal between two instructions of the above, as listening begins or ends
         code = ended.code
-        print(f"\nopenbezoar: {ended.words}{_how_to_go_on(words)}", file=sys.stderr)
+        if not distributed.rank():
+            print(f"\nopenbezoar: {ended.words}{_how_to_go_on(words)}", file=sys.stderr)
     sys.exit(code)
