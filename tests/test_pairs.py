@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from openbezoar.rows.forms import to_pair
 from openbezoar.rows.records import Row, Turn, read_jsonl, write_jsonl
 from openbezoar.store.runs import RunFolder
 from openbezoar.verbs.pairs import work
-from openbezoar.verbs.pairs.picking import pick
+from openbezoar.verbs.pairs.picking import Picked, pick, without_length
 from openbezoar.verbs.pairs.section import sections
 from openbezoar.verbs.release.sources_of import sources_of
 
@@ -124,6 +125,44 @@ def test_of_up_to_five_answers_the_one_at_two_sigma_is_the_worst() -> None:
     assert fmean(six) - 2 * pstdev(six) > 0  # from six on the worst may lie further out
 
 
+def test_what_scores_pay_for_length_is_found_within_prompts_and_taken_off() -> None:
+    draw = random.Random(5)
+    good = [[draw.gauss(0, 1) for _ in range(8)] for _ in range(300)]
+    # a prompt of long answers scores higher by its own right: no matter of length within it
+    typical = [draw.uniform(2, 6) for _ in good]
+    lengths = [[max(1, round(math.exp(m + draw.gauss(0, 0.5)))) for _ in range(8)] for m in typical]
+    scores = [
+        [g + 3 * m + 2 * math.log(n) for g, n in zip(gs, ns, strict=True)]
+        for gs, ns, m in zip(good, lengths, typical, strict=True)
+    ]
+    level, slope = without_length(scores, lengths)
+    assert slope == pytest.approx(2, abs=0.1)
+
+    def longer(of: Sequence[Sequence[float]]) -> float:
+        found = [pick(some, "best_2sigma") for some in of]
+        assert all(found)
+        return fmean(ns[one.chosen] > ns[one.rejected] for ns, one in zip(lengths, found, strict=True) if one)
+
+    assert longer(scores) > 0.8 and 0.4 < longer(level) < 0.6
+    for own, told, before in zip(good, level, scores, strict=True):
+        assert fmean(told) == pytest.approx(fmean(before)), "a prompt's mean stays"
+        spread = [told_one - own_one for told_one, own_one in zip(told, own, strict=True)]
+        assert max(spread) - min(spread) < 0.5, "what is left is how good an answer is"
+
+
+def test_answers_of_one_length_leave_the_scores_as_they_are() -> None:
+    assert without_length([[1.0, 2.0], [5.0], []], [[4, 4], [9], []]) == ([[1.0, 2.0], [5.0], []], 0.0)
+
+
+def test_pairs_alike_in_length_are_of_the_best_answer_that_has_a_fellow() -> None:
+    scores, lengths = [9.0, 1.0, 5.0, 4.0, 4.5], [100, 10, 20, 24, 25]
+    assert pick(scores, "best_worst", lengths, 1.25) == Picked(2, 3, 1.0)  # the longest has no fellow
+    assert pick(scores, "best_worst", lengths, 4.0) == Picked(0, 4, 4.5), "of its fellows the one nearest to the worst"
+    assert pick(scores, "best_worst", lengths, 1.1) == Picked(4, 3, 0.5)
+    assert pick(scores, "best_worst", lengths, 1.0) is None
+    assert pick([3.0, 3.0, 2.0, 1.0], "best_worst", [5, 5, 9, 9], 1.0) == Picked(2, 3, 1.0), "equal scores stand back"
+
+
 # ---------------------------------------------------------------------------- own answers
 
 
@@ -209,6 +248,35 @@ def test_a_prompt_with_one_answer_or_too_small_a_margin_gives_no_pair_and_is_cou
     assert pairs.numbers["prompts_dropped"] == reasons
     assert {reason: pairs.counts[reason] for reason in reasons} == reasons
     assert [kept.get("dropped") for kept in pairs.candidates[:4]] == [*reasons, None]
+
+
+def test_without_what_is_paid_for_length_pairs_are_of_what_else_is_liked(pairs: Bench) -> None:
+    def reply(call: Call) -> str:
+        draw = random.Random(call.seed)
+        return ("Yes. " if draw.random() < 0.5 else "No.  ") + "word " * draw.randint(1, 40)
+
+    pairs.rewards = Liking(lambda turns, answer: 5 * math.log(len(answer.strip())) + answer.startswith("Yes"))
+    asked = {"from": "own", "samples": 8, "by": "rm"}
+    paid = pairs.run({"own": Scripted(reply)}, **asked)
+    assert pairs.numbers["length_pays"] is None and pairs.numbers["longer_chosen"]["value"] == 1
+    rows = pairs.run({"own": Scripted(reply)}, out="level", length_bias="remove", **asked)
+    assert [row["id"] for row in rows] == [row["id"] for row in paid]
+    assert pairs.numbers["length_pays"] == pytest.approx(5 * math.log(2), abs=0.1)
+    assert all(to_pair(row, "").chosen.startswith("Yes") > to_pair(row, "").rejected.startswith("Yes") for row in rows)
+    for row, kept in zip(rows, pairs.candidates, strict=True):
+        told = {answer["text"]: answer for answer in kept["answers"] if "score" in answer}
+        chosen, rejected = (told[to_pair(row, "").chosen], told[to_pair(row, "").rejected])
+        assert row["margin"] == chosen["level_score"] - rejected["level_score"] > 0.5
+        assert row["chosen_score"] == chosen["score"] and row["rejected_score"] == rejected["score"]
+
+
+def test_a_prompt_without_answers_alike_in_length_gives_no_pair_and_is_counted(pairs: Bench) -> None:
+    settings = {"from": "own", "samples": 3, "by": "rm", "max_length_ratio": 1.5}
+    rows = pairs.run({"own": scripted("a" * 10, "b" * 14, "c" * 40)}, PROMPTS[:2], **settings)
+    assert [(row["chosen_score"], row["rejected_score"]) for row in rows] == [(14, 10)] * 2
+    replies = scripted("a" * 10, "b" * 20, "c" * 40, "a" * 10, "b" * 15, "c" * 40)
+    assert [row["id"] for row in pairs.run({"own": replies}, PROMPTS[:2], out="one", **settings)] == ["q1"]
+    assert pairs.numbers["prompts_dropped"] == {"no two answers alike in length": 1}
 
 
 def test_control_tokens_in_an_answer_are_taken_out(pairs: Bench) -> None:
@@ -325,6 +393,11 @@ def test_a_judge_rates_each_answer_as_a_filter_s_does(pairs: Bench, mode: str) -
         ({"pick": "delta", "strong": "own", "weak": "own"}, "weak: the same model as 'strong'"),
         ({"pick": "delta", "strong": "own", "weak": "far", "by": "rm"}, "by: 'pick: delta' has no use for it"),
         ({"pick": "delta", "strong": "own", "weak": "far", "from": "own"}, "from: 'pick: delta' has no use for it"),
+        (
+            {"pick": "delta", "strong": "own", "weak": "far", "length_bias": "remove"},
+            "length_bias: 'pick: delta' has no use for it",
+        ),
+        ({"by": "rm", "from": "own", "max_length_ratio": 0.5}, "max_length_ratio: Input should be greater than"),
         ({"by": "rm", "from": "own", "pick": "best"}, "pick: Input should be 'best_2sigma', 'best_worst' or 'delta'"),
         ({"by": "rm", "form": "own"}, "form: unknown key"),
     ],
@@ -343,6 +416,7 @@ def test_settings_that_do_not_fit_are_one_line(settings: dict[str, Any], line: s
         ((Completion("cut", "length", 1, 1),), {}, "raise 'max_new_tokens', or set 'unfinished: keep'"),
         (("ab", "cd"), {}, "'rm' tells no answers apart: name another"),
         (("ab", "cde"), {"min_margin": 3}, r"lower 'min_margin' \(now 3\)"),
+        (("ab", "cde"), {"max_length_ratio": 1.4}, r"raise 'max_length_ratio' \(now 1.4\) or 'samples'"),
         (("ab", "cde"), {"by": "judge"}, "'judge' cannot be understood"),
     ],
 )

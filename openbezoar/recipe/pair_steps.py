@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from openbezoar.recipe.blocks import DataRef, Step
 from openbezoar.recipe.fields import MAX_REFUSED, MaxRefused, Prompts, RatingSettings, StepBudget
-from openbezoar.recipe.refs import Ref
+from openbezoar.recipe.refs import NotInKey, Ref
 
 
 class Pairs(Step):
@@ -67,6 +67,24 @@ class Pairs(Step):
     min_margin: float = Field(
         0.0, ge=0, description="Least difference of the two scores. A pair of equal scores is always dropped."
     )
+    length_bias: Annotated[Literal["keep", "remove"], NotInKey("steps that scored as they were told", at="keep")] = (
+        Field(
+            "keep",
+            description=(
+                "Whether length counts in the scores by which two answers are picked. 'remove': what the scores pay for"
+                " it, measured by regression over the step's answers within their prompts, is taken off."
+            ),
+        )
+    )
+    max_length_ratio: Annotated[float | None, NotInKey("steps that paired any lengths", at=None)] = Field(
+        None,
+        ge=1,
+        allow_inf_nan=False,
+        description=(
+            "Of a pair's two answers the longer one has at most so many times the characters of the other. Prompts"
+            " without two such answers give no pair."
+        ),
+    )
     unfinished: Literal["drop", "keep"] = Field(
         "drop", description="What becomes of answers that the token limit cut off."
     )
@@ -115,7 +133,17 @@ class Pairs(Step):
             raise ValueError("pick: delta takes its answers from 'strong' and 'weak'; name both")
         if self.strong == self.weak:
             raise ValueError("weak: the same model as 'strong'; name a weaker one")
-        for name in ("from_", "by", "rating", "row_answers", "foreign", "samples", "min_margin"):
+        for name in (
+            "from_",
+            "by",
+            "rating",
+            "row_answers",
+            "foreign",
+            "samples",
+            "min_margin",
+            "length_bias",
+            "max_length_ratio",
+        ):
             if name in self.model_fields_set:
                 raise ValueError(f"{name.rstrip('_')}: 'pick: delta' has no use for it; leave it out")
 

@@ -33,7 +33,8 @@ OF_ROWS = ("label", "finish", "scores", "reward_score", *SCORES)
 @dataclass
 class OneAnswer:
     """An answer to a prompt. by: who wrote it; finish: None where that is not known; how: what else is told of how
-    it came; dropped: why it takes no part; score: None where it has none.
+    it came; dropped: why it takes no part; score: None where it has none, and level where it is the score itself:
+    the score that pays nothing for length.
     """
 
     by: str
@@ -43,11 +44,13 @@ class OneAnswer:
     how: Row = field(default_factory=dict)
     dropped: str = ""
     score: float | None = None
+    level: float | None = None
 
     def as_row(self) -> Row:
         """As it is kept; what does not apply is left out."""
         row = {"by": self.by, "sample": self.sample, "text": self.text, "finish": self.finish, **self.how}
-        scored = {} if self.score is None else {"score": self.score}
+        scores = {"score": self.score, "level_score": self.level}
+        scored = {name: score for name, score in scores.items() if score is not None}
         return {**row, **scored, **({"dropped": self.dropped} if self.dropped else {})}
 
 

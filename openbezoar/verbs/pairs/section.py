@@ -26,6 +26,7 @@ HEADERS = (
     "words, chosen",
     "words, rejected",
     "longer answer chosen",
+    "twice the length paid",
     "chosen, by",
     "rejected, by",
     "dropped",
@@ -39,7 +40,7 @@ def sections(facts: RunFacts) -> list[Section]:
         return []
     about = (
         "Answers were paired as the step says. A share of pairs whose longer answer is the chosen one that is far from"
-        " one half teaches length, whatever the margin."
+        " one half teaches length, whatever the margin; 'length_bias: remove' takes off what scores pay for it."
     )
     note = "In brackets: 95 % interval (Wilson), of the pairs whose answers differ in length."
     table = Table(HEADERS, tuple(_line(result) for result in results), note)
@@ -64,6 +65,7 @@ def _line(result: PairsNumbers) -> tuple[str, ...]:
         number(result.chosen_words, 1),
         number(result.rejected_words, 1),
         known or NOTHING,
+        number(result.length_pays),
         tally(result.chosen_by),
         tally(result.rejected_by),
         tally(result.dropped()),

@@ -3,12 +3,13 @@
 Reads rows with prompts (and their answers, where those take part). Writes ``rows.jsonl``, pairs as lists of
 messages (prompt, chosen, rejected) with the row's other columns, ``chosen_by``, ``rejected_by``, and where answers
 are scored ``chosen_score``, ``rejected_score`` and ``margin``; and ``candidates.jsonl``, a line a prompt with all
-its answers: who wrote each, how it ended, its score, and why it takes no part (``dropped``), or why there is
-no pair.
+its answers: who wrote each, how it ended, its score (and ``level_score``, without what it pays for length, where
+that is removed), and why it takes no part (``dropped``), or why there is no pair.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -25,16 +26,19 @@ from openbezoar.rows.outgoing import as_preference
 from openbezoar.rows.records import Pair, Row, write_jsonl
 from openbezoar.stats.intervals import share_of
 from openbezoar.verbs.pairs.answers import UNFINISHED, OneAnswer, Prompt, ask_models, drop_answers, prompts_of
-from openbezoar.verbs.pairs.picking import pick
+from openbezoar.verbs.pairs.picking import pick, without_length
 from openbezoar.verbs.pairs.result import CANDIDATES, PairsNumbers
 
 ONE_ANSWER = "fewer than two different answers"
 UNSCORED = "fewer than two scored answers"
 EQUAL, CLOSE = "all answers score the same", "margin below min_margin"
+UNLIKE = "no two answers alike in length"
 
 
 class MadePair(NamedTuple):
-    """A prompt with its chosen and its rejected answer. margin: None where nobody scored them."""
+    """A prompt with its chosen and its rejected answer. margin: of the scores they were picked by; None where nobody
+    scored them.
+    """
 
     prompt: Prompt
     chosen: OneAnswer
@@ -62,8 +66,9 @@ def run(step: Pairs, context: StepContext) -> dict[str, Any]:
     drop_answers(prompts, step.unfinished == "keep")
     if step.by is not None:
         _score(step, step.by, context, prompts)
+    pays = _level(prompts) if step.length_bias == "remove" else None
     made = [pair for prompt in prompts if (pair := _pair(step, prompt)) is not None]
-    numbers = _numbers(prompts, made)
+    numbers = _numbers(prompts, made, pays)
     for reason, n in numbers.dropped().items():
         context.counts.add(reason, n)
     write_jsonl(context.out / ROWS, [pair.as_row() for pair in made])
@@ -84,10 +89,25 @@ def _score(step: Pairs, by: str, context: StepContext, prompts: Sequence[Prompt]
             answer.score = score
 
 
+def _level(prompts: Sequence[Prompt]) -> float:
+    """Take what is paid for length off the scores; returns it, for twice the length."""
+    scored = [[answer for answer in prompt.usable if answer.score is not None] for prompt in prompts]
+    scores = [[answer.score or 0.0 for answer in answers] for answers in scored]
+    level, slope = without_length(scores, [[len(answer.text) for answer in answers] for answers in scored])
+    for answers, of_prompt in zip(scored, level, strict=True):
+        for answer, score in zip(answers, of_prompt, strict=True):
+            answer.level = score
+    return slope * math.log(2)
+
+
 def _pair(step: Pairs, prompt: Prompt) -> MadePair | None:
     """The pair of a prompt; None, with the reason written down, if it has none."""
     usable = prompt.usable
-    scores = {place: answer.score for place, answer in enumerate(usable) if answer.score is not None}
+    scores = {
+        place: answer.score if answer.level is None else answer.level
+        for place, answer in enumerate(usable)
+        if answer.score is not None
+    }
     if len(usable) < 2:
         prompt.dropped = ONE_ANSWER
     elif step.pick == "delta":
@@ -97,7 +117,11 @@ def _pair(step: Pairs, prompt: Prompt) -> MadePair | None:
         prompt.dropped = UNSCORED
     else:
         places = list(scores)
-        found = pick(list(scores.values()), step.pick)
+        lengths = [len(usable[place].text) for place in places]
+        found = pick(list(scores.values()), step.pick, lengths, step.max_length_ratio or math.inf)
+        if found is None:
+            prompt.dropped = UNLIKE
+            return None
         if found.margin > 0 and found.margin >= step.min_margin:
             return MadePair(prompt, usable[places[found.chosen]], usable[places[found.rejected]], found.margin)
         prompt.dropped = CLOSE if found.margin > 0 else EQUAL
@@ -114,7 +138,7 @@ def _candidates(prompt: Prompt) -> Row:
     }
 
 
-def _numbers(prompts: Sequence[Prompt], made: Sequence[MadePair]) -> PairsNumbers:
+def _numbers(prompts: Sequence[Prompt], made: Sequence[MadePair], pays: float | None) -> PairsNumbers:
     answers = [answer for prompt in prompts for answer in prompt.answers]
     margins = [pair.margin for pair in made if pair.margin is not None]
     lengths = [(len(pair.chosen.text), len(pair.rejected.text)) for pair in made]  # as a look at rows compares them
@@ -128,6 +152,7 @@ def _numbers(prompts: Sequence[Prompt], made: Sequence[MadePair]) -> PairsNumber
             "chosen_words": round(fmean(words(pair.chosen.text) for pair in made), 1) if made else None,
             "rejected_words": round(fmean(words(pair.rejected.text) for pair in made), 1) if made else None,
             "longer_chosen": longer._asdict(),
+            "length_pays": None if pays is None else round(pays, 4),
             "chosen_by": dict(Counter(pair.chosen.by for pair in made).most_common()),
             "rejected_by": dict(Counter(pair.rejected.by for pair in made).most_common()),
             "answers_dropped": dict(Counter(answer.dropped for answer in answers if answer.dropped)),
@@ -149,6 +174,7 @@ def _none_made(step: Pairs, numbers: PairsNumbers) -> str:
         ),
         UNSCORED: f"'{step.by}' cannot be understood: name another, or set rating: {{mode: probability}}",
         EQUAL: f"'{step.by}' tells no answers apart: name another",
+        UNLIKE: f"raise 'max_length_ratio' (now {step.max_length_ratio}) or 'samples'",
         CLOSE: f"lower 'min_margin' (now {step.min_margin:g})",
     }[max(numbers.prompts_dropped, key=lambda reason: numbers.prompts_dropped[reason])]
     return f"not one pair of {numbers.answers} answers to {numbers.rows} prompts ({reasons}); {remedy}"
