@@ -215,6 +215,7 @@ def test_likeness_by_hand() -> None:
     assert likeness(shingles("a b c d"), shingles("b c d e")) == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_found_as_comparing_all_pairs_finds_them() -> None:
     draw = random.Random(3)
     words = [f"w{i}" for i in range(400)]

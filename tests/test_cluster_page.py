@@ -186,6 +186,7 @@ def test_a_task_with_a_bucket_packs_the_run_after_each_hour_and_begins_with_what
     assert not list(node.folder.glob("tmp.*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_travels_by_the_page_s_script_goes_on_with_what_it_had(node: Node, tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "instruction": f"Say the number {n}.", "response": f"It is {n}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -202,6 +202,7 @@ def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, tiny: Path, co
         assert not set("\x1b\x07\u202e") & set(done.out) and "owned" in done.out
 
 
+@pytest.mark.slow
 def test_in_a_terminal_what_is_learnt_is_coloured_and_in_a_pipe_in_brackets(
     tmp_path: Path, tiny: Path, commands: Any
 ) -> None:

@@ -173,6 +173,7 @@ def test_a_stream_gives_the_trees_the_order_and_the_counts_that_lists_give(
     assert [file.name for file in context.out.iterdir()] == ["data.json"]
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(
     context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +204,7 @@ def test_held_out_rows_of_their_own_are_counted_whole_and_taken_from_the_front(
     assert list(context.counts.by_reason.items()) == list(other.counts.by_reason.items())
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_one_line_and_no_hang(
     context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +346,7 @@ def growth(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(
     context: StepContext, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path, commands: Commands) -> None:
     arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "kto")
     done = commands(*arguments, first=PAIR.format(port=free_port()))

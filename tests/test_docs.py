@@ -187,7 +187,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("command", RUN)
+# Whole runs take seconds each; one of them is enough for a fast look.
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow)
+        if command.startswith(("openbezoar run", "openbezoar cache")) and command != "openbezoar run my.yaml"
+        else command
+        for command in RUN
+    ],
+)
 def test_a_command_of_the_pages_runs_as_it_stands(
     command: str,
     workplace: Path,

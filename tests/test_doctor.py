@@ -146,6 +146,7 @@ def test_a_probe_that_ends_the_process_is_a_finding(monkeypatch: pytest.MonkeyPa
     assert doctor.probe()["error"] == "ImportError: no symbol"
 
 
+@pytest.mark.slow
 def test_torch_is_asked_in_a_process_of_its_own() -> None:
     found = doctor.probe()
     assert found["torch"] and found["nf4"] is None

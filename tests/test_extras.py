@@ -195,6 +195,7 @@ def results(place: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return dict(zip(todo, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", EXTRAS)
 def test_without_a_package_every_command_that_wants_it_says_so_in_one_line(
     package: str, results: dict[tuple[str, str], dict[str, Any]]
@@ -213,6 +214,7 @@ def test_without_a_package_every_command_that_wants_it_says_so_in_one_line(
         assert command == "import" or found["loaded"] == [], f"{command}: the packages that are there were loaded first"
 
 
+@pytest.mark.slow
 def test_a_run_says_which_steps_want_what_is_missing_and_begins_none(
     results: dict[tuple[str, str], dict[str, Any]], place: Path
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_run_says_which_steps_want_what_is_missing_and_begins_none(
     assert not list((place / "runs/all").glob("*/manifest.json")) and not list((place / "runs/all").glob(".work/*"))
 
 
+@pytest.mark.slow
 def test_with_none_of_them_plan_and_what_reads_files_still_work(results: dict[tuple[str, str], dict[str, Any]]) -> None:
     for command in ("plan", "agreement", "schema", "show", "report", "--help"):
         assert results["all", command]["code"] == 0, results["all", command]

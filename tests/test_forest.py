@@ -312,6 +312,7 @@ def test_flex_attention_s_masks_and_scores_say_what_the_segments_do(
 FULL_AND_WINDOWS: list[Any] = [(None, None), (50, None), (20, None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds_of_layers",
     [FULL_AND_WINDOWS[1:], pytest.param([*FULL_AND_WINDOWS, (None, 2.0), (40, 2.0)], marks=pytest.mark.slow)],

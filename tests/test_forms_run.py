@@ -40,6 +40,7 @@ def rated(number: int) -> Row:
     }
 
 
+@pytest.mark.slow
 def test_a_sharegpt_dump_and_ultrafeedback_s_pairs_in_parquet_are_trained_on_by_their_names_alone(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_forests_in_16_bits_stay_within_their_rounding_of_float32(
     assert float((wanted - got).abs().mean()) < (0.02 if dtype == "bfloat16" else 0.004)
 
 
+@pytest.mark.slow
 def test_a_float16_step_with_loss_scaling_has_the_gradient_of_a_float32_step(
     device: torch.device, tiny: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def test_forty_moments_of_kill_power_cut_and_damage_end_with_the_same_bytes() ->
     assert {kind.partition(" in ")[0] for kind in said["of"]} == kinds
 
 
+@pytest.mark.slow
 def test_sigterm_at_a_moment_of_each_step_of_rows_ends_with_the_same_bytes() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--rows-only", "--stops", "1"],
