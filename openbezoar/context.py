@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from openbezoar.errors import DataError, RowError
-from openbezoar.models.references import Checkpoint, checkpoint_of_model, checkpoint_of_step
+from openbezoar.models.references import Checkpoint, checkpoint_of_model, checkpoint_of_step, of_commit
 from openbezoar.progress import Progress
 from openbezoar.recipe.blocks import TEMPLATES, DataRef, LocalModel, ServerModel, data_specs
 from openbezoar.recipe.schema import Recipe
 from openbezoar.rows.forms import to_example, to_pair
+from openbezoar.rows.hub import Commits
 from openbezoar.rows.records import Counts, Example, Pair, Row
 from openbezoar.rows.sources import model_reference, read, resolve_path
 from openbezoar.store.runs import RunFolder
@@ -62,6 +64,11 @@ class StepContext:
     tell: Callable[[str, Mapping[str, Any]], None] = lambda log, line: None
     """Is told each line of a training's logs, as ``training.loop.Tell`` has it."""
 
+    @cached_property
+    def commits(self) -> Commits:
+        """What names on the hub stand for in this run."""
+        return Commits(self.run.path)
+
     def folder(self, step: str) -> Path:
         """The finished folder of another step."""
         return self.run.step(step)
@@ -79,7 +86,16 @@ class StepContext:
         if there are none.
         """
         folders = {name: self.run.step(name) for name in self.steps}
-        return read(ref, self.recipe_folder, self.recipe.data, folders, self.recipe.seed, self.out, self.counts.add)
+        return read(
+            ref,
+            self.recipe_folder,
+            self.recipe.data,
+            folders,
+            self.recipe.seed,
+            self.out,
+            self.counts.add,
+            self.commits,
+        )
 
     def examples(self, ref: DataRef, most: int | None = None, every: int = 1) -> list[Example]:
         """Training examples: each ``every``-th one, ``most`` at most.
@@ -136,17 +152,10 @@ class StepContext:
             prompt = spec.prompt or self.recipe.prompt
             if prompt.template not in TEMPLATES:  # a file, which must be found wherever the checkpoint is opened
                 prompt = prompt.model_copy(update={"template": str(self.path(prompt.template).resolve())})
-            return checkpoint_of_model(
-                name,
-                spec.model_copy(
-                    update={
-                        "model": model_reference(spec.model, self.recipe_folder, self.recipe.data),
-                        "prompt": prompt,
-                    }
-                ),
-                prompt,
-                recipe_folder=self.recipe_folder,
-            )
+            reference = model_reference(spec.model, self.recipe_folder, self.recipe.data)
+            known = spec.model_copy(update={"model": reference, "prompt": prompt})
+            made = checkpoint_of_model(name, known, prompt, recipe_folder=self.recipe_folder)
+            return replace(made, base=of_commit(made.base, self.commits))
         return checkpoint_of_step(name, self.run.path)
 
     def batched(

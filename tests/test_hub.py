@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub
 
 from openbezoar.engine import graph
 from openbezoar.errors import DataError
@@ -66,7 +67,8 @@ def test_a_reference_that_is_none_is_told_before_anything_runs(ref: str, tmp_pat
 
 
 ASK = """
-import json, sys
+import json, sys, time
+time.sleep = lambda seconds: None  # the clients wait between their tries
 from openbezoar.errors import UserError
 from openbezoar.rows.hub import load_rows
 from openbezoar.models.references import fetch
@@ -103,17 +105,35 @@ def ask(refs: list[str], home: Path, **environment: str) -> dict[str, str]:
     return said
 
 
+CARD = b"""---
+configs:
+- config_name: en
+  data_files: [{split: train, path: en.jsonl}, {split: test, path: en.jsonl}]
+- config_name: de-DE
+  data_files: de.jsonl
+---
+"""
+ROW = b'{"instruction": "Name a sea.", "response": "The Baltic."}\n'
+MODEL = {"config.json": b"{}", "model.safetensors": b"\x02" + bytes(7) + b"{}", "tokenizer.json": b"{}"}
+TOKEN = "hf_" + "Ab3" * 11
+
+
 @pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fake_hub.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None and server.stdin is not None
-        yield server.stdout.readline().strip()
-        server.stdin.close()
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    for kind, one in (("models", MODEL), ("datasets", {"train.jsonl": ROW})):
+        made.add("org/one", one, kind)
+        made.add("org/gated", one, kind, gated=True)
+        made.add("org/private", one, kind, private=True)
+        for name, status in (("org/busy", 429), ("org/broken", 503)):
+            made.add(name, one, kind)
+            made.fail("GET", name, "refuse", status=status)
+    made.add("org/many", {"README.md": CARD, "en.jsonl": ROW, "de.jsonl": ROW.replace(b"sea", b"Meer")}, "datasets")
+    made.add("org/script", {"script.py": b"", "rows.txt": b""}, "datasets")
+    made.add("org/empty", {"README.md": b"Nothing."}, "datasets")
+    made.tokens[TOKEN] = "read"
+    yield made
+    made.close()
 
 
 SAID = {
@@ -127,7 +147,6 @@ SAID = {
     "hub:org/many/en[dev]": "the data set has no split 'dev'; it has train, test",
     "hub:org/one@v9": "the data set has no such revision",
     "hub:org/gated": "the data set is gated: ask for access",
-    "hub:org/denied": "the data set is gated: ask for access",
     "hub:org/private": "the hub has no such data set, or it is private",
     "hub:org/none": "the hub has no such data set, or it is private",
     "hub:org/script": (
@@ -135,7 +154,7 @@ SAID = {
         " hub:org/script[train]@refs/convert/parquet"
     ),
     "hub:org/empty": "the data set has no files of rows",
-    "org/one": "folder: aaaa",
+    "org/one": "folder: ",
     "org/one@v9": "the model has no such revision",
     "org/gated": "the model is gated: ask for access",
     "org/private": "the hub has no such model, or it is private",
@@ -145,15 +164,29 @@ SAID = {
 }
 
 
-def test_what_the_hub_says_is_told_with_its_cause_and_remedy(hub: str, tmp_path: Path) -> None:
+KNOWN = {
+    "hub:org/private": "rows: Name a sea.",
+    "org/private": "folder: ",
+    "hub:org/gated": "the data set is gated: ask for access",
+    "org/gated": "the model is gated: ask for access",
+    "org/none": "the hub has no such model, or it is private",
+}
+"""With a token that may read what is private, and was not let into what is gated."""
+REFUSED = {
+    "hub:org/private": "the hub knows no such token",
+    "org/private": "the hub knows no such token",
+}
+
+
+def test_what_the_hub_says_is_told_with_its_cause_and_remedy(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    said = ask(list(SAID), tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
+    said = ask(list(SAID), tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
     for ref, expected in SAID.items():
         assert expected in said[ref], (ref, said[ref])
         assert "\n" not in said[ref] and len(said[ref]) < 400
         assert said[ref].startswith(("rows: ", "folder: ", f"{ref}: "))
     offline = ask(
-        ["hub:org/other", "org/other", "hub:org/one", "org/one"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1"
+        ["hub:org/other", "org/other", "hub:org/one", "org/one"], tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1"
     )
     assert all(
         "the client is offline (HF_HUB_OFFLINE); go online once" in offline[ref]
@@ -163,6 +196,50 @@ def test_what_the_hub_says_is_told_with_its_cause_and_remedy(hub: str, tmp_path:
     assert offline["hub:org/one"] == SAID["hub:org/one"] and offline["org/one"].startswith("folder: ")
     gone = ask(["org/other"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert "the hub cannot be reached (" in gone["org/other"] and "check the network" in gone["org/other"]
+
+
+@pytest.mark.slow
+def test_a_token_opens_what_it_may_and_is_never_shown(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    known = ask(list(KNOWN), tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_TOKEN=TOKEN)
+    (fresh := tmp_path / "fresh").mkdir()
+    wrong = ask(list(REFUSED), fresh, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_TOKEN=TOKEN + "x")
+    for answers, lines in ((known, KNOWN), (wrong, REFUSED)):
+        for ref, expected in lines.items():
+            assert expected in answers[ref] and TOKEN not in answers[ref], (ref, answers[ref])
+
+
+@pytest.mark.slow
+def test_a_branch_a_tag_and_a_commit_give_each_their_own_and_no_other(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    commits: dict[str, list[str]] = {}
+    for kind in ("models", "datasets"):
+        first = hub.add("org/moved", {**MODEL, "train.jsonl": ROW}, kind)
+        repository = hub.repositories[kind, "org/moved"]
+        repository.refs |= {"v1": first}
+        later = repository.commit({"config.json": b'{"a": 1}', "train.jsonl": ROW.replace(b"sea", b"lake")})
+        repository.commit({"train.jsonl": ROW.replace(b"sea", b"bay")}, "some/branch")
+        commits[kind] = [first, later, repository.refs["some/branch"]]
+    words, refs = ("sea", "lake", "bay"), ("v1", "main", "some/branch")
+    expected = {f"org/moved@{ref}": f"folder: {commit}" for ref, commit in zip(refs, commits["models"], strict=True)}
+    expected |= {f"org/moved@{commit}": f"folder: {commit}" for commit in commits["models"]}
+    expected |= {f"hub:org/moved@{ref}": f"rows: Name a {word}." for ref, word in zip(refs, words, strict=True)}
+    expected |= {f"hub:org/moved@{c}": f"rows: Name a {w}." for c, w in zip(commits["datasets"], words, strict=True)}
+    assert ask(list(expected), tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0") == expected
+    # Of a data set its client gives whatever it has where it does not reach the hub: that would be other rows.
+    (fresh := tmp_path / "fresh").mkdir()
+    one = ["hub:org/moved@v1", "org/moved@v1"]
+    ask(one, fresh, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    for way in ({"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}):
+        said = ask([*expected, "hub:org/moved"], fresh, **way)
+        known = {*one, f"org/moved@{commits['models'][0]}", f"hub:org/moved@{commits['datasets'][0]}", "hub:org/moved"}
+        for ref, line in said.items():
+            if ref in known:
+                assert line == expected.get(ref, "rows: Name a sea."), (ref, line)
+            elif ref.startswith("hub:"):
+                assert "the hub did not give its revision" in line and commits["datasets"][0][:12] in line, (ref, line)
+            else:
+                assert "the client is offline" in line or "the hub cannot be reached" in line, (ref, line)
 
 
 def test_a_full_disk_is_the_machine_s_own_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,22 +4,20 @@ against its checksums first.
 
 from __future__ import annotations
 
-import base64
-import json
-import threading
+import hashlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub
 
 from openbezoar.cli import release as cli_release
 from openbezoar.errors import RunError
 from openbezoar.publishing.checksums import SUMS, checked, write_sums
 from openbezoar.publishing.upload import planned, push
 
-TOKEN = "hf_secretsecret"
+TOKEN, READER = "hf_secretsecret", "hf_readsecret"
 
 
 @pytest.fixture
@@ -38,65 +36,23 @@ def release(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return folder, {"numbers": groups}
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as an upload of small files asks for."""
-
-    asked: list[tuple[str, Any, str | None]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        rows = [json.loads(line) for line in body.splitlines()]
-        self.asked.append((self.path, rows, self.headers.get("Authorization")))
-        answer: Any = {}
-        if self.path.endswith("/create"):
-            answer = {"url": f"http://{self.headers['Host']}/{rows[0].get('organization') or 'me'}/{rows[0]['name']}"}
-        elif "/preupload/" in self.path:
-            answer = {
-                "files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in rows[0]["files"]]
-            }
-        elif "/commit/" in self.path:
-            answer = {
-                "commitUrl": f"http://{self.headers['Host']}/org/name/commit/abc",
-                "commitOid": "abc",
-                "success": True,
-            }
-        if self.path == "/api/validate-yaml" and "license: wrong" in rows[0]["content"]:
-            self.send_response(400)
-            self.end_headers()
-            self.wfile.write(b"license must be one of")
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def do_GET(self) -> None:
-        self.asked.append((self.path, [], self.headers.get("Authorization")))
-        self.send_response(404)
-        self.send_header("X-Error-Code", "EntryNotFound")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any, str | None]]]:
-    """A hub on this machine; what it was asked."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, to which TOKEN may write."""
     from huggingface_hub import constants
 
-    Hub.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
+    made = Hub()
+    made.tokens |= {TOKEN: "write", READER: "read"}
+    monkeypatch.setattr(constants, "ENDPOINT", made.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield Hub.asked
-    server.shutdown()
-    server.server_close()
+    yield made
+    made.close()
+
+
+def released(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_dry_run_lists_every_file_and_asks_nothing_of_a_network(
@@ -118,50 +74,99 @@ def test_a_dry_run_lists_every_file_and_asks_nothing_of_a_network(
 
 
 def test_a_push_makes_each_repository_and_sends_exactly_the_released_files(
-    release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]], capsys: pytest.CaptureFixture[str]
+    release: tuple[Path, dict[str, Any]], hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli_release._push(*release, "org/demo", ["DPO", "lamini"], True, True)
-    paths = [path for path, _, _ in hub]
-    assert paths[0] == "/api/validate-yaml" and paths.count("/api/repos/create") == 2
-    made = [rows[0] for path, rows, _ in hub if path == "/api/repos/create"]
-    assert [(m["organization"], m["name"], m.get("type", "model")) for m in made] == [
-        ("org", "demo-DPO", "model"),
-        ("org", "demo-lamini", "dataset"),
-    ]
-    assert all(m.get("private") or m.get("visibility") == "private" for m in made)
-    for name, commit in (
-        ("DPO", "/api/models/org/demo-DPO/commit/main"),
-        ("data/lamini", "/api/datasets/org/demo-lamini/commit/main"),
-    ):
-        (rows,) = [rows for path, rows, _ in hub if path == commit]
-        sent = {row["value"]["path"]: base64.b64decode(row["value"]["content"]) for row in rows if row["key"] == "file"}
-        there = {
-            p.relative_to(release[0] / name).as_posix(): p.read_bytes()
-            for p in (release[0] / name).rglob("*")
-            if p.is_file()
-        }
-        assert sent == there and len(sent) == 4
+    assert set(hub.repositories) == {("models", "org/demo-DPO"), ("datasets", "org/demo-lamini")}
+    assert all(made.private for made in hub.repositories.values())
+    for inside, name, kind in (("DPO", "org/demo-DPO", "models"), ("data/lamini", "org/demo-lamini", "datasets")):
+        assert hub.files(name, kind) == released(release[0] / inside) and len(hub.files(name, kind)) == 4
+    assert [one.path for one in hub.asked][:2] == ["/api/validate-yaml"] * 2
     said = capsys.readouterr()
-    assert said.out.count("/commit/abc") == 2 and TOKEN not in said.out + said.err
+    assert said.out.count("/commit/") == 2 and TOKEN not in said.out + said.err
 
 
-def test_one_folder_goes_to_the_very_name_and_may_be_public(
-    release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]
-) -> None:
+def test_one_folder_goes_to_the_very_name_and_may_be_public(release: tuple[Path, dict[str, Any]], hub: Hub) -> None:
     list(push(planned(*release, "org/demo", only=["SFT"]), private=False))
-    (made,) = [rows[0] for path, rows, _ in hub if path == "/api/repos/create"]
-    assert made["name"] == "demo" and not made.get("private") and made.get("visibility") in (None, "public")
+    assert [(name, made.private) for (_, name), made in hub.repositories.items()] == [("org/demo", False)]
+
+
+def test_large_files_go_in_parts_and_what_the_hub_has_is_not_sent_again(
+    release: tuple[Path, dict[str, Any]], hub: Hub
+) -> None:
+    hub.part_bytes = 60
+    uploads = planned(*release, "org/demo", only=["SFT"])
+    list(push(uploads, private=True))
+    assert len(hub.requests("?part=")) == 3 and hub.files("org/demo") == released(release[0] / "SFT")
+    hub.well()
+    list(push(uploads, private=True))
+    assert not hub.requests("/objects/", "PUT") and not hub.requests("/commit/")
+
+
+def test_a_push_that_breaks_off_says_so_and_sends_only_the_rest_again(
+    release: tuple[Path, dict[str, Any]], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its tries
+    weights, gguf = (hashlib.sha256(content).hexdigest() for content in (b"SFT" * 50, b"GGUF"))
+    hub.fail("PUT", weights, "drop")
+    uploads = planned(*release, "org/demo", only=["SFT"])
+    with pytest.raises(RunError, match=r"^org/demo: the hub cannot be reached, or broke the upload off; run the same"):
+        list(push(uploads, private=True))
+    assert gguf in hub.objects and weights not in hub.objects and not hub.repositories["models", "org/demo"].commits
+    hub.well()
+    list(push(uploads, private=True))
+    assert [one.path for one in hub.requests("/objects/", "PUT")] == [f"/objects/{weights}"]
+    assert hub.files("org/demo") == released(release[0] / "SFT")
+
+
+def test_a_repository_that_others_can_read_gets_nothing_that_was_to_be_private(
+    release: tuple[Path, dict[str, Any]], hub: Hub
+) -> None:
+    hub.add("org/demo-DPO", {"README.md": b"mine"})
+    for private, said in ((True, "is public; nothing was sent. Call this with --public"), (False, "is private")):
+        hub.repositories["models", "org/demo-DPO"].private = not private
+        with pytest.raises(RunError, match=said):
+            list(push(planned(*release, "org/demo"), private=private))
+        assert list(hub.repositories) == [("models", "org/demo-DPO")] and not hub.objects
+    assert hub.files("org/demo-DPO") == {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "said"),
+    [
+        (READER, 0, "this login may not write there (403 Forbidden); take a token that may"),
+        (f"{TOKEN}x", 0, "the hub knows no such token (401 Unauthorized); run 'hf auth login'"),
+        (TOKEN, 507, "the hub answered 507 Insufficient Storage; run the same command again later"),
+        (TOKEN, 413, "the hub did not take it ("),
+    ],
+)
+def test_a_refused_push_is_one_line_with_the_remedy_and_without_the_token(
+    release: tuple[Path, dict[str, Any]],
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    status: int,
+    said: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    if status:
+        hub.fail("POST", "/commit/", "refuse", status=status)
+    with pytest.raises(RunError) as told:
+        list(push(planned(*release, "org/demo", only=["SFT"]), private=True))
+    line = str(told.value)
+    assert line.startswith(f"org/demo: {said}") and line.endswith("and is not sent again") and "\n" not in line
+    assert TOKEN not in line and READER not in line
 
 
 def test_a_card_that_the_hub_refuses_stops_before_a_repository_is_made(
-    release: tuple[Path, dict[str, Any]], hub: list[tuple[str, Any, str | None]]
+    release: tuple[Path, dict[str, Any]], hub: Hub
 ) -> None:
-    card = release[0] / "SFT/README.md"
+    card = release[0] / "DPO/README.md"
     card.write_text("---\nlicense: wrong\n---\n")
     write_sums(card.parent)
-    with pytest.raises(RunError, match="license must be one of"):
-        list(push(planned(*release, "org/demo", only=["SFT"]), private=True))
-    assert "/api/repos/create" not in [path for path, _, _ in hub]
+    with pytest.raises(RunError, match=r"org/demo-DPO: .*license must be one of"):
+        list(push(planned(*release, "org/demo"), private=True))
+    assert not hub.repositories
 
 
 def test_without_a_login_nothing_is_tried(

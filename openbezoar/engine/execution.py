@@ -156,6 +156,7 @@ def _run_step(graph: Graph, node: Node, progress: Progress, track: StepTrack, pl
         "numbers": numbers,
         "summary": numbers.pop("summary", ""),
         "used": used,
+        **({"hub": context.commits.used} if context.commits.used else {}),
         "environment": environment(),
         "recipe_version": __version__,
     }

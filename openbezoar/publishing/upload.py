@@ -8,13 +8,15 @@ asked for nor shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from openbezoar.errors import RunError
 from openbezoar.publishing.checksums import File, checked
+from openbezoar.rows.hub import reason, status_of, unreachable
 
 TARGET = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -61,11 +63,12 @@ def planned(folder: Path, manifest: Mapping[str, Any], target: str, *, only: Ite
     return uploads
 
 
-def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
-    """Make each repository that is not there, have the hub check the card, upload the files; yields
-    each commit's address.
+def push(uploads: Sequence[Upload], private: bool) -> Iterator[str]:
+    """Have the hub check all cards, make each repository that is not there, upload the files; yields each commit's
+    address.
 
-    Raises RunError where the hub cannot be reached or refuses.
+    Raises RunError where the hub cannot be reached or refuses, and where a repository that is there can be read by
+    others than ``private`` says.
     """
     from huggingface_hub import DatasetCard, HfApi, ModelCard, get_token
 
@@ -75,9 +78,20 @@ def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
         )
     api = HfApi()
     for upload in uploads:
-        try:
+        with _told(upload):
             card = (ModelCard if upload.kind == "model" else DatasetCard).load(upload.folder / "README.md")  # type: ignore[no-untyped-call]
             card.validate(repo_type=upload.kind)
+    for upload in uploads:
+        with _told(upload):
+            there = api.repo_exists(upload.repository, repo_type=upload.kind)
+            if there and api.repo_info(upload.repository, repo_type=upload.kind).private != private:
+                raise RunError(
+                    f"{upload.repository}: it is there already, and is {'public' if private else 'private'}; nothing"
+                    f" was sent. Call this {'with' if private else 'without'} --public, or change it on its page, or"
+                    " name another"
+                )
+    for upload in uploads:
+        with _told(upload):
             api.create_repo(upload.repository, private=private, repo_type=upload.kind, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=upload.repository,
@@ -86,10 +100,32 @@ def push(uploads: Iterable[Upload], private: bool) -> Iterator[str]:
                 allow_patterns=[file.name for file in upload.files],
                 commit_message=f"{upload.name}, made with OpenBezoar",
             )
-        except Exception as error:  # the hub's client has many kinds, and its transport's too
-            words = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"{upload.repository}: the hub did not take it ({type(error).__name__}: {words}); what was uploaded"
-                " before stays, and is not sent again"
-            ) from None
         yield str(commit.commit_url)
+
+
+@contextmanager
+def _told(upload: Upload) -> Iterator[None]:
+    """What the hub's client raises within becomes one line with what to do."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:  # the client has many kinds, and its transport's too
+        raise RunError(
+            f"{upload.repository}: {_why(error)}; what was uploaded before stays, and is not sent again"
+        ) from None
+
+
+def _why(error: Exception) -> str:
+    """What the hub did not take an upload for, and what to do."""
+    status = status_of(error)
+    if status == 401:
+        return "the hub knows no such token (401 Unauthorized); run 'hf auth login', or put a valid one into HF_TOKEN"
+    if status == 403:
+        return "this login may not write there (403 Forbidden); take a token that may, or name an ORG/NAME of your own"
+    if status == 429 or (status or 0) >= 500:
+        return f"the hub answered {status} {reason(status or 0)}; run the same command again later"
+    if status is None and unreachable(error):
+        return "the hub cannot be reached, or broke the upload off; run the same command again"
+    words = " ".join(str(error).split())[:300]
+    return f"the hub did not take it ({type(error).__name__}: {words})"

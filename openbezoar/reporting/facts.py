@@ -75,6 +75,15 @@ class RunFacts:
                 identities.setdefault(name, identity if isinstance(identity, Mapping) else {})
         return identities
 
+    def commits(self) -> dict[str, str]:
+        """The commits of models and data sets on the hub that a step read, by their names in the recipe."""
+        return {
+            name: commit
+            for step in self.steps.values()
+            for name, commit in (step.manifest.get("hub") or {}).items()
+            if isinstance(commit, str)
+        }
+
     @property
     def seed(self) -> int | None:
         return next((s.parts["seed"] for s in self.steps.values() if "seed" in s.parts), None)

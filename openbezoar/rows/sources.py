@@ -11,6 +11,7 @@ from openbezoar.errors import DataError, RecipeError, named
 from openbezoar.recipe.blocks import DataRef, DataSpec, data_specs
 from openbezoar.rows.files import ROWS, RowFiles, divided, locate
 from openbezoar.rows.forms import check_usable
+from openbezoar.rows.hub import Commits
 from openbezoar.rows.known import OneKind
 from openbezoar.rows.records import JsonLines, Row
 from openbezoar.rows.tables import FileRows, HubRows, RowTable, table_of
@@ -75,18 +76,19 @@ def read(
     seed: int,
     scratch: Path | None = None,
     mended: Callable[[str], None] | None = None,
+    commits: Commits | None = None,
 ) -> Iterator[tuple[str, Row]]:
     """Rows of a reference with where each came from, one held at a time. Raises DataError if nothing is left,
     and where rows of one file are of several kinds.
 
-    scratch, mended: as for ``JsonLines``.
+    scratch, mended: as for ``JsonLines``; commits: of the run that reads, for rows of the hub.
     """
     for spec in data_specs(ref):
         table: RowTable
         if spec.data in step_folder:
             name, table = f"step {spec.data}", JsonLines(step_folder[spec.data] / ROWS, scratch, mended)
         elif spec.data.startswith("hub:"):
-            name, table = spec.data, HubRows(spec.data)
+            name, table = spec.data, HubRows(spec.data, commits)
         else:
             files = row_files(spec.data, recipe_folder, data_folder)
             name, table = str(files.root), table_of(files, scratch, mended)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openbezoar.rows.files import RowFiles
-from openbezoar.rows.hub import load_rows
+from openbezoar.rows.hub import Commits, load_rows
 from openbezoar.rows.plain import plain
 from openbezoar.rows.readers import kind_by_content, rows_of
 from openbezoar.rows.records import JsonLines, Row
@@ -69,11 +69,11 @@ class FileRows:
 
 class HubRows:
     """Rows of a data set of the hub (``hub.DataSetRef``), which the hub's client keeps on disk.
-    Raises DataError saying why it cannot be had.
+    commits: those of the run that reads. Raises DataError saying why it cannot be had.
     """
 
-    def __init__(self, ref: str) -> None:
-        self.data: Any = load_rows(ref)
+    def __init__(self, ref: str, commits: Commits | None = None) -> None:
+        self.data: Any = load_rows(ref, commits)
 
     def __iter__(self) -> Iterator[Row]:
         return (plain(row) for row in self.data)

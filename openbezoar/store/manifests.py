@@ -5,7 +5,8 @@ A manifest carries the version of its schema and a digest of all else that it sa
 have neither; of them only the types of what they say are checked.
 
 Schema 1, which is not written down in it: ``weights`` has the marks of safetensors files.
-Schema 2: ``files`` has the marks of all files, ``used`` the results of its inputs.
+Schema 2: ``files`` has the marks of all files, ``used`` the results of its inputs; ``hub``, which may be missing,
+the commits of the models and data sets of the hub that it read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Manifest = dict[str, Any]
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "verb", "key", "finished", "summary", "digest"), str),
-    **dict.fromkeys(("parts", "counts", "numbers", "files", "weights", "used", "used_weights", "environment"), dict),
+    **dict.fromkeys(
+        ("parts", "counts", "numbers", "files", "weights", "used", "used_weights", "environment", "hub"), dict
+    ),
     "seconds": (int, float),
     "schema": int,
     "place": int,

@@ -123,6 +123,7 @@ def _model_metadata(
         "tags": tags,
     }
     hub, _, revision = base.partition("@")
+    revision = facts.commits().get(base, revision)
     if HUB_ID.match(hub):
         metadata |= {"base_model": hub, **({"base_model_revision": revision} if revision else {})}
     if data := hub_datasets(lineage):
