@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAST
+from conftest import FAST, save_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -25,9 +25,10 @@ from warm import Commands
 from openbezoar.engine import execution, graph
 from openbezoar.errors import RunError
 from openbezoar.forest import TokenPath
+from openbezoar.forest.layout import weight
+from openbezoar.machine import distributed, shares
 from openbezoar.progress import Silent
 from openbezoar.recipe.file import load
-from openbezoar.training import distributed
 
 EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}
 # 15 rows and 11 pairs of unequal lengths in steps of 7 and 5: the last step has one row, so one process has none.
@@ -114,12 +115,18 @@ def adapter(step: Path) -> dict[str, torch.Tensor]:
     return load_file(step / "adapter" / "adapter_model.safetensors")
 
 
-# A second process beside this one, as torchrun would start it.
-PAIR = """
+# Further processes beside this one, as torchrun would start them.
+SEVERAL = """
 import os
-os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}")
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(os.fork() == 0))
+os.environ.update(WORLD_SIZE="{world}", LOCAL_WORLD_SIZE="{world}", MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}")
+number = next((rank for rank in range(1, {world}) if os.fork() == 0), 0)
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(number)
 """
+
+
+def several(world: int = 2) -> str:
+    """For ``first``: a command in so many processes."""
+    return SEVERAL.format(world=world, port=free_port())
 
 
 def free_port() -> int:
@@ -131,7 +138,7 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path, commands: Commands) -> None:
     arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "kto")
-    done = commands(*arguments, first=PAIR.format(port=free_port()))
+    done = commands(*arguments, first=several())
     assert done.code == 0, done.err
     equal_to_one(recipe, tmp_path)
 
@@ -149,7 +156,7 @@ def test_two_processes_give_the_reward_model_of_one(
 ) -> None:
     settings = {**EXACT, "batch": 5, "heldout": "held_pairs.jsonl", "beats": "nothing"}
     path = write_recipe({"rm": {"reward": "uneven.jsonl", "model": "base", **settings}})
-    done = commands("run", str(path), "--runs", str(tmp_path / "two"), "--quiet", first=PAIR.format(port=free_port()))
+    done = commands("run", str(path), "--runs", str(tmp_path / "two"), "--quiet", first=several())
     assert done.code == 0, done.err
     execution.execute(graph.build(load(path), path, tmp_path / "one"), Silent())
     alone, together = (tmp_path / name / "t" / "rm" for name in ("one", "two"))
@@ -231,7 +238,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
     recipe: Path, tmp_path: Path, commands: Commands
 ) -> None:
     arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "drop")
-    run = commands.start(*arguments, first=PAIR.format(port=free_port()) + SLOWLY)
+    run = commands.start(*arguments, first=several() + SLOWLY)
     work = tmp_path / "two/t/.work/drop"
     told_after(2, work / "metrics.jsonl", run.running, lambda: run.send_signal(signal.SIGTERM))
     done = run.wait()
@@ -275,13 +282,116 @@ def test_a_user_s_mistake_ends_all_processes_and_the_first_says_it_in_one_line(r
     assert f'File "{Path(graph.__file__).parent}' not in done.stderr  # torchrun's own traceback cannot be helped
 
 
+# ------------------------------------------------------------------------- steps that ask models
+
+MEASURED: dict[str, Any] = {
+    "kept": {
+        "filter": "some.jsonl",
+        "rules": {"near_duplicates": None, "language": "any"},
+        "likelihood": {"model": "base", "tokens": 128},
+    },
+    "scores": {
+        "evaluate": ["base", "other"],
+        "tasks": ["arc_easy"],
+        "data": "tasks",
+        "losses": {"plain": "some.jsonl"},
+        "pairs": {"hh": "uneven.jsonl"},
+        "tokens": 160,
+    },
+}
+# Each process notes how many passes it makes.
+NOTED = """
+from openbezoar.forest import RewardScorer, Scorer
+def noted(original):
+    def measured(self, item):
+        with open("{log}" + os.environ["RANK"], "a") as log:
+            log.write("pass\\n")
+        return original(self, item)
+    return measured
+for kind in (Scorer, RewardScorer):
+    kind.measured = noted(kind.measured)
+"""
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_models_are_asked_is_shared_out_and_comes_out_as_of_one_process(
+    world: int, recipe: Path, write_recipe: Callable[..., Path], tiny: Path, tmp_path: Path, commands: Commands
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    asked = [{"id": f"q{i}", "split": "eval", "question": f"Which? {'So. ' * (i * i % 7)}"} for i in range(9)]
+    questions = [{**one, "choices": ["a", "b c"], "gold": 1} for one in asked]
+    (tmp_path / "tasks/arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    save_tiny_model(tmp_path / "another", seed=5)
+    places = {"base": tiny, "other": tmp_path / "another"}
+    models = {name: {"model": str(place), "dtype": "float32"} for name, place in places.items()}
+    path = write_recipe(MEASURED, models=models)
+    log = tmp_path / "passes-"
+    for runs, first in (("many", several(world) + NOTED.format(log=log)), ("one", "")):
+        done = commands("run", str(path), "--runs", str(tmp_path / runs), "--quiet", first=first)
+        assert done.code == 0, done.err
+    passes = [len(Path(f"{log}{rank}").read_text().splitlines()) for rank in range(world)]
+    assert min(passes) >= 5 and sum(passes) < 2 * world * min(passes)
+    alone, together = tmp_path / "one" / "t", tmp_path / "many" / "t"
+    files = sorted(file.relative_to(alone) for file in alone.rglob("*") if file.is_file() and file.parent != alone)
+    assert {"kept/rows.jsonl", "kept/likelihood.jsonl", "scores/scores.json"} <= set(map(str, files))
+    for file in files:
+        if file.name != "manifest.json":  # which has times
+            assert (together / file).read_bytes() == (alone / file).read_bytes(), file
+
+
+# What befalls process 1 in its n-th pass: Python, and what the first process then says.
+BEFALLS = {
+    "an error of the model": ("raise ModelError('it broke; mend it')", "process 1: it broke; mend it"),
+    "no memory": ("raise MemoryError", "process 1: not enough memory"),
+    "a bug": ("raise KeyError('oops')", "process 1: KeyError: 'oops'"),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "process 1 of this run ended"),
+    "silent": ("time.sleep(60)", "process 1 of this run gave no sign of life for 4 s"),
+}
+BEFALLEN = """
+import os, signal, time
+from datetime import timedelta
+from openbezoar.errors import ModelError
+from openbezoar.forest import Scorer
+from openbezoar.machine import distributed
+if {silent}:
+    distributed.IN_STEP = timedelta(seconds=4)
+original, calls = Scorer.measured, 0
+def befallen(self, item):
+    global calls
+    calls += 1
+    if os.environ["RANK"] == "1" and calls == {count}:
+        {what}
+    return original(self, item)
+Scorer.measured = befallen
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("step", ["scores", "sft"])
+@pytest.mark.parametrize("what", BEFALLS)
+def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
+    what: str, step: str, recipe: Path, write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+) -> None:
+    scores = {"evaluate": ["base"], "losses": {"plain": "some.jsonl"}, "tokens": 160}
+    sft = {"sft": "some.jsonl", "model": "base", **EXACT, "heldout": "some.jsonl", "tokens": 160}
+    path = write_recipe({step: {"scores": scores, "sft": sft}[step]})
+    does, says = BEFALLS[what]
+    first = several() + BEFALLEN.format(what=does, count=2, silent=what == "silent")
+    done = commands("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=first)
+    assert done.code == 2, done.err
+    said = [line for line in done.err.splitlines() if line.startswith("openbezoar")]
+    assert said[0].startswith(f"openbezoar: step {step}: {says}"), done.err
+    assert len(said) == 1, done.err
+    assert ("Traceback" in done.err) == (what == "a bug"), done.err
+
+
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 5))
 def test_shares_are_a_division_and_differ_by_no_more_than_one_tree(lengths: list[int], world: int) -> None:
     trees = [(TokenPath.of([1], list(range(2, 2 + n))),) for n in lengths]
-    shares = [distributed.share(trees, rank, world) for rank in range(world)]
-    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
-    assert all(share == sorted(share) for share in shares)
-    loads = [sum(lengths[i] for i in share) for share in shares]
+    parts = [shares.share(trees, weight, rank, world) for rank in range(world)]
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    assert all(part == sorted(part) for part in parts)
+    loads = [sum(lengths[i] for i in part) for part in parts]
     assert max(loads) - min(loads) <= max(lengths, default=0)
 
 
@@ -290,7 +400,7 @@ def test_a_share_weighs_a_shared_prompt_once() -> None:
     pair = (TokenPath.of(prompt, [50, 51]), TokenPath.of(prompt, [60, 61]))
     single = (TokenPath.of([1], list(range(2, 60))),)
     small = (TokenPath.of([1], list(range(2, 30))),)
-    assert [distributed.share([pair, single, small], rank, 2) for rank in (0, 1)] == [[1], [0, 2]]
+    assert [shares.share([pair, single, small], weight, rank, 2) for rank in (0, 1)] == [[1], [0, 2]]
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +427,7 @@ def test_a_split_base_is_refused_in_one_line_before_anything_starts(
 def test_processes_that_begin_differently_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(distributed, "_gathered", lambda values: [{"steps_done": 5, "rows": 9}, values])
+    monkeypatch.setattr(distributed, "gathered", lambda values: [{"steps_done": 5, "rows": 9}, values])
     distributed.agree(steps_done=5, rows=9)
     with pytest.raises(RunError, match=r"differ in steps done \(5, 0\)"):
         distributed.agree(steps_done=0, rows=9)

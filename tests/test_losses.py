@@ -509,8 +509,9 @@ def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from openbezoar.forest import Scorer
+    from openbezoar.forest.layout import weight
+    from openbezoar.machine import shares
     from openbezoar.models.load import load_base
-    from openbezoar.training import distributed
     from openbezoar.training.loop import batch_of
 
     scorer = Scorer(
@@ -528,7 +529,7 @@ def test_with_several_processes_the_cached_passes_are_those_of_each_one_s_share(
     for number in (0, 1):
         chosen = [trees[i] for i in batch_of(number, len(trees), step, seed=1)]
         for rank in (0, 1):
-            share = [chosen[i] for i in distributed.share(chosen, rank, 2)]
+            share = [chosen[i] for i in shares.share(chosen, weight, rank, 2)]
             trained += [[share[i] for i in group] for group in scorer.batches(share)]
     assert list(reference_module.passes_of(trees, [], scorer, step=step, seed=1)) == trained
     assert changed(alone, key_of(tiny)) == {"passes"}

@@ -37,10 +37,10 @@ from openbezoar.cli.serve import serve
 from openbezoar.cli.vote import vote
 from openbezoar.cli.watch import watch
 from openbezoar.errors import UserError
-from openbezoar.machine import extras, limits, stops
+from openbezoar.machine import distributed, extras, limits, stops
+from openbezoar.machine.shares import SaidByFirst
 from openbezoar.machine.streams import lead_nowhere_if_broken, reader_is_gone, standing
 from openbezoar.progress import visible
-from openbezoar.training import distributed
 
 
 class _InOrder(TyperGroup):
@@ -165,6 +165,8 @@ def _ran(arguments: list[str] | None) -> int:
             return 0
         if stops.asked() and distributed.rank():  # the first process ended meanwhile, and has said why
             return INTERRUPTED
+        if isinstance(error, SaidByFirst):
+            return 2
         if (line := _line(error)) is None:
             raise
         print(line, file=sys.stderr)

@@ -74,10 +74,9 @@ def run(
 
     Example: openbezoar run demo --set steps.dpo.beta=0.2
     """
-    from openbezoar.machine import stops
+    from openbezoar.machine import distributed, stops
     from openbezoar.plan.carry_out import carry_out
     from openbezoar.progress import for_terminal
-    from openbezoar.training import distributed
 
     changes = overrides or []
     if time_limit is not None and distributed.rank() == 0:  # the others stop with it

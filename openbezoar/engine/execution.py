@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from openbezoar.engine.graph import Graph, Node, build, state_of
 from openbezoar.errors import UserError
 from openbezoar.llm.engines.kept import ENGINES
 from openbezoar.llm.owners import Process
-from openbezoar.machine import extras, limits, stops
+from openbezoar.machine import distributed, extras, limits, stops
 from openbezoar.machine.devices import memory_in_use
+from openbezoar.models.driving import Helper, driving
 from openbezoar.progress import Progress, Silent
 from openbezoar.recipe.refs import references
 from openbezoar.reporting.results import Scores, StepFacts
@@ -24,7 +26,6 @@ from openbezoar.store.digests import digest, moved, result_digest
 from openbezoar.store.files import environment
 from openbezoar.store.live import Recorded
 from openbezoar.tracking import StepTrack, Tracks
-from openbezoar.training import distributed
 
 
 def execute(
@@ -76,7 +77,7 @@ def execute(
             if gate := node.row.part("gate"):
                 for warning in gate(node.name, node.step, graph.run.step(node.name), graph.recipe.seed):
                     progress.warn(warning)
-    distributed.announce(None)
+    distributed.order(None)
     return ran
 
 
@@ -99,15 +100,20 @@ def _tracked(graph: Graph, node: Node, manifest: Mapping[str, Any]) -> tuple[str
 
 
 def follow(make: Callable[[], Graph]) -> None:
-    """Another process than the first, which executes: take part in each training step that it
-    announces, until it announces none.
+    """Another process than the first, which executes: obey its orders, until there are none.
+
+    They are the names of training steps, which all processes make together, and what ``models.driving`` has.
     """
     distributed.start()
     graph: Graph | None = None
-    while (name := distributed.announced()) is not None:
+    helper = Helper()
+    while (order := distributed.ordered()) is not None:
+        if not isinstance(order, str):
+            helper.obey(order)
+            continue
         graph = graph or make()  # not earlier, so that a mistake in the recipe is reported once
-        node = graph.nodes[name]
-        node.row.part("work")(node.step, _context(graph, node, graph.run.work(name), Silent()))
+        node = graph.nodes[order]
+        node.row.part("work")(node.step, _context(graph, node, graph.run.work(order), Silent()))
 
 
 def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepContext:
@@ -123,6 +129,14 @@ def _context(graph: Graph, node: Node, out: Path, progress: Progress) -> StepCon
     )
 
 
+def _others(node: Node) -> AbstractContextManager[None]:
+    """What the other processes do during a step: the same, or what it asks of models."""
+    if not node.row.together:
+        return driving()
+    distributed.order(node.name)
+    return nullcontext()
+
+
 def _run_step(graph: Graph, node: Node, progress: Progress, track: StepTrack, place: str) -> dict[str, Any]:
     if node.row.reads_wholly:  # as what is published is
         for needed in graph.upto(node.name):
@@ -133,11 +147,10 @@ def _run_step(graph: Graph, node: Node, progress: Progress, track: StepTrack, pl
     context.tell = track.tell
     about = {"place": place, "verb": node.verb, "owner": Process.this().text()}
     context.progress = Recorded(progress, context.out, about, memory_in_use)
-    if node.row.together:
-        distributed.announce(node.name)
     begun = time.monotonic()
     try:
-        numbers: dict[str, Any] = node.row.part("work")(node.step, context)
+        with _others(node):
+            numbers: dict[str, Any] = node.row.part("work")(node.step, context)
     except UserError as error:
         raise type(error)(f"step {node.name}: {error}") from error
     except Exception as error:

@@ -88,6 +88,11 @@ def in_order(trees: Sequence[Tree]) -> list[tuple[int, int]]:
     return costs
 
 
+def weight(tree: Tree) -> int:
+    """Tokens that a tree's row has, what its paths share counted once."""
+    return in_order([tree])[0][1]
+
+
 class _Row:
     """The row in the making."""
 

@@ -9,13 +9,14 @@ asked for and never looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest.layout import TokenPath, Tree, lay_out
-from openbezoar.forest.trunk import Trunk, no_numbers, on_cpu
+from openbezoar.forest.trunk import Trunk, no_numbers, on_cpu, tokens_of
 
 
 class RewardScorer(Trunk):
@@ -33,6 +34,11 @@ class RewardScorer(Trunk):
             raise ModelError(f"the head has {head.out_features} outputs; a reward model has one")
         self.head, self.pad = head, pad
         self._share()
+
+    def twin(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """As of a ``Scorer``."""
+        head = next(name for name, part in self.model.named_modules() if part is self.head)
+        return _twin, (head, self.tokens, self.pad, self.plain)
 
     # Two orders of summation move a hidden state by a hundredth or so of its length; a wrong mask by a sixth and more.
     COARSE = 0.1
@@ -73,21 +79,27 @@ class RewardScorer(Trunk):
         Leaves the model as it was. Raises ModelError for rewards that are not numbers.
         """
         results: list[list[float]] = [[]] * len(trees)
+        passes = self.batches(trees)
+        items = [([trees[i] for i in chosen], False) for chosen in passes]
         training = self.model.training
         self.model.eval()
         try:
-            for chosen in self.batches(trees):
-                values = on_cpu(self.rewards([trees[i] for i in chosen]))
-                for i in chosen:
-                    part = next(values)
-                    if not bool(part.isfinite().all()):
-                        raise no_numbers()
-                    results[i] = part.tolist()
+            for number, values in self.deal(self, "measured", items, tokens_of):
+                for i, part in zip(passes[number], values, strict=True):
+                    results[i] = part
                 if done is not None:
-                    done(len(chosen))
+                    done(len(passes[number]))
         finally:
             self.model.train(training)
         return results
+
+    @torch.no_grad()
+    def measured(self, item: tuple[Sequence[Tree], bool]) -> list[list[float]]:
+        """Of one pass, per tree the reward of each path."""
+        values = on_cpu(self.rewards(item[0]))
+        if not bool(values.isfinite().all()):
+            raise no_numbers()
+        return [part.tolist() for part in values.split([len(tree) for tree in item[0]])]  # type: ignore[no-untyped-call]
 
     def _asked(self, tree: Tree) -> Tree:
         """The tree with one more token after each path, which alone is asked for."""
@@ -110,6 +122,10 @@ class RewardScorer(Trunk):
         rows = [path.ids[:-1] for tree in asked for path in tree]
         ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         return self._padded(rows)[torch.arange(len(rows), device=self.device), ends]
+
+
+def _twin(loaded: Any, head: str, *arguments: Any) -> RewardScorer:
+    return RewardScorer(loaded.model, loaded.model.get_submodule(head), *arguments)
 
 
 def _followed(ids: Sequence[int]) -> TokenPath:

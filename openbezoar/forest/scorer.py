@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from openbezoar.errors import ModelError
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, TrainedLogProb, adapted
 from openbezoar.forest.layout import TokenPath, Tree, lay_out
-from openbezoar.forest.trunk import Trunk, on_cpu
+from openbezoar.forest.trunk import Trunk, on_cpu, tokens_of
 
 
 class Scorer(Trunk):
@@ -32,6 +32,7 @@ class Scorer(Trunk):
         self, model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False
     ) -> None:
         super().__init__(model, tokens, plain)
+        self.head_bytes = head_bytes
         head = self.base.get_output_embeddings()
         self.adapter: Any = head if hasattr(head, "lora_A") else None  # PEFT's layer around the head
         if self.adapter is not None:
@@ -56,6 +57,10 @@ class Scorer(Trunk):
             max(1 if head_bytes else 64, most // (4 * head.out_features)),
         )
         self._share()
+
+    def twin(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """What makes the same around the model in another process, and its arguments after that model."""
+        return _twin, (self.tokens, self.head_bytes, self.plain)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocabulary] of hidden states [rows, hidden], as the model's own head makes them."""
@@ -173,16 +178,19 @@ class Scorer(Trunk):
         if greedy is not None:
             greedy.extend([True] * len(tree) for tree in trees)
         results: list[list[Tensor]] = [[torch.empty(0)] * len(tree) for tree in trees]
+        passes = self.batches(trees)
+        items = [([trees[i] for i in chosen], greedy is not None) for chosen in passes]
         training = self.model.training
         self.model.eval()
         try:
-            for chosen in self.batches(trees):
-                flags: list[Tensor] | None = None if greedy is None else []
-                values = on_cpu([path for tree in self.score([trees[i] for i in chosen], flags) for path in tree])
+            for number, (scores, flags) in self.deal(self, "measured", items, tokens_of):
+                chosen = passes[number]
+                counts = [path.n_scored for i in chosen for path in trees[i]]
+                values = iter(scores.split(counts))
                 for i in chosen:
                     results[i] = [next(values) for _ in trees[i]]
-                if greedy is not None and flags is not None:
-                    hits = on_cpu(flags)
+                if greedy is not None:
+                    hits = iter(flags.split(counts))
                     for i in chosen:
                         greedy[i] = [bool(next(hits).all()) for _ in trees[i]]
                 if done is not None:
@@ -190,3 +198,17 @@ class Scorer(Trunk):
         finally:
             self.model.train(training)
         return results
+
+    @torch.no_grad()
+    def measured(self, item: tuple[Sequence[Tree], bool]) -> tuple[Tensor, Tensor | None]:
+        """Of one pass, on the CPU: the asked-for log-probabilities one after another, float32 [asked]; and, where the
+        item says so, whether each token was the likeliest, bool [asked].
+        """
+        trees, greedy = item
+        flags: list[Tensor] | None = [] if greedy else None
+        values = on_cpu([path for tree in self.score(trees, flags) for path in tree])
+        return values, None if flags is None else on_cpu(flags)
+
+
+def _twin(loaded: Any, *arguments: Any) -> Scorer:
+    return Scorer(loaded.model, *arguments)

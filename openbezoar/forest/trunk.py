@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,25 @@ from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order
 
 # of a machine that refuses, which says nothing of the model
 _EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)
+
+Deal = Callable[[Any, str, Sequence[Any], Callable[[Any], float]], Iterable[tuple[int, Any]]]
+"""Who does what: an object, the name of its method, items, what each weighs → (place, what the method makes of the
+item there), in any order. The results are on the CPU, and may come from a twin of the object in another process.
+"""
+
+
+def in_turn(owner: Any, method: str, items: Sequence[Any], weight: Callable[[Any], float]) -> Iterable[tuple[int, Any]]:
+    """A ``Deal``: this process does it all."""
+    return enumerate(map(getattr(owner, method), items))
+
+
+SPREAD: WeakKeyDictionary[nn.Module, Deal] = WeakKeyDictionary()
+"""Models that lie in other processes too, and how what is asked of them is dealt out."""
+
+
+def deal_of(model: nn.Module) -> Deal:
+    """Who does what is asked of a model."""
+    return SPREAD.get(model, in_turn)
 
 
 class Trunk(ABC):
@@ -50,6 +70,7 @@ class Trunk(ABC):
         self.device = next(model.parameters()).device
         self.plain = plain or not _knows(self.config)
         self.checked = self.plain
+        self.deal = deal_of(model)
 
     def _share(self) -> None:
         """Give the model the forest's attention, once nothing else speaks against it."""
@@ -183,10 +204,14 @@ def no_numbers(where: str = "") -> ModelError:
     )
 
 
-def on_cpu(parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Vectors as they are, brought over together: each copy would wait for the device."""
-    whole: Iterator[Tensor] = iter(torch.cat(list(parts)).cpu().split([len(part) for part in parts]))  # type: ignore[no-untyped-call]
-    return whole
+def on_cpu(parts: Sequence[Tensor]) -> Tensor:
+    """Vectors one after another, brought over together: each copy would wait for the device."""
+    return torch.cat(list(parts)).cpu()
+
+
+def tokens_of(item: tuple[Sequence[Tree], bool]) -> int:
+    """What a pass weighs: its tokens, more or less."""
+    return sum(len(path.ids) for tree in item[0] for path in tree)
 
 
 def _knows(config: Any) -> bool:

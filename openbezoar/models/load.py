@@ -9,7 +9,6 @@ go back while models are loaded; then a small model's passes keep theirs.
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from openbezoar.machine import extras
 from openbezoar.machine.devices import Dtype, cpu_has_bfloat16
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.machine.heap import give_back_large_blocks, keep_freed_blocks
-from openbezoar.models import needs
+from openbezoar.models import driving, needs
 from openbezoar.models.adapters import adapter_deltas, check_covered
 from openbezoar.models.files.checks import KindCheck, check_ids
 from openbezoar.models.files.quantised import BUFFER
@@ -294,6 +293,7 @@ def _settle(folder: Path) -> None:
     (give_back_large_blocks if _in_16_bits(folder) > LARGE else keep_freed_blocks)()
 
 
+@driving.in_all_processes(Checkpoint.folder)
 def load_for_inference(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """(model, tokenizer), the model in evaluation mode and without gradients.
 
@@ -481,7 +481,6 @@ def _check_targets(model: Any, targets: Sequence[str], name: str) -> list[str]:
 
 
 def free() -> None:
-    """Give freed models' memory back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """Give freed models' memory back, in all processes that are driven."""
+    driving.collect()
+    driving.release()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from openbezoar.errors import ModelError
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.models import shards
+from openbezoar.models.driving import in_all_processes
 from openbezoar.models.files.reward_files import check_reward_folder, check_reward_kind
 from openbezoar.models.load import DTYPES, arithmetic, check_loaded, device, hold, load_tokenizer, without_bars
 from openbezoar.models.references import Checkpoint, fetched
@@ -104,6 +105,7 @@ def reward_folder(checkpoint: Checkpoint) -> Path:
     return folder
 
 
+@in_all_processes(reward_folder)
 def load_reward_model(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """(classifier, tokenizer), in evaluation mode and without gradients."""
     from transformers import AutoModelForSequenceClassification

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 
 from openbezoar.engine import execution
 from openbezoar.engine.graph import Graph, build
-from openbezoar.machine import stops
+from openbezoar.machine import distributed, stops
 from openbezoar.machine.devices import this_device
 from openbezoar.plan.concerns import concerns
 from openbezoar.plan.estimates import safe_estimate
 from openbezoar.plan.rates import learn
 from openbezoar.plan.table import what_is_left
 from openbezoar.progress import Progress, duration
-from openbezoar.training import distributed
 
 
 def carry_out(

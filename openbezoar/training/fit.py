@@ -14,12 +14,14 @@ import torch
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.trunk import Trunk
+from openbezoar.machine import distributed
+from openbezoar.machine.shares import dealt
 from openbezoar.models.fitting import settled
 from openbezoar.models.load import free
 from openbezoar.models.memory import shape_in
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
-from openbezoar.training import checkpointing, distributed
+from openbezoar.training import checkpointing
 from openbezoar.training.data import Renderer
 from openbezoar.training.loop import Objective, Sampler, Tell, tell_nobody, train
 
@@ -34,6 +36,11 @@ class Bench(Generic[S]):
     model: Any
     scorer: S
     renderer: Renderer
+
+    def __post_init__(self) -> None:
+        """Of several processes, which all train, each measures a share."""
+        if distributed.world() > 1:
+            self.scorer.deal = dealt
 
     @staticmethod
     def of(model: Any, settings: Training, renderer: Renderer) -> Bench[Scorer]:

@@ -15,6 +15,7 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,15 +26,15 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest import Tree
+from openbezoar.forest.layout import weight
 from openbezoar.forest.trunk import Trunk
-from openbezoar.machine import stops
+from openbezoar.machine import distributed, shares, stops
 from openbezoar.models.fitting import settled
 from openbezoar.models.load import DTYPES, arithmetic
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
 from openbezoar.stats.seeds import step_seed
 from openbezoar.store.files import write_text
-from openbezoar.training import distributed
 from openbezoar.training.masters import Masters
 from openbezoar.training.resume import State, make_optimizer
 from openbezoar.training.speed import Throughput, matmul_rate, work, work_of
@@ -233,7 +234,7 @@ def _loop(
         while True:
             due = state.step in (0, steps) or (settings.evaluate_every and state.step % settings.evaluate_every == 0)
             if due and not (heldout and heldout[-1]["step"] == state.step):
-                measured = distributed.from_first(lambda: _measured(job, state.step, stop))
+                measured = _measured(job, state.step, stop)
                 if isinstance(measured, int):
                     if saved != state.step:
                         _save(job, state)
@@ -285,14 +286,15 @@ def _save(job: _Job, state: State) -> None:
 
 
 def _measured(job: _Job, step: int, stop: stops.Finishing) -> dict[str, Any] | int:
-    """A line of the held-out rows, or the signal that did not wait for it: between two steps nothing has to be
-    finished. Not raised, so that the other processes hear of it.
+    """A line of the held-out rows, of which each process scores a share, or the signal that did not wait for it:
+    between two steps nothing has to be finished. Of several processes all stop, between two passes.
     """
     try:
-        with stop.interruptible():
-            return {"step": step, **job.objective.heldout()}
+        with stop.interruptible() if distributed.world() == 1 else nullcontext():
+            line = {"step": step, **job.objective.heldout()}
     except stops.Stop:
         return stop.requested
+    return distributed.from_first(lambda: line)  # all decide by the same bits
 
 
 def _step(job: _Job, state: State, chosen: list[Tree], stop: stops.Finishing) -> tuple[dict[str, float], float, int]:
@@ -303,7 +305,7 @@ def _step(job: _Job, state: State, chosen: list[Tree], stop: stops.Finishing) ->
     job.model.train()
     torch.manual_seed(step_seed(job.seed, "dropout", state.step, *([rank] if rank else [])))
     whole = sum(job.objective.weight(tree) for tree in chosen)
-    mine = [chosen[i] for i in distributed.share(chosen, rank, distributed.world())]
+    mine = [chosen[i] for i in shares.share(chosen, weight, rank, distributed.world())]
     loss_of = job.objective.loss if job.objective.begin is None else job.objective.begin(chosen)
     totals: dict[str, float] = {}
     done = 0.0

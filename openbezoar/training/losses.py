@@ -47,6 +47,10 @@ class PairScores:
 
         return cls(**{field.name: every(field.name) for field in fields(cls)})  # type: ignore[arg-type]
 
+    def to(self, device: torch.device | str) -> PairScores:
+        """The same numbers on a device."""
+        return PairScores(*(None if x is None else x.to(device) for x in vars(self).values()))  # type: ignore[arg-type]
+
     def ratios(self) -> tuple[Tensor, Tensor]:
         """(l_c, l_r): the policy's log-probabilities less the reference's."""
         assert self.reference_chosen is not None and self.reference_rejected is not None, "this loss needs a reference"

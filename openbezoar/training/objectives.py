@@ -11,6 +11,8 @@ from torch import Tensor
 
 from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.forest.layout import weight
+from openbezoar.machine.shares import shared
 from openbezoar.recipe.losses import Loss
 from openbezoar.training.loop import Objective
 from openbezoar.training.losses import PairScores, answer_sums, answer_tokens, margins, reward_metrics
@@ -124,7 +126,12 @@ def preference_objective(
     def measure() -> dict[str, Any]:
         scorer.model.eval()
         groups = scorer.batches(heldout)
-        scores = PairScores.joined([scored([heldout[i] for i in group]) for group in groups])
+        parts = shared(
+            groups,
+            lambda group: scored([heldout[i] for i in group]).to("cpu"),
+            lambda group: sum(weight(heldout[i]) for i in group),
+        )
+        scores = PairScores.joined(parts).to(scorer.device)
         metrics, losses = reward_metrics(scores, scale), function(scores)
         sums = {
             "loss": float(losses.sum()),

@@ -26,13 +26,14 @@ from torch import Tensor
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import RunError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.forest.layout import weight
+from openbezoar.machine import distributed, shares
 from openbezoar.models.load import DTYPES, arithmetic
 from openbezoar.models.references import Checkpoint
 from openbezoar.progress import Progress
 from openbezoar.recipe.train_steps import Training
 from openbezoar.store.digests import digest, file_digest
 from openbezoar.store.files import environment
-from openbezoar.training import distributed
 from openbezoar.training.loop import batch_of, plan_steps
 from openbezoar.training.resume import read_sealed, save_sealed
 
@@ -135,25 +136,45 @@ class ReferenceCache:
         *,
         progress: Progress,
     ) -> int:
-        """Compute the passes in which a pair is missing; returns how many pairs were computed."""
+        """Compute the passes in which a pair is missing; returns how many pairs were computed. Each process does a
+        share of them, and all have all; process 0 writes the file.
+        """
         computed = 0
+        self.values = distributed.from_first(lambda: self.values)
+        first = not distributed.rank()
+        at_once = save_every * distributed.world() if distributed.world() > 1 else 1
         with progress.bar("reference", len(passes), "passes") as bar:
-            for number, trees in enumerate(passes, 1):
-                marks = [tree_digest(tree) for tree in trees]
-                if unknown := {mark: i for i, mark in reversed(list(enumerate(marks))) if mark not in self.values}:
-                    rows = compute(trees).float().cpu().tolist()
-                    self.values.update({mark: (rows[i][0], rows[i][1]) for mark, i in unknown.items()})
-                    computed += len(unknown)
-                    if number % save_every == 0:
-                        self.save()
-                bar.advance(1)
-        if computed or not self.file.is_file():
+            for number in range(0, len(passes), at_once):
+                due = passes[number : number + at_once]
+                found = shares.shared(due, lambda trees: self._unknown(trees, compute), _tokens)
+                for pairs in found:
+                    before = len(self.values)
+                    for mark, sums in pairs.items():
+                        self.values.setdefault(mark, sums)  # of two passes at once the first one's
+                    computed += len(self.values) - before
+                if any(found) and first and (at_once > 1 or (number + 1) % save_every == 0):
+                    self.save()
+                bar.advance(len(due))
+        if first and (computed or not self.file.is_file()):
             self.save()
         return computed
+
+    def _unknown(
+        self, trees: Sequence[Tree], compute: Callable[[Sequence[Tree]], Tensor]
+    ) -> dict[bytes, tuple[float, float]]:
+        """Those of a pass's pairs that have no value yet, if need be computed with the whole pass."""
+        marks = [tree_digest(tree) for tree in trees]
+        unknown = {mark: i for i, mark in reversed(list(enumerate(marks))) if mark not in self.values}
+        rows = compute(trees).float().cpu().tolist() if unknown else []
+        return {mark: (rows[i][0], rows[i][1]) for mark, i in unknown.items()}
 
     def __call__(self, trees: Sequence[Tree], device: torch.device) -> Tensor:
         """Float32 [pairs, 2]: chosen, rejected."""
         return torch.tensor([self.values[tree_digest(tree)] for tree in trees], dtype=torch.float32, device=device)
+
+
+def _tokens(trees: Sequence[Tree]) -> int:
+    return sum(map(weight, trees))
 
 
 def passes_of(
@@ -169,8 +190,8 @@ def passes_of(
             met.update(rows)
             chosen = [trees[i] for i in rows]
             for rank in range(distributed.world()):
-                share = [chosen[i] for i in distributed.share(chosen, rank, distributed.world())]
-                for group in scorer.batches(share):
-                    yield [share[i] for i in group]
+                own = [chosen[i] for i in shares.share(chosen, weight, rank, distributed.world())]
+                for group in scorer.batches(own):
+                    yield [own[i] for i in group]
     for group in scorer.batches(heldout):
         yield [heldout[i] for i in group]

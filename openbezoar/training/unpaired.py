@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from openbezoar.forest import Scorer, TokenPath, Tree
-from openbezoar.training import distributed
+from openbezoar.forest.layout import weight
+from openbezoar.machine import distributed, shares
 from openbezoar.training.loop import Objective, PassLoss
 from openbezoar.training.losses import UnpairedScores, answer_sums, kto, reference_point
 from openbezoar.training.objectives import Reference, checked_first_loss, one, rounded
@@ -62,7 +63,7 @@ def unpaired_objective(
 
     def begin(batch: Sequence[Tree]) -> PassLoss:
         others = mismatched(batch, max_length)
-        mine = [others[i] for i in distributed.share(others, distributed.rank(), distributed.world())]
+        mine = [others[i] for i in shares.share(others, weight, distributed.rank(), distributed.world())]
         policy, before = _without_gradient(scorer, mine, reference)
         sums = {"ratios": float((policy - before).double().sum())}
         point = max(0.0, distributed.sum_scalars(sums)["ratios"] / max(1, len(others)))
@@ -76,8 +77,9 @@ def unpaired_objective(
     @torch.no_grad()
     def measure() -> dict[str, Any]:
         scorer.model.eval()
-        point = reference_point(*_without_gradient(scorer, mismatched(heldout, max_length), reference))
-        policy, before = _without_gradient(scorer, heldout, reference)
+        together = partial(_without_gradient, scorer, reference=reference, deal=shares.shared)
+        point = reference_point(*together(mismatched(heldout, max_length)))
+        policy, before = together(heldout)
         liked = torch.tensor([cast(UnpairedTree, tree).liked for tree in heldout], device=policy.device)
         scores = UnpairedScores(policy, before, liked)
         rewards = constants["beta"] * scores.ratios()
@@ -94,19 +96,31 @@ def unpaired_objective(
 
 
 @torch.no_grad()
-def _without_gradient(scorer: Scorer, trees: Sequence[Tree], reference: Reference) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities of policy and reference, dropout off: float32 [trees] each, in their order."""
+def _without_gradient(
+    scorer: Scorer, trees: Sequence[Tree], reference: Reference, deal: Callable[..., list[Tensor]] = shares.alone
+) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities of policy and reference, dropout off: float32 [trees] each, in their order.
+
+    deal: of the passes, as ``shares.shared``.
+    """
+
+    def both(group: Sequence[int]) -> Tensor:
+        part = [trees[i] for i in group]
+        return torch.stack([answer_sums(scorer.score(part))[:, 0], reference(part)[:, 0]]).cpu()
+
     training = scorer.model.training
     scorer.model.eval()
-    sums = torch.zeros(2, len(trees), device=scorer.device)
+    groups = scorer.batches(trees)
+    sums = torch.zeros(2, len(trees))
     try:
-        for group in scorer.batches(trees):
-            part = [trees[i] for i in group]
-            sums[0, group] = answer_sums(scorer.score(part))[:, 0]
-            sums[1, group] = reference(part)[:, 0]
+        for group, part in zip(
+            groups, deal(groups, both, lambda group: sum(weight(trees[i]) for i in group)), strict=True
+        ):
+            sums[:, group] = part
     finally:
         scorer.model.train(training)
-    return sums[0], sums[1]
+    policy, before = sums.to(scorer.device)
+    return policy, before
 
 
 def _pass(

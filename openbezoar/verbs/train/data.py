@@ -6,10 +6,10 @@ from itertools import chain
 
 from openbezoar.context import StepContext
 from openbezoar.inspection.steps import Drawn, write_look
+from openbezoar.machine import distributed
 from openbezoar.recipe.blocks import DataRef
 from openbezoar.recipe.train_steps import Training
 from openbezoar.rows.records import Example, Pair, Unpaired
-from openbezoar.training import distributed
 from openbezoar.training.data import Renderer, Split, split_trees
 from openbezoar.training.encode import Convert, each
 

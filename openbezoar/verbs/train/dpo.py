@@ -14,11 +14,11 @@ from typing import Any
 from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
 from openbezoar.forest import Scorer, Tree
+from openbezoar.machine import distributed
 from openbezoar.models.dropout import without_base_dropout
 from openbezoar.recipe.losses import LOSSES
 from openbezoar.recipe.train_steps import Dpo
 from openbezoar.rows.forms import to_pair
-from openbezoar.training import distributed
 from openbezoar.training.data import Split
 from openbezoar.training.fit import Bench
 from openbezoar.training.loop import Objective
@@ -111,14 +111,6 @@ def _reference(step: Dpo, context: StepContext, bench: Bench[Scorer], rows: Spli
             f"reference log-probabilities are computed anew: the kept ones differ in {', '.join(cache.stale)}"
         )
 
-    def filled() -> dict[bytes, tuple[float, float]]:
-        cache.fill(
-            list(passes_of(*rows, scorer, step=step, seed=context.seed)),
-            as_given,
-            step.save_every,
-            progress=context.progress,
-        )
-        return cache.values
-
-    cache.values = distributed.from_first(filled)
+    passes = list(passes_of(*rows, scorer, step=step, seed=context.seed))
+    cache.fill(passes, as_given, step.save_every, progress=context.progress)
     return lambda chosen: cache(chosen, scorer.device)

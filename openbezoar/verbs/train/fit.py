@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from openbezoar.context import StepContext
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.forest import Scorer, Tree
+from openbezoar.machine import distributed
 from openbezoar.machine.devices import this_device
 from openbezoar.models.files.towers import text_config
 from openbezoar.models.fitting import held, recomputed_layers, settled
@@ -22,7 +23,6 @@ from openbezoar.models.save import save_model
 from openbezoar.models.shards import count_values
 from openbezoar.recipe.train_steps import ALL_LINEAR, Lora, Sft, Training
 from openbezoar.stats.seeds import step_seed
-from openbezoar.training import distributed
 from openbezoar.training.data import Renderer
 from openbezoar.training.encode import LossOn
 from openbezoar.training.fit import ADAPTER, Bench, fit

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from openbezoar.dialogue.prompt import Formatter, Prompt, prompt_of
 from openbezoar.errors import DataError, ModelError, RecipeError, RowError, UserError
 from openbezoar.forest import Scorer
-from openbezoar.machine import extras
+from openbezoar.machine import distributed, extras
 from openbezoar.models.fitting import settled
 from openbezoar.models.load import DTYPES, adapted
 from openbezoar.models.memory import shape_in
@@ -27,7 +27,6 @@ from openbezoar.rows.forms import to_answers, to_example, to_pair
 from openbezoar.rows.given import plain_rows
 from openbezoar.rows.records import Counts, Example, Pair, Unpaired
 from openbezoar.stats.seeds import step_seed
-from openbezoar.training import distributed
 from openbezoar.training.data import Renderer, Split, split_trees
 from openbezoar.training.encode import Convert, each
 from openbezoar.training.fit import ADAPTER, Bench, fit

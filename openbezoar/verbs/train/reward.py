@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,8 @@ from openbezoar.context import StepContext
 from openbezoar.errors import RecipeError
 from openbezoar.forest import RewardScorer, Tree
 from openbezoar.forest.layout import common
+from openbezoar.machine import distributed
+from openbezoar.machine.shares import dealt
 from openbezoar.models import shards
 from openbezoar.models.dropout import without_base_dropout
 from openbezoar.models.load import DTYPES, device, free
@@ -26,7 +29,7 @@ from openbezoar.recipe.train_steps import Reward
 from openbezoar.rows.forms import to_pair
 from openbezoar.stats.pair_accuracy import pair_accuracy
 from openbezoar.stats.seeds import step_seed
-from openbezoar.training import checkpointing, distributed
+from openbezoar.training import checkpointing
 from openbezoar.training.bradley_terry import reward_objective
 from openbezoar.training.fit import ADAPTER, Bench
 from openbezoar.verbs.train.data import training_trees
@@ -49,11 +52,11 @@ def run(step: Reward, context: StepContext) -> dict[str, Any]:
     numbers = fitted(step, context, bench, trees, objective)
     trained = bench.scorer.scores(heldout)
     about = {"heldout_rows": len(heldout), **resolved(step, context, model)}
+    checkpoint = distributed.from_first(partial(_written, step, context, bench))
+    del model, bench, objective
+    free()
+    saved = _scored(checkpoint, heldout, step.tokens)
     if distributed.rank() == 0:
-        checkpoint = _written(step, context, bench)
-        del model, bench, objective
-        free()
-        saved = _scored(checkpoint, heldout, step.tokens)
         lengths = [answer_tokens(tree) for tree in heldout]
         check = pair_accuracy(saved, lengths, step_seed(context.seed, "accuracy"), groups=by_prompt(heldout))
         about |= {"saved": check, "drift": _mean_difference(trained, saved)}
@@ -91,8 +94,11 @@ def _scored(checkpoint: Checkpoint, trees: Sequence[Tree], tokens: int) -> list[
     head = scalar_head(model)
     if head is None:
         raise RecipeError(f"a {type(model).__name__} keeps its head under another name; train a model of another kind")
-    rewards = RewardScorer(model, head, tokens, model.config.pad_token_id).scores(trees)
-    del model
+    scorer = RewardScorer(model, head, tokens, model.config.pad_token_id)
+    if distributed.world() > 1:  # all of them ask
+        scorer.deal = dealt
+    rewards = scorer.scores(trees)
+    del model, scorer
     free()
     return rewards
 

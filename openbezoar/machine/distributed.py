@@ -1,16 +1,22 @@
-"""More than one process: each takes a share of a training step's trees, and their gradients are added up.
+"""More than one process: how they meet, what they tell one another, and how they find out that one is gone.
 
 torchrun and accelerate launch start the processes and set RANK, WORLD_SIZE, LOCAL_RANK and
 where to meet; without them there is one process, and everything here does nothing. Process 0
-owns the run: it alone writes files and does every step that is not training. The others wait
-until it announces a training step, load the same model, and follow it optimiser step by
-optimiser step. All of them see the same recipe, data and run folder.
+owns the run: it alone writes files, and hears and says what goes wrong. In a training step all
+of them follow the same program, optimiser step by optimiser step (``shares``); in every other
+step the others wait for its orders (``models.driving``). All of them see the same recipe, data
+and run folder.
 
 There is no DistributedDataParallel around the model. It averages what every backward pass of
 every process gives, so it asks for as many passes of equal weight everywhere; here a loss is
 already divided by the weight of the whole step, the passes differ in number, and a process
 may have none. Only the adapter is trained, some million fp32 numbers, so one sum of one flat
 vector at the end of a step is all that has to be exchanged, and it is exact.
+
+Two groups lie over the same processes. In one of them the others wait for process 0, which may
+generate data for days; a process that dies is noticed there at once, by its closed connection. In
+the other no message takes longer than ``IN_STEP``, so a process that hangs is noticed too. Process 0
+is the judge of that, so that one line says it.
 
 Imports torch only when used: the command line asks for the rank before anything heavy.
 """
@@ -28,13 +34,8 @@ from openbezoar.errors import RunError
 if TYPE_CHECKING:
     from torch import nn
 
-    from openbezoar.forest import Tree
-
 T = TypeVar("T")
 
-# Processes meet and add up gradients within minutes of one another, but before a training step
-# process 0 may generate data
-# for days. One that dies is noticed at once by its closed connection.
 IN_STEP = timedelta(minutes=30)
 WAITING = timedelta(days=30)
 NOT_HERE = {
@@ -44,6 +45,7 @@ NOT_HERE = {
 }
 
 _patient: list[Any] = []  # the group in which the others wait for process 0
+_prompt: list[Any] = []  # the one in which it waits for them
 
 
 def world() -> int:
@@ -90,6 +92,7 @@ def start() -> None:
     with _together():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=IN_STEP)
         _patient.append(dist.new_group(backend="gloo", timeout=WAITING))
+        _prompt.append(dist.new_group(backend="gloo", timeout=IN_STEP))
 
 
 def stop() -> None:
@@ -103,14 +106,20 @@ def stop() -> None:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What is done by all processes; raises RunError if one of them is gone."""
+def _together(other: int | None = None) -> Iterator[None]:
+    """What is done by all processes, or with one other; raises RunError if one is gone or hangs."""
     try:
         yield
     except RuntimeError as error:
+        who = "another process of this run" if other is None else f"process {other} of this run"
+        said = str(error).splitlines()[0][:120]
+        if "timed out" in said.lower():
+            raise RunError(
+                f"{who} gave no sign of life for {IN_STEP.total_seconds():,.0f} s: it hangs, or its machine does; end"
+                " it, and give the same command again; what was finished is kept"
+            ) from error
         raise RunError(
-            f"another process of this run ended ({str(error).splitlines()[0][:120]}); its own message says why, and the"
-            " same command goes on from the last checkpoint"
+            f"{who} ended ({said}); its own message says why, and the same command goes on from the last checkpoint"
         ) from error
 
 
@@ -127,36 +136,81 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
-def announce(step: str | None) -> None:
-    """Process 0: name the training step that all now take part in; None when there are no more."""
-    from_first(lambda: step)
+def others() -> range:
+    """The numbers of all processes but the first."""
+    return range(1, world())
 
 
-def announced() -> str | None:
-    """The other processes: wait for the next training step; None when there are no more, or process
-    0 is gone and has said why.
-    """
-    try:
-        return from_first(lambda: None)
-    except RunError:
-        return None
+def order(what: Any) -> None:
+    """Process 0: say to all others what to do; None: there is nothing more. They wait in ``ordered``."""
+    orders([what for _ in others()])
 
 
-def _gathered(value: T) -> list[T]:
-    """Every process's value, by rank."""
+def orders(each: Sequence[Any]) -> None:
+    """Process 0: say to each other process, by rank, what to do."""
+    import torch
     import torch.distributed as dist
 
-    held: list[Any] = [None] * world()
-    with _together():
-        dist.all_gather_object(held, value, group=_patient[0])
-    return held
+    for other, what in zip(others(), each, strict=True):
+        with _together(other):
+            call = dist.isend(torch.zeros(1), other, group=_patient[0])
+            assert call is not None
+            call.wait(IN_STEP)
+            dist.send_object_list([what], other, group=_prompt[0])
+
+
+def ordered() -> Any:
+    """The other processes: wait for the next order; None when there are no more, or process 0 is gone and has
+    said why.
+    """
+    import torch
+    import torch.distributed as dist
+
+    cell: list[Any] = [None]
+    try:
+        with _together(0):
+            dist.recv(torch.zeros(1), 0, group=_patient[0])
+            dist.recv_object_list(cell, 0, group=_prompt[0])
+    except RunError:
+        return None
+    return cell[0]
+
+
+def answer(value: Any) -> None:
+    """The other processes: tell process 0."""
+    import torch.distributed as dist
+
+    with _together(0):
+        dist.send_object_list([value], 0, group=_prompt[0])
+
+
+def answers() -> list[Any]:
+    """Process 0: what each other process tells, by rank. Raises RunError naming the one that is gone or hangs."""
+    import torch.distributed as dist
+
+    told = []
+    for other in others():
+        cell: list[Any] = [None]
+        with _together(other):
+            dist.recv_object_list(cell, other, group=_prompt[0])
+        told.append(cell[0])
+    return told
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, by rank, in all of them."""
+    if rank():
+        answer(value)
+        return from_first(list)
+    whole = [value, *answers()]
+    return from_first(lambda: whole)
 
 
 def agree(**values: Any) -> None:
     """Make sure that all processes begin alike. Raises RunError naming what differs."""
     if world() == 1:
         return
-    everyone = _gathered(values)
+    everyone = gathered(values)
     for name, value in everyone[0].items():
         if any(other[name] != value for other in everyone):
             raise RunError(
@@ -172,7 +226,7 @@ def sum_scalars(values: dict[str, float]) -> dict[str, float]:
     if world() == 1:
         return values
     total: dict[str, float] = {}
-    for other in _gathered(values):
+    for other in gathered(values):
         for name, value in other.items():
             total[name] = total.get(name, 0.0) + value
     return total
@@ -193,23 +247,3 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in held:
         parameter.grad = flat[first : first + parameter.numel()].view_as(parameter)
         first += parameter.numel()
-
-
-def share(trees: Sequence[Tree], rank: int, world: int) -> list[int]:
-    """Indices of a step's trees that are process ``rank``'s, ascending.
-
-    The heaviest tree first, each to the process with the fewest tokens so far: all processes
-    find the same division without a word. A tree weighs its tokens, a shared prompt once.
-    """
-    if world == 1:
-        return list(range(len(trees)))
-    from openbezoar.forest.layout import in_order
-
-    weights = [in_order([tree])[0][1] for tree in trees]
-    loads, mine = [0] * world, []
-    for i in sorted(range(len(trees)), key=lambda i: (-weights[i], i)):
-        to = min(range(world), key=lambda r: (loads[r], r))
-        loads[to] += weights[i]
-        if to == rank:
-            mine.append(i)
-    return sorted(mine)
