@@ -34,7 +34,14 @@ EXACT = {**FAST, "lora": {"r": 4, "alpha": 4, "dropout": 0.0}}
 # 15 rows and 11 pairs of unequal lengths in steps of 7 and 5: the last step has one row, so one process has none.
 STEPS: dict[str, Any] = {
     "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "batch": 7, "heldout": "held.jsonl"},
-    "dpo": {"dpo": "uneven.jsonl", "model": "sft", **EXACT, "batch": 5, "heldout": "held_pairs.jsonl"},
+    "dpo": {
+        "dpo": "uneven.jsonl",
+        "model": "sft",
+        **EXACT,
+        "batch": 5,
+        "heldout": "held_pairs.jsonl",
+        "reference": "cached",
+    },
     "kto": {"kto": "uneven.jsonl", "model": "dpo", **EXACT, "batch": 7, "heldout": "held_pairs.jsonl"},
     "drop": {
         "sft": "some.jsonl",
