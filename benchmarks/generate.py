@@ -1,10 +1,10 @@
 """Local generation: this package against transformers' ``generate``, one prompt at a time and as
-one padded batch, and ``transformers serve``.
+one padded batch, ``transformers serve``, and vLLM and llama.cpp as a recipe's engines, where they are installed.
 
 Reads a model and a file of instructions, of which LaMini prompts of three examples each are
 made. Every side draws the same number of new tokens (none may end earlier) with the same
 temperature and top-p, and is timed without loading. Prompts are the same token ids; the
-server is given the same conversations over HTTP, all at once.
+servers are given the same over HTTP, all at once; each engine in its fastest setting (``benchmarks/engines.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, engines, searches
 from openbezoar import prompts as texts
 from openbezoar.cli import process
 from openbezoar.errors import DataError
@@ -35,18 +35,19 @@ from openbezoar.models.references import open_checkpoint
 from openbezoar.rows.instructions import instruction_text
 from openbezoar.rows.records import Turn, read_jsonl
 
-SIDES = ("ours", "batch", "single", "serve")
+SIDES = ("ours", "batch", "single", "serve", *engines.ENGINE_SIDES)
 EXAMPLES = 3
 LONGEST = 160  # characters of an instruction that serves as an example
 TEMPERATURE, TOP_P = 0.8, 0.95
 CHECK_PROMPTS, CHECK_TOKENS = 6, 24
+PILOT_TOKENS = 32  # of each answer while an engine's best setting is searched
 PARTS = 4  # batches that the prompts are cut into, to see which answers another batch size changes
 
 
 @dataclass(frozen=True)
 class Job:
     """What one worker is to do. what: 'time'; 'check', which is greedy and answers with token ids;
-    or 'batches', which asks ours at two batch sizes.
+    or 'batches', which asks ours at two batch sizes. setting: an engine's.
     """
 
     what: str
@@ -56,6 +57,7 @@ class Job:
     n: int
     tokens: int
     dtype: str
+    setting: dict[str, Any] = field(default_factory=dict)
 
 
 def conversations(job: Job) -> list[list[Turn]]:
@@ -205,6 +207,15 @@ def serve(job: Job) -> dict[str, Any]:
     return {**measured(watch.seconds, tokens, [], None), "peak_memory": peak}
 
 
+def engine(job: Job) -> dict[str, Any]:
+    """vLLM or llama.cpp as a managed engine; its memory is its processes', ``made`` its texts."""
+    greedy = job.what == "check"
+    sampling = Sampling(job.tokens, 0.0 if greedy else TEMPERATURE, 1.0 if greedy else TOP_P, min_new_tokens=job.tokens)
+    found = engines.ask(job.side, job.model, job.setting, conversations(job), sampling)
+    made = measured(found["seconds"], found["tokens"], found["ids"], found["texts"] if greedy else None)
+    return {**made, "peak_memory": found["peak_memory"], "version": found["version"]}
+
+
 @contextmanager
 def serving(folder: Path, dtype: str) -> Iterator[tuple[str, Any]]:
     """(base URL, process) of a server on a free port of the loopback."""
@@ -246,7 +257,7 @@ def serving(folder: Path, dtype: str) -> Iterator[tuple[str, Any]]:
 
 
 def measured(
-    seconds: float, tokens: Sequence[int], ids: Sequence[Sequence[int]], made: list[list[int]] | None
+    seconds: float, tokens: Sequence[int], ids: Sequence[Sequence[int]], made: Sequence[Any] | None
 ) -> dict[str, Any]:
     """What a worker answers."""
     return {
@@ -264,7 +275,8 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
     job = Job(**spec)
     if job.what == "batches":
         return batches(job)
-    return {"ours": ours, "batch": generate, "single": generate, "serve": serve}[job.side](job)
+    sides = {"ours": ours, "batch": generate, "single": generate, "serve": serve}
+    return sides.get(job.side, engine)(job)
 
 
 # ------------------------------------------------------------------------- the whole benchmark
@@ -294,16 +306,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ours_ids, their_ids = (call(replace(check, side=side))["made"] for side in ("ours", "single"))
     common.say(f"generate: looking which answers change in batches of a {PARTS}th")
     changed = call(replace(base, what="batches"))
-    sides = [side for side in SIDES if side != "serve" or all(find_spec(name) for name in ("fastapi", "uvicorn"))]
+    here = engines.installed()
+    for side in here:
+        common.say(f"generate: {side}'s greedy answers in fp32")
+    equal = {side: equal_texts(base.model, ours_ids, call(in_fp32(check, side))["made"]) for side in here}
+    kept = searches.Kept(options.json.with_name("searches.json"), about)
+    found = {side: fastest(replace(base, side=side), options, len(here), kept) for side in here}
+    web = all(find_spec(name) for name in ("fastapi", "uvicorn"))
+    sides = [side for side in SIDES if (web if side == "serve" else side in here or side not in engines.ENGINE_SIDES)]
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number, side in common.alternate(sides, options.rounds):
         if side == "serve" and number:
             continue
-        rounds[side].append(
-            call(replace(base, side=side, n=min(options.n, options.single) if side == "single" else options.n))
-        )
+        job = replace(base, side=side, n=min(options.n, options.single) if side == "single" else options.n)
+        rounds[side].append(call(replace(job, setting=found[side]["best"]) if side in found else job))
         common.say(f"generate: round {number + 1} {side} {rounds[side][-1]['tokens_per_second']:.0f} tokens/s")
-    rates = {side: common.spread([m["tokens_per_second"] for m in found]) for side, found in rounds.items()}
+    rates = {side: common.spread([m["tokens_per_second"] for m in done]) for side, done in rounds.items()}
+    shares = [m["foreign_share"] for done in rounds.values() for m in done if m.get("foreign_share") is not None]
     seconds = {side: options.n * options.tokens / rates[side]["median"] for side in rates}
     return {
         "benchmark": "generate",
@@ -313,6 +332,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **{f"ratio_{side}": seconds[side] / seconds["ours"] for side in sides if side != "ours"},
         "memory_ratio": rounds["ours"][0]["peak_memory"] / rounds["batch"][0]["peak_memory"],
         "same": ours_ids == their_ids,
+        "same_by_engine": equal,
+        "search": found,
+        "finished": all(searches.finished(one) for one in found.values()),
+        "foreign_share": max(shares, default=None),
         "changed_by_batch_size": changed,
         "tokens_per_second": rates,
         "not_measured": [side for side in SIDES if side not in sides],
@@ -327,6 +350,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "machine": about,
     }
+
+
+def in_fp32(check: Job, side: str) -> Job:
+    """The check by an engine, as a recipe starts it."""
+    return replace(check, side=side, setting=engines.settings_of(side, check.n, check.dtype)[0])
+
+
+def equal_texts(model: str, ours: Sequence[list[int]], theirs: Sequence[str]) -> dict[str, int]:
+    """How many greedy answers of an engine read as ours."""
+    tokenizer = load_tokenizer(open_checkpoint(model).folder())
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ours]
+    return {"of": len(texts), "equal": sum(a == b.strip() for a, b in zip(texts, theirs, strict=True))}
+
+
+def fastest(job: Job, options: argparse.Namespace, sides: int, kept: searches.Kept) -> dict[str, Any]:
+    """An engine's fastest setting, by short answers to all prompts; ``sides`` engines share the time for it."""
+    pilot = replace(job, tokens=min(PILOT_TOKENS, job.tokens))
+    settings = engines.settings_of(job.side, job.n, job.dtype)
+    common.say(f"generate: searching {job.side}'s best of {len(settings)} settings")
+    about = {"benchmark": "generate", "side": job.side, "model": options.model, "n": job.n, "tokens": pilot.tokens}
+    about |= {"data": searches.digest_of(options.data), "program": engines.program_of(job.side)}
+
+    def once(setting: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        return call(replace(pilot, setting=setting))
+
+    return searches.search(settings, once, options.minutes / sides, (kept, about))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -246,6 +246,8 @@ SIDES = {
     "batch": "transformers, one padded batch",
     "single": "transformers, one at a time",
     "serve": "transformers serve, all at once over HTTP",
+    "vllm": "vLLM",
+    "llama.cpp": "llama.cpp",
 }
 
 
@@ -253,23 +255,37 @@ def _generate(result: Result) -> str:
     lines = []
     for side, rate in result["tokens_per_second"].items():
         ratio = 1.0 if side == "ours" else result[f"ratio_{side}"]
-        memory = max(m["peak_memory"] for m in result["rounds"][side]) / GIB
+        done = result["rounds"][side]
+        held = [m["peak_memory"] for m in done if m["peak_memory"] is not None]
         lines.append(
             [
-                SIDES[side],
+                SIDES[side] + (_engine(result, side) if side in result.get("search", {}) else ""),
                 f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})",
-                f"{ratio:.1f}",
-                f"{memory:.1f}",
+                _ratio(ratio, result),
+                f"{max(held) / GIB:.1f}" if held else "",
             ]
         )
+    engines = "".join(
+        f" {SIDES[side]}: {same['equal']} of {same['of']} answers equal ours."
+        for side, same in result.get("same_by_engine", {}).items()
+    )
+    doubts = f"No ratio is given: {doubts}.\n" if (doubts := _doubts(result)) else ""
     same = "yes" if result["same"] else "**no**"
     return (
         f"{result['n']} LaMini prompts of {result['prompt_tokens']:.0f} tokens on average ({result['n_single']} one at"
         f" a time), {result['new_tokens']} new tokens each, temperature {result['temperature']}, top-p"
         f" {result['top_p']}, bf16, model"
         f" `{result['model']}`.\n\n{_table(['tool', 'new tokens/s', 'our speed over it', 'peak GiB'], lines)}\n\nGreedy"
-        f" answers in fp32 equal `generate`'s token for token: {same}.\n{_batch_sizes(result['changed_by_batch_size'])}"
+        f" answers in fp32 equal `generate`'s token for token: {same}.{engines}\n{doubts}"
+        f"{_batch_sizes(result['changed_by_batch_size'])}"
     )
+
+
+def _engine(result: Result, side: str) -> str:
+    """An engine's version and fastest setting."""
+    version = next((m["version"] for m in result["rounds"][side] if m.get("version")), None)
+    best = result["search"][side]["best"]
+    return f"{f' {version}' if version else ''} ({' '.join([best['dtype'], *best['args']])})"
 
 
 def _batch_sizes(found: Result) -> str:

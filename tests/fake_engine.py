@@ -7,8 +7,9 @@ answered, is a line of the file beside it, ``….seen``.
 
 starts: of how many starts dies_at_start leaves alone; slow: seconds before it answers; dies_at_start: exit code;
 dies_at: the call of the first start at which it is gone, all: of every start; hangs_at: the same, it says no more;
-deaf: it does not hear TERM; child: it leaves one, in a session of its own, which is deaf; thief: its port is another's
-when it comes (the first start); counts: tokens more than there are; takes: seconds a call; window: tokens.
+deaf: it does not hear TERM; child: it leaves one, in a session of its own, which is deaf ("nameless": without the
+engine's mark, as one that has written a title over its environment); thief: it waits until its port is another's (the
+first start); counts: tokens more than there are; takes: seconds a call; window: tokens.
 """
 
 import hashlib
@@ -44,16 +45,10 @@ if plan.get("deaf"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if plan.get("child"):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    kept = {k: v for k, v in os.environ.items() if k != "OPENBEZOAR_ENGINE" or plan["child"] != "nameless"}
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, env=kept)
     note(child=child.pid)
 if plan.get("thief") and not earlier:
-    thief = subprocess.Popen(
-        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(PLAN.parent)],
-        start_new_session=True,
-        env={k: v for k, v in os.environ.items() if k != "OPENBEZOAR_ENGINE"},
-        stderr=subprocess.DEVNULL,
-    )
-    note(thief=thief.pid)
     for _ in range(200):
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)) == 0:
@@ -108,6 +103,9 @@ class Handler(BaseHTTPRequestHandler):
             silent.set()
             time.sleep(600)
         prompt = body["prompt"]
+        if len(body.get("stop") or []) > 4:  # as vLLM
+            self.say(400, {"error": {"message": "stop: List should have at most 4 items", "code": 400}})
+            return
         time.sleep(plan.get("takes", 0))
         text = answer(prompt, body["max_tokens"], body.get("seed"), body.get("temperature", 1))
         counted = len(prompt) + plan.get("counts", 0)

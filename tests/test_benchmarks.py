@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 import openbezoar
-from benchmarks import common, duel, full_size, generate, mismatched, page, score, searches, training
+from benchmarks import common, duel, engines, full_size, generate, mismatched, page, score, searches, training
 from benchmarks.common import BenchmarkError
 from openbezoar.dialogue.prompt import Formatter
 from openbezoar.errors import DataError
+from openbezoar.llm import Completion
+from openbezoar.llm.engines.programs import PROGRAMS
 from openbezoar.models.load import load_tokenizer
+from openbezoar.models.references import open_checkpoint
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.train_steps import Sft
 from openbezoar.rows.forms import to_example
@@ -293,6 +296,71 @@ def test_generation_s_sides_get_the_same_prompts_and_give_the_same_greedy_tokens
     assert all(their["made"] == ours["made"] and their["prompt_tokens"] == ours["prompt_tokens"] for their in theirs)
     changed = generate.work(vars(job) | {"what": "batches", "n": 5})
     assert (changed["sizes"], changed["rows"], changed["sampled"], changed["greedy"]) == ([5, 2], 5, 0, 0)
+
+
+def test_an_engine_is_a_side_with_the_same_prompts_in_its_fastest_setting(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "vllm"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I {Path(__file__).with_name("fake_engine.py")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("OPENBEZOAR_VLLM", str(program))
+    monkeypatch.setenv("FAKE_ENGINE", str(tmp_path / "engine.json"))
+    monkeypatch.setattr(PROGRAMS["llama.cpp"].__class__, "find", lambda one: str(program) * (one.name == "vllm"))
+    assert engines.installed() == ["vllm"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"instruction": f"Name {n} things."}) + "\n" for n in range(5)))
+    setting = {"dtype": "float32", "args": ["--max-num-seqs", "2"]}
+    job = generate.Job("check", "vllm", str(tiny), str(rows), 3, 12, "float32", setting)
+    found = generate.work(vars(job))
+    assert len(found["made"]) == 3 and found["tokens"] == 18 and found["peak_memory"] > 1e6
+    formatter = Formatter(load_tokenizer(tiny), open_checkpoint(str(tiny)).prompt)
+    start, _, *calls = map(json.loads, (tmp_path / "engine.seen").read_text().splitlines())
+    assert start["argv"][-2:] == setting["args"]
+    asked = [list(formatter.prompt_ids(talk)) for talk in generate.conversations(job)]
+    assert sorted(call["call"] for call in calls) == sorted(asked), "the ids that ours reads"
+    assert all(call["body"]["min_tokens"] == call["body"]["max_tokens"] == 12 for call in calls)
+    equal = generate.equal_texts(str(tiny), [[3, 5], [7]], [load_tokenizer(tiny).decode([3, 5]), "another"])
+    assert equal == {"of": 2, "equal": 1}
+    sizes = [setting["args"][1] for setting in engines.settings_of("llama.cpp", 20, "float32")]
+    assert sizes == ["8", "16", "32"], "as a recipe starts it, and up to all at once"
+    pilots: list[tuple[list[str], int]] = []
+
+    def pilot(job: generate.Job) -> dict[str, Any]:
+        pilots.append((job.setting["args"], job.tokens))
+        return {"seconds": 3.0 - len(pilots), "foreign_share": 0.0}
+
+    monkeypatch.setattr(generate, "call", pilot)
+    options = argparse.Namespace(model="m", data=rows, minutes=9.0)
+    kept = searches.Kept(tmp_path / "searches.json", MACHINE)
+    best = generate.fastest(replace(job, side="llama.cpp", n=9, tokens=128), options, 1, kept)
+    assert best["best"]["args"][:2] == ["-np", "16"] and best["finished"]
+    assert [(args[1], tokens) for args, tokens in pilots] == [("8", 32), ("16", 32)]
+
+
+def test_a_conversation_without_an_answer_makes_no_figure() -> None:
+    engines._whole("vllm", [Completion("a", "length", 3, 1)])
+    with pytest.raises(BenchmarkError, match=r"vllm: 1 of 2 conversations have no answer \(too long\)"):
+        engines._whole("vllm", [Completion("a", "length", 3, 1), Completion("", "error", 3, 0, refused="too long")])
+
+
+def test_the_page_names_an_engine_s_setting_and_gives_no_ratio_beside_other_work() -> None:
+    done = {"peak_memory": 2.0**30, "version": "0.32"}
+    search = {"best": {"dtype": "float32", "args": []}, "tried": [], "untried": [], "finished": True}
+    result = {
+        **{"n": 4, "n_single": 4, "prompt_tokens": 9, "new_tokens": 8, "temperature": 1, "top_p": 1, "model": "m"},
+        "tokens_per_second": {"ours": common.spread([8.0]), "vllm": common.spread([4.0])},
+        "rounds": {"ours": [done], "vllm": [done, {**done, "peak_memory": None}]},
+        **{"ratio_vllm": 2.0, "same": True, "same_by_engine": {"vllm": {"of": 6, "equal": 5}}},
+        "search": {"vllm": search},
+        "foreign_share": 0.01,
+        "changed_by_batch_size": {"sizes": [4, 1], "rows": 4, "tokens": 8, "dtype": "d", "sampled": 0, "greedy": 0},
+    }
+    text = page._generate(result)
+    assert "| vLLM 0.32 (float32) | 4 (4 to 4) | 2.0 | 1.0 |" in text and "vLLM: 5 of 6 answers equal ours." in text
+    assert "| 2.0 |" not in page._generate({**result, "foreign_share": 0.4})
+    search["finished"] = False
+    assert "No ratio is given: the search" in page._generate(result)
 
 
 def test_the_page_says_that_different_results_make_ratios_meaningless(tmp_path: Path) -> None:

@@ -443,6 +443,21 @@ def test_a_window_grows_to_its_most_and_halves_once_for_all_that_were_under_way(
     assert 8.5 < endpoint.window <= 9.1  # by one a round of answers now
 
 
+def test_a_server_of_ours_has_its_whole_window_from_the_first_and_keeps_it_however_slow_it_gets() -> None:
+    clock = Hands()
+    endpoints = Endpoints([Endpoint("e", 16, ours=True)], clock)
+    (endpoint,) = endpoints.all
+    taken = [endpoints.take(OFF) for _ in range(16)]
+    for number, one in enumerate(taken):
+        clock.time += number
+        endpoints.answer(one, 0.0, 1)
+    assert endpoint.window == 16
+    begun, taken = clock.now(), [endpoints.take(OFF) for _ in range(16)]
+    for one in taken:
+        endpoints.lost(one, begun, busy=True)
+    assert endpoint.window == 8, "one that is busy, or does not answer in time, gets less"
+
+
 def test_slow_answers_hold_a_window_and_very_slow_ones_shrink_it() -> None:
     endpoints, clock = pool()
     (endpoint,) = endpoints.all

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from openbezoar.errors import ModelError, UserError
 from openbezoar.llm import Completion, Sampling, open_llm
 from openbezoar.llm.engines import managed, servers
 from openbezoar.llm.engines.kept import ENGINES, FOLDER, KeptEngines, Lent
-from openbezoar.llm.engines.programs import PROGRAMS
+from openbezoar.llm.engines.programs import PROGRAMS, width_of
 from openbezoar.llm.engines.servers import Patience
 from openbezoar.llm.side_by_side import CalledOff
 from openbezoar.progress import PlainProgress
@@ -95,9 +96,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     monkeypatch.setattr("openbezoar.llm.server.pause", lambda tries, asked, seed: 0.001)
     yield made
     ENGINES.stop_all()
-    for line in made.lines("thief"):
-        with suppress(ProcessLookupError):
-            os.kill(line["thief"], signal.SIGKILL)
     left = made.left(5)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -167,6 +165,30 @@ def test_a_prompt_that_fills_its_window_is_not_sent_and_an_answer_ends_with_it(f
     assert [call["body"]["max_tokens"] for call in fake.calls] == [200 - prompt]
 
 
+def test_it_is_sent_four_stop_strings_at_most_none_of_a_special_token(fake: Fake, opened: Any) -> None:
+    llm = opened()
+    special = llm.formatter.tokenizer.special_tokens_map["eos_token"]
+    stop = (special, "#1", "#2", "#3", "#4", " ")
+    answers = ask(llm, 2, stop=stop)
+    llm.close()
+    sent = [call["body"]["stop"] for call in fake.calls]
+    assert sent == [["#1", "#2", "#3", "#4"]] * 2, "the token's id is in stop_token_ids"
+    assert all(answer.text and " " not in answer.text and answer.left_out == () for answer in answers), "cut here"
+
+
+def test_more_requests_are_under_way_where_it_has_room_for_more() -> None:
+    llama, vllm = PROGRAMS["llama.cpp"], PROGRAMS["vllm"]
+    assert width_of(llama, []) == 8 and width_of(llama, ["-np", "32"]) == 32
+    assert width_of(llama, ["--parallel=16"]) == 16 and width_of(llama, ["-np", "1"]) == 8
+    assert width_of(vllm, ["--max-num-seqs", "256"]) == 256 and width_of(vllm, ["--max-num-seqs", "many"]) == 128
+
+
+def test_a_least_length_is_the_engine_s_to_keep() -> None:
+    assert PROGRAMS["vllm"].more([2], 5, 9) == {"stop_token_ids": [2], "min_tokens": 5}
+    assert "ignore_eos" not in PROGRAMS["llama.cpp"].more([2], 5, 9)
+    assert PROGRAMS["llama.cpp"].more([2], 9, 9)["ignore_eos"] is True
+
+
 def test_a_slow_start_is_waited_for(fake: Fake, opened: Any) -> None:
     fake.does(slow=1.2)
     begun = time.monotonic()
@@ -227,18 +249,35 @@ def test_one_that_is_deaf_is_killed_and_what_it_left_is_found(fake: Fake, opened
     assert fake.left() == [] and told(llm, "did not end within 0.6 s and was killed")
 
 
-def test_a_child_left_behind_by_one_that_obeys_is_stopped(fake: Fake, opened: Any) -> None:
-    fake.does(child=True)
+@pytest.mark.parametrize("child", ["marked", "nameless"])
+def test_a_child_left_behind_by_one_that_obeys_is_stopped(child: str, fake: Fake, opened: Any) -> None:
+    fake.does(child=child)
     llm = opened()
     ask(llm)
+    (lent,) = ENGINES.lent.values()
+    (left,) = (line["child"] for line in fake.lines("child"))
+    assert {left, fake.starts[0]["start"]} == set(lent.servers[0].pids)
     llm.close()
-    assert fake.left() == [] and told(llm, "left 1 processes behind")
+    assert fake.left() == [] and left not in fake.running() and told(llm, "left 1 processes behind")
 
 
 def test_a_stolen_port_is_answered_by_another_one(fake: Fake, opened: Any) -> None:
     fake.does(thief=True)
-    with closing(opened()) as llm:
-        answers = ask(llm)
+
+    def steal() -> None:
+        wait_until(lambda: fake.starts)
+        thief.server_address = (servers.HOST, fake.starts[0]["port"])
+        thief.server_bind()
+        thief.server_activate()
+        thief.serve_forever(0.05)
+
+    with ThreadingHTTPServer(("", 0), BaseHTTPRequestHandler, bind_and_activate=False) as thief:
+        stealing = threading.Thread(target=steal, daemon=True)
+        stealing.start()
+        with closing(opened()) as llm:
+            answers = ask(llm)
+        thief.shutdown()
+        stealing.join()
     first, second = fake.starts
     assert first["port"] != second["port"] and all(answer.finish == "stop" for answer in answers)
     assert not told(llm, "started again")

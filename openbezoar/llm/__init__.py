@@ -25,7 +25,7 @@ class Sampling:
     """How an answer is drawn. Temperature 0 is greedy.
 
     logprobs: also say how likely each token was, where a server offers it. min_new_tokens: until
-    then no token ends an answer (models in this process only).
+    then no token ends an answer (models in this process, and vLLM; llama.cpp where it is the most, too).
     """
 
     max_new_tokens: int

@@ -4,7 +4,8 @@ Each address has a window: how many requests may be under way at it. It grows by
 answer until the first loss, then by one a round of answers; it halves when the server says
 that it is busy (429, 503) or lets a request time out (additive increase, multiplicative
 decrease, as TCP does), stands still while answers take four times as long as the fastest,
-and shrinks by one beyond eight times. An address that cannot be reached, or fails again
+and shrinks by one beyond eight times. A server that this program started for itself alone has a queue and
+nobody else to serve: its window is whole from the first. An address that cannot be reached, or fails again
 and again while another one works, is left alone for a while and then tried with one request.
 """
 
@@ -37,10 +38,11 @@ class Clock:
 
 @dataclass(eq=False)
 class Endpoint:
-    """One address."""
+    """One address. most: requests under way. ours: of a server that serves nobody else."""
 
     url: str
     most: int
+    ours: bool = False
     window: float = START
     under_way: int = 0
     failures: int = 0  # in a row
@@ -50,7 +52,7 @@ class Endpoint:
     usual: float = 0.0  # the same, a running mean
 
     def __post_init__(self) -> None:
-        self.window = min(self.window, self.most)
+        self.window = self.most if self.ours else min(self.window, self.most)
 
 
 class Endpoints:
@@ -89,7 +91,9 @@ class Endpoints:
             a_token = seconds / (tokens + FIRST_TOKEN)
             endpoint.usual = a_token if not endpoint.usual else 0.8 * endpoint.usual + 0.2 * a_token
             endpoint.fastest = min(endpoint.fastest, a_token)
-            if endpoint.usual > TOO_SLOW * endpoint.fastest:
+            if endpoint.ours and endpoint.cut < 0:
+                pass  # it answers more together by answering each more slowly
+            elif endpoint.usual > TOO_SLOW * endpoint.fastest:
                 self._shrink(endpoint, begun, endpoint.window - 1)
             elif endpoint.usual <= SLOW * endpoint.fastest:
                 more = 1 if endpoint.cut < 0 else 1 / endpoint.window

@@ -30,7 +30,7 @@ from openbezoar.llm.cuts import CUT, CutPrompts
 from openbezoar.llm.endpoints import Clock, Endpoint, Endpoints
 from openbezoar.llm.refusals import REASONS, Fault, fault_beside, fault_of, meaning
 from openbezoar.llm.replies import Malformed, largest, parsed, prompt_characters, read
-from openbezoar.llm.settings import SYSTEM, RawPrompt, Request, Settings, cut_at_stop, wrapper_stop
+from openbezoar.llm.settings import SYSTEM, RawPrompt, Request, Settings, cut_at_stop
 from openbezoar.llm.side_by_side import CalledOff, side_by_side
 from openbezoar.llm.transport import MOVED, Gone, Late, Reply, Transport, redirected
 from openbezoar.progress import duration, visible
@@ -71,13 +71,14 @@ class ServerLLM:
         transport: Any = None,
         encode: Callable[[Call], RawPrompt] | None = None,
         settings: Settings | None = None,
+        ours: bool = False,
     ) -> None:
         """say: told in one line what is waited for, left out or refused. count: told of what is
         asked again, under its reason.
 
         lost: told of a call that was sent without an answer that could be used, and that may be on the bill.
         transport: in place of one of its own; it is closed with this. encode: makes a raw prompt of every call.
-        settings: what is known of the server already, in place of ``encode``.
+        settings: what is known of the server already, in place of ``encode``. ours: it serves nobody else.
         """
         self.name, self.spec = name, spec
         self.where = f"model '{name}' ({spec.model} at {', '.join(spec.servers)})"
@@ -88,7 +89,7 @@ class ServerLLM:
         self._key = _key(name, spec)
         self._clock, self._say, self._count, self._on_the_bill = clock or Clock(), say, count, lost
         self._transport = transport or Transport(self._key, spec.timeout, spec.concurrency)
-        self._endpoints = Endpoints([Endpoint(url, spec.concurrency) for url in spec.servers], self._clock)
+        self._endpoints = Endpoints([Endpoint(url, spec.concurrency, ours) for url in spec.servers], self._clock)
         self._settings = settings or Settings(spec.model, spec.wrapper, encode, spec.refused_settings == "leave_out")
         self._cuts = CutPrompts()
         self._lock = threading.Lock()
@@ -216,10 +217,8 @@ class ServerLLM:
         if not tells:
             self._on_the_bill(call)
             raise self._no_logprobs()
-        if "stop" in request.left_out:
-            text, cut = cut_at_stop(
-                answer.text, (*call.sampling.stop, *(wrapper_stop(self.spec.wrapper) if self.spec.wrapper else ()))
-            )
+        if request.unsent:
+            text, cut = cut_at_stop(answer.text, request.unsent)
             answer = replace(answer, text=text, finish="stop" if cut and answer.finish == "length" else answer.finish)
         if self._cuts.heard(answer.prompt_tokens, prompt_characters(call)):
             answer = replace(answer, notes=(*answer.notes, CUT))

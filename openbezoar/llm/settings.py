@@ -1,7 +1,7 @@
 """What a server is sent for a call: the API's settings, less those that it has refused. Reads and writes nothing.
 
 Servers differ in what they take: judges that sample at temperature 1 only, newer names for
-the token limit, no seeds, four stop strings at most. A setting that a refusal names is put
+the token limit, no seeds. Of stop strings all are sent four at most. A setting that a refusal names is put
 in another way where there is one (the limit's other name, fewer likeliest tokens) and else
 left out from then on, in all steps of a run (``learnt``); answers say which were.
 """
@@ -24,6 +24,7 @@ from openbezoar.rows.records import Turn
 
 LIKELIEST = (20, 5)  # tokens asked for at a place; some servers tell fewer
 LIMITS = ("max_tokens", "max_completion_tokens")
+STOPS = 4  # strings at most, as the API has it (vLLM 0.32 refuses a fifth); answers are cut here at the others
 # no setting, but refused like one, by models whose template has none; then the system message
 # begins the first user turn
 SYSTEM = "system role"
@@ -54,7 +55,7 @@ _ABOUT_SETTINGS = re.compile(
 @dataclass(frozen=True)
 class Request:
     """A call as it is sent. sent: the settings in it. left_out: those that it would have had.
-    likeliest: tokens asked for at a place.
+    likeliest: tokens asked for at a place. unsent: stop strings that its answer is to be cut at here.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Request:
     sent: Mapping[str, Any]
     left_out: tuple[str, ...]
     likeliest: int
+    unsent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,14 +116,13 @@ class Settings:
         if not isinstance(prompt, str) and self.wrapper is not None:
             prompt = wrapped(self.wrapper, prompt) + (f" {call.prefix}" if call.prefix else "")
             stop = [*dict.fromkeys((*stop, *wrapper_stop(self.wrapper)))]
-        if stop:
-            settings["stop"] = stop
         given: Any = prompt
         if self.encode is not None:
             encoded = self.encode(call)
             given, stop = encoded.prompt, list(encoded.stop)
             settings |= {limit: encoded.max_new_tokens, **encoded.more}
-            settings |= {"stop": stop} if stop else {}
+        if stop:
+            settings["stop"] = stop[:STOPS]
         raw = isinstance(prompt, str) or self.encode is not None
         if raw:
             settings["max_tokens"] = settings.pop(limit)  # the raw form has no other name
@@ -147,7 +148,8 @@ class Settings:
             )
         )[0].encode()
         path = "/completions" if raw else "/chat/completions"
-        return Request(path, body, allowed, tuple(sorted(settings.keys() - allowed.keys())), likeliest)
+        unsent = tuple(stop[STOPS:] if "stop" in allowed else stop)
+        return Request(path, body, allowed, tuple(sorted(settings.keys() - allowed.keys())), likeliest, unsent)
 
     def answered(self, request: Request) -> None:
         """A request got an answer, so that nothing in it is refused as such."""
@@ -241,7 +243,7 @@ def folded(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """A text up to the first of its stop strings, and whether there was one: for a server that
-    would not be told of them.
+    was not told of them.
     """
     cut = min((at for s in stop if s and (at := text.find(s)) >= 0), default=-1)
     return (text, False) if cut < 0 else (text[:cut], True)

@@ -1,9 +1,10 @@
 """A real engine, and what it was asked: run in the engine's place as ``recorded_engine.py ARGUMENTS``.
 
 The program itself ($RECORDED_ENGINE_PROGRAM) is started with the same arguments on another port; everything passes
-through. In the folder $RECORDED_ENGINE are written: ``answered.jsonl``, a line {"body", "text"} for each completion
-that was answered whole; ``start-N``, with the program's process id. A completion beyond the number in ``hold`` (a file
-of that folder) waits until the file is gone or says more, and ``held`` is written once none is under way.
+through. In the folder $RECORDED_ENGINE are written: ``answered.jsonl``, a line {"status", "body", "reply"} for each
+completion that was answered whole; ``start-N``, with the program's process id; ``session-N``, with its session's. A
+completion beyond the number in ``hold`` (a file of that folder) waits until the file is gone or says more, and ``held``
+is written once none is under way.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ place = arguments.index("--port") + 1
 outer, inner = int(arguments[place]), free_port()
 arguments[place] = str(inner)
 process = subprocess.Popen([os.environ["RECORDED_ENGINE_PROGRAM"], *arguments])
-(FOLDER / f"start-{len(list(FOLDER.glob('start-*'))) + 1}").write_text(str(process.pid))
+number = len(list(FOLDER.glob("start-*"))) + 1
+(FOLDER / f"session-{number}").write_text(str(os.getsid(0)))
+(FOLDER / f"start-{number}").write_text(str(process.pid))
 http_server = ThreadingHTTPServer(("127.0.0.1", outer), Handler)
 http_server.daemon_threads = True
 threading.Thread(target=http_server.serve_forever, daemon=True).start()

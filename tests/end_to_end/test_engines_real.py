@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,7 @@ def first_difference(forest: LocalLLM, talk: list[Turn], mine: str, other: str) 
 
 def test_a_run_whose_engine_and_itself_are_killed_ends_with_the_same_rows(recorded: Recorded, tmp_path: Path) -> None:
     steps: dict[str, Any] = {name: {**step, **SMALL} for name, step in STEPS.items()}
+    steps["evol_instruct"]["rounds"] = 1
     seeds = {"data": str(DEMO / "instructions.jsonl"), "limit": 4}
     steps["kept"] = {"filter": seeds, "judge": "far", "mode": "text", "min_rating": 1, "max_new_tokens": 24}
     recipe = tmp_path / "recipe.yaml"
@@ -166,7 +169,10 @@ def test_a_run_whose_engine_and_itself_are_killed_ends_with_the_same_rows(record
     (recorded.folder / "hold").write_text(str(ASKED))
     run = run_of(recipe, tmp_path / "killed")
     recorded.wait_until_held(run)
-    os.kill(int((recorded.folder / "start-2").read_text()), signal.SIGKILL)
+    held = held_by_engines()
+    os.kill(
+        max(held, key=lambda pid: held[pid]), signal.SIGKILL
+    )  # of vLLM's, a worker: as a kernel out of memory would
     wait(lambda: recorded.starts() == 3, run)
     (recorded.folder / "held").unlink()
     recorded.wait_until_held(run)
@@ -182,13 +188,99 @@ def test_a_run_whose_engine_and_itself_are_killed_ends_with_the_same_rows(record
         rows = [file.read_text() if file.exists() else "" for file in files]
         assert rows[0] == rows[1], f"{step}: other rows"
         assert step == "kept" or rows[0], f"{step}: no rows"
+    # so small a judge may keep no row; what it replied is the same
+    whole, killed = answers_in(tmp_path / "whole"), answers_in(tmp_path / "killed")
+    assert whole == killed and len(whole) > 2 * ASKED
 
 
-def run_of(recipe: Path, runs: Path) -> subprocess.Popen[bytes]:
-    """The command line's run, its words in ``RUNS.log``."""
+def answers_in(runs: Path) -> dict[str, list[tuple[str, str, int]]]:
+    """What a run's call cache holds: text, finish and tokens of each answer, by the call's key."""
+    with closing(sqlite3.connect(runs / ".calls.sqlite")) as db:
+        kept = db.execute("SELECT key, answers FROM calls").fetchall()
+    return {key: [(one["text"], one["finish"], one["tokens"]) for one in json.loads(told)] for key, told in kept}
+
+
+# In the run's process, before its command: what the engine's processes hold, and the run's own, when weights are about
+# to be loaded for training and at the first optimiser step. The first argument is where this is written.
+LOOK = """
+import json, os, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+import test_engines_real as held
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoModelForCausalLM as Loaded
+out, seen = sys.argv.pop(1), set()
+def note(moment):
+    if moment not in seen:
+        seen.add(moment)
+        line = {"moment": moment, "engine": held.held_by_engines(), "own": held.proportional(os.getpid())}
+        with open(out, "a") as file:
+            file.write(json.dumps(line) + "\\n")
+inner = Loaded.from_pretrained
+def opened(*given, **more):
+    note("loading")
+    return inner(*given, **more)
+Loaded.from_pretrained = opened
+register_optimizer_step_pre_hook(lambda *_: note("first step"))
+from openbezoar.cli.app import main
+main()
+"""
+
+
+def proportional(pid: int) -> int:
+    """Bytes of main memory that a process holds, pages shared with n others counted as an n-th; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def held_by_engines() -> dict[int, int]:
+    """Bytes by process, of all that were started as this test's engine: those of its sessions. A process that has
+    written its title over its environment, as vLLM's have, is one of them too.
+    """
+    sessions = {int(file.read_text()) for file in Path(os.environ["RECORDED_ENGINE"]).glob("session-*")}
+    found = {}
+    for place in Path("/proc").iterdir():
+        try:
+            state, *numbers = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # no process, or gone
+        if state != "Z" and int(numbers[2]) in sessions:
+            found[int(place.name)] = proportional(int(place.name))
+    return found
+
+
+def test_one_command_asks_an_engine_and_trains_with_its_memory_gone(recorded: Recorded, tmp_path: Path) -> None:
+    steps = {
+        "orca": {**STEPS["orca"], **SMALL},
+        "tuned": {"sft": "orca", "model": "base", "quantize": "none", "max_steps": 2, "batch": 2, "max_length": 256},
+    }
+    models = {"far": recorded.model([]), "base": {"model": MODEL, "dtype": "float32", "engine": "forest"}}
+    recipe, looked = tmp_path / "recipe.yaml", tmp_path / "looked.jsonl"
+    recipe.write_text(json.dumps({"name": "t", "seed": 3, "models": models, "steps": steps}))
+    run = run_of(recipe, tmp_path / "runs", "-c", LOOK, str(Path(__file__).parent), str(looked))
+    most = 0
+    while run.poll() is None:
+        most = max(most, sum(held_by_engines().values()))
+        time.sleep(0.2)
+    ended(run, tmp_path / "runs.log")
+    loading, first = (json.loads(line) for line in looked.read_text().splitlines())
+    for line in (loading, first):
+        print(f"{recorded.engine}: {line['moment']}: engine {line['engine']}, the run {line['own'] / 1e6:.0f} MB")
+    print(f"{recorded.engine}: held at most {most / 1e6:.0f} MB")
+    weights = 4 * 134_515_008
+    assert most > weights, "the engine was measured while it held the model"
+    assert loading["moment"] == "loading" and loading["engine"] == {}
+    assert first["moment"] == "first step" and first["engine"] == {} and first["own"] > weights
+    assert recorded.starts() == 1 and (tmp_path / "runs/t/tuned/metrics.jsonl").exists()
+
+
+def run_of(recipe: Path, runs: Path, *python: str) -> subprocess.Popen[bytes]:
+    """The command line's run, its words in ``RUNS.log``. python: Python's arguments before the command's."""
     with runs.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "openbezoar", "run", str(recipe), "--runs", str(runs)],
+            [sys.executable, *(python or ("-m", "openbezoar")), "run", str(recipe), "--runs", str(runs)],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -18,7 +18,7 @@ from openbezoar.dialogue.tokens import Frame
 from openbezoar.errors import ModelError
 from openbezoar.llm import Call, Completion, Sampling
 from openbezoar.llm.engines.kept import ENGINES, MODELS, Lent
-from openbezoar.llm.engines.programs import EngineStart, check_args, found
+from openbezoar.llm.engines.programs import EngineStart, check_args, found, width_of
 from openbezoar.llm.engines.servers import EngineServer, Patience
 from openbezoar.llm.engines.weights import readable
 from openbezoar.llm.server import ServerLLM
@@ -72,11 +72,11 @@ class ManagedLLM:
         served = ServerModel(
             server=[server.base for server in self._lent.servers],
             model=self._served_as,
-            concurrency=self.program.width,
+            concurrency=width_of(self.program, spec.args),
             timeout=self.patience.request,
         )
         self._client = ServerLLM(
-            self.name, served, say=say, count=count, transport=self._transport, encode=self._encoded
+            self.name, served, say=say, count=count, transport=self._transport, encode=self._encoded, ours=True
         )
         try:
             self._check_itself()
@@ -177,14 +177,17 @@ class ManagedLLM:
     def _encoded(self, call: Call) -> RawPrompt:
         """A call as raw completions take it."""
         ids, sampling = self._ids(call), call.sampling
-        more = dict(self.program.more(self._ends(sampling), sampling.min_new_tokens))
+        most = min(sampling.max_new_tokens, max(1, self.window - len(ids)))
+        more = dict(self.program.more(self._ends(sampling), sampling.min_new_tokens, most))
         prompt: str | list[int] = ids
         if not self.program.ids:
             prompt, bos = self._text(call), self._tokenizer.bos_token
             if self.program.adds_bos and self._frame.before and bos and prompt.startswith(bos):
                 prompt = prompt[len(bos) :]
-        stop = tuple(dict.fromkeys((*sampling.stop, *self.formatter.stop)))
-        return RawPrompt(prompt, stop, min(sampling.max_new_tokens, max(1, self.window - len(ids))), more)
+        # a special token ends an answer by its id, and is in no text
+        named = set(self._tokenizer.all_special_tokens) if "stop_token_ids" in more else ()
+        stop = tuple(text for text in dict.fromkeys((*sampling.stop, *self.formatter.stop)) if text not in named)
+        return RawPrompt(prompt, stop, most, more)
 
     def _ends(self, sampling: Sampling) -> list[int]:
         """Tokens that end an answer: as ``LocalLLM`` has them."""

@@ -111,6 +111,10 @@ class EngineProcess:
         self._listen(0.0)
         return self.code is not None or self._ended
 
+    def members(self) -> list[int]:
+        """Its processes that run."""
+        return watcher.members(self.pid, self.mark, self._watcher.pid)
+
     def tail(self) -> str:
         """The last lines of its log, as a part of one line."""
         with suppress(OSError), self.log.open("rb") as file:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
@@ -49,11 +49,11 @@ class Program:
     reads: what it is given. serve: (program, model, name, port) -> the command that serves a model under a
     name. tuned: further arguments, so that it answers as the project's own decoder would. ids: whether it
     takes token ids for a prompt. adds_bos: whether it puts the beginning-of-sequence token before a text by
-    itself. more: fields of a request for the tokens that end an answer and the fewest it has. width: requests under
-    way at once. named: whether it serves under the name it is given; else the model's path is its name. tells: fields
-    of a request that make it tell tokens' ids. cached: tokens whose keys and values it has room for, at least.
-    share: the argument that says how much of a GPU it takes whatever it needs, and what it is told; nothing of one
-    that takes what it needs.
+    itself. more: fields of a request for the tokens that end an answer and the fewest and most it has. width: requests
+    under way at once; slots: the arguments that make it more. named: whether it serves under the name it is given; else
+    the model's path is its name. tells: fields of a request that make it tell tokens' ids. cached: tokens whose keys
+    and values it has room for, at least. share: the argument that says how much of a GPU it takes whatever it needs,
+    and what it is told; nothing of one that takes what it needs.
     """
 
     name: str
@@ -66,8 +66,9 @@ class Program:
     tuned: Callable[[EngineStart], list[str]] = _nothing
     ids: bool = True
     adds_bos: bool = False
-    more: Callable[[Sequence[int], int], Mapping[str, Any]] = lambda ends, least: {}
+    more: Callable[[Sequence[int], int, int], Mapping[str, Any]] = lambda ends, least, most: {}
     width: int = 128
+    slots: tuple[str, ...] = ()
     named: bool = True
     tells: Mapping[str, Any] = field(default_factory=dict)
     cached: int = WINDOW
@@ -148,12 +149,13 @@ def _llama_tuned(given: EngineStart) -> list[str]:
     return ["-np", str(SLOTS), "-c", str(SLOTS * min(given.window, WINDOW // 2)), *(["-ngl", "999"] * given.on_gpu)]
 
 
-def _ends(ends: Sequence[int], least: int) -> Mapping[str, Any]:
+def _ends(ends: Sequence[int], least: int, most: int) -> Mapping[str, Any]:
     return {"stop_token_ids": list(ends), **({"min_tokens": least} if least else {})}
 
 
-def _plain_sampling(ends: Sequence[int], least: int) -> Mapping[str, Any]:
-    return {"top_k": 0, "min_p": 0.0}  # which it has of its own
+def _plain_sampling(ends: Sequence[int], least: int, most: int) -> Mapping[str, Any]:
+    # top_k and min_p it has of its own; of least lengths it knows the whole one alone
+    return {"top_k": 0, "min_p": 0.0, **({"ignore_eos": True} if 0 < most <= least else {})}
 
 
 PROGRAMS: dict[str, Program] = {
@@ -167,6 +169,7 @@ PROGRAMS: dict[str, Program] = {
         serve=_vllm,
         tuned=_vllm_tuned,
         more=_ends,
+        slots=("--max-num-seqs",),
         tells={"return_token_ids": True},
         share=("--gpu-memory-utilization", GPU_SHARE),
         environment=_vllm_environment,
@@ -183,7 +186,7 @@ PROGRAMS: dict[str, Program] = {
             *_at(port),
         ],
         tuned=_sglang_tuned,
-        more=lambda ends, least: {"stop_token_ids": list(ends)},
+        more=lambda ends, least, most: {"stop_token_ids": list(ends)},
         share=("--mem-fraction-static", GPU_SHARE),
     ),
     "llama.cpp": Program(
@@ -198,6 +201,7 @@ PROGRAMS: dict[str, Program] = {
         adds_bos=True,
         more=_plain_sampling,
         width=SLOTS,
+        slots=("-np", "--parallel"),
         tells={"logprobs": 1},
         cached=SLOTS * WINDOW // 2,
     ),
@@ -221,14 +225,24 @@ PROGRAMS: dict[str, Program] = {
 def share_of(program: Program, args: Sequence[str]) -> float:
     """The share of a GPU that an engine takes, as it is told by us or a recipe; 0 of one that takes what it needs."""
     name, told = program.share
+    return _told(args, (name,), told)
+
+
+def width_of(program: Program, args: Sequence[str]) -> int:
+    """Requests that may be under way at an engine: as many as it has room for, and some that wait, lest it does."""
+    return max(program.width, int(_told(args, program.slots, 0.0)))
+
+
+def _told(args: Sequence[str], names: Collection[str], default: float) -> float:
+    """The number that an argument of one of these names has."""
     words = [part for one in args for part in one.split("=", 1)]
     for word, value in pairwise(words):
-        if word == name:
+        if word in names:
             try:
                 return float(value)
             except ValueError:
-                return told
-    return told
+                return default
+    return default
 
 
 OURS = ("--host", "--port", "--model", "--model-path", "--served-model-name", "--alias", "--api-key", "--hf-token")

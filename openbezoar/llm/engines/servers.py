@@ -79,7 +79,7 @@ class EngineServer:
     def pids(self) -> list[int]:
         """Its processes that run."""
         process = self._process
-        return watcher.members(process.pid, process.mark) if process is not None else []
+        return process.members() if process is not None else []
 
     # ---- starting and stopping
 
@@ -134,7 +134,7 @@ class EngineServer:
                     f"{self.where}: {self.program.name} ended before it answered"
                     f" (exit {process.code}): {process.tail() or 'it said nothing'}; its log is {self.log}"
                 )
-            if listens(self.port, watcher.members(process.pid, process.mark)) and _healthy(self.port, 5.0):
+            if listens(self.port, process.members()) and _healthy(self.port, 5.0):
                 return
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
@@ -153,7 +153,7 @@ class EngineServer:
         process, self._process = self._process, None
         if process is None:
             return
-        gpus = holding(self.pids_of(process))
+        gpus = holding(process.members())
         if words := process.stop():
             self._say(f"  {self.where}: {self.program.name} {words}")
         until = time.monotonic() + self.patience.end
@@ -161,11 +161,6 @@ class EngineServer:
             time.sleep(0.2)
         if gpus:
             self._say(f"  {self.where}: {self.program.name} has ended, and the driver still counts memory as its own")
-
-    @staticmethod
-    def pids_of(process: EngineProcess) -> list[int]:
-        """The processes of one that was started."""
-        return watcher.members(process.pid, process.mark)
 
     # ---- while it answers
 
@@ -238,7 +233,7 @@ class EngineServer:
                 continue
             misses = 0 if _healthy(self.port, self.patience.answer) else misses + 1
             if misses >= self.patience.misses:
-                watcher.send(self.pids_of(process), process.pid, 9)
+                watcher.send(process.members(), process.pid, 9)
                 return
 
 

@@ -8,8 +8,9 @@ had to be killed, and whether it was deaf to being asked). It stops the engine w
 a killed parent's does too, and when its parent is another one.
 
 On Linux the engine's processes are all found, also those that have left its group: its orphans become
-the watcher's children, and each carries the mark of the engine in its environment. Elsewhere they are
-those of its group. If the watcher itself is killed, the engine dies with it (PR_SET_PDEATHSIG).
+the watcher's children, and each carries the mark of the engine in its environment, unless it has written
+its title over it, as vLLM's do; then it is found by its parents. Elsewhere they are those of its group. If
+the watcher itself is killed, the engine dies with it (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ GONE = 10.0  # seconds that processes are waited for after they were killed
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def members(group: int, mark: str) -> list[int]:
-    """The processes of an engine that run: of its group or session, or with its mark in their environment."""
+def members(group: int, mark: str, above: int = 0) -> list[int]:
+    """The processes of an engine that run: of its group or session, with its mark in their environment, and the
+    children of these. above: a process that has no other children, which is none of them: the engine's watcher.
+    """
     if not Path("/proc/self/stat").exists():
         try:
             os.killpg(group, 0)
         except (ProcessLookupError, PermissionError):
             return []
         return [group]
-    found = []
+    parents: dict[int, int] = {}
+    found: set[int] = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -49,14 +53,18 @@ def members(group: int, mark: str) -> list[int]:
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if fields[0] in ("Z", "X"):
                 continue
+            parents[int(entry.name)] = int(fields[1])
             ours = group in (int(fields[2]), int(fields[3]))
             if not ours and mark:
                 ours = f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
         except (OSError, IndexError, ValueError):
             continue  # it has ended, or is another user's
         if ours:
-            found.append(int(entry.name))
-    return found
+            found.add(int(entry.name))
+    below = {above} if above else set()
+    while more := {pid for pid, parent in parents.items() if parent in found | below and pid not in found}:
+        found |= more
+    return sorted(found - below)
 
 
 def send(processes: list[int], group: int, number: int) -> None:
@@ -73,7 +81,7 @@ def end(group: int, mark: str, grace: float, reap: bool = False) -> int:
 
     reap: they are this process's own children, and it has no others.
     """
-    send(members(group, mark), group, signal.SIGTERM)
+    send(members(group, mark, os.getpid() if reap else 0), group, signal.SIGTERM)
     until = time.monotonic() + grace
     while (left := _standing(group, mark, reap)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -90,7 +98,7 @@ def _standing(group: int, mark: str, reap: bool) -> list[int]:
     with contextlib.suppress(ChildProcessError):
         while reap and os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    return members(group, mark)
+    return members(group, mark, os.getpid() if reap else 0)
 
 
 def _prctl(option: int, value: int) -> None:
@@ -143,7 +151,7 @@ def main(order: dict[str, Any]) -> None:
                 stopping = True  # the end of the pipe, or a word: either means stop
         stopping = stopping or os.getppid() != order["parent"]
     if stopping:
-        send(members(engine.pid, order["mark"]), engine.pid, signal.SIGTERM)
+        send(members(engine.pid, order["mark"], os.getpid()), engine.pid, signal.SIGTERM)
         until = time.monotonic() + order["grace"]
         while engine.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
@@ -151,7 +159,7 @@ def main(order: dict[str, Any]) -> None:
         _say(exit=engine.returncode)
     deaf = engine.poll() is None
     killed = end(engine.pid, order["mark"], 0.0 if deaf else min(order["grace"], ORPHANS), reap=True)
-    _say(gone=killed, deaf=deaf, standing=len(members(engine.pid, order["mark"])))
+    _say(gone=killed, deaf=deaf, standing=len(members(engine.pid, order["mark"], os.getpid())))
 
 
 if __name__ == "__main__":
