@@ -447,10 +447,10 @@ def test_a_server_of_ours_has_its_whole_window_from_the_first_and_keeps_it_howev
     clock = Hands()
     endpoints = Endpoints([Endpoint("e", 16, ours=True)], clock)
     (endpoint,) = endpoints.all
-    taken = [endpoints.take(OFF) for _ in range(16)]
-    for number, one in enumerate(taken):
-        clock.time += number
-        endpoints.answer(one, 0.0, 1)
+    begun, taken = clock.now(), [endpoints.take(OFF) for _ in range(16)]
+    for one in taken:
+        clock.time += 10
+        endpoints.answer(one, begun, 1)
     assert endpoint.window == 16
     begun, taken = clock.now(), [endpoints.take(OFF) for _ in range(16)]
     for one in taken:
