@@ -91,16 +91,16 @@ $(UV):
 
 COMPILE = $(UV) pip compile pyproject.toml --extra all --quiet --no-header --no-annotate --no-emit-index-url
 
-# The tools of dev are of the newest in both: they are no part of what users install.
+# The tools of dev are of the newest in both: they are no part of what users install. Tests fetch wheels with pip (--seed).
 test-lowest: $(UV)
 	@mkdir -p build
 	$(COMPILE) --python $(PYTHON) --resolution lowest-direct --output-file build/lowest.txt
-	$(UV) venv --quiet --clear --python $(PYTHON) .venv-lowest
+	$(UV) venv --quiet --seed --clear --python $(PYTHON) .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --constraints build/lowest.txt --editable '.[all,dev]'
 	$(PYTEST:$(BIN)/%=.venv-lowest/bin/%)
 
 test-newest: $(UV)
-	$(UV) venv --quiet --clear --python $(PYTHON) .venv-newest
+	$(UV) venv --quiet --seed --clear --python $(PYTHON) .venv-newest
 	$(UV) pip install --quiet --upgrade --python .venv-newest/bin/python --editable '.[all,dev]'
 	$(PYTEST:$(BIN)/%=.venv-newest/bin/%)
 

