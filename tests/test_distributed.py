@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ STEPS: dict[str, Any] = {
         "reference": "cached",
     },
     "kto": {"kto": "uneven.jsonl", "model": "dpo", **EXACT, "batch": 7, "heldout": "held_pairs.jsonl"},
+    "merged": {"merge": "kto"},
     "drop": {
         "sft": "some.jsonl",
         "model": "base",
@@ -144,7 +147,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path, commands: Commands) -> None:
-    arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "kto")
+    arguments = ("run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "merged")
     done = commands(*arguments, first=several())
     assert done.code == 0, done.err
     equal_to_one(recipe, tmp_path)
@@ -152,7 +155,9 @@ def test_two_processes_give_the_losses_and_adapters_of_one(recipe: Path, tmp_pat
 
 @pytest.mark.distributed
 def test_two_processes_under_torchrun_give_the_losses_and_adapters_of_one(recipe: Path, tmp_path: Path) -> None:
-    done = torchrun("-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "kto")
+    done = torchrun(
+        "-m", "openbezoar", "run", str(recipe), "--runs", str(tmp_path / "two"), "--quiet", "--to", "merged"
+    )
     assert done.returncode == 0, done.stderr
     equal_to_one(recipe, tmp_path)
 
@@ -180,7 +185,7 @@ def test_two_processes_give_the_reward_model_of_one(
 def equal_to_one(recipe: Path, tmp_path: Path) -> None:
     """The run of two processes has the losses and the adapters of one."""
     one = graph.build(load(recipe), recipe, tmp_path / "one")
-    execution.execute(one, Silent(), "kto")
+    execution.execute(one, Silent(), "merged")
     for name in ("sft", "dpo", "kto"):
         alone, together = tmp_path / "one" / "t" / name, tmp_path / "two" / "t" / name
         numbers = [json.loads((step / "manifest.json").read_text())["numbers"] for step in (alone, together)]
@@ -200,6 +205,12 @@ def equal_to_one(recipe: Path, tmp_path: Path) -> None:
         assert max(float(value.abs().max()) for key, value in before.items() if "lora_B" in key) > 1e-3
         for key, value in before.items():
             assert float((value - after[key]).abs().max()) <= 2e-5, key
+    drifts = [
+        json.loads((tmp_path / f"{runs}/t/merged/manifest.json").read_text())["numbers"] for runs in ("one", "two")
+    ]
+    assert drifts[0].keys() == drifts[1].keys()
+    for key, value in drifts[0].items():
+        assert drifts[1][key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
     assert not any((tmp_path / "two" / "t" / ".work").iterdir())
 
 
@@ -296,48 +307,84 @@ MEASURED: dict[str, Any] = {
         "filter": "some.jsonl",
         "rules": {"near_duplicates": None, "language": "any"},
         "likelihood": {"model": "base", "tokens": 128},
+        "reward": {"model": "rm"},
+        "judge": "base",
+        "mode": "probability",
+        "min_rating": 1,
     },
     "scores": {
         "evaluate": ["base", "other"],
-        "tasks": ["arc_easy"],
+        "tasks": ["arc_easy", {"task": "gsm8k", "fewshot": 0}],
         "data": "tasks",
         "losses": {"plain": "some.jsonl"},
         "pairs": {"hh": "uneven.jsonl"},
         "tokens": 160,
+        "reference": "base",
+        "kl_rows": 5,
+        "kl_tokens": 6,
+        "wins": {"rm": {"prompts": "held.jsonl", "by": "rm", "against": "base", "max_new_tokens": 9, "temperature": 1}},
     },
 }
-# Each process notes how many passes it makes.
+# Passes small enough for rewards to take several.
+SMALL = """
+from openbezoar.judging.rewards import LocalRewards
+LocalRewards.__init__.__defaults__ = (*LocalRewards.__init__.__defaults__[:-1], 256)
+"""
+# Each process notes what it does.
 NOTED = """
 from openbezoar.forest import RewardScorer, Scorer
-def noted(original):
-    def measured(self, item):
+from openbezoar.harness.forest_lm import ForestLM
+from openbezoar.llm.local import LocalLLM
+def noted(kind, name):
+    original = getattr(kind, name)
+    def work(self, item):
         with open("{log}" + os.environ["RANK"], "a") as log:
-            log.write("pass\\n")
+            log.write(kind.__name__ + "." + name + "\\n")
         return original(self, item)
-    return measured
-for kind in (Scorer, RewardScorer):
-    kind.measured = noted(kind.measured)
+    setattr(kind, name, work)
+for kind, name in [
+    (Scorer, "measured"),
+    (Scorer, "before_answer"),
+    (RewardScorer, "measured"),
+    (ForestLM, "answered"),
+    (LocalLLM, "drawn"),
+]:
+    noted(kind, name)
 """
+DONE = {"Scorer.measured", "RewardScorer.measured", "ForestLM.answered", "LocalLLM.drawn"}
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("world", [2, 3])
 def test_what_models_are_asked_is_shared_out_and_comes_out_as_of_one_process(
-    world: int, recipe: Path, write_recipe: Callable[..., Path], tiny: Path, tmp_path: Path, commands: Commands
+    world: int,
+    recipe: Path,
+    write_recipe: Callable[..., Path],
+    tiny: Path,
+    tiny_reward: Path,
+    tmp_path: Path,
+    commands: Commands,
 ) -> None:
     (tmp_path / "tasks").mkdir()
     asked = [{"id": f"q{i}", "split": "eval", "question": f"Which? {'So. ' * (i * i % 7)}"} for i in range(9)]
     questions = [{**one, "choices": ["a", "b c"], "gold": 1} for one in asked]
-    (tmp_path / "tasks/arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    sums = [{"split": "eval", "question": f"{i} + 1?", "answer": "#### 7", "final": "7"} for i in range(6)]
+    for name, rows in (("arc_easy", questions), ("gsm8k", sums)):
+        (tmp_path / f"tasks/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tiny_model(tmp_path / "another", seed=5)
     places = {"base": tiny, "other": tmp_path / "another"}
     models = {name: {"model": str(place), "dtype": "float32"} for name, place in places.items()}
+    models["rm"] = {"reward": str(tiny_reward), "dtype": "float32", "prompt": {}}
     path = write_recipe(MEASURED, models=models)
     log = tmp_path / "passes-"
     for runs, first in (("many", several(world) + NOTED.format(log=log)), ("one", "")):
-        done = commands("run", str(path), "--runs", str(tmp_path / runs), "--quiet", first=first)
+        done = commands("run", str(path), "--runs", str(tmp_path / runs), "--quiet", first=first + SMALL)
         assert done.code == 0, done.err
-    passes = [len(Path(f"{log}{rank}").read_text().splitlines()) for rank in range(world)]
-    assert min(passes) >= 5 and sum(passes) < 2 * world * min(passes)
+    work = [Counter(Path(f"{log}{rank}").read_text().split()) for rank in range(world)]
+    for kind in DONE:
+        assert all(each[kind] for each in work), (kind, work)
+    passes = [each["Scorer.measured"] for each in work]
+    assert sum(passes) <= 1.5 * world * min(passes), work
     alone, together = tmp_path / "one" / "t", tmp_path / "many" / "t"
     files = sorted(file.relative_to(alone) for file in alone.rglob("*") if file.is_file() and file.parent != alone)
     assert {"kept/rows.jsonl", "kept/likelihood.jsonl", "scores/scores.json"} <= set(map(str, files))
@@ -346,13 +393,14 @@ def test_what_models_are_asked_is_shared_out_and_comes_out_as_of_one_process(
             assert (together / file).read_bytes() == (alone / file).read_bytes(), file
 
 
-# What befalls process 1 in its n-th pass: Python, and what the first process then says.
+# What befalls process 1 in its second pass, or when it has loaded a model: Python, and what process 0 then says.
 BEFALLS = {
     "an error of the model": ("raise ModelError('it broke; mend it')", "process 1: it broke; mend it"),
     "no memory": ("raise MemoryError", "process 1: not enough memory"),
     "a bug": ("raise KeyError('oops')", "process 1: KeyError: 'oops'"),
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "process 1 of this run ended"),
     "silent": ("time.sleep(60)", "process 1 of this run gave no sign of life for 4 s"),
+    "stopped": ("os.kill(os.getpid(), signal.SIGSTOP)", "process 1 of this run gave no sign of life for 4 s"),
 }
 BEFALLEN = """
 import os, signal, time
@@ -360,31 +408,51 @@ from datetime import timedelta
 from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer
 from openbezoar.machine import distributed
-if {silent}:
-    distributed.IN_STEP = timedelta(seconds=4)
-original, calls = Scorer.measured, 0
-def befallen(self, item):
-    global calls
-    calls += 1
-    if os.environ["RANK"] == "1" and calls == {count}:
-        {what}
-    return original(self, item)
-Scorer.measured = befallen
+from openbezoar.models.driving import Helper
+distributed.IN_STEP = timedelta(seconds={limit})
+calls = 0
+def befalls(original):
+    def befallen(self, item):
+        global calls
+        calls += 1
+        done = original(self, item)
+        if os.environ["RANK"] == "1" and calls == {count}:
+            {what}
+        return done
+    return befallen
+{kind} = befalls({kind})
 """
+PASS, ORDER = ("Scorer.measured", 2), ("Helper.obey", 1)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("step", ["scores", "sft"])
-@pytest.mark.parametrize("what", BEFALLS)
+@pytest.mark.parametrize(
+    ("what", "step", "where"),
+    [(what, step, PASS) for what in BEFALLS for step in ("scores", "sft")]
+    + [(what, "scores", ORDER) for what in ("killed", "stopped")],
+)
 def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
-    what: str, step: str, recipe: Path, write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+    what: str,
+    step: str,
+    where: tuple[str, int],
+    recipe: Path,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    commands: Commands,
 ) -> None:
-    scores = {"evaluate": ["base"], "losses": {"plain": "some.jsonl"}, "tokens": 160}
-    sft = {"sft": "some.jsonl", "model": "base", **EXACT, "heldout": "some.jsonl", "tokens": 160}
-    path = write_recipe({step: {"scores": scores, "sft": sft}[step]})
+    steps: dict[str, Any] = {
+        "scores": {"evaluate": ["base"], "losses": {"plain": "some.jsonl"}, "tokens": 160},
+        "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "heldout": "some.jsonl", "tokens": 160},
+    }
+    path = write_recipe({step: steps[step]})
     does, says = BEFALLS[what]
-    first = several() + BEFALLEN.format(what=does, count=2, silent=what == "silent")
-    done = commands("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=first)
+    kind, count = where
+    limit = 4 if "no sign of life" in says else 600
+    first = several() + BEFALLEN.format(what=does, kind=kind, count=count, limit=limit)
+    run = commands.start("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=first)
+    done = run.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(run.pid, signal.SIGKILL)  # what hangs
     assert done.code == 2, done.err
     said = [line for line in done.err.splitlines() if line.startswith("openbezoar")]
     assert said[0].startswith(f"openbezoar: step {step}: {says}"), done.err

@@ -200,6 +200,15 @@ class Scorer(Trunk):
         return results
 
     @torch.no_grad()
+    def before_answer(self, path: TokenPath) -> Tensor:
+        """Hidden states [answer tokens, hidden] that predict a path's tokens from the first asked-for one on, from a
+        plain pass, on the CPU.
+        """
+        start = list(path.scored).index(True)
+        ids = torch.tensor([path.ids], device=self.device)
+        return self.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, start - 1 : -1].cpu().clone()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
     def measured(self, item: tuple[Sequence[Tree], bool]) -> tuple[Tensor, Tensor | None]:
         """Of one pass, on the CPU: the asked-for log-probabilities one after another, float32 [asked]; and, where the
         item says so, whether each token was the likeliest, bool [asked].

@@ -12,7 +12,7 @@ Reads and writes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -171,9 +171,11 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                 settings: dict[str, Any] = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], MAX_NEW_TOKENS))
                 stop = handle_stop_sequences(settings.pop("until"), eos=self.tokenizer.decode(self.eot_token_id))
                 contexts = {n: self._generation_context(requests[n].args[0], settings["max_gen_toks"]) for n in numbers}
-                for batch in self._batches(contexts, settings["max_gen_toks"]):
-                    answer = self._greedy if self._plain_greedy(settings) else self._generate
-                    for n, text in zip(batch, answer([contexts[n] for n in batch], stop, settings), strict=True):
+                batches = self._batches(contexts, settings["max_gen_toks"])
+                items = [([contexts[n] for n in batch], stop, settings) for batch in batches]
+                for place, texts in self.scorer.deal(self, "answered", items, _room):
+                    batch = batches[place]
+                    for n, text in zip(batch, texts, strict=True):
                         # Thoughts first, as lm-eval does for a think_end_token: a stop string in a
                         # thought ends no answer.
                         reply = thoughts.split(text)
@@ -181,6 +183,16 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
                         answers[n] = postprocess_generated_text(reply.answer, stop, None)
                     bar.advance(len(batch))
         return answers
+
+    def twin(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """As of a ``Scorer``."""
+        return _twin, (self.tokens,)
+
+    def answered(self, item: tuple[list[list[int]], list[str], dict[str, Any]]) -> list[str]:
+        """The whole continuations of a batch: contexts, stop strings, settings of generation."""
+        contexts, stop, settings = item
+        answer = self._greedy if self._plain_greedy(settings) else self._generate
+        return answer(contexts, stop, settings)
 
     def _generation_context(self, text: str, new: int) -> list[int]:
         room = self.max_length - new
@@ -253,6 +265,16 @@ class ForestLM(TemplateLM):  # type: ignore[misc]
             **options,
         )
         return [self.decode(row) for row in out[:, width:].tolist()]
+
+
+def _room(item: tuple[list[list[int]], list[str], dict[str, Any]]) -> int:
+    """What a batch weighs: tokens of the cache at its end."""
+    contexts, _, settings = item
+    return len(contexts) * (max(map(len, contexts)) + int(settings["max_gen_toks"]))
+
+
+def _twin(loaded: Any, tokens: int) -> ForestLM:
+    return ForestLM(loaded.model, loaded.tokenizer, tokens)
 
 
 class _StopStrings(StoppingCriteria):  # type: ignore[misc]

@@ -144,15 +144,26 @@ class Classifier:
 
     def scores(self, trees: Sequence[Any], done: Callable[[int], None] | None = None) -> list[list[float]]:
         """Per tree the score of each path. Raises ModelError for scores that are not numbers."""
-        results = []
-        for tree in trees:
-            rows = [list(path.ids) for path in tree]
-            most = max(1, self.tokens // max(map(len, rows)))
-            parts = [self._pass(rows[first : first + most]) for first in range(0, len(rows), most)]
-            results.append([score for part in parts for score in part])
+        from openbezoar.forest.trunk import deal_of
+
+        results: list[list[float]] = [[]] * len(trees)
+        deal = deal_of(self.model)
+        for place, scores in deal(self, "measured", trees, lambda tree: sum(len(path.ids) for path in tree)):
+            results[place] = scores
             if done is not None:
                 done(1)
         return results
+
+    def twin(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """As of a ``Scorer``."""
+        return _classifier, (self.tokens,)
+
+    def measured(self, tree: Any) -> list[float]:
+        """The score of each path of a tree."""
+        rows = [list(path.ids) for path in tree]
+        most = max(1, self.tokens // max(map(len, rows)))
+        parts = [self._pass(rows[first : first + most]) for first in range(0, len(rows), most)]
+        return [score for part in parts for score in part]
 
     def _pass(self, rows: Sequence[Sequence[int]]) -> list[float]:
         import torch
@@ -171,3 +182,7 @@ class Classifier:
             raise no_numbers()
         scores: list[float] = logits.tolist()
         return scores
+
+
+def _classifier(loaded: Any, tokens: int) -> Classifier:
+    return Classifier(loaded.model, tokens)

@@ -14,11 +14,16 @@ from openbezoar.llm import Completion, Sampling, Samplings, each
 from openbezoar.llm.decoding import Decoder, Sampled, TextOf, end_tokens
 from openbezoar.llm.spoken import Spoken
 from openbezoar.llm.streaming import Stream
+from openbezoar.models.driving import is_spread, shares
 from openbezoar.models.load import free, load_for_inference, window_of
 from openbezoar.models.references import Checkpoint
 from openbezoar.rows.records import Turn
 
 CHECK_EVERY = 8  # tokens between looks for a stop string
+
+
+def unheard(row: Sampled) -> None:
+    """For rows whose tokens nobody waits for."""
 
 
 class LocalLLM:
@@ -145,17 +150,38 @@ class LocalLLM:
         prompts: Sequence[Sequence[int]],
         sampling: Samplings,
         seeds: Sequence[int],
-        on_token: Callable[[Sampled], None] = lambda row: None,
+        on_token: Callable[[Sampled], None] = unheard,
     ) -> list[Sampled]:
-        """The token ids drawn after prompts of token ids, all in one batch; ``on_token`` is told of
-        each row after each of its tokens.
+        """The token ids drawn after prompts of token ids, all in one batch, or where the model lies in several
+        processes one in each; ``on_token`` is told of each row after each of its tokens, by this process alone.
         """
+        settings = each(sampling, len(prompts))
         rows = [
             Sampled.of(i, setting, self._ends(setting), seed)
-            for i, (setting, seed) in enumerate(zip(each(sampling, len(prompts)), seeds, strict=True))
+            for i, (setting, seed) in enumerate(zip(settings, seeds, strict=True))
         ]
+        if on_token is unheard and is_spread(self.model):
+            parts = shares(range(len(rows)), lambda i: len(prompts[i]) + settings[i].max_new_tokens)
+            items = [tuple([of[i] for i in part] for of in (prompts, settings, seeds)) for part in parts]
+            for place, drawn in self.scorer.deal(self, "drawn", items, lambda item: len(item[0])):
+                for i, (ids, finish) in zip(parts[place], drawn, strict=True):
+                    rows[i].ids, rows[i].finish = ids, finish
+            return rows
         self.decoder.draw(prompts, rows, self._stopped, on_token)
         return rows
+
+    def drawn(
+        self, item: tuple[Sequence[Sequence[int]], Sequence[Sampling], Sequence[int]]
+    ) -> list[tuple[list[int], str]]:
+        """What ``sample`` draws in one batch: ids and finish of each row. item: its arguments."""
+        prompts, samplings, seeds = item
+        rows = [Sampled.of(i, s, self._ends(s), seed) for i, (s, seed) in enumerate(zip(samplings, seeds, strict=True))]
+        self.decoder.draw(prompts, rows, self._stopped)
+        return [(row.ids, row.finish) for row in rows]
+
+    def twin(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """As of a ``Scorer``."""
+        return _twin, ()
 
     def _ends(self, sampling: Sampling) -> tuple[int, ...]:
         """Tokens that end an answer: the format's, the model's in its own format, and stop strings
@@ -181,6 +207,10 @@ class LocalLLM:
         return Completion(
             (opened + text).strip(), "stop" if row.finish == "stop" else "length", prompt_tokens, len(row.ids)
         )
+
+
+def _twin(loaded: Any) -> LocalLLM:
+    return LocalLLM(loaded.checkpoint, (loaded.model, loaded.tokenizer))
 
 
 def _own_ends(model: Any) -> tuple[int, ...]:

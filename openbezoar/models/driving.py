@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from openbezoar.machine import distributed
 from openbezoar.machine.shares import ShareOutcome, attempted, settle, share
 from openbezoar.models.references import Checkpoint
 
+T = TypeVar("T")
 ROUND = 5.0  # seconds after which rounds are long enough
 
 
@@ -155,6 +156,20 @@ def _drop(numbers: tuple[int, ...]) -> None:
             del _driver.held[number]
         distributed.order(DropOrder(numbers))
         settle([ShareOutcome(), *distributed.answers()], None)
+
+
+def is_spread(model: Any) -> bool:
+    """Whether a model lies in other processes too, that wait for what it is asked."""
+    from openbezoar.forest.trunk import SPREAD
+
+    return _driver.on and model in SPREAD
+
+
+def shares(items: Sequence[T], weight: Callable[[T], float]) -> list[list[int]]:
+    """Indices of items in as many shares as there are processes, none of them empty."""
+    world = distributed.world()
+    parts = (share(items, weight, rank, world) for rank in range(world))
+    return [part for part in parts if part]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from openbezoar.errors import DataError
 from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.head import log_distribution
 from openbezoar.models import shards
+from openbezoar.models.driving import in_all_processes
 from openbezoar.models.load import DTYPES, device, free, load_base, load_for_inference
 from openbezoar.models.references import Checkpoint, write_checkpoint
 from openbezoar.models.save import save_settings
@@ -156,13 +157,13 @@ class _Answers:
     @torch.no_grad()
     def of(cls, model: Any, trees: Sequence[Tree]) -> _Answers:
         scorer = Scorer(model, plain=True)
+        hidden = dict(scorer.deal(scorer, "before_answer", [path for (path,) in trees], lambda path: len(path.ids)))
         rows = []
-        for (path,) in trees:
-            start = list(path.scored).index(True)
-            ids = torch.tensor([path.ids], device=scorer.device)
-            hidden = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, start - 1 : -1]
-            rows.append((hidden.clone(), ids[0, start:]))
-        scorer.model = scorer.trunk = nn.Identity()  # only the head is still needed; the rest can go
+        for place, (path,) in enumerate(trees):
+            ids = torch.tensor(path.ids[list(path.scored).index(True) :], device=scorer.device)
+            rows.append((hidden[place].to(scorer.device), ids))
+        # only the head is still needed; the rest can go
+        scorer.model = scorer.trunk = scorer.base = nn.Identity()
         return cls(scorer, rows)
 
     @torch.no_grad()
@@ -182,13 +183,19 @@ class _Answers:
         return -float(picked.mean())
 
 
+@in_all_processes(Checkpoint.folder)
+def _as_written(merged: Checkpoint) -> tuple[Any, Any]:
+    """The merged model, and no tokenizer."""
+    return load_base(merged, (), "none", dtype=merged.dtype).eval(), None
+
+
 @torch.no_grad()
 def _drift(before: _Answers, merged: Checkpoint, trees: Sequence[Tree]) -> dict[str, Any]:
     """Loss of the merged model, mean KL(unmerged ‖ merged) per position, and differences of the
     answer tokens' log-probabilities.
     """
-    model: Any = load_base(merged, (), "none", dtype=merged.dtype)
-    after = _Answers.of(model.eval(), trees)
+    model, _ = _as_written(merged)
+    after = _Answers.of(model, trees)
     del model
     kl, tokens, greatest, total, loss = 0.0, 0, 0.0, 0.0, 0.0
     for row in range(len(trees)):
