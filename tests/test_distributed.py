@@ -368,7 +368,7 @@ def test_what_models_are_asked_is_shared_out_and_comes_out_as_of_one_process(
     (tmp_path / "tasks").mkdir()
     asked = [{"id": f"q{i}", "split": "eval", "question": f"Which? {'So. ' * (i * i % 7)}"} for i in range(9)]
     questions = [{**one, "choices": ["a", "b c"], "gold": 1} for one in asked]
-    sums = [{"split": "eval", "question": f"{i} + 1?", "answer": "#### 7", "final": "7"} for i in range(6)]
+    sums = [{"split": "eval", "question": f"{i} + 1?", "answer": "#### 7", "final": "7"} for i in range(12)]
     for name, rows in (("arc_easy", questions), ("gsm8k", sums)):
         (tmp_path / f"tasks/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tiny_model(tmp_path / "another", seed=5)
@@ -409,27 +409,29 @@ from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer
 from openbezoar.machine import distributed
 from openbezoar.models.driving import Helper
+from openbezoar.training import loop
 distributed.IN_STEP = timedelta(seconds={limit})
 calls = 0
 def befalls(original):
-    def befallen(self, item):
+    def befallen(*given):
         global calls
         calls += 1
-        done = original(self, item)
+        done = original(*given)
         if os.environ["RANK"] == "1" and calls == {count}:
             {what}
         return done
     return befallen
 {kind} = befalls({kind})
 """
-PASS, ORDER = ("Scorer.measured", 2), ("Helper.obey", 1)
+PASS, ORDER, BACKWARD = ("Scorer.measured", 2), ("Helper.obey", 1), ("loop.work_of", 2)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("what", "step", "where"),
     [(what, step, PASS) for what in BEFALLS for step in ("scores", "sft")]
-    + [(what, "scores", ORDER) for what in ("killed", "stopped")],
+    + [(what, "scores", ORDER) for what in ("killed", "stopped")]
+    + [(what, "sft", BACKWARD) for what in ("an error of the model", "a bug", "killed", "silent")],
 )
 def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
     what: str,

@@ -127,13 +127,12 @@ def from_first(make: Callable[[], T]) -> T:
     """What process 0 makes, given to all; the others wait for it."""
     if world() == 1:
         return make()
-    import torch.distributed as dist
-
-    cell: list[Any] = [make() if rank() == 0 else None]
-    with _together():
-        dist.broadcast_object_list(cell, src=0, group=_patient[0])
-    value: T = cell[0]
-    return value
+    if rank():
+        value: T = _told()
+        return value
+    made = make()
+    orders([made for _ in others()])
+    return made
 
 
 def others() -> range:
@@ -147,7 +146,7 @@ def order(what: Any) -> None:
 
 
 def orders(each: Sequence[Any]) -> None:
-    """Process 0: say to each other process, by rank, what to do."""
+    """Process 0: say to each other process, by rank, what to do. Raises RunError for one that does not listen."""
     import torch
     import torch.distributed as dist
 
@@ -159,21 +158,26 @@ def orders(each: Sequence[Any]) -> None:
             dist.send_object_list([what], other, group=_prompt[0])
 
 
-def ordered() -> Any:
-    """The other processes: wait for the next order; None when there are no more, or process 0 is gone and has
-    said why.
-    """
+def _told() -> Any:
+    """The other processes: what process 0 says, whenever it does."""
     import torch
     import torch.distributed as dist
 
     cell: list[Any] = [None]
+    with _together(0):
+        dist.recv(torch.zeros(1), 0, group=_patient[0])
+        dist.recv_object_list(cell, 0, group=_prompt[0])
+    return cell[0]
+
+
+def ordered() -> Any:
+    """The other processes: wait for the next order; None when there are no more, or process 0 is gone and has
+    said why.
+    """
     try:
-        with _together(0):
-            dist.recv(torch.zeros(1), 0, group=_patient[0])
-            dist.recv_object_list(cell, 0, group=_prompt[0])
+        return _told()
     except RunError:
         return None
-    return cell[0]
 
 
 def answer(value: Any) -> None:
@@ -223,11 +227,14 @@ def sum_scalars(values: dict[str, float]) -> dict[str, float]:
     """Numbers by name, added up over the processes in the order of their ranks; a name that one
     lacks counts as 0 there.
     """
-    if world() == 1:
-        return values
+    return values if world() == 1 else added(gathered(values))
+
+
+def added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Numbers by name, added up in order."""
     total: dict[str, float] = {}
-    for other in gathered(values):
-        for name, value in other.items():
+    for part in parts:
+        for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
 

@@ -75,6 +75,20 @@ def attempted(work: Callable[[T], R], items: Sequence[T], whole: bool = True) ->
     return ShareOutcome(values), None
 
 
+def agreed(work: Callable[[], R]) -> list[R]:
+    """What ``work`` gives in each process, by rank, in all of them; what goes wrong in one ends all alike."""
+    if distributed.world() == 1:
+        return [work()]
+    own: Exception | None = None
+    try:
+        outcome = ShareOutcome(work())
+    except Exception as error:
+        outcome, own = ShareOutcome(error=_line(error)), error
+    outcomes = distributed.gathered(outcome)
+    settle(outcomes, own)
+    return [one.values for one in outcomes]
+
+
 def _line(error: Exception) -> str:
     refusal = error if isinstance(error, UserError) else limits.refusal(error) or extras.failed_import(error)
     if refusal is None and distributed.rank():  # the first process raises its own

@@ -165,6 +165,11 @@ def is_spread(model: Any) -> bool:
     return _driver.on and model in SPREAD
 
 
+def abreast(batch: int) -> int:
+    """How many answers to ask for at a time, for each process to have a batch of its own."""
+    return batch * distributed.world() if _driver.on else batch
+
+
 def shares(items: Sequence[T], weight: Callable[[T], float]) -> list[list[int]]:
     """Indices of items in as many shares as there are processes, none of them empty."""
     world = distributed.world()

@@ -21,6 +21,7 @@ from openbezoar import prompts
 from openbezoar.llm import LLM, BestCompletion, Completion, Sampling, recorded
 from openbezoar.llm.cached import CachedLLM
 from openbezoar.llm.settings import wrapped, wrapper_stop
+from openbezoar.models.driving import abreast
 from openbezoar.progress import Bar
 from openbezoar.recipe.blocks import DataRef, ServerModel
 from openbezoar.rows.lengths import CUT_CHARACTERS
@@ -227,7 +228,7 @@ class Work:
     ) -> list[Completion]:
         # Calls to a server are kept one by one, so nothing is gained by waiting for the slowest of a batch.
         alone = isinstance(llm, CachedLLM) and llm.unit == "call"
-        size = max(1, len(items)) if alone else self.batch
+        size = max(1, len(items)) if alone else abreast(self.batch)
         replies: list[Completion] = []
         shown: AbstractContextManager[Any] = (
             self.context.progress.bar(name, len(items), "replies") if bar and items else nullcontext()

@@ -307,24 +307,28 @@ def _step(job: _Job, state: State, chosen: list[Tree], stop: stops.Finishing) ->
     whole = sum(job.objective.weight(tree) for tree in chosen)
     mine = [chosen[i] for i in shares.share(chosen, weight, rank, distributed.world())]
     loss_of = job.objective.loss if job.objective.begin is None else job.objective.begin(chosen)
-    totals: dict[str, float] = {}
-    done = 0.0
-    for group in job.scorer.batches(mine):
-        trees = [mine[i] for i in group]
-        loss, metrics = loss_of(trees, whole)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for name, value in {"loss": float(loss.detach()), **metrics}.items():
-            totals[name] = totals.get(name, 0.0) + value
-        done += work_of(trees, job.scorer, job.work)
-    without = [name for name, p in state.parameters.items() if p.grad is None]
-    if mine and without:
-        raise ModelError(
-            f"{len(without)} of {len(state.parameters)} trainable tensors have no gradient, '{without[0]}' first; the"
-            " layer's backward does not work on this device"
-        )
+
+    def passes() -> dict[str, float]:
+        """Gradients of this process's share; its sums, with the operations under no name."""
+        sums: dict[str, float] = {"": 0.0}
+        for group in job.scorer.batches(mine):
+            trees = [mine[i] for i in group]
+            loss, metrics = loss_of(trees, whole)
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": float(loss.detach()), **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + value
+            sums[""] += work_of(trees, job.scorer, job.work)
+        without = [name for name, p in state.parameters.items() if p.grad is None]
+        if mine and without:
+            raise ModelError(
+                f"{len(without)} of {len(state.parameters)} trainable tensors have no gradient, '{without[0]}' first;"
+                " the layer's backward does not work on this device"
+            )
+        asked = {f"{STOP}{stop.requested}": 1.0} if stop.requested else {}  # others can stop only where all of them do
+        return {**sums, **asked}
+
+    totals = distributed.added(shares.agreed(passes))
     distributed.sum_gradients(state.parameters.values())
-    asked = {f"{STOP}{stop.requested}": 1.0} if stop.requested else {}  # others can stop only where all of them do
-    totals = distributed.sum_scalars({**totals, "": done, **asked})
     done = totals.pop("")
     signals = [name for name in totals if name.startswith(STOP)]
     for name in signals:

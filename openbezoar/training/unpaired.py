@@ -64,9 +64,12 @@ def unpaired_objective(
     def begin(batch: Sequence[Tree]) -> PassLoss:
         others = mismatched(batch, max_length)
         mine = [others[i] for i in shares.share(others, weight, distributed.rank(), distributed.world())]
-        policy, before = _without_gradient(scorer, mine, reference)
-        sums = {"ratios": float((policy - before).double().sum())}
-        point = max(0.0, distributed.sum_scalars(sums)["ratios"] / max(1, len(others)))
+
+        def ratios() -> float:
+            policy, before = _without_gradient(scorer, mine, reference)
+            return float((policy - before).double().sum())
+
+        point = max(0.0, sum(shares.agreed(ratios)) / max(1, len(others)))
         liked = sum(cast(UnpairedTree, tree).liked for tree in batch)
         return partial(_pass, scored, lambda scores: function(scores, point), point, constants["beta"], liked)
 

@@ -26,6 +26,7 @@ from openbezoar.judging.pairwise import score_of
 from openbezoar.judging.prompting import own_texts
 from openbezoar.judging.questions import Question
 from openbezoar.llm import Sampling, open_llm, recorded
+from openbezoar.models.driving import abreast
 from openbezoar.recipe.measure_steps import Evaluate, Wins
 from openbezoar.recipe.verbs import verb_of
 from openbezoar.reporting.results import StepFacts
@@ -156,7 +157,7 @@ def _answered(name: str, wins: Wins, model: str, prompts: Sequence[Prompted], co
                 for asked, got in zip(batch, llm.chat([a.turns for a in batch], sampling, seeds), strict=True)
             ]
 
-        return context.batched(f"{name}-{model}", prompts, wins.batch, make, unit="answers")
+        return context.batched(f"{name}-{model}", prompts, abreast(wins.batch), make, unit="answers")
 
 
 # ----------------------------------------------------------------------------- comparing

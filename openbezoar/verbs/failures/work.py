@@ -22,6 +22,7 @@ from openbezoar.judging.failures import MEASURES, failure_differences, failure_n
 from openbezoar.judging.grading import judge_sampling, say_yes_or_no
 from openbezoar.judging.prompting import CHECKS, Text, own_texts
 from openbezoar.llm import Sampling, open_llm, recorded
+from openbezoar.models.driving import abreast
 from openbezoar.recipe.blocks import DataRef
 from openbezoar.recipe.measure_steps import TRAINED, Failures
 from openbezoar.rows.fields import beside
@@ -125,7 +126,7 @@ def _answer(step: Failures, context: StepContext, model: str, asked: Sequence[As
                 for a, got in zip(batch, answers, strict=True)
             ]
 
-        return context.batched(f"answers-{model}", asked, step.batch, make, unit="answers")
+        return context.batched(f"answers-{model}", asked, abreast(step.batch), make, unit="answers")
 
 
 def _judge(

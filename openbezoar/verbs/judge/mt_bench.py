@@ -22,6 +22,7 @@ from openbezoar.errors import DataError, RecipeError
 from openbezoar.judging.questions import Question, read_answers, read_questions
 from openbezoar.judging.scores import answer_numbers
 from openbezoar.llm import LLM, Completion, Sampling, open_llm, recorded
+from openbezoar.models.driving import abreast
 from openbezoar.recipe.blocks import LocalModel, ServerModel
 from openbezoar.recipe.measure_steps import MtBench
 from openbezoar.recipe.protocols import compares
@@ -106,7 +107,7 @@ def _answer(step: MtBench, context: StepContext, label: str, model: str, questio
         return context.batched(
             label,
             questions,
-            step.batch,
+            abreast(step.batch),
             lambda _, batch: _two_turns(llm, model, batch, step.max_new_tokens, context.seed),
             unit="questions",
         )
