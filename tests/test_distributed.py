@@ -318,16 +318,18 @@ MEASURED: dict[str, Any] = {
         "data": "tasks",
         "losses": {"plain": "some.jsonl"},
         "pairs": {"hh": "uneven.jsonl"},
-        "tokens": 160,
+        "tokens": 96,
         "reference": "base",
         "kl_rows": 5,
         "kl_tokens": 6,
         "wins": {"rm": {"prompts": "held.jsonl", "by": "rm", "against": "base", "max_new_tokens": 9, "temperature": 1}},
     },
 }
-# Passes small enough for rewards to take several.
+# Passes small enough for rewards to take several, and short answers.
 SMALL = """
+from openbezoar.harness import forest_lm
 from openbezoar.judging.rewards import LocalRewards
+forest_lm.MAX_NEW_TOKENS = 24
 LocalRewards.__init__.__defaults__ = (*LocalRewards.__init__.__defaults__[:-1], 256)
 """
 # Each process notes what it does.
@@ -368,7 +370,7 @@ def test_what_models_are_asked_is_shared_out_and_comes_out_as_of_one_process(
     (tmp_path / "tasks").mkdir()
     asked = [{"id": f"q{i}", "split": "eval", "question": f"Which? {'So. ' * (i * i % 7)}"} for i in range(9)]
     questions = [{**one, "choices": ["a", "b c"], "gold": 1} for one in asked]
-    sums = [{"split": "eval", "question": f"{i} + 1?", "answer": "#### 7", "final": "7"} for i in range(12)]
+    sums = [{"split": "eval", "question": f"{i} + 1?", "answer": "#### 7", "final": "7"} for i in range(60)]
     for name, rows in (("arc_easy", questions), ("gsm8k", sums)):
         (tmp_path / f"tasks/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tiny_model(tmp_path / "another", seed=5)
