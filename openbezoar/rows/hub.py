@@ -129,7 +129,7 @@ def _another(rows: Any, data_set: DataSetRef, commit: str | None) -> str | None:
     """
     if commit is None and data_set.revision is None:
         return None
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
 
     asked = commit or commit_in_cache(
         "datasets", data_set.name, str(data_set.revision), Path(constants.HF_HUB_CACHE).expanduser()
@@ -138,10 +138,12 @@ def _another(rows: Any, data_set: DataSetRef, commit: str | None) -> str | None:
     found = Path(files[0]["filename"]).parent.name if files else ""
     if not COMMIT.fullmatch(found) or found == asked:
         return None
-    return (
-        f"the hub did not give its revision {data_set.revision or commit}, and the cache on this machine has the commit"
-        f" {found[:12]} of it only; go online, or name that one"
-    )
+    why = f"the hub did not give the revision {data_set.revision or commit}; try again"
+    try:
+        HfApi().dataset_info(data_set.name, revision=commit or data_set.revision)
+    except Exception as error:
+        why = cause(error, "data set", data_set)
+    return f"{why}; the cache on this machine has the commit {found[:12]} of it only"
 
 
 # ------------------------------------------------------------------------------ causes

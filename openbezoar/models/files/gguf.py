@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import math
 import os
 import re
@@ -24,7 +25,6 @@ from typing import Any
 
 from openbezoar.errors import ModelError
 from openbezoar.machine import disk
-from openbezoar.machine.extras import installed
 from openbezoar.machine.foreign import foreign_file
 from openbezoar.models.files.gguf_header import GgufHeader, read_header
 from openbezoar.models.files.rope_scaling import stated_in
@@ -76,7 +76,10 @@ def _download(requirement: str, folder: Path) -> Path:
 
 def _pip(requirement: str) -> list[str]:
     """The command that is pip for this Python: its own, or uv's, whose environments have none."""
-    if installed("pip"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version(
+            "pip"
+        )  # to look for its module turns setuptools off in this process, before Python 3.12
         return [sys.executable, "-m", "pip"]
     uv = os.environ.get("UV") or shutil.which("uv")  # uvx tells where it lies
     if uv is None:
