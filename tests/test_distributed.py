@@ -462,6 +462,9 @@ def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
     assert said[0].startswith(f"openbezoar: step {step}: {says}"), done.err
     assert len(said) == 1, done.err
     assert ("Traceback" in done.err) == (what == "a bug"), done.err
+    if what == "killed":
+        again = commands("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=several())
+        assert again.code == 0, again.err
 
 
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 5))
