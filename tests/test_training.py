@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,6 +362,17 @@ def test_sft_merge_and_dpo_in_a_chain_learn_and_count(write_recipe: Callable[...
     best = numbers["DPO"]
     assert best["losses"].keys() == {"original", "dequantized"}
     assert best["onto"] == min(best["losses"], key=best["losses"].get)
+
+
+def test_of_a_model_whose_answers_are_known_the_layers_are_free(tiny: Path) -> None:
+    from openbezoar.verbs.merge.work import _Answers
+
+    model: Any = load_base(checkpoint(tiny), (), "none", dtype="float32").eval()
+    layers = weakref.ref(model.model)
+    answers = _Answers.of(model, [random_paths(1)[1][:1]])
+    del model
+    gc.collect()
+    assert layers() is None and math.isfinite(answers.loss())
 
 
 def test_of_two_merges_that_are_as_good_one_is_kept(
