@@ -425,6 +425,10 @@ def befalls(original):
     return befallen
 {kind} = befalls({kind})
 """
+BESET: dict[str, Any] = {
+    "scores": {"evaluate": ["base"], "losses": {"plain": "some.jsonl"}, "tokens": 160},
+    "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "heldout": "some.jsonl", "tokens": 160},
+}
 PASS, ORDER, BACKWARD = ("Scorer.measured", 2), ("Helper.obey", 1), ("loop.work_of", 2)
 
 
@@ -444,11 +448,7 @@ def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
     tmp_path: Path,
     commands: Commands,
 ) -> None:
-    steps: dict[str, Any] = {
-        "scores": {"evaluate": ["base"], "losses": {"plain": "some.jsonl"}, "tokens": 160},
-        "sft": {"sft": "some.jsonl", "model": "base", **EXACT, "heldout": "some.jsonl", "tokens": 160},
-    }
-    path = write_recipe({step: steps[step]})
+    path = write_recipe({step: BESET[step]})
     does, says = BEFALLS[what]
     kind, count = where
     limit = 4 if "no sign of life" in says else 600
@@ -465,6 +465,23 @@ def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
     if what == "killed":
         again = commands("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=several())
         assert again.code == 0, again.err
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("step", BESET)
+def test_a_signal_to_the_other_process_while_it_scores_stops_both(
+    step: str, recipe: Path, write_recipe: Callable[..., Path], tmp_path: Path, commands: Commands
+) -> None:
+    path = write_recipe({step: BESET[step]})
+    kind, count = PASS
+    told = BEFALLEN.format(what="os.kill(os.getpid(), signal.SIGTERM)", kind=kind, count=count, limit=600)
+    arguments = ("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet")
+    done = commands(*arguments, first=several() + told)
+    assert done.code == 143, done.err
+    said = [line for line in done.err.splitlines() if line.startswith("openbezoar")]
+    assert len(said) == 1 and said[0].startswith("openbezoar: stopped by SIGTERM"), done.err
+    again = commands(*arguments, first=several())
+    assert again.code == 0, again.err
 
 
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 5))

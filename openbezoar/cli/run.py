@@ -69,7 +69,7 @@ def run(
     """Run what is not done. Safe to kill and to run again.
 
     Ctrl-C, SIGTERM and SIGHUP end it, too: a training finishes and saves its optimiser step, and
-    the same command goes on from there. Training on several GPUs:
+    the same command goes on from there. On several GPUs:
     torchrun --nproc-per-node 2 -m openbezoar run RECIPE
 
     Example: openbezoar run demo --set steps.dpo.beta=0.2
