@@ -181,9 +181,10 @@ def test_a_run_goes_on_with_the_commits_that_it_began_with(desk: Desk, weights: 
     assert desk("run").code == 0 and not desk.hub.requests("/org/tiny")
 
 
-def test_a_download_that_was_killed_is_begun_again(desk: Desk, weights: list[dict[str, bytes]]) -> None:
+@pytest.mark.parametrize("last", ["/config.json", "of=model.safetensors"])
+def test_a_download_that_was_killed_is_begun_again(desk: Desk, weights: list[dict[str, bytes]], last: str) -> None:
     desk.recipe({"sft": SFT})
-    desk.hub.fail("GET", "of=model.safetensors", "stall", after=1000)
+    desk.hub.fail("GET", last, "stall", after=100)
     desk.killed("run")
     planned = desk("plan")
     assert planned.code == 0 and not desk.hub.asked, planned.err

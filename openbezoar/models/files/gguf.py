@@ -77,9 +77,8 @@ def _download(requirement: str, folder: Path) -> Path:
 def _pip(requirement: str) -> list[str]:
     """The command that is pip for this Python: its own, or uv's, whose environments have none."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version(
-            "pip"
-        )  # to look for its module turns setuptools off in this process, before Python 3.12
+        # Looking for its module would turn setuptools off in this process, before Python 3.12.
+        importlib.metadata.version("pip")
         return [sys.executable, "-m", "pip"]
     uv = os.environ.get("UV") or shutil.which("uv")  # uvx tells where it lies
     if uv is None:
