@@ -406,13 +406,10 @@ BEFALLS = {
 }
 BEFALLEN = """
 import os, signal, time
-from datetime import timedelta
 from openbezoar.errors import ModelError
 from openbezoar.forest import Scorer
-from openbezoar.machine import distributed
 from openbezoar.models.driving import Helper
 from openbezoar.training import loop
-distributed.IN_STEP = timedelta(seconds={limit})
 calls = 0
 def befalls(original):
     def befallen(*given):
@@ -451,9 +448,9 @@ def test_what_befalls_one_process_ends_all_and_the_first_says_so_in_one_line(
     path = write_recipe({step: BESET[step]})
     does, says = BEFALLS[what]
     kind, count = where
-    limit = 4 if "no sign of life" in says else 600
-    first = several() + BEFALLEN.format(what=does, kind=kind, count=count, limit=limit)
-    run = commands.start("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=first)
+    patience = {distributed.PATIENCE: "4" if "no sign of life" in says else "600"}
+    first = several() + BEFALLEN.format(what=does, kind=kind, count=count)
+    run = commands.start("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet", first=first, env=patience)
     done = run.wait()
     with suppress(ProcessLookupError):
         os.killpg(run.pid, signal.SIGKILL)  # what hangs
@@ -474,7 +471,7 @@ def test_a_signal_to_the_other_process_while_it_scores_stops_both(
 ) -> None:
     path = write_recipe({step: BESET[step]})
     kind, count = PASS
-    told = BEFALLEN.format(what="os.kill(os.getpid(), signal.SIGTERM)", kind=kind, count=count, limit=600)
+    told = BEFALLEN.format(what="os.kill(os.getpid(), signal.SIGTERM)", kind=kind, count=count)
     arguments = ("run", str(path), "--runs", str(tmp_path / "runs"), "--quiet")
     done = commands(*arguments, first=several() + told)
     assert done.code == 143, done.err
@@ -521,6 +518,15 @@ def test_a_split_base_is_refused_in_one_line_before_anything_starts(
         monkeypatch.setenv(key, value)
     with pytest.raises(RunError, match=f"{name}: .* launch without {name}"):
         distributed.start()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "1e99"])
+def test_a_patience_that_is_no_time_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(distributed.PATIENCE, "2.5")
+    assert distributed.patience().total_seconds() == 2.5
+    monkeypatch.setenv(distributed.PATIENCE, text)
+    with pytest.raises(RunError, match=f"OPENBEZOAR_PATIENCE is '{text}'; give seconds"):
+        distributed.patience()
 
 
 def test_processes_that_begin_differently_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

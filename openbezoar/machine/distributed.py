@@ -15,7 +15,7 @@ vector at the end of a step is all that has to be exchanged, and it is exact.
 
 Two groups lie over the same processes. In one of them the others wait for process 0, which may
 generate data for days; a process that dies is noticed there at once, by its closed connection. In
-the other no message takes longer than ``IN_STEP``, so a process that hangs is noticed too. Process 0
+the other no message takes longer than ``patience``, so a process that hangs is noticed too. Process 0
 is the judge of that, so that one line says it.
 
 Imports torch only when used: the command line asks for the rank before anything heavy.
@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openbezoar.errors import RunError
+from openbezoar.errors import RunError, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 IN_STEP = timedelta(minutes=30)
+PATIENCE = "OPENBEZOAR_PATIENCE"  # in its place, seconds
 WAITING = timedelta(days=30)
 NOT_HERE = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -61,6 +62,19 @@ def rank() -> int:
 def which() -> str:
     """For messages: which process speaks, nothing for the first."""
     return f" (process {rank()})" if rank() else ""
+
+
+def patience() -> timedelta:
+    """How long one process is waited for that lags behind. Raises RunError for a variable that is no time."""
+    text = os.environ.get(PATIENCE, "")
+    try:
+        seconds = float(text) if text else IN_STEP.total_seconds()
+        if not 0 < seconds <= WAITING.total_seconds():
+            raise ValueError
+    except ValueError:
+        most = f"{WAITING.total_seconds():.0f}"
+        raise RunError(f"{PATIENCE} is {shown(text)}; give seconds above 0, {most} at most, or leave it out") from None
+    return timedelta(seconds=seconds)
 
 
 def start() -> None:
@@ -90,9 +104,9 @@ def start() -> None:
             )
         torch.cuda.set_device(local)
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=IN_STEP)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience())
         _patient.append(dist.new_group(backend="gloo", timeout=WAITING))
-        _prompt.append(dist.new_group(backend="gloo", timeout=IN_STEP))
+        _prompt.append(dist.new_group(backend="gloo", timeout=patience()))
 
 
 def stop() -> None:
@@ -114,9 +128,10 @@ def _together(other: int | None = None) -> Iterator[None]:
         who = "another process of this run" if other is None else f"process {other} of this run"
         said = str(error).splitlines()[0][:120]
         if "timed out" in said.lower():
+            waited = f"{patience().total_seconds():,.0f} s"
             raise RunError(
-                f"{who} gave no sign of life for {IN_STEP.total_seconds():,.0f} s: it hangs, or its machine does; end"
-                " it, and give the same command again; what was finished is kept"
+                f"{who} gave no sign of life for {waited}; if it hangs, end it and give the same command again (what was"
+                f" finished is kept), if it is only slow, with a larger {PATIENCE} (seconds)"
             ) from error
         raise RunError(
             f"{who} ended ({said}); its own message says why, and the same command goes on from the last checkpoint"
@@ -154,7 +169,7 @@ def orders(each: Sequence[Any]) -> None:
         with _together(other):
             call = dist.isend(torch.zeros(1), other, group=_patient[0])
             assert call is not None
-            call.wait(IN_STEP)
+            call.wait(patience())
             dist.send_object_list([what], other, group=_prompt[0])
 
 

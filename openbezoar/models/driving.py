@@ -8,7 +8,7 @@ whatever deals its passes out is then shared, and nothing that asks needs to kno
 
 What is dealt out are the passes that one process would make, whole, so that each gives what it
 gives in one process, to the last bit. They go out in rounds of some seconds, balanced by weight:
-a process that hangs is found within ``distributed.IN_STEP`` of a round's end, and one that is gone at once.
+a process that hangs is found within ``distributed.patience`` of a round's end, and one that is gone at once.
 
 No torch at import: the engine asks for this before it knows what is installed.
 """
