@@ -375,7 +375,7 @@ def test_what_models_are_asked_is_shared_out_and_comes_out_as_of_one_process(
         (tmp_path / f"tasks/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tiny_model(tmp_path / "another", seed=5)
     places = {"base": tiny, "other": tmp_path / "another"}
-    models = {name: {"model": str(place), "dtype": "float32"} for name, place in places.items()}
+    models: dict[str, Any] = {name: {"model": str(place), "dtype": "float32"} for name, place in places.items()}
     models["rm"] = {"reward": str(tiny_reward), "dtype": "float32", "prompt": {}}
     path = write_recipe(MEASURED, models=models)
     log = tmp_path / "passes-"

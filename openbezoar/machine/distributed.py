@@ -130,8 +130,8 @@ def _together(other: int | None = None) -> Iterator[None]:
         if "timed out" in said.lower():
             waited = f"{patience().total_seconds():,.0f} s"
             raise RunError(
-                f"{who} gave no sign of life for {waited}; if it hangs, end it and give the same command again (what was"
-                f" finished is kept), if it is only slow, with a larger {PATIENCE} (seconds)"
+                f"{who} gave no sign of life for {waited}; if it hangs, end it and give the same command again (what"
+                f" was finished is kept), if it is only slow, with a larger {PATIENCE} (seconds)"
             ) from error
         raise RunError(
             f"{who} ended ({said}); its own message says why, and the same command goes on from the last checkpoint"
