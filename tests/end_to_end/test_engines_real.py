@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import context_of
+from engine_memory import held_by_engines
 from test_transformers_serve import DEMO, STEPS
 
 from openbezoar.llm import Sampling, open_llm
@@ -155,7 +156,7 @@ def first_difference(forest: LocalLLM, talk: list[Turn], mine: str, other: str) 
 
 def test_a_run_whose_engine_and_itself_are_killed_ends_with_the_same_rows(recorded: Recorded, tmp_path: Path) -> None:
     steps: dict[str, Any] = {name: {**step, **SMALL} for name, step in STEPS.items()}
-    steps["evol_instruct"]["rounds"] = 1
+    steps["evol_instruct"] |= {"rounds": 1, "rows": 2}
     seeds = {"data": str(DEMO / "instructions.jsonl"), "limit": 4}
     steps["kept"] = {"filter": seeds, "judge": "far", "mode": "text", "min_rating": 1, "max_new_tokens": 24}
     recipe = tmp_path / "recipe.yaml"
@@ -200,66 +201,15 @@ def answers_in(runs: Path) -> dict[str, list[tuple[str, str, int]]]:
     return {key: [(one["text"], one["finish"], one["tokens"]) for one in json.loads(told)] for key, told in kept}
 
 
-# In the run's process, before its command: what the engine's processes hold, and the run's own, when weights are about
-# to be loaded for training and at the first optimiser step. The first argument is where this is written.
-LOOK = """
-import json, os, sys, time
-sys.path.insert(0, sys.argv.pop(1))
-import test_engines_real as held
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import AutoModelForCausalLM as Loaded
-out, seen = sys.argv.pop(1), set()
-def note(moment):
-    if moment not in seen:
-        seen.add(moment)
-        line = {"moment": moment, "engine": held.held_by_engines(), "own": held.proportional(os.getpid())}
-        with open(out, "a") as file:
-            file.write(json.dumps(line) + "\\n")
-inner = Loaded.from_pretrained
-def opened(*given, **more):
-    note("loading")
-    return inner(*given, **more)
-Loaded.from_pretrained = opened
-register_optimizer_step_pre_hook(lambda *_: note("first step"))
-from openbezoar.cli.app import main
-main()
-"""
-
-
-def proportional(pid: int) -> int:
-    """Bytes of main memory that a process holds, pages shared with n others counted as an n-th; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-
-
-def held_by_engines() -> dict[int, int]:
-    """Bytes by process, of all that were started as this test's engine: those of its sessions. A process that has
-    written its title over its environment, as vLLM's have, is one of them too.
-    """
-    sessions = {int(file.read_text()) for file in Path(os.environ["RECORDED_ENGINE"]).glob("session-*")}
-    found = {}
-    for place in Path("/proc").iterdir():
-        try:
-            state, *numbers = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
-        except OSError:
-            continue  # no process, or gone
-        if state != "Z" and int(numbers[2]) in sessions:
-            found[int(place.name)] = proportional(int(place.name))
-    return found
-
-
 def test_one_command_asks_an_engine_and_trains_with_its_memory_gone(recorded: Recorded, tmp_path: Path) -> None:
     steps = {
         "orca": {**STEPS["orca"], **SMALL},
-        "tuned": {"sft": "orca", "model": "base", "quantize": "none", "max_steps": 2, "batch": 2, "max_length": 256},
+        "tuned": {"sft": "orca", "model": "base", "quantize": "none", "max_steps": 2, "batch": 2, "heldout_every": 4},
     }
     models = {"far": recorded.model([]), "base": {"model": MODEL, "dtype": "float32", "engine": "forest"}}
     recipe, looked = tmp_path / "recipe.yaml", tmp_path / "looked.jsonl"
     recipe.write_text(json.dumps({"name": "t", "seed": 3, "models": models, "steps": steps}))
-    run = run_of(recipe, tmp_path / "runs", "-c", LOOK, str(Path(__file__).parent), str(looked))
+    run = run_of(recipe, tmp_path / "runs", str(Path(__file__).with_name("engine_memory.py")), str(looked))
     most = 0
     while run.poll() is None:
         most = max(most, sum(held_by_engines().values()))
