@@ -5,11 +5,12 @@ Run as ``fake_engine.py serve MODEL --served-model-name NAME --host H --port P .
 when, stands in the JSON file that $FAKE_ENGINE names, read anew by each start; each start, and each call that was
 answered, is a line of the file beside it, ``….seen``.
 
-starts: of how many starts dies_at_start leaves alone; slow: seconds before it answers; dies_at_start: exit code;
-dies_at: the call of the first start at which it is gone, all: of every start; hangs_at: the same, it says no more;
-deaf: it does not hear TERM; child: it leaves one, in a session of its own, which is deaf ("nameless": without the
-engine's mark, as one that has written a title over its environment); thief: it waits until its port is another's (the
-first start); counts: tokens more than there are; takes: seconds a call; window: tokens.
+starts: of how many starts dies_at_start leaves alone; slow, slow_again: seconds before its first start answers, and a
+later one; dies_at_start: exit code; dies_at: the call of the first start at which it is gone, all: of every start;
+hangs_at: the same, it says no more; deaf: it does not hear TERM; child: it leaves one, in a session of its own, which
+is deaf ("nameless": without the engine's mark, as one that has written a title over its environment); thief: it waits
+until its port is another's (the first start); counts: tokens more than there are; takes: seconds a call; window:
+tokens.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ if plan.get("thief") and not earlier:
             if s.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.02)
-time.sleep(plan.get("slow", 0))
+time.sleep(plan.get("slow_again" if earlier else "slow", 0))
 if plan.get("dies_at_start") and earlier >= plan.get("starts", 0):
     print("CUDA out of memory: tried to allocate 20 GiB", flush=True)
     sys.exit(plan["dies_at_start"])

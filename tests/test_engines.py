@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,17 @@ def test_one_that_ends_or_hangs_at_a_call_is_started_again(how: str, fake: Fake,
     assert len(fake.starts) == 2 and all(answer.finish == "stop" for answer in fresh)
     paid = [json.dumps(call["call"]) for call in fake.calls]
     assert len(paid) == len(set(paid)) == 12, "no answered call is asked again"
+
+
+def test_one_that_takes_its_time_to_start_again_is_not_taken_for_one_that_hangs(
+    fake: Fake, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # looks that are so far between that the end of the first start falls between two of them
+    monkeypatch.setattr(managed, "PATIENCE", replace(QUICK, look=0.8, silent=0.1, misses=1))
+    fake.does(dies_at=5, slow_again=2.5)
+    with closing(opened()) as llm:
+        answers = ask(llm, 12)
+    assert len(fake.starts) == 2 and all(answer.finish == "stop" for answer in answers)
 
 
 def test_one_that_ends_again_and_again_is_given_up_in_one_line_and_its_answers_are_kept(

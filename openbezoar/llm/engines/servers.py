@@ -107,7 +107,7 @@ class EngineServer:
                 )
             self.starts += 1
             self._say(f"  {self.where}: {self.program.name} answers after {time.monotonic() - begun:.0f} s; {self.log}")
-            threading.Thread(target=self._look_after, args=(self.starts,), name="engine", daemon=True).start()
+            threading.Thread(target=self._look_after, args=(self._process,), name="engine", daemon=True).start()
 
     def _begin(self, off: threading.Event | None) -> None:
         self.port = free_port()
@@ -221,12 +221,13 @@ class EngineServer:
             self.open(off)
             return True
 
-    def _look_after(self, start: int) -> None:
-        """Kill it when it hangs, so that requests under way come back."""
+    def _look_after(self, process: EngineProcess) -> None:
+        """Kill it when it hangs, so that requests under way come back. The next start is not this thread's: while it
+        loads its weights it answers nothing, and is waited for elsewhere.
+        """
         misses = 0
-        while not self._closing.wait(self.patience.look) and self.starts == start:
-            process = self._process
-            if process is None or process.ended:
+        while not self._closing.wait(self.patience.look) and self._process is process:
+            if process.ended:
                 return
             if not self._under_way or time.monotonic() - self._heard < self.patience.silent:
                 misses = 0
