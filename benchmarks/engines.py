@@ -11,7 +11,7 @@ import http.client
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,13 @@ def _whole(side: str, answers: Sequence[Completion]) -> None:
 
 
 def _version(server: EngineServer) -> str | None:
-    """As it tells itself."""
+    """As it tells itself; None where it does not know, as the llama.cpp of a package."""
     for path, name in (("/version", "version"), ("/props", "build_info")):
-        connection = http.client.HTTPConnection(HOST, server.port, timeout=10)
-        with suppress(OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        with (
+            suppress(OSError, http.client.HTTPException, ValueError, KeyError, TypeError),
+            closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection,
+        ):
             connection.request("GET", path)
-            return str(json.loads(connection.getresponse().read())[name])
-        connection.close()
+            told = str(json.loads(connection.getresponse().read())[name])
+            return None if "unknown" in told else told
     return None
