@@ -129,7 +129,7 @@ class Commands:
         """End the warm process."""
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(120)  # a machine with other work takes its time to end one that has torch in it
 
 
 _KILLER = """
