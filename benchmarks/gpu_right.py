@@ -78,7 +78,8 @@ def equal(place: Place) -> Found:
     # DPO before its first step: policy and reference are one model
     fresh = Scorer(our_model(shape, place, place.dtype, grown=False))
     reference = same_pass_reference(fresh)(pairs)
-    policy = PairScores.of(answer_sums(fresh.score(pairs)), answer_tokens(pairs, fresh.device), reference)
+    scored = fresh.score(pairs)
+    policy = PairScores.of(answer_sums(scored), answer_tokens(scored), reference)
     first = float(sigmoid(policy, beta=0.1, label_smoothing=0.0).mean().detach())
     found.at_most("DPO's first loss: off ln 2", abs(first - math.log(2)), 1e-3)
     # float16 with a scaled loss against fp32

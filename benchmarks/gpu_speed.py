@@ -10,7 +10,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from benchmarks.gpu_models import (
     tokens_of,
 )
 from openbezoar.forest import Scorer, TokenPath, Tree
+
+if TYPE_CHECKING:
+    from openbezoar.training.losses import PairScores
 
 OURS, PLAIN = "ours", "plain loop"
 
@@ -127,7 +130,7 @@ def _sft_plain(place: Place, paths: list[TokenPath], found: Found) -> tuple[floa
 
 def dpo(place: Place) -> Found:
     """Pairs a second, the reference in the same pass, against a loop that reads each prompt twice."""
-    from openbezoar.training.losses import answer_sums
+    from openbezoar.training.losses import PairScores, answer_sums, answer_tokens
     from openbezoar.training.objectives import same_pass_reference
 
     found = Found()
@@ -139,10 +142,11 @@ def dpo(place: Place) -> Found:
         scorer = Scorer(model, 256 if place.tiny else 4096)
         reference = same_pass_reference(scorer)
 
-        def sums(group: list[Tree]) -> tuple[Tensor, Tensor]:
-            return answer_sums(scorer.score(group)), reference(group)
+        def scores(group: list[Tree]) -> PairScores:
+            policy = scorer.score(group)
+            return PairScores.of(answer_sums(policy), answer_tokens(policy), reference(group))
 
-        return _dpo(place, OURS, model, pairs, scorer.batches(pairs), sums, found)
+        return _dpo(place, OURS, model, pairs, scorer.batches(pairs), scores, found)
 
     def plain() -> tuple[float, float]:
         model = plain_model(place.timed, place, place.dtype).train()
@@ -151,13 +155,14 @@ def dpo(place: Place) -> Found:
             scores = plain_scores(model, [path for tree in group for path in tree], place.device)
             return torch.stack([score.sum() for score in scores]).view(-1, 2)
 
-        def sums(group: list[Tree]) -> tuple[Tensor, Tensor]:
+        def scores(group: list[Tree]) -> PairScores:
             with torch.no_grad(), model.disable_adapter():
                 base = once(group)
-            return once(group), base
+            tokens = torch.tensor([[path.n_scored for path in tree] for tree in group], device=place.device)
+            return PairScores.of(once(group), tokens, base)
 
         groups = [list(range(i, min(i + 4, len(pairs)))) for i in range(0, len(pairs), 4)]
-        return _dpo(place, PLAIN, model, pairs, groups, sums, found)
+        return _dpo(place, PLAIN, model, pairs, groups, scores, found)
 
     speed, loss = ours()
     free()
@@ -175,11 +180,11 @@ def _dpo(
     model: Any,
     pairs: Sequence[Tree],
     groups: Sequence[Sequence[int]],
-    sums: Callable[[list[Tree]], tuple[Tensor, Tensor]],
+    scores: Callable[[list[Tree]], PairScores],
     found: Found,
 ) -> tuple[float, float]:
-    """(pairs a second, the loss). sums: of some pairs, the policy's and the reference's log-probabilities [n, 2]."""
-    from openbezoar.training.losses import PairScores, answer_tokens, sigmoid
+    """(pairs a second, the loss). scores: of some pairs."""
+    from openbezoar.training.losses import sigmoid
 
     trunk, head = linear_parameters(model)
     # forward and backward of the policy, and the reference's forward
@@ -189,10 +194,7 @@ def _dpo(
     def step() -> None:
         total[0] = 0.0
         for chosen in groups:
-            group = [pairs[i] for i in chosen]
-            policy, base = sums(group)
-            scores = PairScores.of(policy, answer_tokens(group, place.device), base)
-            loss = sigmoid(scores, beta=0.1, label_smoothing=0.0).sum() / len(pairs)
+            loss = sigmoid(scores([pairs[i] for i in chosen]), beta=0.1, label_smoothing=0.0).sum() / len(pairs)
             loss.backward()  # type: ignore[no-untyped-call]
             total[0] += float(loss.detach())
         model.zero_grad(set_to_none=True)

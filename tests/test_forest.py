@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -379,7 +380,10 @@ def test_the_probe_of_flex_attention_passes_what_agrees_and_names_what_does_not(
     assert flex._fault(query.half(), key.half(), None, None, _segments) == ""
     assert torch.equal(torch.get_rng_state(), before)
     # everything before is seen
-    monkeypatch.setattr(flex, "last_of", lambda layout: torch.full_like(layout.ids, len(layout.ids)))
+    whole = flex.rule
+    monkeypatch.setattr(
+        flex, "rule", lambda layout, w: whole(replace(layout, last=torch.full_like(layout.ids, len(layout.ids))), w)
+    )
     assert "results differ" in flex._fault(query, key, None, None, _segments)
     monkeypatch.setattr(flex, "_kernel", lambda: 1 / 0)
     assert "ZeroDivisionError" in flex._fault(query, key, None, None, _segments)

@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_forest import FAMILIES, GROUPED, agree, tree_of
-from transformers import AutoConfig, AutoModelForCausalLM
+from test_forest import FAMILIES, agree, tree_of
 
 from openbezoar.forest import Scorer, TokenPath, Tree, flex
 from openbezoar.forest.attention import _segments
 from openbezoar.llm import Sampling
 from openbezoar.llm.local import LocalLLM
 from openbezoar.models import load
-from openbezoar.models.lora import fast_lora
 from openbezoar.models.references import Checkpoint
 from openbezoar.progress import Silent
 from openbezoar.recipe.blocks import PromptSpec
@@ -88,30 +86,6 @@ def trained(folder: Path, out: Path, **changes: Any) -> tuple[Any, list[dict[str
         seed=3,
     )
     return model, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_pass_mixes_no_devices_and_never_waits_for_one() -> None:
-    """On torch's meta device, which has no values: a tensor left on the CPU or a value asked for is an error there."""
-    from peft import LoraConfig, get_peft_model
-
-    for family in FAMILIES:
-        with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).requires_grad_(
-                False
-            )
-            model = get_peft_model(
-                base, LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-            )
-        assert fast_lora(model) == 2 * GROUPED["num_hidden_layers"]
-        scorer = Scorer(model.train())
-        scorer.checked = True  # it compares values
-        given: list[Tree] = [
-            tuple(tree_of(DEEP, torch.Generator().manual_seed(4), ())),
-            (TokenPath.of(range(3, 40), range(40, 60)),),
-        ]
-        loss, _ = sft_objective(scorer, given).loss(given, 40.0)
-        loss.backward()
-        assert all(p.grad is not None and p.grad.is_meta for p in model.parameters() if p.requires_grad)
 
 
 @FLEX

@@ -24,6 +24,7 @@ from openbezoar.dialogue.prompt import Formatter
 from openbezoar.engine import execution, graph
 from openbezoar.errors import RecipeError
 from openbezoar.forest import TokenPath
+from openbezoar.forest.scorer import TreeScores
 from openbezoar.models.load import load_tokenizer
 from openbezoar.models.references import Checkpoint
 from openbezoar.progress import PlainProgress
@@ -32,6 +33,7 @@ from openbezoar.recipe.file import load
 from openbezoar.recipe.losses import LOSSES, constants
 from openbezoar.recipe.train_steps import Dpo
 from openbezoar.training import reference as reference_module
+from openbezoar.training.loop import numbers
 from openbezoar.training.losses import PairScores, answer_tokens, kto_pair, reward_metrics
 from openbezoar.training.reference import ReferenceCache, reference_key, tree_digest
 
@@ -111,7 +113,7 @@ def test_orpo_by_hand_adds_the_likelihood_of_the_chosen_answer() -> None:
 
 
 def test_rewards_and_logps_by_hand() -> None:
-    found = reward_metrics(SCORES, 0.1)
+    found = numbers(reward_metrics(SCORES, 0.1))
     expected = {
         "rewards/chosen": 0.0,
         "rewards/rejected": -0.4,
@@ -123,15 +125,17 @@ def test_rewards_and_logps_by_hand() -> None:
     assert found == pytest.approx(expected)
     # Without a reference rewards are of means per token: 2 * (-2.5 - 4) and 2 * (-1.75 - 8); chosen
     # is above in the second pair.
-    found = reward_metrics(PairScores.of(POLICY, TOKENS, None), 2)
+    found = numbers(reward_metrics(PairScores.of(POLICY, TOKENS, None), 2))
     expected |= {"rewards/chosen": -13.0, "rewards/rejected": -19.5, "rewards/margins": 6.5, "rewards/accuracies": 1.0}
     assert found == pytest.approx(expected)
-    assert reward_metrics(PairScores.of(POLICY, TOKENS, None), 0.1)["rewards/chosen"] == pytest.approx(-0.65)
+    other = numbers(reward_metrics(PairScores.of(POLICY, TOKENS, None), 0.1))
+    assert other["rewards/chosen"] == pytest.approx(-0.65)
 
 
 def test_the_end_of_turn_counts_among_an_answers_tokens() -> None:
     tree = (TokenPath.of([5, 6], [7, 8, 1]), TokenPath.of([5, 6], [9, 1]))
-    assert answer_tokens([tree], torch.device("cpu")).tolist() == [[3.0, 2.0]]
+    scores = TreeScores([[torch.zeros(path.n_scored) for path in tree]], torch.tensor([path.n_scored for path in tree]))
+    assert answer_tokens(scores).tolist() == [[3.0, 2.0]]
 
 
 # --------------------------------------------------------------------------- properties

@@ -237,10 +237,12 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
 class _AttentionCall:
     """One use of torch's attention: for one segment, or for short leaves of one parent side by side.
 
-    reads: the calls whose keys it sees, the root's first, its own last. sizes: tokens of each of its segments.
+    reads: the calls whose keys it sees, the root's first, its own last. start: where it begins in the row; sizes:
+    tokens of each of its segments.
     """
 
     reads: tuple[int, ...]
+    start: int
     sizes: tuple[int, ...]
 
 
@@ -256,12 +258,13 @@ def _calls(layout: Layout) -> list[_AttentionCall]:
     for segment in layout.segments:
         size, leaf = segment.end - segment.start, segment.start not in inner
         if leaf and calls and parent == segment.before and sum(calls[-1].sizes) + size <= TOGETHER:
-            calls[-1] = _AttentionCall(calls[-1].reads, (*calls[-1].sizes, size))
+            calls[-1] = _AttentionCall(calls[-1].reads, calls[-1].start, (*calls[-1].sizes, size))
             continue
         parent = segment.before if leaf else None
         if not leaf:
             at[segment.start] = len(calls)
-        calls.append(_AttentionCall((*(at[start] for start, _ in segment.before), len(calls)), (size,)))
+        reads = (*(at[start] for start, _ in segment.before), len(calls))
+        calls.append(_AttentionCall(reads, segment.start, (size,)))
     layout.cache["calls"] = calls
     return calls
 
@@ -272,21 +275,21 @@ def _mask(
     """What is added to the scores [queries, keys] of the i-th call: 0 or minus infinity; None if
     plain causal attention says the same.
     """
-    n, whole = sum(call.sizes), sum(sum(_calls(layout)[j].sizes) for j in call.reads)
+    calls = _calls(layout)
+    n, whole = sum(call.sizes), sum(sum(calls[j].sizes) for j in call.reads)
     if whole == n and len(call.sizes) == 1 and (window is None or n <= window):
         return None
-    name = (i, None if window is None or whole <= window else window, dtype)
+    within = None if window is None or whole <= window else window
+    name = (i, within, dtype)
     if name not in layout.cache:
-        before = whole - n
-        sizes = torch.tensor(call.sizes)
-        branch = torch.arange(len(call.sizes)).repeat_interleave(sizes)
-        place = before + torch.cat([torch.arange(size) for size in call.sizes])  # along the path
-        of = torch.cat([torch.arange(before), place])
-        seen = of <= place[:, None]
-        seen[:, before:] &= branch[:, None] == branch
-        if window is not None:
-            seen &= place[:, None] - of < window
-        layout.cache[name] = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+        # Made on the device, of what is there: a copy in a layer would wait for all that was asked of it before.
+        runs = ((calls[j].start, sum(calls[j].sizes)) for j in call.reads)
+        keys = torch.cat([torch.arange(start, start + size, device=device) for start, size in runs])
+        query = torch.arange(call.start, call.start + n, device=device)[:, None]
+        seen = (keys <= query) & (query <= layout.last[keys])
+        if within is not None:
+            seen &= layout.positions[query] - layout.positions[keys] < within
+        layout.cache[name] = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
     mask: Tensor = layout.cache[name]
     return mask
 

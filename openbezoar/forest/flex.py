@@ -136,7 +136,7 @@ def rule(layout: Layout, window: int | None) -> Rule:
     """Which key a query sees, by their places in the row. Numbers travel as tensors, so that no
     kernel is compiled for their values.
     """
-    last, positions = last_of(layout), layout.positions
+    last, positions = layout.last, layout.positions
 
     def on_path(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i <= last[j])
@@ -149,20 +149,6 @@ def rule(layout: Layout, window: int | None) -> Rule:
         return (j <= i) & (i <= last[j]) & (positions[j] > beyond[i])
 
     return near
-
-
-def last_of(layout: Layout) -> Tensor:
-    """For each token the last one of the subtree below its segment, itself included: int64 [n]."""
-    ends: dict[int, int] = {}
-    for segment in layout.segments:  # depth first, so that the last descendant comes last
-        for start in (segment.start, *(start for start, _ in segment.before)):
-            ends[start] = segment.end - 1
-    sizes = torch.tensor([segment.end - segment.start for segment in layout.segments])
-    return (
-        torch.tensor([ends[segment.start] for segment in layout.segments])
-        .repeat_interleave(sizes)
-        .to(layout.ids.device)
-    )
 
 
 @cache

@@ -51,19 +51,32 @@ class Segment:
 class Layout:
     """One row of n tokens for several trees.
 
-    ids, positions: int64 [n], positions along the path. segments: in the row's order, all of
-    it covered. rows and targets, int64 [asked]: where each asked-for token is predicted, and
-    what it is, path by path; counts: how many each path asks for.
+    ids, positions: int64 [n], positions along the path. last: int64 [n], for each token the last one of the subtree
+    below its segment, itself included: token i sees token j exactly if j <= i <= last[j]. segments: in the row's
+    order, all of it covered. rows and targets, int64 [asked]: where each asked-for token is predicted, and
+    what it is, path by path; counts: how many each path asks for, asked: the same as int64 [paths].
     """
 
     ids: Tensor
     positions: Tensor
+    last: Tensor
     rows: Tensor
     targets: Tensor
+    asked: Tensor
     segments: tuple[Segment, ...]
     counts: list[int]
     places: list[list[int]]
     cache: dict[Any, Any] = field(default_factory=dict)
+
+
+def on_device(columns: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
+    """Each column of numbers as int64 on a device: one copy for all of them, and from pinned memory, so that a GPU goes
+    on with what it was told before.
+    """
+    whole = torch.tensor([number for column in columns for number in column], dtype=torch.long)
+    if device.type == "cuda":
+        whole = whole.pin_memory()
+    return torch.split(whole.to(device, non_blocking=True), [len(column) for column in columns])
 
 
 def common(a: Sequence[int], b: Sequence[int], most: int) -> int:
@@ -100,6 +113,7 @@ class _Row:
         self.paths = paths
         self.ids: list[int] = []
         self.positions: list[int] = []
+        self.last: list[int] = []
         self.segments: list[Segment] = []
         self.places: list[list[int]] = [[] for _ in paths]  # where each forwarded token of a path lies
 
@@ -119,7 +133,10 @@ class _Row:
             self.segments.append(Segment(start, len(self.ids), before))
             for i in child:
                 self.places[i] += range(start, len(self.ids))
+            own = len(self.ids) - start
+            self.last += [0] * own
             self.place(child, end, (*before, (start, len(self.ids))))
+            self.last[start : start + own] = [len(self.ids) - 1] * own
 
 
 def lay_out(trees: Sequence[Tree], device: torch.device) -> Layout:
@@ -137,9 +154,7 @@ def lay_out(trees: Sequence[Tree], device: torch.device) -> Layout:
         targets += [path.ids[c] for c in scored]
         counts.append(len(scored))
 
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
-
-    return Layout(
-        tensor(row.ids), tensor(row.positions), tensor(rows), tensor(targets), tuple(row.segments), counts, row.places
+    ids, positions, last, at, wanted, asked = on_device(
+        (row.ids, row.positions, row.last, rows, targets, counts), device
     )
+    return Layout(ids, positions, last, at, wanted, asked, tuple(row.segments), counts, row.places)

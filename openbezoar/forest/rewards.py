@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
-from openbezoar.forest.layout import TokenPath, Tree, lay_out
+from openbezoar.forest.layout import TokenPath, Tree, lay_out, on_device
 from openbezoar.forest.trunk import Trunk, no_numbers, on_cpu, tokens_of
 
 
@@ -120,7 +120,7 @@ class RewardScorer(Trunk):
     def _row_a_path(self, asked: Sequence[Tree]) -> Tensor:
         """As ``_in_one_row``, in a plain pass."""
         rows = [path.ids[:-1] for tree in asked for path in tree]
-        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        (ends,) = on_device([[len(row) - 1 for row in rows]], self.device)
         return self._padded(rows)[torch.arange(len(rows), device=self.device), ends]
 
 

@@ -9,7 +9,7 @@ chunks, and its backward never holds [tokens × vocabulary].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,18 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError
 from openbezoar.forest.head import AdaptedLogProb, SelectedLogProb, Shaping, TrainedLogProb, adapted
-from openbezoar.forest.layout import TokenPath, Tree, lay_out
+from openbezoar.forest.layout import TokenPath, Tree, lay_out, on_device
 from openbezoar.forest.trunk import Trunk, on_cpu, tokens_of
+
+
+class TreeScores(list[list[Tensor]]):
+    """Per tree and path a vector of the asked-for log-probabilities. asked: int64 [paths], how many of each, beside
+    them on their device.
+    """
+
+    def __init__(self, scores: Iterable[list[Tensor]], asked: Tensor) -> None:
+        super().__init__(scores)
+        self.asked = asked
 
 
 class Scorer(Trunk):
@@ -82,12 +92,15 @@ class Scorer(Trunk):
 
     def forest(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[Tensor]:
         """One pass over whole trees laid out in one row: a float32 vector for each path, in order."""
+        return self._forest(trees, greedy)[0]
+
+    def _forest(self, trees: Sequence[Tree], greedy: list[Tensor] | None) -> tuple[list[Tensor], Tensor]:
         layout = lay_out(trees, self.device)
-        if not len(layout.rows):  # nothing is asked for
-            return self._select(
-                torch.empty(0, self.head.in_features, device=self.device), layout.targets, layout.counts, greedy
-            )
-        return self._select(self._row(layout)[layout.rows], layout.targets, layout.counts, greedy)
+        if len(layout.rows):
+            hidden = self._row(layout)[layout.rows]
+        else:  # nothing is asked for
+            hidden = torch.empty(0, self.head.in_features, device=self.device)
+        return self._select(hidden, layout.targets, layout.counts, greedy), layout.asked
 
     @torch.no_grad()
     def prefill(self, trees: Sequence[Tree], cache: Any) -> tuple[Tensor, list[list[int]]]:
@@ -119,6 +132,9 @@ class Scorer(Trunk):
 
         ``greedy`` is extended by a boolean vector for each path: was the token the likeliest?
         """
+        return self._forward(paths, greedy)[0]
+
+    def _forward(self, paths: Sequence[TokenPath], greedy: list[Tensor] | None) -> tuple[list[Tensor], Tensor]:
         rows, columns, targets, counts = [], [], [], []
         for r, path in enumerate(paths):
             scored = [c for c, s in enumerate(path.scored) if s]
@@ -128,12 +144,10 @@ class Scorer(Trunk):
             targets += [path.ids[c] for c in scored]
             counts.append(len(scored))
         hidden = self._padded([path.ids for path in paths])
-        where, which, target_ids = (
-            torch.tensor(x, dtype=torch.long, device=self.device) for x in (rows, columns, targets)
-        )
-        return self._select(hidden[where, which], target_ids, counts, greedy)
+        where, which, target_ids, asked = on_device((rows, columns, targets, counts), self.device)
+        return self._select(hidden[where, which], target_ids, counts, greedy), asked
 
-    def score(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]:
+    def score(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> TreeScores:
         """One pass over whole trees, with gradients where they are on: per tree and path the
         asked-for log-probabilities.
 
@@ -141,12 +155,12 @@ class Scorer(Trunk):
         one's share of the loss before the next. ``greedy``: as in ``forward``, path by path.
         """
         self._check_once(trees)
-        scores = iter(
-            self.forward([path for tree in trees for path in tree], greedy)
-            if self.plain
-            else self.forest(trees, greedy)
-        )
-        return [[next(scores) for _ in tree] for tree in trees]
+        if self.plain:
+            scores, asked = self._forward([path for tree in trees for path in tree], greedy)
+        else:
+            scores, asked = self._forest(trees, greedy)
+        path = iter(scores)
+        return TreeScores(([next(path) for _ in tree] for tree in trees), asked)
 
     # Two orders of summation differ by some hundredths of a nat; a wrong mask differs by whole nats.
     COARSE = 0.5

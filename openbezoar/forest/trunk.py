@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError, UserError, brief
 from openbezoar.forest.attention import register
-from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order
+from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order, on_device
 
 # of a machine that refuses, which says nothing of the model
 _EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)
@@ -140,14 +140,17 @@ class Trunk(ABC):
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states [rows, longest, hidden] of a plain pass, padded on the right."""
         width = max(map(len, rows))
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for r, row in enumerate(rows):
-            ids[r, : len(row)] = torch.tensor(row)
-            mask[r, : len(row)] = 1
-        padded = bool((mask == 0).any())
+        ids, mask = on_device(
+            (
+                [token for row in rows for token in (*row, *(0,) * (width - len(row)))],
+                [seen for row in rows for seen in (*(1,) * len(row), *(0,) * (width - len(row)))],
+            ),
+            self.device,
+        )
+        padded = any(len(row) < width for row in rows)
+        shape = len(rows), width
         hidden: Tensor = self.trunk(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device) if padded else None, use_cache=False
+            input_ids=ids.view(shape), attention_mask=mask.view(shape) if padded else None, use_cache=False
         ).last_hidden_state
         return hidden
 

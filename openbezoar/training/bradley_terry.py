@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openbezoar.forest import RewardScorer, Tree
-from openbezoar.training.loop import Objective
+from openbezoar.training.loop import Metrics, Objective, numbers
 from openbezoar.training.losses import bradley_terry
 from openbezoar.training.objectives import one, rounded
 
@@ -17,15 +17,15 @@ from openbezoar.training.objectives import one, rounded
 def reward_objective(scorer: RewardScorer, heldout: Sequence[Tree], *, margin: float, center: float) -> Objective:
     """The mean Bradley-Terry loss of an optimiser step's pairs. margin, center: of ``losses.bradley_terry``."""
 
-    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, Metrics]:
         rewards = torch.stack(scorer.rewards(trees))
         values = bradley_terry(rewards, margin=margin, center=center)
-        return values.sum() / whole, {name: value / whole for name, value in _sums(rewards.detach()).items()}
+        return values.sum() / whole, {name: value.double() / whole for name, value in _sums(rewards.detach()).items()}
 
     @torch.no_grad()
     def measure() -> dict[str, Any]:
         rewards = torch.tensor(scorer.scores(heldout))
-        sums, losses = _sums(rewards), bradley_terry(rewards, margin=margin, center=center)
+        sums, losses = numbers(_sums(rewards)), bradley_terry(rewards, margin=margin, center=center)
         by_row = {"loss": losses, "margin": rewards[:, 0] - rewards[:, 1]}
         return {
             "loss": float(losses.mean()),
@@ -37,12 +37,12 @@ def reward_objective(scorer: RewardScorer, heldout: Sequence[Tree], *, margin: f
     return Objective(one, loss, measure, lambda metrics: None)
 
 
-def _sums(rewards: Tensor) -> dict[str, float]:
+def _sums(rewards: Tensor) -> dict[str, Tensor]:
     """TRL's names, summed over pairs; rewards [pairs, 2]."""
     margins = rewards[:, 0] - rewards[:, 1]
     return {
-        "rewards/chosen": float(rewards[:, 0].sum()),
-        "rewards/rejected": float(rewards[:, 1].sum()),
-        "rewards/margins": float(margins.sum()),
-        "rewards/accuracies": float((margins > 0).sum()),
+        "rewards/chosen": rewards[:, 0].sum(),
+        "rewards/rejected": rewards[:, 1].sum(),
+        "rewards/margins": margins.sum(),
+        "rewards/accuracies": (margins > 0).sum(),
     }

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,22 @@ RESUME = ".resume.safetensors"
 SAMPLES = "samples.jsonl"
 LEAST_SCALE = 2.0**-10
 OF_A_LINE = ("step", "rows")  # of a line of heldout.jsonl, beside its numbers
+Name = TypeVar("Name")
 STOP = "stop:"  # before the number of a signal, among the sums over the processes
 
 
-PassLoss = Callable[[Sequence[Tree], float], tuple[Tensor, dict[str, float]]]
+Metrics = dict[str, Tensor | float]
+"""Scalars by name; those that are on the device are read once a step."""
+
+PassLoss = Callable[[Sequence[Tree], float], tuple[Tensor, Metrics]]
 """Trees of one pass, the step's whole weight → (loss to be summed over the step's passes, metrics likewise summed)."""
+
+
+def numbers(named: Mapping[Name, Tensor | float]) -> dict[Name, float]:
+    """Scalars as Python's numbers, by one wait for the device."""
+    told = [value for value in named.values() if isinstance(value, Tensor)]
+    read = iter(torch.stack([value.double() for value in told]).tolist() if told else ())
+    return {name: next(read) if isinstance(value, Tensor) else value for name, value in named.items()}
 
 
 @dataclass(frozen=True)
@@ -310,14 +321,17 @@ def _step(job: _Job, state: State, chosen: list[Tree], stop: stops.Finishing) ->
 
     def passes() -> dict[str, float]:
         """Gradients of this process's share; its sums, with the operations under no name."""
-        sums: dict[str, float] = {"": 0.0}
+        told: list[Metrics] = []
+        done = 0.0
         for group in job.scorer.batches(mine):
             trees = [mine[i] for i in group]
             loss, metrics = loss_of(trees, whole)
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            for name, value in {"loss": float(loss.detach()), **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value
-            sums[""] += work_of(trees, job.scorer, job.work)
+            told.append({"loss": loss.detach(), **metrics})
+            done += work_of(trees, job.scorer, job.work)
+        sums = {"": done}
+        for (_, name), value in numbers({(n, name): v for n, of in enumerate(told) for name, v in of.items()}).items():
+            sums[name] = sums.get(name, 0.0) + value
         without = [name for name, p in state.parameters.items() if p.grad is None]
         if mine and without:
             raise ModelError(

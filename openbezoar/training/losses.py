@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from openbezoar.forest import Tree
+from openbezoar.forest.scorer import TreeScores
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ def margins(scores: PairScores, scale: float) -> Tensor:
     return chosen - rejected
 
 
-def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:
-    """TRL's standard metrics as sums over the pairs.
+def reward_metrics(scores: PairScores, scale: float) -> dict[str, Tensor]:
+    """TRL's standard metrics as sums over the pairs, on their device.
 
     Rewards are ``scale`` (a loss's beta; TRL names ORPO's lambda one too) times the log-ratio of the
     whole answer; without a reference, times the mean log-probability of a token. ``logps`` are of
@@ -234,7 +234,7 @@ def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:
     scores = scores.detached()
     chosen, rejected = _rewards(scores, scale)
     margin = chosen - rejected
-    sums = {
+    return {
         "rewards/chosen": chosen.sum(),
         "rewards/rejected": rejected.sum(),
         "rewards/margins": margin.sum(),
@@ -242,7 +242,6 @@ def reward_metrics(scores: PairScores, scale: float) -> dict[str, float]:
         "logps/chosen": scores.chosen.sum(),
         "logps/rejected": scores.rejected.sum(),
     }
-    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # one wait for the device
 
 
 def answer_sums(scores: list[list[Tensor]]) -> Tensor:
@@ -250,6 +249,6 @@ def answer_sums(scores: list[list[Tensor]]) -> Tensor:
     return torch.stack([torch.stack([path.sum() for path in tree]) for tree in scores])
 
 
-def answer_tokens(trees: Sequence[Tree], device: torch.device) -> Tensor:
-    """Scored tokens of each answer, the end of turn among them: float32 [pairs, 2]."""
-    return torch.tensor([[path.n_scored for path in tree] for tree in trees], dtype=torch.float32, device=device)
+def answer_tokens(scores: TreeScores) -> Tensor:
+    """Scored tokens of each answer of pairs, the end of turn among them: float32 [pairs, 2]."""
+    return scores.asked.view(len(scores), 2).float()

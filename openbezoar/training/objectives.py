@@ -14,7 +14,7 @@ from openbezoar.forest import Scorer, Tree
 from openbezoar.forest.layout import weight
 from openbezoar.machine.shares import shared
 from openbezoar.recipe.losses import Loss
-from openbezoar.training.loop import Objective
+from openbezoar.training.loop import Metrics, Objective, numbers
 from openbezoar.training.losses import PairScores, answer_sums, answer_tokens, margins, reward_metrics
 
 Reference = Callable[[Sequence[Tree]], Tensor]
@@ -24,7 +24,7 @@ Reference = Callable[[Sequence[Tree]], Tensor]
 def sft_objective(scorer: Scorer, heldout: Sequence[Tree]) -> Objective:
     """Mean negative log-likelihood of the supervised tokens of an optimiser step."""
 
-    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, Metrics]:
         total = torch.stack([path.sum() for tree in scorer.score(trees) for path in tree]).sum()
         return -total / whole, {}
 
@@ -114,13 +114,14 @@ def preference_objective(
 
     def scored(trees: Sequence[Tree]) -> PairScores:
         logps = None if reference is None else reference(trees)
-        return PairScores.of(answer_sums(scorer.score(trees)), answer_tokens(trees, scorer.device), logps)
+        scores = scorer.score(trees)
+        return PairScores.of(answer_sums(scores), answer_tokens(scores), logps)
 
-    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, Metrics]:
         assert not row.whole_batch or len(trees) == whole, "a loss over the whole batch was given a part of it"
         scores = scored(trees)
         metrics = reward_metrics(scores, scale)
-        return function(scores).sum() / whole, {name: value / whole for name, value in metrics.items()}
+        return function(scores).sum() / whole, {name: value.double() / whole for name, value in metrics.items()}
 
     @torch.no_grad()
     def measure() -> dict[str, Any]:
@@ -132,7 +133,7 @@ def preference_objective(
             lambda group: sum(weight(heldout[i]) for i in group),
         )
         scores = PairScores.joined(parts).to(scorer.device)
-        metrics, losses = reward_metrics(scores, scale), function(scores)
+        metrics, losses = numbers(reward_metrics(scores, scale)), function(scores)
         sums = {
             "loss": float(losses.sum()),
             "margin": metrics["rewards/margins"],

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from openbezoar.forest import Scorer, TokenPath, Tree
-from openbezoar.forest.layout import weight
+from openbezoar.forest.layout import on_device, weight
 from openbezoar.machine import distributed, shares
-from openbezoar.training.loop import Objective, PassLoss
+from openbezoar.training.loop import Metrics, Objective, PassLoss
 from openbezoar.training.losses import UnpairedScores, answer_sums, kto, reference_point
 from openbezoar.training.objectives import Reference, checked_first_loss, one, rounded
 from openbezoar.training.trees import UnpairedTree
@@ -58,8 +58,8 @@ def unpaired_objective(
     function: Callable[[UnpairedScores, float], Tensor] = partial(kto, **constants)  # type: ignore[arg-type]
 
     def scored(trees: Sequence[Tree]) -> UnpairedScores:
-        liked = torch.tensor([cast(UnpairedTree, tree).liked for tree in trees], device=scorer.device)
-        return UnpairedScores(answer_sums(scorer.score(trees))[:, 0], reference(trees)[:, 0], liked)
+        (liked,) = on_device([[cast(UnpairedTree, tree).liked for tree in trees]], scorer.device)
+        return UnpairedScores(answer_sums(scorer.score(trees))[:, 0], reference(trees)[:, 0], liked.bool())
 
     def begin(batch: Sequence[Tree]) -> PassLoss:
         others = mismatched(batch, max_length)
@@ -73,7 +73,7 @@ def unpaired_objective(
         liked = sum(cast(UnpairedTree, tree).liked for tree in batch)
         return partial(_pass, scored, lambda scores: function(scores, point), point, constants["beta"], liked)
 
-    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(trees: Sequence[Tree], whole: float) -> tuple[Tensor, Metrics]:
         assert len(trees) == whole, "a batch by itself was given a part of one"
         return begin(trees)(trees, whole)
 
@@ -134,17 +134,17 @@ def _pass(
     liked: int,
     trees: Sequence[Tree],
     whole: float,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Metrics]:
     """Loss and metrics of one pass; liked: how many answers of the whole batch were. TRL's names: chosen are
     the liked answers, rejected the others, and each mean is over its own.
     """
     scores = scored(trees)
     rewards = beta * scores.ratios().detach()
-    metrics = {"kl": point * len(trees) / whole, "liked": float(scores.liked.sum()) / whole}
+    metrics: Metrics = {"kl": point * len(trees) / whole, "liked": scores.liked.sum().double() / whole}
     for name, those, count in (("chosen", scores.liked, liked), ("rejected", ~scores.liked, int(whole) - liked)):
         if count:
-            metrics[f"rewards/{name}"] = float(rewards[those].sum()) / count
-            metrics[f"logps/{name}"] = float(scores.policy.detach()[those].sum()) / count
+            metrics[f"rewards/{name}"] = rewards.where(those, 0.0).sum().double() / count
+            metrics[f"logps/{name}"] = scores.policy.detach().where(those, 0.0).sum().double() / count
     if 0 < liked < whole:
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     return function(scores).sum() / whole, metrics
