@@ -8,9 +8,10 @@ answered, is a line of the file beside it, ``….seen``.
 starts: of how many starts dies_at_start leaves alone; slow, slow_again: seconds before its first start answers, and a
 later one; dies_at_start: exit code; dies_at: the call of the first start at which it is gone, all: of every start;
 hangs_at: the same, it says no more; deaf: it does not hear TERM; child: it leaves one, in a session of its own, which
-is deaf ("nameless": without the engine's mark, as one that has written a title over its environment); thief: it waits
-until its port is another's (the first start); counts: tokens more than there are; takes: seconds a call; window:
-tokens.
+is deaf ("nameless": without the engine's mark, as one that has written a title over its environment); worker: it has a
+child in its own group, which it ends by itself, and tells whether that was still there; deaf_to_one: it hears a TERM
+only when its worker heard one; thief: it waits until its port is another's (the first start); counts: tokens more
+than there are; takes: seconds a call; window: tokens.
 """
 
 import hashlib
@@ -49,6 +50,20 @@ if plan.get("child"):
     kept = {k: v for k, v in os.environ.items() if k != "OPENBEZOAR_ENGINE" or plan["child"] != "nameless"}
     child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, env=kept)
     note(child=child.pid)
+if plan.get("worker"):
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    def stop(*_: object) -> None:
+        time.sleep(0.1)
+        there = worker.poll() is None
+        if there and plan.get("deaf_to_one"):
+            return
+        note(worker=worker.pid, there=there)
+        worker.terminate()
+        worker.wait()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
 if plan.get("thief") and not earlier:
     for _ in range(200):
         with socket.socket() as s:

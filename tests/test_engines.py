@@ -273,6 +273,19 @@ def test_a_child_left_behind_by_one_that_obeys_is_stopped(child: str, fake: Fake
     assert fake.left() == [] and left not in fake.running() and told(llm, "left 1 processes behind")
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_first_process_is_asked_before_its_children_which_it_may_end_itself(
+    waits: bool, fake: Fake, opened: Any
+) -> None:
+    fake.does(worker=True, deaf_to_one=waits)
+    llm = opened()
+    ask(llm)
+    llm.close()
+    (told_by,) = fake.lines("worker")
+    assert told_by["there"] is not waits, "its worker is asked too where it waits for that"
+    assert fake.left() == [] and told_by["worker"] not in fake.running() and not told(llm, "behind")
+
+
 def test_a_stolen_port_is_answered_by_another_one(fake: Fake, opened: Any) -> None:
     fake.does(thief=True)
 

@@ -111,6 +111,19 @@ def _say(**what: Any) -> None:
         os.write(1, (json.dumps(what) + "\n").encode())
 
 
+def _ask(engine: subprocess.Popen[bytes], order: dict[str, Any]) -> None:
+    """Ask an engine to stop, and wait for it: its first process, which ends its children in their order and gives back
+    the memory that they share; after half of the time all of them, of which one may be what it waits for.
+    """
+    engine.terminate()
+    begun, asked = time.monotonic(), False
+    while engine.poll() is None and (gone := time.monotonic() - begun) < order["grace"]:
+        if not asked and gone > order["grace"] / 2:
+            send(members(engine.pid, order["mark"], os.getpid()), engine.pid, signal.SIGTERM)
+            asked = True
+        time.sleep(0.02)
+
+
 def main(order: dict[str, Any]) -> None:
     """Start what the order says, and stand by until it ends, or is to end."""
     stopping = False
@@ -151,10 +164,7 @@ def main(order: dict[str, Any]) -> None:
                 stopping = True  # the end of the pipe, or a word: either means stop
         stopping = stopping or os.getppid() != order["parent"]
     if stopping:
-        send(members(engine.pid, order["mark"], os.getpid()), engine.pid, signal.SIGTERM)
-        until = time.monotonic() + order["grace"]
-        while engine.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
+        _ask(engine, order)
     else:
         _say(exit=engine.returncode)
     deaf = engine.poll() is None
