@@ -229,6 +229,12 @@ def test_a_time_limit_stops_each_kind_of_step_before_it_and_the_run_goes_on(
     assert files(runs / "t" / step) == files(whole / step)
 
 
+def test_a_run_ends_with_the_words_that_talk_to_its_last_model(recipe: Path, whole: Path, commands: Commands) -> None:
+    runs = ["--runs", str(whole.parent)]
+    assert commands("run", str(recipe), *runs).out.splitlines()[-1] == f"talk to it: openbezoar chat {whole / 'sft'}"
+    assert "talk" not in commands("run", str(recipe), "--to", "kept", *runs).out, "none of its steps made one"
+
+
 def test_an_answered_batch_is_not_lost_to_a_time_limit(recipe: Path, tmp_path: Path, commands: Commands) -> None:
     slow = Slow(tmp_path, KINDS["made"], 1.0)
     arguments = ["run", str(recipe), "--to", "made", "--runs", str(tmp_path / "runs")]

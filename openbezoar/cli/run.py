@@ -5,6 +5,7 @@ no torch at import.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -87,7 +88,8 @@ def run(
 
 
 def _print_results(graph: Graph, to: str | None) -> None:
-    """The table of checkpoints, and where the report and the release are."""
+    """The table of checkpoints, where the report and the release are, and how to talk to the last model."""
+    from openbezoar.recipe.verbs import products_of
     from openbezoar.reporting.scores_table import checkpoint_table
 
     table = checkpoint_table(graph.run)
@@ -97,6 +99,9 @@ def _print_results(graph: Graph, to: str | None) -> None:
         folder = graph.run.step(node.name)
         if node.row.tells and (folder / MANIFEST).is_file():
             print(f"{node.verb}: {next(folder.glob('*.html'), folder)}")
+    models = [node.name for node in graph.upto(to) if "model" in products_of(graph.recipe.steps, node.name)]
+    if models and ((folder := graph.run.step(models[-1])) / MANIFEST).is_file():
+        print(f"talk to it: openbezoar chat {shlex.quote(str(folder))}")
 
 
 def schema() -> None:
