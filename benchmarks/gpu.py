@@ -55,7 +55,7 @@ PARTS = (
     Part("score", 40, 120, "few-shot answers a second against padded batches"),
     Part("generate", 40, 120, "tokens a second against transformers' own loop"),
     Part("profile", 20, 60, "the longest operators of a pass"),
-    Part("tests", 60, 150, "tests/test_gpu.py"),
+    Part("tests", 60, 150, "tests/test_gpu.py and test_crossings.py"),
 )
 
 

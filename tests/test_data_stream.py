@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_held_out_rows_of_their_own_are_counted_whole_and_taken_from_the_front(
     step = settings(heldout="held.jsonl")
     renderer = Renderer(Formatter(tokenizer, PromptSpec(system="")), step.max_length, step.too_long, context.counts)
     trees, held = training_trees(step, "rows.jsonl", to_pair, context, renderer, "pair")
-    other = StepContext(**{**vars(context), "counts": Counts()})
+    other = replace(context, counts=Counts())
     rows, given = other.pairs("rows.jsonl"), other.pairs("held.jsonl")[:7]
     plain = Renderer(Formatter(tokenizer, PromptSpec(system="")), step.max_length, step.too_long, other.counts)
     assert (list(trees), list(held)) == (plain.pairs(rows), plain.pairs(given))

@@ -48,7 +48,7 @@ SIGNATURES = {
     " out: str | Path | None = None, seed: int = 0, quiet: bool = False, **settings: Any) -> Trained",
     "Trained": "(model: Any, numbers: Mapping[str, Any], counts: Mapping[str, int], folder: Path | None)",
     "Scorer": "(model: nn.Module, tokens: int = 2048, head_bytes: int | None = None, plain: bool = False)",
-    "Scorer.score": "(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> list[list[Tensor]]",
+    "Scorer.score": "(self, trees: Sequence[Tree], greedy: list[Tensor] | None = None) -> TreeScores",
     "TokenPath": "(ids: Sequence[int], scored: Sequence[bool])",
     "TokenPath.of": "(prompt: Sequence[int], completion: Sequence[int]) -> TokenPath",
     "ForestLM": "(model: Any, tokenizer: Any, tokens: int = 2048, progress: Progress | None = None, label: str = '')",

@@ -25,6 +25,7 @@ from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Kto, Lora
 from openbezoar.rows.forms import to_answers
 from openbezoar.training.encoded import liked_in, of_answers, pack, unpack
+from openbezoar.training.loop import numbers
 from openbezoar.training.losses import UnpairedScores, kto, reference_point
 from openbezoar.training.objectives import same_pass_reference
 from openbezoar.training.trees import TreeStore, UnpairedTree, tree_of
@@ -153,10 +154,10 @@ def passed(model: Any, batch: list[Tree], tokens: int, **constants: float) -> tu
     loss_of, total, metrics = objective.begin(batch), 0.0, dict[str, float]()
     groups = scorer.batches(batch)
     for group in groups:
-        loss, numbers = loss_of([batch[i] for i in group], float(len(batch)))
+        loss, told = loss_of([batch[i] for i in group], float(len(batch)))
         loss.backward()
         total += float(loss.detach())
-        metrics = {name: metrics.get(name, 0.0) + value for name, value in numbers.items()}
+        metrics = {name: metrics.get(name, 0.0) + value for name, value in numbers(told).items()}
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     return total, metrics, gradients, len(groups)

@@ -394,7 +394,8 @@ def test_the_values_of_held_out_pairs_stand_in_the_rows_order(tiny: Path) -> Non
     held = objective.heldout()
     alone = [objective.loss([tree], 1.0) for tree in trees]
     assert held["rows"]["loss"] == pytest.approx([float(loss.detach()) for loss, _ in alone], abs=1e-4)
-    assert held["rows"]["margin"] == pytest.approx([metrics["rewards/margins"] for _, metrics in alone], abs=1e-4)
+    margins = [float(metrics["rewards/margins"]) for _, metrics in alone]
+    assert held["rows"]["margin"] == pytest.approx(margins, abs=1e-4)
     assert sum(m > 0 for m in held["rows"]["margin"]) / 7 == pytest.approx(held["accuracy"])
 
 
