@@ -114,7 +114,7 @@ def test_on_a_terminal_each_step_leaves_one_line_and_the_table_fits(
     assert re.search(r"✓ \[1/2\] sft \S+ (s|min) 6 steps on 2\d rows; held-out loss", " ".join(plain.split()))
     assert "2 steps done in" in plain
     table = plain[plain.index("checkpoint") :].splitlines()
-    assert all(len(line) <= 80 for line in table if not line.startswith("In brackets"))
+    assert all(len(line) <= 80 for line in table if not line.startswith(("In brackets", "talk to it: ")))
 
 
 def test_quiet_says_one_line_a_step_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
