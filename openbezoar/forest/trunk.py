@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openbezoar.errors import ModelError, UserError, brief
 from openbezoar.forest.attention import register
-from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order, on_device
+from openbezoar.forest.layout import Layout, TokenPath, Tree, in_order, on_device, weight
 
 # of a machine that refuses, which says nothing of the model
 _EXHAUSTED = re.compile(r"memory|thread|ALLOC", re.IGNORECASE)
@@ -112,7 +112,7 @@ class Trunk(ABC):
                 else:
                     passes.append([i])
                     # What its own paths share counts once too; the last token of a path is predicted, not read.
-                    left = self.tokens - in_order([trees[i]])[0][1] - 1
+                    left = self.tokens - weight(trees[i]) - 1
             return passes
         longest = [max(len(path.ids) for path in tree) for tree in trees]
         for i in sorted(range(len(trees)), key=lambda i: (-longest[i], i)):

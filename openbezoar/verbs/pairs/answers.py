@@ -46,6 +46,11 @@ class OneAnswer:
     score: float | None = None
     level: float | None = None
 
+    @property
+    def picked_by(self) -> float | None:
+        """The score that counts where two answers are picked."""
+        return self.score if self.level is None else self.level
+
     def as_row(self) -> Row:
         """As it is kept; what does not apply is left out."""
         row = {"by": self.by, "sample": self.sample, "text": self.text, "finish": self.finish, **self.how}

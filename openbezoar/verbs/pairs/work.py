@@ -103,11 +103,7 @@ def _level(prompts: Sequence[Prompt]) -> float:
 def _pair(step: Pairs, prompt: Prompt) -> MadePair | None:
     """The pair of a prompt; None, with the reason written down, if it has none."""
     usable = prompt.usable
-    scores = {
-        place: answer.score if answer.level is None else answer.level
-        for place, answer in enumerate(usable)
-        if answer.score is not None
-    }
+    scores = {place: score for place, answer in enumerate(usable) if (score := answer.picked_by) is not None}
     if len(usable) < 2:
         prompt.dropped = ONE_ANSWER
     elif step.pick == "delta":
