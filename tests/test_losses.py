@@ -91,6 +91,12 @@ def test_dpo_positive_by_hand() -> None:
     assert value("dpop", beta=0.1, dpop_lambda=50) == pytest.approx([0.598139, 4.808196], abs=1e-6)
 
 
+def test_rpo_by_hand_adds_the_likelihood_of_the_chosen_answer_to_dpo() -> None:
+    # x = 0.2 in both; the chosen answers' means are -10/4 and -12/3
+    assert value("rpo", beta=0.1, rpo_alpha=0) == pytest.approx(value("sigmoid", beta=0.1), abs=1e-12)
+    assert value("rpo", beta=0.1, rpo_alpha=0.5) == pytest.approx([0.598139 + 1.25, 0.598139 + 2], abs=1e-6)
+
+
 def test_kto_of_pairs_by_hand_uses_the_other_half_for_its_divergence() -> None:
     # l_c = 3, 1 (mean 2) and l_r = 1, 0 (mean 0.5):
     # (s(-0.1 * (3 - 0.5)) + s(-0.1 * (2 - 1))) / 2 = (0.437823 + 0.475021) / 2, and (s(-0.05) + s(-0.2)) / 2
@@ -163,7 +169,7 @@ def test_the_recipe_takes_the_losses_of_the_table_and_their_constants() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_where_policy_equals_reference_the_loss_is_the_one_of_the_table(name: str) -> None:
     row = LOSSES[name]
-    assert (row.start is None) == (not row.needs_reference)
+    assert (row.start is None) == (not row.needs_reference or name == "rpo")  # RPO's is the answer's likelihood too
     if row.start is not None:
         losses = value(name, PairScores.of(POLICY, TOKENS, POLICY), **row.defaults)
         assert losses == pytest.approx([row.start.value(row.defaults)] * 2, rel=1e-12)
@@ -344,13 +350,14 @@ def test_a_dpo_step_learns_with_each_loss(
     )
     numbers = run(path, tmp_path / "runs")
     row, log = LOSSES[name], lines(tmp_path / "runs")
-    if row.start is None:
+    if not row.needs_reference:
         assert not reference_passes and numbers["reference"] == "none"
     else:
         assert reference_passes and numbers["reference"] == "same pass"
+        assert log[0]["rewards/margins"] == 0.0
+    if row.start is not None:
         assert log[0]["loss"] == pytest.approx(row.start.value(row.defaults), rel=1e-5)
         assert numbers["heldout_loss_before"] == pytest.approx(row.start.value(row.defaults), rel=1e-5)
-        assert log[0]["rewards/margins"] == 0.0
     metrics = {
         "rewards/chosen",
         "rewards/rejected",

@@ -15,6 +15,7 @@ from conftest import FAST
 from openbezoar.engine import execution, graph
 from openbezoar.errors import RecipeError
 from openbezoar.judging.rewards import is_reward_model
+from openbezoar.llm.calls import CallStore
 from openbezoar.progress import Silent
 from openbezoar.recipe.file import load
 from openbezoar.reporting.facts import read_facts
@@ -75,6 +76,23 @@ def test_a_model_s_own_answers_become_pairs_and_a_dpo_step_trains_on_them_at_onc
     assert (runs / "t/dpo/adapter/adapter_model.safetensors").is_file()
     assert read_facts(RunFolder(runs / "t")).steps["dpo"].numbers["rows"] == len(rows) - 2
     assert execute(path, runs) == []
+
+
+def test_steps_that_draw_by_one_name_pick_among_the_same_answers_which_are_asked_for_once(
+    write_recipe: Callable[..., Path], tmp_path: Path, models: dict[str, Any]
+) -> None:
+    own = {**OWN, "from": "base"}
+    steps = {"own": own, "again": {**own, "pick": "best_worst", "draws_as": "own"}, "else": own}
+    path, runs = write_recipe(steps, models=models), tmp_path / "runs"
+    assert execute(path, runs) == ["own", "again", "else"]
+
+    def answers(step: str) -> list[list[str]]:
+        return [[a["text"] for a in one["answers"]] for one in read_jsonl(runs / f"t/{step}/candidates.jsonl")]
+
+    assert answers("again") == answers("own") != answers("else")
+    store = CallStore(runs)
+    assert {step for _, step, _ in store.accounts()} == {"own", "else"}
+    store.close()
 
 
 @pytest.mark.slow

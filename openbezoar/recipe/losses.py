@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Constant:
-    """A setting of losses: a key of ``dpo`` steps and a keyword of the losses' functions. gt, ge, lt: its bounds."""
+    """A setting of losses: a key of ``dpo`` steps and a keyword of the losses' functions. gt, ge, lt: its bounds.
+    always_in_key: the cache keys of steps whose loss does not use it have it too, as null; those of the first losses
+    are so, and a later one is not, so that a new loss leaves every key as it was.
+    """
 
     name: str
     about: str
     gt: float | None = None
     ge: float | None = None
     lt: float | None = None
+    always_in_key: bool = False
 
 
 class Start(NamedTuple):
@@ -65,21 +69,36 @@ class Loss:
 
 
 BETA = Constant(
-    "beta", "Strength of the pull to the reference ([DPO] 0.1 to 0.5), or the scale of rewards without one.", gt=0
+    "beta",
+    "Strength of the pull to the reference ([DPO] 0.1 to 0.5), or the scale of rewards without one.",
+    gt=0,
+    always_in_key=True,
 )
-SMOOTHING = Constant("label_smoothing", "Share of labels taken as flipped.", ge=0, lt=0.5)
+SMOOTHING = Constant("label_smoothing", "Share of labels taken as flipped.", ge=0, lt=0.5, always_in_key=True)
 DPOP_LAMBDA = Constant(
-    "dpop_lambda", "DPO-positive's weight on a chosen answer that lost likelihood; 50 in its paper.", ge=0
+    "dpop_lambda",
+    "DPO-positive's weight on a chosen answer that lost likelihood; 50 in its paper.",
+    ge=0,
+    always_in_key=True,
 )
-SIMPO_GAMMA = Constant("simpo_gamma", "SimPO's target margin; gamma / beta = 0.5 is the authors' starting point.", ge=0)
+RPO_ALPHA = Constant("rpo_alpha", "RPO's weight of the likelihood of the chosen answer; 1 in its paper.", ge=0)
+SIMPO_GAMMA = Constant(
+    "simpo_gamma",
+    "SimPO's target margin; gamma / beta = 0.5 is the authors' starting point.",
+    ge=0,
+    always_in_key=True,
+)
 ORPO_LAMBDA = Constant(
-    "orpo_lambda", "ORPO's weight of the odds ratio beside the likelihood of the chosen answer.", gt=0
+    "orpo_lambda",
+    "ORPO's weight of the odds ratio beside the likelihood of the chosen answer.",
+    gt=0,
+    always_in_key=True,
 )
 
 LN_2 = Start("ln 2", lambda _: math.log(2))
 
 # Sources of the defaults: [DPO] for sigmoid, and TRL's default for the losses beside it; sigmoid_norm, dpop
-# (section 5) and orpo have their papers'; simpo the authors' code (beta 2, gamma / beta 0.5).
+# (section 5), rpo (section 3) and orpo have their papers'; simpo the authors' code (beta 2, gamma / beta 0.5).
 LOSSES: dict[str, Loss] = {
     "sigmoid": Loss(
         function="openbezoar.training.losses:sigmoid",
@@ -115,6 +134,12 @@ LOSSES: dict[str, Loss] = {
         start=LN_2,
         formula="−log σ(β (l_c − l_r − λ max(0, −l_c)))",
         source="DPO-positive, arXiv 2402.13228, eq. 3",
+    ),
+    "rpo": Loss(
+        function="openbezoar.training.losses:rpo",
+        constants={BETA: 0.1, RPO_ALPHA: 1.0},
+        formula="−log σ(β (l_c − l_r)) − α p_c / n_c",
+        source="RPO, arXiv 2404.19733, eq. 1",
     ),
     "kto_pair": Loss(
         function="openbezoar.training.losses:kto_pair",

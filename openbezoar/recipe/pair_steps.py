@@ -89,6 +89,13 @@ class Pairs(Step):
         "drop", description="What becomes of answers that the token limit cut off."
     )
     batch: int = Field(32, ge=1, description="Answers a batch, fixed by place, so that a rerun gives the same rows.")
+    draws_as: Annotated[str | None, NotInKey("the step's own name", at=None)] = Field(
+        None,
+        description=(
+            "The name by which answers are drawn; default: the step's. Steps that have one name, the same prompts,"
+            " model and sampling pick among the same answers, which are asked for once."
+        ),
+    )
     prompts: Prompts = {}
     budget: StepBudget = None
     max_refused: MaxRefused = MAX_REFUSED

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from openbezoar.recipe.blocks import DataRef, Plain, Step, Strict, name_or
-from openbezoar.recipe.losses import LOSSES, constants, described, filled
+from openbezoar.recipe.losses import LOSSES, Constant, constants, described, filled
 from openbezoar.recipe.refs import InKeyAs, NotInKey, Ref
 
 TOKENS = 1024
@@ -340,6 +340,11 @@ class Preference(Answering):
     )
 
 
+def _kind_of(constant: Constant) -> Any:
+    unused = NotInKey("a constant that the loss does not use", at=None)
+    return float | None if constant.always_in_key else Annotated[float | None, unused]
+
+
 # The losses' constants are fields too, one for each constant of the table.
 if TYPE_CHECKING:
     WithConstants = Preference
@@ -348,8 +353,7 @@ else:
         "WithConstants",
         __base__=Preference,
         **{
-            c.name: (float | None, Field(None, description=described(c), gt=c.gt, ge=c.ge, lt=c.lt))
-            for c in constants()
+            c.name: (_kind_of(c), Field(None, description=described(c), gt=c.gt, ge=c.ge, lt=c.lt)) for c in constants()
         },
     )
 

@@ -144,6 +144,18 @@ def dpop(scores: PairScores, *, beta: float, dpop_lambda: float) -> Tensor:
     return -logsigmoid(beta * (chosen - rejected - dpop_lambda * relu(-chosen)))
 
 
+def rpo(scores: PairScores, *, beta: float, rpo_alpha: float) -> Tensor:
+    """RPO: -log s(b (l_c - l_r)) - alpha p_c / n_c, equation 1 of arXiv 2404.19733 (iterative reasoning preferences).
+
+    DPO with the negative log-likelihood of the chosen answer a token, which the difference alone lets fall
+    together with the rejected one's. The equation divides by the tokens of prompt and answer; here, as in TRL's
+    'rpo_alpha', by the answer's, so that the weight does not depend on the prompt. ln 2 - alpha p_c / n_c
+    where policy = reference.
+    """
+    chosen, rejected = scores.ratios()
+    return -logsigmoid(beta * (chosen - rejected)) - rpo_alpha * scores.means()[0]
+
+
 def kto_pair(scores: PairScores, *, beta: float) -> Tensor:
     """KTO on pairs: half of (1 - s(b (l_c - z_r))) + (1 - s(b (z_c - l_r))).
 
