@@ -166,6 +166,14 @@ def test_pairs_alike_in_length_are_of_the_best_answer_that_has_a_fellow() -> Non
 # ---------------------------------------------------------------------------- own answers
 
 
+def test_an_answer_that_may_not_be_chosen_can_be_rejected_by_one_that_scores_higher() -> None:
+    assert pick([3.0, 2.0, 1.0], "best_worst", ended=[False, True, True]) == (1, 2, 1.0)
+    assert pick([3.0, 2.0, 1.0], "best_worst", ended=[True, True, False]) == (0, 2, 2.0)
+    assert pick([3.0, 2.0], "best_worst", ended=[False, True]) is None  # the one that ended is above none
+    assert pick([3.0, 2.0], "best_worst", ended=[False, False]) is None
+    assert pick([1.0, 1.0, 0.5], "best_2sigma", [9, 10, 30], 2, [True, True, False]) == (0, 1, 0.0)
+
+
 def test_a_pair_is_the_best_answer_and_the_one_at_two_sigma_with_their_scores_and_authors(pairs: Bench) -> None:
     rows = pairs.run({"own": Scripted(of_some_length)}, **{"from": "own", "samples": 6, "by": "rm"})
     assert len(rows) == 12 and len(pairs.candidates) == 12 and pairs.rewards.closed == 1
@@ -277,6 +285,31 @@ def test_a_prompt_without_answers_alike_in_length_gives_no_pair_and_is_counted(p
     replies = scripted("a" * 10, "b" * 20, "c" * 40, "a" * 10, "b" * 15, "c" * 40)
     assert [row["id"] for row in pairs.run({"own": replies}, PROMPTS[:2], out="one", **settings)] == ["q1"]
     assert pairs.numbers["prompts_dropped"] == {"no two answers alike in length": 1}
+
+
+def test_answers_cut_off_can_be_rejected_and_are_told_from_those_that_ended(pairs: Bench) -> None:
+    ends: dict[str, Any] = {"a": "length", "bb bb": "stop", "ccc ccc ccc": "length"}
+    model = scripted(*(Completion(text, end, 1, 1) for text, end in ends.items()))
+    asked: dict[str, Any] = {"from": "own", "samples": 3, "by": "rm", "unfinished": "reject"}
+    (row,) = pairs.run({"own": model}, PROMPTS[:1], **asked)
+    pair = to_pair(row, "here")
+    assert (pair.chosen, pair.rejected, pair.cut) == ("bb bb", "a", True)  # the longest would be the best
+    assert row["rejected_finish"] == "length" and pairs.numbers["rejected_cut"] == 1
+    with pytest.raises(DataError, match=r"no answer that ended is above another.*raise 'max_new_tokens' or 'samples'"):
+        pairs.run({"own": scripted(*(Completion(text, "length", 1, 1) for text in ends))}, PROMPTS[:1], **asked)
+    (judged,) = pairs.run({}, [row], row_answers=True, by="rm", unfinished="reject", out="anew")
+    assert judged["rejected_finish"] == "length"
+    with pytest.raises(DataError, match="fewer than two different answers"):
+        pairs.run({}, [row], row_answers=True, by="rm", out="dropped")
+
+
+def test_of_delta_s_two_answers_only_the_weak_one_may_be_cut_off(pairs: Bench) -> None:
+    asked: dict[str, Any] = {"pick": "delta", "strong": "big", "weak": "small", "unfinished": "reject"}
+    ended, cut = Completion("Yes it is.", "stop", 1, 1), Completion("it is it is", "length", 1, 1)
+    (row,) = pairs.run({"big": scripted(ended), "small": scripted(cut)}, PROMPTS[:1], **asked)
+    assert row["rejected_finish"] == "length" and "margin" not in row
+    with pytest.raises(DataError, match="no answer that ended is above another"):
+        pairs.run({"big": scripted(cut), "small": scripted(ended)}, PROMPTS[:1], **asked)
 
 
 def test_control_tokens_in_an_answer_are_taken_out(pairs: Bench) -> None:

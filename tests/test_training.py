@@ -27,6 +27,7 @@ from openbezoar.progress import PlainProgress
 from openbezoar.recipe.blocks import PromptSpec
 from openbezoar.recipe.file import load
 from openbezoar.recipe.train_steps import Lora, Sft, Training
+from openbezoar.rows.forms import to_pair, unpaired_of
 from openbezoar.rows.records import Counts, Example, Turn
 from openbezoar.training.data import Renderer, split_heldout
 from openbezoar.training.loop import batch_of, plan_steps, rate_at
@@ -272,9 +273,31 @@ def test_a_run_whose_end_token_carries_no_loss_is_refused(tiny: Path) -> None:
     from openbezoar.models.load import load_tokenizer
 
     formatter = Formatter(load_tokenizer(tiny), PromptSpec())
-    formatter.answer_ids = lambda turns, answer, head=None: [5, 6]  # type: ignore[method-assign,misc,assignment]
+    formatter.answer_ids = lambda turns, answer, head=None, cut=False: [5, 6]  # type: ignore[method-assign,misc,assignment]
     with pytest.raises(DataError, match="never learn to stop"):
         Renderer(formatter, 500, "drop", Counts()).examples([Example("x", (Turn("user", "a"),), "b")])
+
+
+def test_a_rejected_answer_that_was_cut_off_is_learnt_without_an_end(tiny: Path) -> None:
+    from openbezoar.dialogue.prompt import Formatter
+    from openbezoar.models.load import load_tokenizer
+
+    formatter = Formatter(load_tokenizer(tiny), PromptSpec(system=""))
+    row = {"prompt": "Why?", "chosen": "So.", "rejected": "For it and", "rejected_finish": "length"}
+    pair = to_pair(row, "here")
+    ((chosen, rejected),) = Renderer(formatter, 80, "drop", Counts()).pairs([pair])
+
+    def learnt(path: TokenPath) -> str:
+        return str(formatter.tokenizer.decode([i for i, s in zip(path.ids, path.scored, strict=True) if s]))
+
+    assert (learnt(chosen), learnt(rejected)) == ("So.</s>", "For it and")
+    assert [one.cut for one in unpaired_of(pair)] == [False, True]
+    ((liked,), (other,)) = Renderer(formatter, 80, "drop", Counts()).trees(unpaired_of(pair))
+    assert (learnt(liked), learnt(other)) == ("So.</s>", "For it and")
+    ((_, ended),) = Renderer(formatter, 80, "drop", Counts()).pairs(
+        [to_pair(row | {"rejected_finish": "stop"}, "here")]
+    )
+    assert learnt(ended) == "For it and</s>"
 
 
 def test_held_out_rows_are_every_nth_and_never_trained_on() -> None:

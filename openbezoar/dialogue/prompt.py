@@ -202,8 +202,11 @@ class Formatter:
         """Token ids of ``end_text``."""
         return self._ids(self.end_text) if self.end_text else []
 
-    def answer_ids(self, turns: Sequence[Turn], answer: str, prompt_ids: Sequence[int] | None = None) -> list[int]:
-        """Ids of the answer after ``turns`` as the template writes it there, closed by the end-of-turn tokens.
+    def answer_ids(
+        self, turns: Sequence[Turn], answer: str, prompt_ids: Sequence[int] | None = None, cut: bool = False
+    ) -> list[int]:
+        """Ids of the answer after ``turns`` as the template writes it there, closed by the end-of-turn tokens unless
+        it was cut off.
 
         They are what follows the prompt's ids in the ids of the whole text; where a token
         would span the border they are the answer's own ids, and the case is counted.
@@ -216,7 +219,7 @@ class Formatter:
         else:
             self.boundary_shifts += 1
             ids = self._ids(answer)
-        return ids + self.end_ids
+        return ids if cut else ids + self.end_ids
 
     def finished_ids(self, turns: Sequence[Turn], answer: str) -> list[int]:
         """Ids of the whole conversation as the template writes it once the answer is there, to its last character."""

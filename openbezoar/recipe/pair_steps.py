@@ -85,8 +85,12 @@ class Pairs(Step):
             " without two such answers give no pair."
         ),
     )
-    unfinished: Literal["drop", "keep"] = Field(
-        "drop", description="What becomes of answers that the token limit cut off."
+    unfinished: Literal["drop", "keep", "reject"] = Field(
+        "drop",
+        description=(
+            "What becomes of answers that the token limit cut off. 'reject': such an answer may be the rejected one,"
+            " and is then learnt without an end; it is never the chosen one."
+        ),
     )
     batch: int = Field(32, ge=1, description="Answers a batch, fixed by place, so that a rerun gives the same rows.")
     draws_as: Annotated[str | None, NotInKey("the step's own name", at=None)] = Field(

@@ -8,6 +8,7 @@ before them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from openbezoar.errors import DataError, RowError, named
@@ -77,7 +78,8 @@ def to_prompt(row: Fields, where: str) -> tuple[Turn, ...]:
 
 def to_pair(row: Fields, where: str) -> Pair:
     """The preference pair in a row: two whole conversations (lists of messages, or HH-RLHF's
-    text) that differ in the last answer, or a prompt with the two answers apart.
+    text) that differ in the last answer, or a prompt with the two answers apart. A ``rejected_finish`` of 'length'
+    says that the rejected answer was cut off.
 
     Raises DataError if a field is missing, no text, or would be left out, RowError if a dialogue
     is none or the two do not share their prompt.
@@ -93,7 +95,7 @@ def to_pair(row: Fields, where: str) -> Pair:
     else:
         pair = _pair_of_texts(row, form, where)
     check_one_prompt(row, form, pair.prompt, where)
-    return pair
+    return replace(pair, cut=True) if row.get("rejected_finish") == "length" else pair
 
 
 def to_unpaired(row: Fields, where: str) -> Unpaired:
@@ -120,7 +122,7 @@ def unpaired_of(pair: Pair) -> tuple[Unpaired, Unpaired]:
     """A pair as two answers, the chosen one liked and the rejected one not; its notes stand with the first."""
     return (
         Unpaired(pair.id, pair.prompt, pair.chosen, True, pair.notes),
-        Unpaired(pair.id, pair.prompt, pair.rejected, False),
+        Unpaired(pair.id, pair.prompt, pair.rejected, False, cut=pair.cut),
     )
 
 

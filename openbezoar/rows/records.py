@@ -56,7 +56,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with a preferred and a rejected answer. notes: as an example's."""
+    """A prompt with a preferred and a rejected answer. notes: as an example's. cut: the rejected answer is one that
+    a token limit cut off, which has no end.
+    """
 
     id: str
     prompt: tuple[Turn, ...]
@@ -64,17 +66,19 @@ class Pair:
     rejected: str
     subset: str = ""
     notes: tuple[str, ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unpaired:
-    """A prompt with one answer and whether it was liked. notes: as an example's."""
+    """A prompt with one answer and whether it was liked. notes: as an example's; cut: as a pair's."""
 
     id: str
     prompt: tuple[Turn, ...]
     answer: str
     liked: bool
     notes: tuple[str, ...] = ()
+    cut: bool = False
 
 
 @dataclass(slots=True)

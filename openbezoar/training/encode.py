@@ -91,7 +91,8 @@ class Encoder:
             return None
         if isinstance(row, Example) and row.earlier and self.loss_on == "all":
             return self._conversation(row)
-        return self._fitting(row.prompt, answers)
+        cut = not isinstance(row, Example) and row.cut
+        return self._fitting(row.prompt, answers, endless=len(answers) - 1 if cut else None)
 
     def _conversation(self, row: Example) -> Encoded | None:
         """Every learnt answer after what was said before it; of a conversation that is too long, its
@@ -117,13 +118,15 @@ class Encoder:
         self._check_ends([tail for _, tail in learnt])
         return of_turns(learnt)
 
-    def _fitting(self, prompt: tuple[Turn, ...], answers: list[str], cut: str = "") -> Encoded | None:
+    def _fitting(
+        self, prompt: tuple[Turn, ...], answers: list[str], cut: str = "", endless: int | None = None
+    ) -> Encoded | None:
         """The prompt with each answer; None (and a count) when it does not fit. cut: what is
-        counted besides if it does.
+        counted besides if it does. endless: the place of an answer that has no end.
         """
         original = prompt
         while True:
-            tree, longest = self._written(prompt, answers)
+            tree, longest = self._written(prompt, answers, endless)
             if longest <= self.max_length:
                 break
             shorter = without_oldest(prompt)
@@ -138,14 +141,14 @@ class Encoder:
         self._count_folded(prompt)
         return tree
 
-    def _written(self, prompt: tuple[Turn, ...], answers: list[str]) -> tuple[Encoded, int]:
+    def _written(self, prompt: tuple[Turn, ...], answers: list[str], endless: int | None) -> tuple[Encoded, int]:
         """The prompt with each answer, and the tokens of the longer one."""
         if self.loss_on == "none":
             wholes = [self.formatter.finished_ids(prompt, answer) for answer in answers]
             return of_wholes(wholes), max(map(len, wholes))
         head = self.formatter.prompt_ids(prompt)
-        tails = [self.formatter.answer_ids(prompt, answer, head) for answer in answers]
-        self._check_ends(tails)
+        tails = [self.formatter.answer_ids(prompt, text, head, cut=n == endless) for n, text in enumerate(answers)]
+        self._check_ends([tail for n, tail in enumerate(tails) if n != endless])
         return of_answers(head, tails), len(head) + max(map(len, tails))
 
     def _count_folded(self, prompt: tuple[Turn, ...]) -> None:

@@ -23,9 +23,11 @@ from openbezoar.stats.seeds import step_seed
 ROW = "row"
 """Who wrote an answer that a row brings."""
 
+CUT = "length"
+"""How an answer ended that the token limit cut off."""
 REFUSED, EMPTY = "refused by the server", "empty"
 UNFINISHED, TWICE = "cut off by the token limit", "word for word an earlier one"
-SCORES = ("chosen_by", "rejected_by", "chosen_score", "rejected_score", "margin")
+SCORES = ("chosen_by", "rejected_by", "chosen_score", "rejected_score", "margin", "rejected_finish")
 """What a pair is told with; in rows that are read it is of other answers, as are the columns of ``OF_ROWS``."""
 OF_ROWS = ("label", "finish", "scores", "reward_score", *SCORES)
 
@@ -103,7 +105,9 @@ def _brought(row: Row, where: str) -> tuple[tuple[Turn, ...], list[OneAnswer]]:
     kind = form_of(row, where).kind
     if kind == "pair":
         pair = to_pair(row, where)
-        return pair.prompt, [OneAnswer(ROW, n, text, None) for n, text in enumerate((pair.chosen, pair.rejected))]
+        ends = (None, CUT if pair.cut else None)
+        texts = enumerate(zip((pair.chosen, pair.rejected), ends, strict=True))
+        return pair.prompt, [OneAnswer(ROW, n, text, finish) for n, (text, finish) in texts]
     one = to_unpaired(row, where) if kind == "unpaired" else to_example(row, where)
     return one.prompt, [OneAnswer(ROW, 0, one.answer, row.get("finish"))]
 
@@ -152,7 +156,7 @@ def drop_answers(prompts: Sequence[Prompt], unfinished: bool) -> None:
                 answer.dropped = REFUSED
             elif not text:
                 answer.dropped = EMPTY
-            elif answer.finish == "length" and not unfinished:
+            elif answer.finish == CUT and not unfinished:
                 answer.dropped = UNFINISHED
             elif text in seen:
                 answer.dropped = TWICE

@@ -51,28 +51,32 @@ def pick(
     how: Literal["best_2sigma", "best_worst"],
     lengths: Sequence[int] = (),
     ratio: float = math.inf,
+    ended: Sequence[bool] = (),
 ) -> Picked | None:
-    """Two of two answers or more; of equal scores the first one's. None: no two are alike in length.
+    """Two of two answers or more; of equal scores the first one's. None: no two can be a pair.
 
     chosen: the highest score. rejected: the lowest ('best_worst'), or of the others the one nearest to
     mean - 2 sigma (sigma over n, not n - 1). For up to five answers that is the lowest as well, since none
     lies further below the mean than sqrt(n - 1) sigma (Samuelson 1968).
     lengths, ratio: of the two answers the longer has at most so many times the length of the other; chosen is then
     the highest score that has such a partner of a lower one, if any score differs.
+    ended: whether each answer may be the chosen one, with a partner that scores no higher; all may where it is empty.
     """
     places = range(len(scores))
     aim = min(scores) if how == "best_worst" else fmean(scores) - DEVIATIONS * pstdev(scores)
 
     def partners(chosen: int) -> list[int]:
         others = [place for place in places if place != chosen]
-        if ratio == math.inf:
+        if ratio == math.inf and not ended:
             return others
-        return [n for n in others if scores[n] <= scores[chosen] and alike(lengths[n], lengths[chosen])]
+        lower = [n for n in others if scores[n] <= scores[chosen]]
+        return lower if ratio == math.inf else [n for n in lower if alike(lengths[n], lengths[chosen])]
 
     def alike(one: int, other: int) -> bool:
         return max(one, other) <= ratio * min(one, other)
 
-    best_first = sorted(places, key=lambda place: (-scores[place], place))
+    able = [place for place in places if not ended or ended[place]]
+    best_first = sorted(able, key=lambda place: (-scores[place], place))
     found = [(chosen, others) for chosen in best_first if (others := partners(chosen))]
     if not found:
         return None

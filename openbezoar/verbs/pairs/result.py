@@ -13,7 +13,8 @@ class PairsNumbers(Result):
     """Prompts (``rows``), answers and pairs; the mean margin of the scores; mean words of chosen and rejected
     answers and the share of pairs, of those that differ in length, whose longer answer is the chosen one;
     ``length_pays``: what an answer of twice the length was scored more within a prompt, where that was removed; whose
-    answers were chosen and rejected; answers and prompts that were dropped, by reason.
+    answers were chosen and rejected; ``rejected_cut``: rejected answers that are learnt without an end, where answers
+    cut off may be rejected; answers and prompts that were dropped, by reason.
     """
 
     rows: int | None = None
@@ -24,6 +25,7 @@ class PairsNumbers(Result):
     rejected_words: Number | None = None
     longer_chosen: Estimated | None = None
     length_pays: Number | None = None
+    rejected_cut: int | None = None
     chosen_by: dict[str, int] = Field(default_factory=dict)
     rejected_by: dict[str, int] = Field(default_factory=dict)
     answers_dropped: dict[str, int] = Field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 Reads rows with prompts (and their answers, where those take part). Writes ``rows.jsonl``, pairs as lists of
 messages (prompt, chosen, rejected) with the row's other columns, ``chosen_by``, ``rejected_by``, and where answers
-are scored ``chosen_score``, ``rejected_score`` and ``margin``; and ``candidates.jsonl``, a line a prompt with all
+are scored ``chosen_score``, ``rejected_score`` and ``margin``, and ``rejected_finish`` of a rejected answer that is
+learnt without an end; and ``candidates.jsonl``, a line a prompt with all
 its answers: who wrote each, how it ended, its score (and ``level_score``, without what it pays for length, where
 that is removed), and why it takes no part (``dropped``), or why there is no pair.
 """
@@ -25,7 +26,7 @@ from openbezoar.rows.files import ROWS
 from openbezoar.rows.outgoing import as_preference
 from openbezoar.rows.records import Pair, Row, write_jsonl
 from openbezoar.stats.intervals import share_of
-from openbezoar.verbs.pairs.answers import UNFINISHED, OneAnswer, Prompt, ask_models, drop_answers, prompts_of
+from openbezoar.verbs.pairs.answers import CUT, UNFINISHED, OneAnswer, Prompt, ask_models, drop_answers, prompts_of
 from openbezoar.verbs.pairs.picking import pick, without_length
 from openbezoar.verbs.pairs.result import CANDIDATES, PairsNumbers
 
@@ -33,17 +34,19 @@ ONE_ANSWER = "fewer than two different answers"
 UNSCORED = "fewer than two scored answers"
 EQUAL, CLOSE = "all answers score the same", "margin below min_margin"
 UNLIKE = "no two answers alike in length"
+UNENDED = "no answer that ended is above another"
 
 
 class MadePair(NamedTuple):
     """A prompt with its chosen and its rejected answer. margin: of the scores they were picked by; None where nobody
-    scored them.
+    scored them. cut: the rejected answer is to be learnt without an end.
     """
 
     prompt: Prompt
     chosen: OneAnswer
     rejected: OneAnswer
     margin: float | None
+    cut: bool
 
     def as_row(self) -> Row:
         """The pair as lists of messages, who wrote which answer, and their scores."""
@@ -56,6 +59,7 @@ class MadePair(NamedTuple):
             "chosen_by": self.chosen.by,
             "rejected_by": self.rejected.by,
             **(scores if self.margin is not None else {}),
+            **({"rejected_finish": "length"} if self.cut else {}),
         }
 
 
@@ -63,12 +67,12 @@ def run(step: Pairs, context: StepContext) -> dict[str, Any]:
     """Make the pairs and return the numbers for the manifest. Raises DataError if there is not one."""
     prompts = prompts_of(step, context)
     ask_models(step, context, prompts)
-    drop_answers(prompts, step.unfinished == "keep")
+    drop_answers(prompts, step.unfinished != "drop")
     if step.by is not None:
         _score(step, step.by, context, prompts)
     pays = _level(prompts) if step.length_bias == "remove" else None
     made = [pair for prompt in prompts if (pair := _pair(step, prompt)) is not None]
-    numbers = _numbers(prompts, made, pays)
+    numbers = _numbers(step, prompts, made, pays)
     for reason, n in numbers.dropped().items():
         context.counts.add(reason, n)
     write_jsonl(context.out / ROWS, [pair.as_row() for pair in made])
@@ -104,22 +108,27 @@ def _pair(step: Pairs, prompt: Prompt) -> MadePair | None:
     """The pair of a prompt; None, with the reason written down, if it has none."""
     usable = prompt.usable
     scores = {place: score for place, answer in enumerate(usable) if (score := answer.picked_by) is not None}
+    rejects = step.unfinished == "reject"
     if len(usable) < 2:
         prompt.dropped = ONE_ANSWER
     elif step.pick == "delta":
         strong, weak = usable
-        return MadePair(prompt, strong, weak, None)
+        if not (rejects and strong.finish == CUT):
+            return MadePair(prompt, strong, weak, None, rejects and weak.finish == CUT)
+        prompt.dropped = UNENDED
     elif len(scores) < 2:
         prompt.dropped = UNSCORED
     else:
         places = list(scores)
         lengths = [len(usable[place].text) for place in places]
-        found = pick(list(scores.values()), step.pick, lengths, step.max_length_ratio or math.inf)
+        ended = [usable[place].finish != CUT for place in places] if rejects else []
+        found = pick(list(scores.values()), step.pick, lengths, step.max_length_ratio or math.inf, ended)
         if found is None:
-            prompt.dropped = UNLIKE
+            prompt.dropped = UNLIKE if not rejects or (any(ended) and step.max_length_ratio) else UNENDED
             return None
         if found.margin > 0 and found.margin >= step.min_margin:
-            return MadePair(prompt, usable[places[found.chosen]], usable[places[found.rejected]], found.margin)
+            chosen, rejected = usable[places[found.chosen]], usable[places[found.rejected]]
+            return MadePair(prompt, chosen, rejected, found.margin, rejects and rejected.finish == CUT)
         prompt.dropped = CLOSE if found.margin > 0 else EQUAL
     return None
 
@@ -134,7 +143,7 @@ def _candidates(prompt: Prompt) -> Row:
     }
 
 
-def _numbers(prompts: Sequence[Prompt], made: Sequence[MadePair], pays: float | None) -> PairsNumbers:
+def _numbers(step: Pairs, prompts: Sequence[Prompt], made: Sequence[MadePair], pays: float | None) -> PairsNumbers:
     answers = [answer for prompt in prompts for answer in prompt.answers]
     margins = [pair.margin for pair in made if pair.margin is not None]
     lengths = [(len(pair.chosen.text), len(pair.rejected.text)) for pair in made]  # as a look at rows compares them
@@ -149,6 +158,7 @@ def _numbers(prompts: Sequence[Prompt], made: Sequence[MadePair], pays: float | 
             "rejected_words": round(fmean(words(pair.rejected.text) for pair in made), 1) if made else None,
             "longer_chosen": longer._asdict(),
             "length_pays": None if pays is None else round(pays, 4),
+            "rejected_cut": sum(pair.cut for pair in made) if step.unfinished == "reject" else None,
             "chosen_by": dict(Counter(pair.chosen.by for pair in made).most_common()),
             "rejected_by": dict(Counter(pair.rejected.by for pair in made).most_common()),
             "answers_dropped": dict(Counter(answer.dropped for answer in answers if answer.dropped)),
@@ -170,6 +180,7 @@ def _none_made(step: Pairs, numbers: PairsNumbers) -> str:
         ),
         UNSCORED: f"'{step.by}' cannot be understood: name another, or set rating: {{mode: probability}}",
         EQUAL: f"'{step.by}' tells no answers apart: name another",
+        UNENDED: "raise 'max_new_tokens' or 'samples'",
         UNLIKE: f"raise 'max_length_ratio' (now {step.max_length_ratio}) or 'samples'",
         CLOSE: f"lower 'min_margin' (now {step.min_margin:g})",
     }[max(numbers.prompts_dropped, key=lambda reason: numbers.prompts_dropped[reason])]
