@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -36,9 +36,12 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
-        """Add a commit that has these files, and the branch's others, or main's for a new one. Gives its hash."""
-        whole = {**self.commits.get(self.refs.get(branch, self.refs.get("main", "")), {}), **files}
+    def commit(self, files: Mapping[str, bytes], branch: str = "main", without: Collection[str] = ()) -> str:
+        """Add a commit that has these files, and the branch's others, or main's for a new one, but for those that it
+        takes out. Gives its hash.
+        """
+        before = self.commits.get(self.refs.get(branch, self.refs.get("main", "")), {})
+        whole = {**{name: content for name, content in before.items() if name not in without}, **files}
         parts = [
             *sorted((name, hashlib.sha1(content).hexdigest()) for name, content in whole.items()),
             len(self.commits),
@@ -356,6 +359,7 @@ class _Requests(BaseHTTPRequestHandler):
 
     def commit(self, repository: Repository, name: str, branch: str, body: bytes) -> None:
         files: dict[str, bytes] = {}
+        gone: list[str] = []
         for row in (json.loads(line) for line in body.splitlines()):
             value = row["value"]
             if row["key"] == "file":
@@ -364,7 +368,9 @@ class _Requests(BaseHTTPRequestHandler):
                 if value["oid"] not in self.hub.objects:
                     return self.reply(400, {"error": "no such object"}, message=f"{value['path']}: no such object")
                 files[value["path"]] = self.hub.objects[value["oid"]]
-        oid = repository.commit(files, branch)
+            elif row["key"] == "deletedFile":
+                gone.append(value["path"])
+        oid = repository.commit(files, branch, gone)
         return self.reply(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid, "success": True})
 
 

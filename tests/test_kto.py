@@ -329,6 +329,7 @@ def test_a_kto_step_learns_from_labels_and_from_pairs(
     assert "16 liked" not in said
 
 
+@pytest.mark.slow
 def test_a_killed_kto_step_ends_as_one_that_was_not(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,7 @@ def test_evaluation_and_checkpoints_between_steps_leave_the_next_gradients_bit_i
         # the best lies before the checkpoint
         (4, {"save_every": 3, "evaluate_every": 1, "patience": 4}, (9.0, 5.0, 7.0, 7.0, 7.0, 7.0, 7.0)),
         (3, {"save_every": 2, "optimizer": "adamw8bit"}, ()),
-        (3, {"save_every": 2, "dtype": "float16"}, ()),
+        pytest.param(3, {"save_every": 2, "dtype": "float16"}, (), marks=pytest.mark.slow),
     ],
     ids=["measured again", "best at checkpoint", "best before checkpoint", "adamw8bit", "float16"],
 )

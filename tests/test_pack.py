@@ -91,6 +91,7 @@ def results(run: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_is_packed_half_way_ends_elsewhere_with_the_bytes_of_one_that_stayed(
     home: Path, tmp_path: Path, commands: Commands
 ) -> None:

@@ -44,6 +44,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     made = Hub()
     made.tokens |= {TOKEN: "write", READER: "read"}
     monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    files = f"{made.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -101,6 +103,20 @@ def test_large_files_go_in_parts_and_what_the_hub_has_is_not_sent_again(
     hub.well()
     list(push(uploads, private=True))
     assert not hub.requests("/objects/", "PUT") and not hub.requests("/commit/")
+
+
+def test_a_later_release_takes_out_what_the_older_one_brought_and_leaves_what_others_put_there(
+    release: tuple[Path, dict[str, Any]], hub: Hub
+) -> None:
+    folder = release[0] / "SFT"
+    (folder / "shard-[1].safetensors").write_bytes(b"old")
+    write_sums(folder)
+    list(push(planned(*release, "org/demo", only=["SFT"]), private=True))
+    hub.repositories["models", "org/demo"].commit({"shard-1.safetensors": b"mine", "notes.md": b"mine"})
+    (folder / "shard-[1].safetensors").unlink()
+    write_sums(folder)
+    list(push(planned(*release, "org/demo", only=["SFT"]), private=True))
+    assert hub.files("org/demo") == {**released(folder), "shard-1.safetensors": b"mine", "notes.md": b"mine"}
 
 
 def test_a_push_that_breaks_off_says_so_and_sends_only_the_rest_again(

@@ -93,6 +93,7 @@ def test_a_run_is_seen_at_work_when_it_was_killed_and_when_it_is_done(
     assert "loss" in watched(run, capsys)
 
 
+@pytest.mark.slow
 def test_it_follows_another_process(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe({"sft": {**STEPS["sft"], "sft": "rows.jsonl", "epochs": 400}})
     run = recipe.parent / "runs/t"

@@ -30,6 +30,12 @@ def write_sums(folder: Path) -> list[File]:
     return files
 
 
+def read_sums(sums: Path) -> dict[str, str]:
+    """The digests of a SHA256SUMS file by the names of their files. A line without a name lists ''."""
+    lines = (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())
+    return {name: digest for digest, _, name in lines}
+
+
 def checked(folder: Path) -> list[File]:
     """The files that a folder's SHA256SUMS lists, itself last.
 
@@ -39,10 +45,7 @@ def checked(folder: Path) -> list[File]:
     if not sums.is_file():
         raise RunError(f"{folder}: no {SUMS}; make the release again with 'openbezoar run RECIPE'")
     with foreign_file(sums, "a digest and a name a line", "make the release again", kind=RunError):
-        stated = {
-            name: digest
-            for digest, _, name in (line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines())
-        }
+        stated = read_sums(sums)
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {SUMS}
     if odd := sorted(there ^ set(stated)):
         raise RunError(

@@ -11,12 +11,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 from openbezoar.errors import RunError
-from openbezoar.publishing.checksums import File, checked
+from openbezoar.machine.foreign import foreign_file
+from openbezoar.publishing.checksums import SUMS, File, checked, read_sums
 from openbezoar.rows.hub import reason, status_of, unreachable
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 TARGET = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -64,8 +70,8 @@ def planned(folder: Path, manifest: Mapping[str, Any], target: str, *, only: Ite
 
 
 def push(uploads: Sequence[Upload], private: bool) -> Iterator[str]:
-    """Have the hub check all cards, make each repository that is not there, upload the files; yields each commit's
-    address.
+    """Have the hub check all cards, make each repository that is not there, upload the files, and take out what an
+    older release brought and this one has not; yields each commit's address.
 
     Raises RunError where the hub cannot be reached or refuses, and where a repository that is there can be read by
     others than ``private`` says.
@@ -100,9 +106,22 @@ def push(uploads: Sequence[Upload], private: bool) -> Iterator[str]:
                 folder_path=upload.folder,
                 repo_type=upload.kind,
                 allow_patterns=[file.name for file in upload.files],
+                delete_patterns=[escape(name) for name in _left_over(api, upload)] or None,
                 commit_message=f"{upload.name}, made with OpenBezoar",
             )
         yield str(commit.commit_url)
+
+
+def _left_over(api: HfApi, upload: Upload) -> set[str]:
+    """The files of the release that is in the repository, by its SHA256SUMS, that are not in this one. What else is
+    there is somebody's own.
+    """
+    if not api.file_exists(upload.repository, SUMS, repo_type=upload.kind):
+        return set()
+    with TemporaryDirectory() as scratch:
+        sums = Path(api.hf_hub_download(upload.repository, SUMS, repo_type=upload.kind, local_dir=scratch))
+        with foreign_file(sums, "a digest and a name a line", "take it out of the repository", kind=RunError):
+            return set(read_sums(sums)) - {file.name for file in upload.files}
 
 
 @contextmanager

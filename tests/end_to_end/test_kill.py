@@ -94,7 +94,7 @@ MOMENTS_OF_REWARD: list[Moment] = [
     ("own", "openbezoar.llm.local", "LocalLLM.generate", 2, "after"),
     ("own", "openbezoar.judging.rewards", "LocalRewards.scores", 1, "after"),
 ]
-FEW = (1, 3, 5)  # of a batch of answers, a training and a merge
+A_TRAINING = 3
 
 
 @pytest.fixture
@@ -147,10 +147,10 @@ def killed_and_gone_on(
         assert not any((run / ".work").iterdir())
 
 
-def test_a_step_killed_at_some_moments_ends_as_one_that_was_never_killed(
+def test_a_training_killed_at_one_moment_ends_as_one_that_was_never_killed(
     recipe: Path, tmp_path: Path, commands: Commands
 ) -> None:
-    killed_and_gone_on(commands, recipe, tmp_path, [MOMENTS[number] for number in FEW])
+    killed_and_gone_on(commands, recipe, tmp_path, [MOMENTS[A_TRAINING]])
 
 
 @pytest.mark.slow

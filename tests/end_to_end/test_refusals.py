@@ -91,6 +91,7 @@ def steps(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_every_step_goes_on_where_a_server_turns_single_calls_down_and_counts_them(
     server: Hostile, tmp_path: Path
 ) -> None:
