@@ -112,6 +112,7 @@ def test_a_later_release_takes_out_what_the_older_one_brought_and_leaves_what_ot
     (folder / "shard-[1].safetensors").write_bytes(b"old")
     write_sums(folder)
     list(push(planned(*release, "org/demo", only=["SFT"]), private=True))
+    assert hub.files("org/demo") == released(folder) and "shard-[1].safetensors" in released(folder)
     hub.repositories["models", "org/demo"].commit({"shard-1.safetensors": b"mine", "notes.md": b"mine"})
     (folder / "shard-[1].safetensors").unlink()
     write_sums(folder)

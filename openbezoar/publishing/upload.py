@@ -105,7 +105,7 @@ def push(uploads: Sequence[Upload], private: bool) -> Iterator[str]:
                 repo_id=upload.repository,
                 folder_path=upload.folder,
                 repo_type=upload.kind,
-                allow_patterns=[file.name for file in upload.files],
+                allow_patterns=[escape(file.name) for file in upload.files],
                 delete_patterns=[escape(name) for name in _left_over(api, upload)] or None,
                 commit_message=f"{upload.name}, made with OpenBezoar",
             )
